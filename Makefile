@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` sets up and runs the main job, `make test` sets up and passes the tests.
+PYTHON ?= python3.11
+BIN = .venv/bin
+
+.PHONY: setup setup-test demo test check format
+setup: .venv/installed
+setup-test: .venv/installed-test
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[test]
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/make_questions.py runs/demo-data
+	$(BIN)/posttrain train --data runs/demo-data/questions.jsonl --prompt question --answer answer --grade math \
+	    --model tiny --method grpo --steps 60 --tasks 16 --samples 8 --max-new 24 --out runs/demo --overwrite
+	$(BIN)/posttrain eval --model tiny --data runs/demo-data/test.jsonl --prompt question --answer answer \
+	    --grade math --samples 8 --k 1,4,8 --max-new 24
+	$(BIN)/posttrain eval --model runs/demo/model --data runs/demo-data/test.jsonl --prompt question --answer answer \
+	    --grade math --samples 8 --k 1,4,8 --max-new 24
+	$(BIN)/posttrain show runs/demo
+
+test: setup-test
+	$(BIN)/python -m pytest -n 2
+
+check: setup-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n 2
+
+format: setup-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,148 @@
+"""Messages to tokens, token-exact over turns.
+
+What the model sampled is never tokenized again. An assistant message made by `assistant(reply)` carries its
+reply, and a later prompt that contains it is built from the reply's own tokens:
+
+    turn 1   prompt tokens P1, sampled tokens C1
+    turn 2   P1 C1 E1      E1: only what the template adds after the reply, tokenized by itself
+
+This needs a template that leaves the past as it was. One that rewrites it (drops old thinking, moves the system
+prompt) is rendered afresh for that turn, which `Policy.extends` then sees: the turn opens a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from posttrain.core import Message, Reply, Turn
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PLAIN = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+)
+TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """The trace of a text reply."""
+
+    prompt: tuple[int, ...]
+    reply: tuple[int, ...]  # [N] the stop token included, if the model emitted it
+    asked: tuple[Message, ...]  # the messages that `prompt` renders
+    before: str  # their text
+    said: str  # the text of `reply`, without the stop token
+    entropy: Tensor | None = None  # [N] nats, at the temperature of the reply
+
+
+class Chat:
+    """One tokenizer with its template.
+
+    `template` names one of `TEMPLATES` or a Jinja file; None takes the tokenizer's own.
+    Raises ValueError when there is none, or when it cannot render a user message.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None = None):
+        self.tokenizer = tokenizer
+        if template is not None:
+            tokenizer.chat_template = TEMPLATES.get(template) or template_file(template)
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no chat template: pass --template chatml or --template "
+                "plain (Python: template=...), or a Jinja file; a base model may also be given one by `posttrain sft`"
+            )
+        self.end = self.end_text()
+
+    def text(self, messages: Sequence[Message], prompt: bool = True) -> str:
+        """The messages as the template renders them, ready for the assistant's reply if `prompt`."""
+        plain = [{key: value for key, value in message.items() if key != "reply"} for message in messages]
+        return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def end_text(self) -> str:
+        """What closes an assistant's turn: the text that follows its content, up to the first end of a special token."""
+        mark = "SENTINEL"
+        rendered = self.text([{"role": "user", "content": "hi"}, {"role": "assistant", "content": mark}], prompt=False)
+        tail = rendered.rpartition(mark)[2]
+        for special in sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True):
+            if tail.lstrip().startswith(special):
+                return special
+        return self.tokenizer.eos_token or ""
+
+    def end_ids(self) -> set[int]:
+        """Tokens that end a reply, by the template and the tokenizer."""
+        ids = {self.tokenizer.eos_token_id} if self.tokenizer.eos_token_id is not None else set()
+        if self.end:
+            ids.add(self.tokenizer.convert_tokens_to_ids(self.end))
+        return ids
+
+    def prompt(self, messages: tuple[Message, ...]) -> tuple[tuple[int, ...], str]:
+        """The tokens and the text of a prompt; it continues the last sampled reply in it wherever the template allows."""
+        text = self.text(messages)
+        for i in range(len(messages) - 1, -1, -1):
+            reply = messages[i].get("reply")
+            if reply is None:
+                continue
+            trace = reply.trace
+            if isinstance(trace, Tokens) and trace.asked == messages[:i] and text.startswith(trace.before + trace.said):
+                return self.continued(trace, text[len(trace.before) + len(trace.said) :]), text
+            break
+        return tuple(self.encode(text)), text
+
+    def continued(self, trace: Tokens, tail: str) -> tuple[int, ...]:
+        """The sampled tokens and what the template adds after them; a stop token the model emitted is not added twice."""
+        if trace.reply and trace.reply[-1] in self.end_ids():
+            stop = self.tokenizer.decode([trace.reply[-1]])
+            tail = tail.removeprefix(stop) if tail.startswith(stop) else tail.lstrip().removeprefix(stop)
+        return (*trace.prompt, *trace.reply, *self.encode(tail))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a reply, without its stop token and other special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as a person reads it."""
+        return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
+
+    def demonstrated(self, messages: tuple[Message, ...], reply: str) -> Tokens:
+        """The trace of a reply that somebody else wrote, closed as the template closes it."""
+        ids, before = self.prompt(messages)
+        closed = self.encode(reply) + ([self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else [])
+        return Tokens(ids, tuple(closed), messages, before, reply)
+
+
+def template_file(name: str) -> str:
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"template {name!r} is neither one of {sorted(TEMPLATES)} nor a Jinja file that exists")
+    return path.read_text()
+
+
+def trace(reply: Reply) -> Tokens:
+    """The reply's tokens. Raises TypeError for a reply that no text policy made."""
+    if not isinstance(reply.trace, Tokens):
+        raise TypeError(f"a text policy cannot score a reply whose trace is {type(reply.trace).__name__}, not Tokens")
+    return reply.trace
+
+
+def unroll(turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+    """Turns that extend one another as one sequence [T], and the positions in it that were sampled [N]."""
+    ids: list[int] = []
+    sampled: list[int] = []
+    for turn in turns:
+        tokens = trace(turn.reply)
+        ids += tokens.prompt[len(ids) :]
+        sampled += range(len(ids), len(ids) + len(tokens.reply))
+        ids += tokens.reply
+    return ids, sampled

@@ -1,0 +1,260 @@
+"""The files of a run: prepared before any work, appended line by line, readable while it goes on."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.core import Invalid, Metrics, Policy
+
+if TYPE_CHECKING:
+    from posttrain.run import Run
+    from posttrain.train import Played
+
+PACKAGES = ("torch", "transformers", "peft", "numpy", "math-verify", "posttrain")
+MAY_CHANGE = {"resume", "overwrite", "steps", "save_every", "keep", "track", "quiet", "eval_every", "out", "micro_tokens"}
+LEAST_FREE = 64 * 2**20  # bytes
+
+
+class Directory:
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints, self.rollouts, self.model = path / "checkpoints", path / "rollouts", path / "model"
+        self.metrics, self.about, self.report = path / "metrics.jsonl", path / "run.json", path / "report.html"
+
+    def prepare(self, settings: Mapping[str, Any], run: Run) -> None:
+        """Make the directory and write run.json.
+
+        Raises ValueError when another run is in it, or the resumed one had other settings; OSError when it cannot be
+        written or the disk is full.
+        """
+        described = plain(settings)
+        if self.about.is_file():
+            if run.resume:
+                self.same_settings(described)
+            elif run.overwrite:
+                self.clear()
+            else:
+                raise ValueError(
+                    f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it with "
+                    "--resume, replace it with --overwrite, or give another --out"
+                )
+        elif run.resume and self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(f"--resume: {self.path} holds no run.json, so there is no run to continue")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path} is not empty and holds no run: give another --out")
+        try:
+            self.rollouts.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            free = shutil.disk_usage(self.path).free
+            if free < LEAST_FREE:
+                raise OSError(f"only {free // 2**20} MiB are free")
+            if not self.about.is_file():
+                write_json(self.about, {**described, **surroundings()})
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}; give another --out") from error
+
+    def clear(self) -> None:
+        """Delete what a run wrote, and nothing else."""
+        for folder in (self.checkpoints, self.rollouts, self.model):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.metrics, self.about, self.report):
+            file.unlink(missing_ok=True)
+
+    def same_settings(self, described: dict[str, Any]) -> None:
+        """Raises ValueError naming the first setting in which a resumed run differs from the one that was started."""
+        before, now = flat(read_json(self.about)), flat(described)
+        for name, value in now.items():
+            if name.rpartition(".")[2] in MAY_CHANGE:
+                continue
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{self.path} was started with {name.removeprefix('run.')} = {before.get(name)!r}, not {value!r}: "
+                    "resume with the same settings, or give another --out"
+                )
+
+    # ---- metrics
+
+    def truncate(self, step: int) -> list[Metrics]:
+        """Keep the metrics of the first `step` steps, drop what a killed run wrote beyond its checkpoint."""
+        lines = [line for line in read_metrics(self.path) if line["step"] < step]
+        scratch = self.metrics.with_suffix(".writing")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(scratch, self.metrics)
+        return lines
+
+    def append_metrics(self, line: Metrics) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    # ---- rollouts
+
+    def write_rollouts(self, step: int, policy: Policy, played: Sequence[Played]) -> None:
+        if not played:
+            return
+        final = self.rollouts / f"{step:06d}.jsonl.gz"
+        scratch = final.with_suffix(".writing")
+        with gzip.open(scratch, "wt", compresslevel=3) as file:
+            for one in played:
+                file.write(json.dumps(as_record(step, policy, one)) + "\n")
+        os.replace(scratch, final)
+
+    def export(self, policy: Policy) -> None:
+        """Write `model/`, in the format that others load."""
+        scratch = self.path / ".writing-model"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        policy.save(scratch)
+        shutil.rmtree(self.model, ignore_errors=True)
+        os.replace(scratch, self.model)
+
+
+def as_record(step: int, policy: Policy, played: Played) -> dict[str, Any]:
+    """A rollout as JSON: what was asked and answered, what it earned, and the numbers of every decision."""
+    turns, start = [], 0
+    for turn in played.rollout.turns:
+        count = len(turn.reply.logp)
+        credit = None if played.advantage is None else played.advantage[start : start + count].tolist()
+        start += count
+        turns.append(
+            {
+                "messages": [{"role": m["role"], "content": plain(m["content"])} for m in turn.ask.messages],
+                "content": plain(turn.reply.content),
+                "stop": turn.reply.stop,
+                "version": turn.reply.version,
+                "temperature": turn.reply.temperature,
+                "logp": turn.reply.logp.tolist(),
+                "advantage": credit,
+                **policy.record(turn.reply),
+            }
+        )
+    score = played.score
+    marks = (
+        {"reward": None, "invalid": score.reason}
+        if isinstance(score, Invalid)
+        else {"reward": score.value, "parts": dict(score.parts)}
+    )
+    task = played.rollout.task
+    return {"step": step, "task": task.key, "truth": plain(task.truth), "facts": plain(played.rollout.facts), **marks, "turns": turns}
+
+
+def read_rollouts(path: str | Path, step: int | None = None) -> Iterator[dict[str, Any]]:
+    """The recorded rollouts of a run, or of one of its steps, as dictionaries."""
+    name = "*.jsonl.gz" if step is None else f"{step:06d}.jsonl.gz"
+    for file in sorted((Path(path) / "rollouts").glob(name)):
+        with gzip.open(file, "rt") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+
+def read_metrics(path: str | Path) -> list[Metrics]:
+    """One dictionary per step. A last line that a kill cut short is left out."""
+    file = Path(path) / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    lines = []
+    for text in file.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def plain(thing: Any) -> Any:
+    """Anything as JSON: dataclasses by their fields, functions by their names and settings, the rest by `repr`."""
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, Path):
+        return str(thing)
+    if hasattr(thing, "density"):
+        return type(thing).__name__
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return {f.name: plain(getattr(thing, f.name)) for f in fields(thing)}
+    if isinstance(thing, Mapping):
+        return {str(key): plain(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple | set):
+        return [plain(value) for value in thing]
+    if callable(thing):
+        return function_name(thing)
+    text = repr(thing)
+    return text if " at 0x" not in text else type(thing).__name__
+
+
+def function_name(function: Any) -> Any:
+    """A function as `module.name`, with the settings that its closure holds."""
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    if not code or not cells:
+        return name.replace(".<locals>", "")
+    held = {key: plain(cell.cell_contents) for key, cell in zip(code.co_freevars, cells, strict=True)}
+    return {name.replace(".<locals>", ""): held}
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{path}.{key}" if path else str(key))
+    return out
+
+
+def surroundings() -> dict[str, Any]:
+    """What else a result may depend on: versions, revision, machine, command."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": sys.argv,
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "git": git_revision(),
+    }
+
+
+def git_revision() -> str | None:
+    """The revision of the folder the run was started in, with `+changes` if files differ from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a data file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    scratch = path.with_suffix(".writing")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(scratch, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error

@@ -1,0 +1,129 @@
+"""Episodes: environments that ask for replies and know nothing of how they are made.
+
+An environment is a generator. It yields asks, is sent replies, and returns its facts:
+
+    def guess(task):
+        messages = [*task.prompt]
+        for _ in range(10):
+            reply = yield from ask(messages)
+            messages += [assistant(reply), user(hint(reply.content, task.truth))]
+            if reply.content == task.truth:
+                return True
+        return False
+
+No model is needed to test it: drive it by hand with `next` and `.send`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from posttrain.core import Ask, Env, Episode, Group, Message, Reply, Rollout, Sampler, Task, Turn
+from posttrain.seeding import mix
+
+
+def user(content: Any) -> Message:
+    return {"role": "user", "content": content}
+
+
+def system(content: Any) -> Message:
+    return {"role": "system", "content": content}
+
+
+def tool(content: Any) -> Message:
+    return {"role": "tool", "content": content}
+
+
+def assistant(said: Reply | str) -> Message:
+    """What was said. Give the reply itself, and the next prompt continues its very tokens; a string is tokenized."""
+    if isinstance(said, Reply):
+        return {"role": "assistant", "content": said.content, "reply": said}
+    return {"role": "assistant", "content": said}
+
+
+def ask(messages: Sequence[Message], who: str = "policy", **options: Any) -> Generator[list[Ask], list[Reply], Reply]:
+    """Ask one player for one reply; `options` are those of `Ask` (temperature, max_new, stop)."""
+    [reply] = yield [Ask(tuple(messages), who, **options)]
+    return reply
+
+
+def ask_all(asks: Sequence[Ask]) -> Generator[list[Ask], list[Reply], list[Reply]]:
+    """Ask for several replies at once, of one player or of several."""
+    return (yield list(asks))
+
+
+def single_turn(task: Task) -> Episode:
+    yield from ask(task.prompt)
+
+
+def play(tasks: Sequence[Task], env: Env, samplers: Mapping[str, Sampler], seeds: Sequence[int] = ()) -> list[Rollout]:
+    """Play one episode per task, in lock step: every round is one batch per sampler.
+
+    Episode i draws from `seeds[i]` (its index when none are given), whatever else is played beside it.
+    Raises KeyError when an episode asks a player that is not there, TypeError when `env` is not a generator.
+    """
+    rollouts = [Rollout(task, []) for task in tasks]
+    episodes = [started(env, task) for task in tasks]
+    asks_made = [0] * len(tasks)
+    wanted: dict[int, list[Ask]] = {}
+
+    def advance(i: int, move: Callable[[], list[Ask]]) -> None:
+        try:
+            asks = move()
+        except StopIteration as stop:
+            rollouts[i].facts = stop.value
+            return
+        seed = seeds[i] if seeds else i
+        wanted[i] = [replace(ask, seed=mix(seed, asks_made[i] + j)) for j, ask in enumerate(asks)]
+        asks_made[i] += len(asks)
+
+    for i, episode in enumerate(episodes):
+        advance(i, partial(next, episode))
+    while wanted:
+        asked, wanted = wanted, {}
+        for i, replies in answer(asked, samplers).items():
+            rollouts[i].turns += [
+                Turn(ask, reply) for ask, reply in zip(asked[i], replies, strict=True) if ask.who == "policy"
+            ]
+            advance(i, partial(episodes[i].send, replies))
+    return rollouts
+
+
+def started(env: Env, task: Task) -> Episode:
+    episode = env(task)
+    if not isinstance(episode, Generator):
+        name = getattr(env, "__name__", repr(env))
+        raise TypeError(
+            f"the environment {name} returned {type(episode).__name__} for task {task.key!r}, not a generator: "
+            "write `reply = yield from ask(messages)` in it, not `reply = ask(messages)`"
+        )
+    return episode
+
+
+def answer(asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]) -> dict[int, list[Reply]]:
+    """Every ask of every episode, each sampler called once with all that is addressed to it."""
+    mail: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for i, asks in asked.items():
+        for j, ask in enumerate(asks):
+            mail[ask.who].append((i, j))
+    replies: dict[tuple[int, int], Reply] = {}
+    for who, slots in mail.items():
+        if who not in samplers:
+            raise KeyError(
+                f"an episode asked {who!r}, but only {sorted(samplers)} are playing: name it in `Recipe(others=...)`"
+            )
+        replies |= zip(slots, samplers[who].sample([asked[i][j] for i, j in slots]), strict=True)
+    return {i: [replies[i, j] for j in range(len(asks))] for i, asks in asked.items()}
+
+
+def rollout(
+    env: Env, tasks: Sequence[Task], samplers: Mapping[str, Sampler], samples: int, seed: int = 0
+) -> list[Group]:
+    """[P] tasks -> [P] groups of `samples` rollouts each."""
+    seeds = [mix(seed, i, j) for i in range(len(tasks)) for j in range(samples)]
+    played = play([task for task in tasks for _ in range(samples)], env, samplers, seeds)
+    return [played[i : i + samples] for i in range(0, len(played), samples)]

@@ -1,0 +1,59 @@
+"""How good a policy is: graded samples of every task, and what follows from them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from posttrain.core import Env, Group, Invalid, Reward, Sampler, Score, Task
+from posttrain.episode import rollout, single_turn
+from posttrain.reward import graded
+
+GROUPS_AT_ONCE = 64  # tasks sampled together
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Groups of rollouts with their scores, [P][G]."""
+
+    groups: list[Group] = field(default_factory=list)
+    scores: list[list[Score | Invalid]] = field(default_factory=list)
+
+    @property
+    def values(self) -> list[list[float]]:
+        """[P][G] rewards; what could not be graded is left out."""
+        return [[score.value for score in marks if isinstance(score, Score)] for marks in self.scores]
+
+    @property
+    def reward(self) -> float:
+        """The mean over tasks of the mean over samples."""
+        return statistics.fmean(statistics.fmean(values) for values in self.values if values)
+
+    @property
+    def length(self) -> float:
+        return statistics.fmean(one.decisions for group in self.groups for one in group)
+
+    @property
+    def invalid(self) -> int:
+        return sum(isinstance(score, Invalid) for marks in self.scores for score in marks)
+
+
+def evaluate(
+    players: Mapping[str, Sampler],
+    tasks: Sequence[Task],
+    reward: Reward,
+    env: Env = single_turn,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    watch: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Sample and grade every task; `watch` hears how many tasks are done."""
+    found = Evaluation()
+    for start in range(0, len(tasks), GROUPS_AT_ONCE):
+        groups = rollout(env, tasks[start : start + GROUPS_AT_ONCE], players, samples, seed=seed + start)
+        found.groups += groups
+        found.scores += [graded(reward, group) for group in groups]
+        watch(len(found.groups))
+    return found

@@ -1,0 +1,58 @@
+"""The user's own reward, from a file: `--grade rewards.py:brevity`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from posttrain.core import Reward, Rollout
+from posttrain.reward import each
+
+
+def own(function: Callable[..., Any]) -> Reward:
+    """A plain function as a reward; its parameters say what it looks at.
+
+        def brevity(group): ...            all samples of a task; returns one number each
+        def brevity(rollout): ...          one sample, with all of its turns
+        def brevity(reply, answer): ...    texts: any of reply, answer, prompt
+
+    Raises ValueError for parameters with other names.
+    """
+    names = list(inspect.signature(function).parameters)
+    if names == ["group"]:
+        return function
+    if names == ["rollout"]:
+        return each(function)
+    views: dict[str, Callable[[Rollout], Any]] = {
+        "reply": lambda rollout: rollout.text,
+        "answer": lambda rollout: rollout.task.truth,
+        "prompt": lambda rollout: rollout.task.prompt[-1]["content"] if rollout.task.prompt else "",
+    }
+    if not names or set(names) - set(views):
+        raise ValueError(
+            f"the reward {function.__name__}({', '.join(names)}) must take `group`, or `rollout`, or some of `reply`, "
+            "`answer` and `prompt`, by these names"
+        )
+    return each(lambda rollout: function(**{name: views[name](rollout) for name in names}))
+
+
+def reward_file(spec: str) -> Reward:
+    """The reward that `file.py:function` names. Raises ValueError when file or function is not there."""
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"--grade {spec}: there is no file {file}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        near = difflib.get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], n=1)
+        raise ValueError(f"--grade {spec}: {file} has no function {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    return own(function)

@@ -1,0 +1,122 @@
+"""Mathematical equality by math-verify, in a process that can be killed: some expressions never finish."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import select
+import subprocess
+import sys
+import threading
+
+from posttrain.core import Group, Invalid, Score
+
+TIMEOUT_S = 10.0  # for one reply
+START_S = 120.0  # for the process to import sympy
+GSM8K = re.compile(r"####\s*(.+?)\s*$", re.DOTALL)
+
+
+def math(group: Group) -> list[Score | Invalid]:
+    """1 where the reply's final answer equals the task's truth as mathematics, else 0.
+
+    A truth that ends in `#### 42` (GSM8K) counts as what follows the mark. A reply on which the comparison does not
+    finish in ten seconds is `Invalid`. Raises ValueError for a truth that math-verify cannot parse.
+    """
+    out: list[Score | Invalid] = []
+    for rollout in group:
+        found = checker.check(gold(rollout.task.truth), rollout.text)
+        if found == "unreadable":
+            raise ValueError(
+                f"task {rollout.task.key!r}: --grade math cannot parse its answer {rollout.task.truth!r}; "
+                "correct it, or use --grade exact"
+            )
+        out.append(Invalid("math-verify did not finish") if found == "timeout" else Score(float(found == "right")))
+    return out
+
+
+def gold(truth: object) -> str:
+    marked = GSM8K.search(str(truth))
+    return marked.group(1) if marked else str(truth)
+
+
+class Checker:
+    """One child process, started at the first question and again after it had to be killed."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.lock = threading.Lock()
+        self.memory: dict[tuple[str, str], str] = {}
+
+    def check(self, gold: str, reply: str) -> str:
+        """right, wrong, unreadable (the gold answer) or timeout."""
+        key = (gold, reply)
+        with self.lock:
+            if key not in self.memory:
+                if len(self.memory) > 100_000:
+                    self.memory.clear()
+                self.memory[key] = self.asked(gold, reply)
+            return self.memory[key]
+
+    def asked(self, gold: str, reply: str) -> str:
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([gold, reply]) + "\n")
+        self.process.stdin.flush()
+        answer = self.line(TIMEOUT_S)
+        if answer is None:
+            self.stop()
+            return "timeout"
+        return answer
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "posttrain.grade.verify"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the trainer, which still has a step to finish
+        )
+        if self.line(START_S) != "ready":
+            raise RuntimeError(f"the math grader did not start within {START_S:.0f} s; is math-verify installed?")
+
+    def line(self, timeout_s: float) -> str | None:
+        """The child's next line, or None when it does not come in time or the child has died."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        return self.process.stdout.readline().strip() or None if ready else None
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+checker = Checker()
+atexit.register(checker.stop)
+
+
+def serve() -> None:
+    """What the child does: read [gold, reply] lines, write verdicts."""
+    import logging
+
+    from math_verify import parse, verify
+
+    logging.disable(logging.CRITICAL)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        gold_text, reply = json.loads(line)
+        truth = parse(f"${gold_text}$", parsing_timeout=None) or parse(gold_text, parsing_timeout=None)
+        if not truth:
+            print("unreadable", flush=True)
+            continue
+        said = parse(reply, parsing_timeout=None)
+        print("right" if said and verify(truth, said, timeout_seconds=None) else "wrong", flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,1 @@
+"""Kinds of policy: what samples decisions and can score them again."""

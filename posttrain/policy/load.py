@@ -1,0 +1,118 @@
+"""A text policy from a Hub id, a local checkpoint, or the embedded `tiny` model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.policy.text import Sampling, TextPolicy
+
+TINY_MODEL = 10_000_000  # parameters; below, one torch thread is faster than two on a small machine
+
+
+def text(
+    model: str = "tiny",
+    *,
+    max_new: int = 256,
+    temperature: float = 1.0,
+    stop: tuple[str, ...] = (),
+    template: str | None = None,
+    lora: int = 0,
+    bf16: bool = False,
+    checkpointing: bool = False,
+    pack: int = 0,
+    device: str | None = None,
+    threads: int | None = None,
+) -> TextPolicy:
+    """A trainable text policy.
+
+    model          Hub id, folder of a Hugging Face checkpoint, or `tiny`
+    lora           rank of a LoRA adapter on every linear layer; 0 trains all parameters
+    checkpointing  recompute activations in the backward pass: less memory, about a third more time
+    Raises ValueError naming what is missing: the folder, the extra, the template, the positions for `max_new`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = located(model)
+    network = loaded(AutoModelForCausalLM, path)
+    tokenizer = loaded_tokenizer(path)
+    set_threads(network, threads)
+    network.to(picked(device))
+    if checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora:
+        network = adapted(network, lora)
+    policy = TextPolicy(
+        network, tokenizer, Sampling(max_new, temperature, stop), template=template, pack=pack, bf16=bf16
+    )
+    if max_new >= policy.context:
+        raise ValueError(f"max_new={max_new} tokens, but the model {model!r} has {policy.context} positions")
+    return policy
+
+
+def located(model: str) -> str:
+    """The folder or Hub id that a model argument names. Raises ValueError for a folder that holds no checkpoint."""
+    if model == "tiny":
+        from posttrain import tiny
+
+        return str(tiny.built())
+    folder = Path(model).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        inner = [str(p.parent) for p in folder.glob("*/config.json")]
+        hint = f"; did you mean {inner[0]}?" if inner else ""
+        raise ValueError(f"--model {model}: the folder holds no config.json, so it is not a checkpoint{hint}")
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if not folder.exists() and looks_local:
+        raise ValueError(f"--model {model}: there is no such folder")
+    return str(folder) if folder.is_dir() else model
+
+
+def loaded(kind: Any, path: str, **options: Any) -> Any:
+    """`kind.from_pretrained` in float32, with an error that says where it looked."""
+    try:
+        return kind.from_pretrained(path, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        where = "the folder" if Path(path).is_dir() else "the Hugging Face Hub, or its cache on this machine,"
+        raise ValueError(f"--model {path}: {where} holds no loadable model: {first_line(error)}") from error
+
+
+def loaded_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {path}: it has no loadable tokenizer: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def adapted(network: Any, rank: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError("--lora needs the extra: pip install 'posttrain[lora]'") from error
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(network, config)
+
+
+def picked(device: str | None) -> torch.device:
+    """The device asked for, or the best one here."""
+    if device:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def set_threads(network: Any, threads: int | None) -> None:
+    """One torch thread for tiny models, unless `threads` or OMP_NUM_THREADS says otherwise."""
+    if threads:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in network.parameters()) < TINY_MODEL:
+        torch.set_num_threads(1)

@@ -1,0 +1,252 @@
+"""Tasks, demonstrations and preference pairs from the user's own files."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.core import Message, Task
+from posttrain.episode import system as system_message
+from posttrain.episode import user
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A conversation whose assistant messages are to be learned."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two replies to one prompt, the first preferred."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+def read(
+    data: str | Path,
+    prompt: str = "prompt",
+    answer: str | None = "answer",
+    *,
+    system: str | None = None,
+    limit: int | None = None,
+    split: str = "train",
+) -> list[Task]:
+    """Tasks from a JSONL, CSV or Parquet file, or a dataset of the Hugging Face Hub.
+
+    prompt   a column, or a template such as "Solve {question}"; a column of chat messages is taken as it is
+    answer   the column of the truth that rewards see; None when there is none
+    system   a system message put before every prompt
+    Keys are the column `id` where there is one, else the line. Raises ValueError naming file, line and column.
+    """
+    tasks: list[Task] = []
+    seen: dict[str, int] = {}
+    for place, record in records(data, limit, split):
+        messages = (*([system_message(system)] if system else []), *prompt_of(record, prompt, place))
+        key = str(record.get("id", record.get("key", place.line)))
+        if key in seen:
+            raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
+        seen[key] = place.line
+        tasks.append(Task(key, messages, None if answer is None else column(record, answer, place, "--answer")))
+    return tasks
+
+
+def read_demonstrations(
+    data: str | Path, prompt: str = "prompt", response: str = "response", *, system: str | None = None, **options: Any
+) -> list[Demonstration]:
+    """Demonstrations: `prompt` and `response` columns, or one column of chat messages with assistant replies in it."""
+    out = []
+    for place, record in records(data, **options):
+        before = [system_message(system)] if system else []
+        if prompt in record and is_chat(record[prompt]) and response not in record:
+            messages = (*before, *record[prompt])
+            if not any(message["role"] == "assistant" for message in messages):
+                raise ValueError(f"{place}: the messages in {prompt!r} hold no assistant reply to learn")
+        else:
+            said = reply_text(column(record, response, place, "--response"), place, response)
+            messages = (*before, *prompt_of(record, prompt, place), {"role": "assistant", "content": said})
+        out.append(Demonstration(messages))
+    return out
+
+
+def read_pairs(
+    data: str | Path,
+    prompt: str = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    *,
+    system: str | None = None,
+    **options: Any,
+) -> list[Pair]:
+    """Preference pairs: a prompt and two replies, each plain text or chat messages.
+
+    Where `chosen` and `rejected` are whole conversations, the prompt is what they share before the last message.
+    """
+    out = []
+    for place, record in records(data, **options):
+        good, bad = column(record, chosen, place, "--chosen"), column(record, rejected, place, "--rejected")
+        before = [system_message(system)] if system else []
+        if prompt in record or "{" in prompt:
+            asked = prompt_of(record, prompt, place)
+        elif is_chat(good) and len(good) > 1:
+            asked = tuple(good[:-1])
+            if list(bad[:-1]) != list(good[:-1]):
+                raise ValueError(f"{place}: {chosen!r} and {rejected!r} do not share their messages before the last")
+        else:
+            asked = prompt_of(record, prompt, place)
+        pair = Pair((*before, *asked), reply_text(good, place, chosen), reply_text(bad, place, rejected))
+        if pair.chosen == pair.rejected:
+            raise ValueError(f"{place}: {chosen!r} and {rejected!r} are the same text, so there is nothing to prefer")
+        out.append(pair)
+    return out
+
+
+# ---- places and columns
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record stands, for error messages."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}"
+
+
+def column(record: Record, name: str, place: Place, option: str) -> Any:
+    """A record's column. Raises ValueError with the nearest name when it has none, or when it is empty."""
+    if name not in record:
+        near = difflib.get_close_matches(name, record, n=1)
+        hint = f"; did you mean {option} {near[0]}?" if near else ""
+        raise ValueError(f"{place}: there is no column {name!r}, only {', '.join(map(repr, record))}{hint}")
+    if record[name] is None or record[name] == "":
+        raise ValueError(f"{place}: the column {name!r} is empty; fill it in or leave the line out")
+    return record[name]
+
+
+def prompt_of(record: Record, prompt: str, place: Place) -> tuple[Message, ...]:
+    """The messages of a prompt: of a template with {columns}, of a chat column, or of a text column."""
+    if "{" in prompt:
+        names = [name for _, name, _, _ in string.Formatter().parse(prompt) if name]
+        return (user(prompt.format(**{name: column(record, name, place, "--prompt") for name in names})),)
+    value = column(record, prompt, place, "--prompt")
+    if is_chat(value):
+        messages = tuple(value)
+        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: the column {prompt!r} holds {type(value).__name__}, neither text nor chat messages")
+    return (user(value),)
+
+
+def is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in value)
+    )
+
+
+def reply_text(value: Any, place: Place, name: str) -> str:
+    """A reply given as text or as chat messages that end in it."""
+    if is_chat(value):
+        value = value[-1]["content"]
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: the column {name!r} holds {type(value).__name__}, neither text nor chat messages")
+    return value
+
+
+# ---- files
+
+
+def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:
+    """Every record with its place. Raises ValueError for a missing, empty or malformed file."""
+    path = Path(data)
+    readers: dict[str, Callable[[Path], Iterator[tuple[Place, Record]]]] = {
+        ".jsonl": jsonl,
+        ".json": jsonl,
+        ".csv": table,
+        ".tsv": table,
+        ".parquet": parquet,
+    }
+    if path.is_file():
+        if path.suffix not in readers:
+            raise ValueError(f"--data {data}: the ending {path.suffix!r} is none of {', '.join(readers)}")
+        found = readers[path.suffix](path)
+    elif path.suffix in readers or str(data).startswith((".", "/", "~")):
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        raise ValueError(f"--data {data}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
+    else:
+        found = hub(str(data), split)
+    count = 0
+    for count, pair in enumerate(found, 1):
+        yield pair
+        if count == limit:
+            break
+    if not count:
+        raise ValueError(f"--data {data}: the file is empty")
+
+
+def jsonl(path: Path) -> Iterator[tuple[Place, Record]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: malformed JSON, {error.msg} at column {error.colno}") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}: a {type(record).__name__}, not an object with columns")
+            yield Place(str(path), number), record
+
+
+def table(path: Path) -> Iterator[tuple[Place, Record]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        for record in reader:
+            if None in record or None in record.values():
+                raise ValueError(f"{path}, line {reader.line_num}: it has not as many fields as the header")
+            yield Place(str(path), reader.line_num), record
+
+
+def parquet(path: Path) -> Iterator[tuple[Place, Record]]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ValueError(f"--data {path}: Parquet needs the extra: pip install 'posttrain[data]'") from error
+    number = 0
+    for batch in ParquetFile(path).iter_batches():
+        for record in batch.to_pylist():
+            number += 1
+            yield Place(str(path), number), record
+
+
+def hub(name: str, split: str) -> Iterator[tuple[Place, Record]]:
+    """A dataset id, or `id:configuration`."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ValueError(f"--data {name}: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
+    repository, _, configuration = name.partition(":")
+    try:
+        found = load_dataset(repository, configuration or None, split=split)
+    except Exception as error:
+        raise ValueError(
+            f"--data {name}: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
+        ) from error
+    for number, record in enumerate(found, 1):
+        yield Place(name, number), record

@@ -1,0 +1,167 @@
+"""Rewards grade a finished group. They talk to nobody: what must be asked is asked in the episode."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from posttrain.core import Group, Invalid, Reward, Rollout, Score
+
+
+def each(grade: Callable[[Rollout], Any]) -> Reward:
+    """Lift a grade of one rollout (a number, a `Score`, or `Invalid`) to a reward of a group."""
+
+    def reward(group: Group) -> list[Score | Invalid]:
+        return [as_score(grade(rollout)) for rollout in group]
+
+    return reward
+
+
+def as_score(value: Any) -> Score | Invalid:
+    """A number as a score. Raises TypeError for anything else, ValueError for NaN and infinities."""
+    if isinstance(value, Invalid):
+        return value
+    score = value if isinstance(value, Score) else None
+    if score is None:
+        if isinstance(value, str) or not hasattr(value, "__float__"):
+            raise TypeError(f"a reward must be a number, a Score or Invalid(reason), not {value!r}")
+        score = Score(float(value))
+    if not math.isfinite(score.value):
+        raise ValueError(
+            f"a reward of {score.value}: return a finite number, or Invalid(reason) for what cannot be graded"
+        )
+    return score
+
+
+def graded(reward: Reward, group: Group) -> list[Score | Invalid]:
+    """The group's scores, checked: one per rollout, finite. What the reward raises is raised, with the sample shown."""
+    try:
+        scores = list(reward(group))
+        if len(scores) != len(group):
+            raise ValueError(f"the reward returned {len(scores)} scores for a group of {len(group)} rollouts")
+        return [as_score(score) for score in scores]
+    except Exception as error:
+        sample = group[0]
+        error.add_note(
+            f"raised by the reward on task {sample.task.key!r}, whose first sample is\n"
+            f"  prompt  {shown(sample.task.prompt[-1]['content'] if sample.task.prompt else '')}\n"
+            f"  truth   {shown(sample.task.truth)}\n"
+            f"  reply   {shown(sample.text)}"
+        )
+        raise
+
+
+def shown(value: Any, width: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= width else text[:width] + " ..."
+
+
+def combined(parts: Sequence[Sequence[Score | Invalid]], join: Callable[[Sequence[Score]], Score]):
+    """Scores of several rewards, rollout by rollout; what one of them could not grade stays invalid."""
+    out: list[Score | Invalid] = []
+    for scores in zip(*parts, strict=True):
+        bad = next((score for score in scores if isinstance(score, Invalid)), None)
+        out.append(bad or join([score for score in scores if isinstance(score, Score)]))
+    return out
+
+
+def weighted(**parts: tuple[float, Reward]) -> Reward:
+    """`weighted(right=(1.0, math), short=(0.1, brief))`: a weighted sum; the parts stay visible in the score."""
+
+    def join(scores: Sequence[Score]) -> Score:
+        values = {name: score.value for name, score in zip(parts, scores, strict=True)}
+        inner = {f"{name}.{k}": v for name, s in zip(parts, scores, strict=True) for k, v in s.parts.items()}
+        return Score(sum(weight * values[name] for name, (weight, _) in parts.items()), inner | values)
+
+    return lambda group: combined([graded(part, group) for _, part in parts.values()], join)
+
+
+def reshaped(reward: Reward, shape: Callable[[list[float]], list[float]]) -> Reward:
+    """Replace the values of a group's valid members, [G] -> [G], keeping the raw value as a part."""
+
+    def wrapped(group: Group) -> list[Score | Invalid]:
+        scores = graded(reward, group)
+        valid = [score for score in scores if isinstance(score, Score)]
+        values = iter(shape([score.value for score in valid]))
+        return [
+            replace(score, value=next(values), parts={**score.parts, "raw": score.value})
+            if isinstance(score, Score)
+            else score
+            for score in scores
+        ]
+
+    return wrapped
+
+
+def gated(gate: Reward, reward: Reward, least: float = 0.5) -> Reward:
+    """The reward where the gate scores at least `least`, zero elsewhere; the gate's value is a part."""
+
+    def join(scores: Sequence[Score]) -> Score:
+        passed, score = scores
+        open_ = passed.value >= least
+        return replace(score, value=score.value if open_ else 0.0, parts={**score.parts, "gate": passed.value})
+
+    return lambda group: combined([graded(gate, group), graded(reward, group)], join)
+
+
+def first(*rewards: Reward) -> Reward:
+    """The first reward that can grade a rollout; `Invalid` hands it on to the next."""
+
+    def wrapped(group: Group) -> list[Score | Invalid]:
+        scores = graded(rewards[0], group)
+        for reward in rewards[1:]:
+            open_ = [i for i, score in enumerate(scores) if isinstance(score, Invalid)]
+            if not open_:
+                break
+            for i, score in zip(open_, graded(reward, [group[i] for i in open_]), strict=True):
+                scores[i] = score
+        return scores
+
+    return wrapped
+
+
+def cached(grade: Callable[[Rollout], Any], size: int = 100_000) -> Reward:
+    """As `each`, remembering the score of a task's reply. For grades that depend on nothing but task and text."""
+    memory: dict[tuple[str, str], Score | Invalid] = {}
+
+    def remembered(rollout: Rollout) -> Score | Invalid:
+        key = (rollout.task.key, rollout.text)
+        if key not in memory:
+            if len(memory) >= size:
+                memory.pop(next(iter(memory)))
+            memory[key] = as_score(grade(rollout))
+        return memory[key]
+
+    return each(remembered)
+
+
+def overlong(reward: Reward, limit: int, buffer: int, penalty: float = 1.0) -> Reward:
+    """Soft overlong punishment (DAPO, arXiv:2503.14476, Eq. 13), lengths in decisions.
+
+    Nothing up to `limit - buffer`, then falling in a line to `-penalty` at `limit`.
+    """
+
+    def wrapped(group: Group) -> list[Score | Invalid]:
+        out: list[Score | Invalid] = []
+        for rollout, score in zip(group, graded(reward, group), strict=True):
+            over = min(max(rollout.decisions - (limit - buffer), 0) / buffer, 1.0) * penalty
+            if isinstance(score, Score):
+                score = replace(score, value=score.value - over, parts={**score.parts, "overlong": -over})
+            out.append(score)
+        return out
+
+    return wrapped
+
+
+def spread_of(scores: Sequence[Score | Invalid]) -> float:
+    """The standard deviation of a group's valid values; zero for a group that teaches nothing."""
+    values = [score.value for score in scores if isinstance(score, Score)]
+    return statistics.pstdev(values) if len(values) > 1 else 0.0
+
+
+def informative(scores: Sequence[Score | Invalid]) -> bool:
+    """The group's members differ: DAPO's condition for a group to count (arXiv:2503.14476, Eq. 11)."""
+    return spread_of(scores) > 0

@@ -1,0 +1,65 @@
+"""From played episodes to the flat decisions that losses see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posttrain.core import Batch, Policy, Rollout, Row, Turn
+
+
+def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0) -> list[Row]:
+    """Pack a rollout's turns: a turn that continues the last one joins its row, any other opens a new row.
+
+    turns   (P1 C1) (P1 C1 E1 C2) (P2 C3)      P prompt, C completion, E environment
+    rows    [P1 C1 E1 C2] [P2 C3]              with credit on C1 C2 and on C3
+
+    Raises ValueError when there is not one advantage per decision.
+    """
+    if len(advantage) != rollout.decisions:
+        raise ValueError(
+            f"task {rollout.task.key!r}: {rollout.decisions} decisions but {len(advantage)} advantages; "
+            "an advantage returns one [N] tensor per rollout, over the decisions of all its turns"
+        )
+    packed: list[Row] = []
+    start = 0
+    for turn in rollout.turns:
+        stop = start + len(turn.reply.logp)
+        credit, start = advantage[start:stop], stop
+        if packed and policy.extends(packed[-1].turns[-1], turn):
+            packed[-1] = Row([*packed[-1].turns, turn], torch.cat([packed[-1].advantage, credit]), group)
+        else:
+            packed.append(Row([turn], credit, group))
+    return [row for row in packed if len(row.advantage)]
+
+
+def rows_of(policy: Policy, rollout: Rollout, turns: Sequence[Turn]) -> list[Row]:
+    """The rows of some turns without credit, for scoring them."""
+    part = Rollout(rollout.task, list(turns))
+    return rows(policy, part, torch.zeros(part.decisions))
+
+
+def flatten(rows: Sequence[Row], logp_old: Tensor | None = None, logp_ref: Tensor | None = None) -> Batch:
+    """The decisions of rows end to end. Without `logp_old`, the sampler's own log-probability stands in for it."""
+    sampled = torch.cat([row.logp for row in rows])
+    return Batch(
+        logp_sampler=sampled,
+        logp_old=sampled if logp_old is None else logp_old,
+        advantage=torch.cat([row.advantage for row in rows]).float(),
+        row=torch.repeat_interleave(torch.tensor([len(row.advantage) for row in rows])),
+        logp_ref=logp_ref,
+    )
+
+
+def micro_batches(policy: Policy, rows: Sequence[Row], tokens: int) -> list[list[int]]:
+    """Indices of rows, in bins of at most `tokens` when padded to their longest. Changes memory, never the gradient."""
+    order = sorted(range(len(rows)), key=lambda i: policy.size(rows[i]), reverse=True)
+    bins: list[list[int]] = []
+    for i in order:
+        if bins and (len(bins[-1]) + 1) * policy.size(rows[bins[-1][0]]) <= tokens:
+            bins[-1].append(i)
+        else:
+            bins.append([i])
+    return bins

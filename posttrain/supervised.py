@@ -1,0 +1,83 @@
+"""Learning from what others said: supervised fine-tuning and off-policy distillation.
+
+It is the `update` of reinforcement learning with a likelihood loss, on rows that somebody else took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from posttrain.core import Metrics, Row, Sampler, Task, Turn
+from posttrain.episode import assistant, rollout, single_turn
+from posttrain.loss import likelihood, token_mean
+from posttrain.policy.text import TextPolicy
+from posttrain.read import Demonstration
+from posttrain.run import Run, Session
+from posttrain.seeding import mix
+from posttrain.train import update
+
+
+def demonstrated(policy: TextPolicy, demonstration: Demonstration) -> list[Row]:
+    """A row (or several, where the template rewrites the past) in which every assistant message is learned."""
+    rows: list[Row] = []
+    messages = list(demonstration.messages)
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        turn = policy.demonstrate(messages[:i], message["content"])
+        messages[i] = assistant(turn.reply)
+        if rows and policy.extends(rows[-1].turns[-1], turn):
+            turns: list[Turn] = [*rows[-1].turns, turn]
+            rows[-1] = Row(turns, torch.ones(sum(len(t.reply.logp) for t in turns)))
+        else:
+            rows.append(Row([turn], torch.ones(len(turn.reply.logp))))
+    return rows
+
+
+def sft(policy: TextPolicy, demonstrations: Sequence[Demonstration], run: Run) -> Session:
+    """Supervised fine-tuning, the loss on assistant replies only; `run.tasks` is the number of rows in a step.
+
+    Raises ValueError naming the demonstration that is longer than the model's context.
+    """
+    rows = []
+    for number, demonstration in enumerate(demonstrations, 1):
+        for row in demonstrated(policy, demonstration):
+            if policy.size(row) > policy.context:
+                raise ValueError(
+                    f"demonstration {number} has {policy.size(row)} tokens, but the model has {policy.context} "
+                    "positions: shorten it or leave it out"
+                )
+            rows.append(row)
+    with Session(run, policy, rows, kind="sft") as session:
+        for number in session:
+            session.log(supervised_step(policy, session, run, number))
+    return session
+
+
+def supervised_step(policy: TextPolicy, session: Session, run: Run, number: int) -> Metrics:
+    batch: list[Row] = session.source.take(run.tasks)
+    metrics = update(
+        policy,
+        session.optimizer,
+        batch,
+        likelihood,
+        token_mean,
+        micro_tokens=run.micro_tokens,
+        max_norm=run.max_norm,
+        seed=mix(run.seed, number),
+    )
+    metrics.pop("sampler_gap")  # nobody sampled these
+    return metrics | {"decisions": float(sum(len(row.advantage) for row in batch)), "rows": float(len(batch))}
+
+
+def traces(teacher: Sampler, tasks: Sequence[Task], samples: int = 1, seed: int = 0) -> list[Demonstration]:
+    """What a teacher answers, as demonstrations: off-policy distillation is `sft` on these."""
+    groups = rollout(single_turn, tasks, {"policy": teacher}, samples, seed)
+    return [
+        Demonstration((*one.task.prompt, {"role": "assistant", "content": one.text}))
+        for group in groups
+        for one in group
+        if not one.truncated
+    ]

@@ -1,0 +1,78 @@
+"""Experiment trackers, each behind the extra of its name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from posttrain.core import Metrics
+
+if TYPE_CHECKING:
+    from posttrain.directory import Directory
+
+
+class Tracker(Protocol):
+    def log(self, line: Metrics) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    def __init__(self, directory: Directory):
+        self.writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(directory.path / "tensorboard"))
+
+    def log(self, line: Metrics) -> None:
+        for name, value in line.items():
+            self.writer.add_scalar(name, value, int(line["step"]))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbLike:
+    """Weights & Biases, and Trackio, which has the same calls."""
+
+    def __init__(self, module: str, directory: Directory):
+        self.module = importlib.import_module(module)
+        self.module.init(project="posttrain", name=directory.path.name)
+
+    def log(self, line: Metrics) -> None:
+        self.module.log({name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))
+
+    def close(self) -> None:
+        self.module.finish()
+
+
+class MLflow:
+    def __init__(self, directory: Directory):
+        self.module: Any = importlib.import_module("mlflow")
+        self.module.set_experiment("posttrain")
+        self.module.start_run(run_name=directory.path.name)
+
+    def log(self, line: Metrics) -> None:
+        self.module.log_metrics({name.replace("/", "."): float(v) for name, v in line.items()}, step=int(line["step"]))
+
+    def close(self) -> None:
+        self.module.end_run()
+
+
+TRACKERS: dict[str, tuple[str, Callable[[Directory], Tracker]]] = {
+    "tensorboard": ("tensorboard", TensorBoard),
+    "wandb": ("wandb", lambda directory: WandbLike("wandb", directory)),
+    "trackio": ("trackio", lambda directory: WandbLike("trackio", directory)),
+    "mlflow": ("mlflow", MLflow),
+}
+
+
+def trackers(names: Sequence[str], directory: Directory) -> list[Tracker]:
+    """Raises ValueError for a tracker that is unknown or not installed, naming the extra."""
+    opened = []
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"--track {name}: the trackers are {', '.join(TRACKERS)}")
+        module, open_ = TRACKERS[name]
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"--track {name} needs the extra: pip install 'posttrain[{name}]'")
+        opened.append(open_(directory))
+    return opened
