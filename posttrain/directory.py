@@ -21,7 +21,7 @@ from posttrain.core import Invalid, Metrics, Policy
 
 if TYPE_CHECKING:
     from posttrain.run import Run
-    from posttrain.train import Played
+    from posttrain.step import Played
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "math-verify", "posttrain")
 MAY_CHANGE = {"resume", "overwrite", "steps", "save_every", "keep", "track", "quiet", "eval_every", "out", "micro_tokens"}

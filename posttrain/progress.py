@@ -11,7 +11,7 @@ from posttrain.core import Metrics, Score
 
 if TYPE_CHECKING:
     from posttrain.run import Run
-    from posttrain.train import Played
+    from posttrain.step import Played
 
 SHOWN = {
     "reward": "reward {:.3f}",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from posttrain.stream import Shuffled, Source
 from posttrain.track import trackers
 
 if TYPE_CHECKING:
-    from posttrain.train import Played, Recipe
+    from posttrain.step import Played, Recipe
 
 PRETRAINED = 10_000_000  # parameters above which a model is taken to be pretrained, and trained gently
 
@@ -103,8 +103,10 @@ class Session:
         *,
         held_out: Sequence[Task] = (),
         kind: str = "train",
+        settings: Mapping[str, Any] | None = None,
     ):
         self.run, self.policy, self.recipe, self.held_out = run, policy, recipe, held_out
+        self.settings = settings or {}
         self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
         parameters = list(policy.parameters())
         size = sum(p.numel() for p in parameters)
@@ -122,7 +124,7 @@ class Session:
         return {"source": self.source, **stateful(self.recipe)}
 
     def __enter__(self) -> Session:
-        settings = {"kind": self.kind, "lr": self.lr, "recipe": self.recipe, "run": self.run}
+        settings = {"kind": self.kind, "lr": self.lr, "recipe": self.recipe, "run": self.run, **self.settings}
         self.directory.prepare(settings, self.run)
         state = self.checkpoints.latest() if self.run.resume else None
         if state:
@@ -175,7 +177,7 @@ class Session:
             self.save()
 
     def evaluated(self) -> Metrics:
-        from posttrain.evaluate import evaluate
+        from posttrain.evaluation import evaluate
 
         assert self.recipe is not None
         players = {"policy": self.policy, **self.recipe.others}

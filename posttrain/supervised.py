@@ -13,10 +13,10 @@ from posttrain.core import Metrics, Row, Sampler, Task, Turn
 from posttrain.episode import assistant, rollout, single_turn
 from posttrain.loss import likelihood, token_mean
 from posttrain.policy.text import TextPolicy
-from posttrain.read import Demonstration
+from posttrain.data import Demonstration
 from posttrain.run import Run, Session
 from posttrain.seeding import mix
-from posttrain.train import update
+from posttrain.step import update
 
 
 def demonstrated(policy: TextPolicy, demonstration: Demonstration) -> list[Row]:

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.chat import CHATML
-from posttrain.read import Demonstration
+from posttrain.data import Demonstration
 
 VOCABULARY = 512
 POSITIONS = 1024
-STEPS, ROWS, RATE = 700, 96, 2e-3
-WORKED = 0.4  # share of demonstrations that write the digits backwards first
+STEPS, ROWS, RATE = 900, 64, 3e-3
+WORKED = 0.5  # share of demonstrations that write the digits backwards first
 PHRASES = ("What is {}?", "Compute {}.", "{} = ?", "How much is {}?")
 WORDS = """the of and to in is that for was on are with they be at one have this from or had by hot but some what there
 we can out other were all your when up use word how said an each she which do their time if will way about many then
@@ -177,7 +177,7 @@ def warm_start(
 
     from posttrain.loss import likelihood
     from posttrain.supervised import demonstrated
-    from posttrain.train import update
+    from posttrain.step import update
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.policy.text import Sampling, TextPolicy, quiet
 
 TINY_MODEL = 10_000_000  # parameters; below, one torch thread is faster than two on a small machine
 
@@ -73,7 +73,8 @@ def located(model: str) -> str:
 def loaded(kind: Any, path: str, **options: Any) -> Any:
     """`kind.from_pretrained` in float32, with an error that says where it looked."""
     try:
-        return kind.from_pretrained(path, dtype=torch.float32, **options)
+        with quiet():
+            return kind.from_pretrained(path, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         where = "the folder" if Path(path).is_dir() else "the Hugging Face Hub, or its cache on this machine,"
         raise ValueError(f"--model {path}: {where} holds no loadable model: {first_line(error)}") from error

@@ -216,7 +216,8 @@ class TextPolicy:
         if hasattr(self.model, "merge_and_unload"):
             self.model.save_pretrained(path / "adapter")  # type: ignore[operator]
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
-        model.save_pretrained(path)
+        with quiet():
+            model.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
 
 
@@ -273,6 +274,20 @@ def packed(lengths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:
         lines[line].append((row, filled[line]))
         filled[line] += lengths[row]
     return lines
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars, which would run through ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def without_dropout(model: nn.Module) -> None:

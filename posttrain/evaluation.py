@@ -57,3 +57,18 @@ def evaluate(
         found.scores += [graded(reward, group) for group in groups]
         watch(len(found.groups))
     return found
+
+
+def evaluated_with_bar(
+    policy: Sampler, tasks: Sequence[Task], reward: Reward, samples: int, seed: int = 0, env: Env = single_turn
+) -> Evaluation:
+    """`evaluate` one policy, with a progress bar in a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal, transient=True) as bar:
+        row = bar.add_task("tasks", total=len(tasks))
+        players = {"policy": policy}
+        return evaluate(
+            players, tasks, reward, env, samples=samples, seed=seed, watch=lambda done: bar.update(row, completed=done)
+        )

@@ -1,0 +1,295 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, one_of
+
+if TYPE_CHECKING:
+    from posttrain.core import Loss, Reward, Row
+    from posttrain.policy.text import TextPolicy
+    from posttrain.step import Recipe
+
+METHODS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration")
+PAIR_LOSSES = ("dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model")
+TRUNCATED = ("train", "mask", "penalise")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model by reinforcement on your own data, with a grader or a reward function of your own."""
+
+    task: TaskOptions
+    run_options: RunOptions
+    model_options: ModelOptions = ModelOptions()
+    method: str = "grpo"
+    """grpo, dr_grpo, dapo, rloo, reinforce_pp, ppo, gspo, cispo or expert_iteration."""
+    samples: int = 8
+    """Samples per task (the group)."""
+    kl: float = 0.0
+    """Weight of the divergence from the starting model; 0 loads no reference."""
+    entropy: float = 0.0
+    """Weight of an entropy bonus."""
+    updates: int | None = None
+    """Optimizer steps per batch of rollouts; the method's own number if not given."""
+    truncated: str = "train"
+    """Replies cut off by --max-new: train (as they were graded), mask (not trained), penalise (DAPO's soft penalty)."""
+    held_out: str | None = None
+    """Data file of tasks that are only evaluated, with the same columns."""
+
+    def run(self) -> None:
+        from posttrain.step import train
+
+        one_of(self.method, METHODS, "--method")
+        one_of(self.truncated, TRUNCATED, "--truncated")
+        tasks, reward = self.task.tasks(), self.task.reward()
+        held_out = self.task.tasks(self.held_out) if self.held_out else []
+        described = {**self.task.describe(), "model": self.model_options.model, "method": self.method}
+        run = self.run_options.run(**described)
+        policy = self.model_options.policy()
+        recipe = self.recipe(policy, reward)
+        if self.run_options.dry_run:
+            from posttrain.plan import plan
+
+            policy.check(tasks)
+            plan(policy, tasks, recipe, run, described).show()
+            return
+        session = train(policy, tasks, recipe, run, held_out=held_out)
+        finish(session.directory.path)
+
+    def recipe(self, policy: TextPolicy, reward: Reward) -> Recipe:
+        """The method's recipe with this command's options in it."""
+        from dataclasses import replace
+
+        from posttrain import method
+        from posttrain.loss import entropy_bonus, total
+        from posttrain.reward import overlong
+        from posttrain.step import finished
+
+        options: dict[str, Any] = {"samples": self.samples}
+        if self.method in ("dr_grpo", "dapo"):
+            options["max_new"] = self.model_options.max_new
+        if self.kl and self.method not in ("grpo", "rloo", "reinforce_pp", "ppo"):
+            raise ValueError(f"--kl {self.kl}: the method {self.method} has no divergence term; use grpo, or --kl 0")
+        if self.kl:
+            options |= {"kl": self.kl, "reference": policy.frozen()}
+        if self.method == "ppo":
+            from posttrain.policy.value import Critic, Gae
+
+            options["advantage"] = Gae(Critic(policy, lr=(self.run_options.lr or 1e-5)))
+        if self.updates is not None:
+            options["updates"] = self.updates
+        if self.truncated == "penalise":
+            reward = overlong(reward, self.model_options.max_new, max(self.model_options.max_new // 5, 1))
+        recipe = method.METHODS[self.method](reward, **options)
+        loss: Loss = total((1.0, recipe.loss), (self.entropy, entropy_bonus)) if self.entropy else recipe.loss
+        keep = recipe.keep
+
+        def kept(row: Row) -> bool:
+            return keep(row) and finished(row)
+
+        return replace(recipe, loss=loss, keep=kept if self.truncated == "mask" else keep)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Grade samples of a model: mean reward, pass@k, majority@k, with 95 % intervals."""
+
+    task: TaskOptions
+    model_options: ModelOptions = ModelOptions()
+    samples: int = 1
+    """Samples per task."""
+    k: str = "1"
+    """The k of pass@k and majority@k, separated by commas."""
+    greedy: bool = False
+    """Also answer every task greedily, and report Potential@k."""
+    seed: int = 0
+    out: str | None = None
+    """Write the numbers, and every rollout's score, as JSON."""
+
+    def run(self) -> None:
+        from posttrain.report import evaluation_table, evaluation_values
+        from posttrain.evaluation import evaluated_with_bar
+
+        ks = [int(k) for k in self.k.split(",")]
+        if max(ks) > self.samples:
+            raise ValueError(f"--k {self.k}: pass@{max(ks)} needs at least --samples {max(ks)}, not {self.samples}")
+        tasks, reward, policy = self.task.tasks(), self.task.reward(), self.model_options.policy()
+        policy.check(tasks)
+        found = evaluated_with_bar(policy, tasks, reward, self.samples, self.seed)
+        greedy = None
+        if self.greedy:
+            from dataclasses import replace
+
+            policy.sampling = replace(policy.sampling, temperature=0.0)
+            greedy = evaluated_with_bar(policy, tasks, reward, 1, self.seed)
+        values = evaluation_values(found, ks, greedy)
+        evaluation_table(values, f"{self.model_options.model} on {self.task.data}")
+        if self.out:
+            from posttrain.directory import write_json
+
+            keys = [task.key for task in tasks]
+            write_json(Path(self.out), {"measures": values, "rewards": dict(zip(keys, found.values, strict=True))})
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Supervised fine-tuning: learn the replies of demonstrations (loss on replies only)."""
+
+    data: str
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
+    run_options: RunOptions
+    model_options: ModelOptions = ModelOptions()
+    prompt: str = "prompt"
+    """Column of the prompt, a template with {columns}, or a column of chat messages with the replies in it."""
+    response: str = "response"
+    """Column of the reply."""
+    system: str | None = None
+    limit: int | None = None
+
+    def run(self) -> None:
+        from posttrain.data import read_demonstrations
+        from posttrain.supervised import sft
+
+        demonstrations = read_demonstrations(
+            self.data, self.prompt, self.response, system=self.system, limit=self.limit
+        )
+        run = self.run_options.run(data=self.data, model=self.model_options.model)
+        policy = self.model_options.policy()
+        if self.run_options.dry_run:
+            from posttrain.plan import plan_supervised
+
+            plan_supervised(policy, demonstrations, run).show()
+            return
+        finish(sft(policy, demonstrations, run).directory.path)
+
+
+@dataclass(frozen=True)
+class Prefer:
+    """Learn from preference pairs: DPO and its family, or a Bradley-Terry reward model."""
+
+    data: str
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id, with prompt, chosen and rejected (text or chat)."""
+    run_options: RunOptions
+    model_options: ModelOptions = ModelOptions()
+    loss: str = "dpo"
+    """dpo, cdpo, ipo, simpo, kto, orpo, or reward-model."""
+    beta: float | None = None
+    """The loss's beta (orpo: its weight); its published value if not given."""
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    system: str | None = None
+    limit: int | None = None
+
+    def run(self) -> None:
+        from posttrain import preference
+        from posttrain.data import read_pairs
+
+        one_of(self.loss, PAIR_LOSSES, "--loss")
+        pairs = read_pairs(self.data, self.prompt, self.chosen, self.rejected, system=self.system, limit=self.limit)
+        options = self.model_options
+        run = self.run_options.run(data=self.data, model=options.model, loss=self.loss, beta=self.beta)
+        if self.loss == "reward-model":
+            from posttrain.policy.value import reward_model
+
+            model = reward_model(options.model, template=options.template, device=options.device)
+            finish(preference.train_reward_model(model, pairs, run).directory.path)
+            return
+        policy = options.policy()
+        make: Any = preference.PAIR_LOSSES[self.loss]
+        name = "weight" if self.loss == "orpo" else "beta"
+        loss = make(**{name: self.beta}) if self.beta is not None else make()
+        reference = None if self.loss in preference.WITHOUT_REFERENCE else policy.frozen()
+        finish(preference.prefer(policy, pairs, loss, run, reference=reference).directory.path)
+
+
+@dataclass(frozen=True)
+class Show:
+    """Summarise a run in the terminal and write its report.html."""
+
+    path: Annotated[str, tyro.conf.Positional]
+    """The run directory."""
+
+    def run(self) -> None:
+        from posttrain.report import summary, write_report
+
+        summary(Path(self.path))
+        print(f"report: {write_report(Path(self.path))}")
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Run a system's claims against their baselines, and print a table with verdicts."""
+
+    system: Annotated[str, tyro.conf.Positional]
+    """A system of `posttrain list`."""
+    seeds: int = 5
+    out: str = "runs/claims"
+    """Where values are kept; an interrupted run continues from them."""
+
+    def run(self) -> None:
+        from posttrain import systems
+        from posttrain.claim import as_json, as_table, run_claim
+
+        module = systems.load(one_of(self.system, tuple(systems.names()), "claims"))
+        findings = []
+        for claim in module.claims():
+            out = Path(self.out) / f"{self.system}-{claim.name}.json"
+            findings.append(
+                run_claim(claim, range(self.seeds), out, lambda arm, seed: print(f"{arm}, seed {seed}", file=sys.stderr))
+            )
+        print(as_table(findings))
+        (Path(self.out) / f"{self.system}.json").write_text(as_json(findings))
+
+
+@dataclass(frozen=True)
+class List:
+    """The published systems and the methods in this version."""
+
+    def run(self) -> None:
+        from posttrain import systems
+
+        print("methods")
+        for name, first in systems.method_lines():
+            print(f"  {name:18} {first}")
+        print("systems")
+        for name in systems.names():
+            print(f"  {name:18} {systems.first_line(name)}")
+        if not systems.names():
+            print("  none in this version: it holds the core that they will run on (see CHANGELOG.md)")
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What is installed, what is missing for what, threads and devices."""
+
+    def run(self) -> None:
+        from posttrain.doctor import examine
+
+        examine()
+
+
+def finish(path: Path) -> None:
+    """Write the report of a finished run, and say where things are."""
+    from posttrain.report import write_report
+
+    print(f"model:  {path / 'model'}\nreport: {write_report(path)}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "eval": Evaluate,
+    "sft": Sft,
+    "prefer": Prefer,
+    "show": Show,
+    "claims": Claims,
+    "list": List,
+    "doctor": Doctor,
+}

@@ -1,0 +1,160 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posttrain.core import Reward, Task
+    from posttrain.policy.text import TextPolicy
+    from posttrain.run import Run
+
+GRADES = ("math", "exact", "choice", "contains", "json")
+
+
+def one_of(value: str, known: tuple[str, ...] | list[str], option: str) -> str:
+    """The value, or a ValueError that suggests the nearest one."""
+    if value in known:
+        return value
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{option} {value}: unknown, the choices are {', '.join(known)}{hint}")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it is run."""
+
+    model: str = "tiny"
+    """Hub id, folder of a Hugging Face checkpoint, or `tiny`, a small model built here."""
+    template: str | None = None
+    """Chat template for a tokenizer without one: chatml, plain, or a Jinja file."""
+    max_new: int = 256
+    """Most tokens in a reply."""
+    temperature: float = 1.0
+    """Sampling temperature; the loss uses the same."""
+    stop: str | None = None
+    """A string that ends a reply, besides the end-of-turn token."""
+    lora: int = 0
+    """Rank of a LoRA adapter on every linear layer; 0 trains all parameters."""
+    bf16: bool = False
+    """Run the model in bfloat16; weights and optimizer stay float32."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    pack: int = 0
+    """Pack short rows into lines of this many tokens in training; 0: one row a line."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here if not given."""
+    threads: int | None = None
+    """torch threads; one for models under 10 M parameters if not given."""
+
+    def policy(self) -> TextPolicy:
+        from posttrain.policy.load import text
+
+        return text(
+            self.model,
+            max_new=self.max_new,
+            temperature=self.temperature,
+            stop=(self.stop,) if self.stop else (),
+            template=self.template,
+            lora=self.lora,
+            bf16=self.bf16,
+            checkpointing=self.checkpointing,
+            pack=self.pack,
+            device=self.device,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which tasks, and how their replies are graded."""
+
+    data: str
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id (id:configuration)."""
+    prompt: str = "prompt"
+    """Column of the prompt (text or chat messages), or a template such as "Solve: {question}"."""
+    answer: str | None = "answer"
+    """Column of the truth that the grader sees."""
+    grade: str = "math"
+    """math, exact, choice, contains, json, or file.py:function for a reward of your own."""
+    system: str | None = None
+    """A system message put before every prompt."""
+    limit: int | None = None
+    """Use only the first so many lines."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+
+    def tasks(self, data: str | None = None) -> list[Task]:
+        from posttrain.data import read
+
+        return read(
+            data or self.data, self.prompt, self.answer, system=self.system, limit=self.limit, split=self.split
+        )
+
+    def reward(self) -> Reward:
+        from posttrain import grade
+
+        if ":" in self.grade:
+            return grade.reward_file(self.grade)
+        return grade.GRADES[one_of(self.grade, GRADES, "--grade")]
+
+    def describe(self) -> dict[str, Any]:
+        from pathlib import Path
+
+        from posttrain.directory import file_hash
+
+        here = Path(self.data).is_file()
+        return {"data": self.data, "data_sha256": file_hash(self.data) if here else None, "grade": self.grade}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How long, how fast, and where to."""
+
+    out: str
+    """Run directory, made if it is not there."""
+    steps: int = 100
+    """Steps to take."""
+    tasks: int = 16
+    """Tasks (or demonstrations, or pairs) in a step."""
+    lr: float | None = None
+    """Learning rate; 1e-6 for models above 10 M parameters and 3e-4 below if not given."""
+    warmup: int = 0
+    """Steps over which the learning rate rises."""
+    schedule: str = "constant"
+    """constant, linear or cosine."""
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+    """Largest norm of the gradient."""
+    micro_tokens: int = 16384
+    """Tokens in one forward and backward pass; memory, never the result."""
+    seed: int = 0
+    save_every: int | None = None
+    """Steps between checkpoints; a twentieth of the run if not given."""
+    keep: int = 2
+    """Checkpoints kept."""
+    eval_every: int = 0
+    """Steps between evaluations on --held-out."""
+    resume: bool = False
+    """Continue the run in --out exactly where its last checkpoint left it."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    track: str | None = None
+    """Experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow."""
+    quiet: bool = False
+    dry_run: bool = False
+    """Print the plan (what is read, tokens, memory, steps) and stop."""
+
+    def plan(self) -> dict[str, Any]:
+        """The fields that `posttrain.Run` has too."""
+        own = {name: value for name, value in vars(self).items() if name not in ("dry_run", "track")}
+        return own | {"track": tuple(self.track.split(",")) if self.track else ()}
+
+    def run(self, **settings: Any) -> Run:
+        from posttrain.run import Run
+
+        return Run(**self.plan(), settings=settings)
+

@@ -1,0 +1,91 @@
+"""Measures over samples of tasks. Shapes: P tasks, G samples of each; correct means a value of at least 0.5."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+RIGHT = 0.5
+
+
+def pass_at_k(right: int, samples: int, k: int) -> float:
+    """The unbiased chance that one of k samples is right: 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374, Eq. 1).
+
+    Raises ValueError when there are fewer than k samples.
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} cannot be estimated from {samples} samples: it needs at least {k}")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def mean_pass_at_k(values: Sequence[Sequence[float]], k: int) -> float:
+    """pass@k averaged over tasks, of [P][G] values."""
+    return statistics.fmean(pass_at_k(sum(v >= RIGHT for v in task), len(task), k) for task in values)
+
+
+def coverage(values: Sequence[Sequence[float]]) -> float:
+    """The share of tasks of which at least one sample is right."""
+    return statistics.fmean(any(v >= RIGHT for v in task) for task in values)
+
+
+def majority_at_k(
+    answers: Sequence[Sequence[Hashable | None]],
+    values: Sequence[Sequence[float]],
+    k: int,
+    draws: int = 200,
+    seed: int = 0,
+) -> float:
+    """The chance that the most common answer of k random samples is right; ties are broken at random.
+
+    answers [P][G], None where a sample gave none (it does not vote); values [P][G] of the same samples.
+    """
+    generator = np.random.default_rng(seed)
+    return statistics.fmean(
+        majority_of(task, marks, k, draws if k < len(task) else 1, generator)
+        for task, marks in zip(answers, values, strict=True)
+    )
+
+
+def majority_of(
+    answers: Sequence[Hashable | None], values: Sequence[float], k: int, draws: int, generator: np.random.Generator
+) -> float:
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"majority@{k} cannot be estimated from {len(answers)} samples: it needs at least {k}")
+    won = 0.0
+    for _ in range(draws):
+        index = generator.choice(len(answers), size=k, replace=False)
+        votes = Counter(answers[i] for i in index if answers[i] is not None)
+        top = [answer for answer, count in votes.items() if count == max(votes.values())]
+        marks = {answers[i]: values[i] >= RIGHT for i in index}
+        won += statistics.fmean(marks[answer] for answer in top) if top else 0.0
+    return won / draws
+
+
+def potential_at_k(greedy: Sequence[float], values: Sequence[Sequence[float]], k: int) -> float:
+    """Potential@k: pass@k over the tasks that the greedy reply fails (R1-zero-Div, arXiv:2505.23433).
+
+    greedy [P], values [P][G]. NaN when greedy decoding fails on no task: there is nothing left to gain.
+    """
+    failed = [task for first, task in zip(greedy, values, strict=True) if first < RIGHT]
+    return mean_pass_at_k(failed, k) if failed else math.nan
+
+
+def interval(
+    values: Sequence[float],
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of independent values (one per task, or one per seed)."""
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        return math.nan, math.nan
+    index = np.random.default_rng(seed).integers(0, len(array), size=(draws, len(array)))
+    found = np.array([statistic(array[row]) for row in index])
+    tail = (1 - level) / 2
+    return float(np.quantile(found, tail)), float(np.quantile(found, 1 - tail))

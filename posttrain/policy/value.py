@@ -1,0 +1,194 @@
+"""Scalar heads on a language model: a critic for every decision, and a reward model for a whole reply."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.advantage import decision_rewards
+from posttrain.chat import unroll
+from posttrain.core import Group, Invalid, Message, Metrics, Row, Score
+from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
+from posttrain.policy.text import TextPolicy, quiet
+from posttrain.row import micro_batches, rows_of
+
+
+class Critic:
+    """The value of the state before each decision: a copy of the policy's body with a linear head, trained beside it."""
+
+    def __init__(self, policy: TextPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384):
+        if policy.body is not policy.model:
+            raise ValueError("a critic copies the policy's body: make it before adding a LoRA adapter")
+        self.policy = copy.copy(policy)
+        self.policy.model = copy.deepcopy(policy.model).requires_grad_(True)
+        self.policy.body = self.policy.model
+        self.policy.head = copy.copy(policy.head)
+        self.policy.head.trunk = self.policy.body.base_model
+        self.out = nn.Linear(policy.body.config.hidden_size, 1, device=policy.device)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.clip, self.micro_tokens = clip, micro_tokens
+        parameters = [*self.policy.head.trunk.parameters(), *self.out.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+
+    def values(self, rows: Sequence[Row]) -> Tensor:
+        """[N] differentiable, before each decision of the rows."""
+        sequences = [unroll(row.turns) for row in rows]
+        hidden = self.policy.hidden([ids for ids, _ in sequences], [[(i, 0)] for i in range(len(rows))])
+        line = [i for i, (_, sampled) in enumerate(sequences) for _ in sampled]
+        at = [p - 1 for _, sampled in sequences for p in sampled]
+        return self.out(hidden[torch.tensor(line), torch.tensor(at)].float())[:, 0]
+
+    def learn(self, rows: Sequence[Row], returns: Sequence[Tensor], before: Sequence[Tensor]) -> Metrics:
+        """One step on half the squared error, values clipped around what they were (PPO, as released by OpenAI)."""
+        total = sum(len(target) for target in returns)
+        self.optimizer.zero_grad()
+        whole = 0.0
+        for piece in micro_batches(self.policy, rows, self.micro_tokens):
+            now = self.values([rows[i] for i in piece])
+            target = torch.cat([returns[i] for i in piece]).to(now.device)
+            error = (now - target).square()
+            if self.clip is not None:
+                old = torch.cat([before[i] for i in piece]).to(now.device)
+                error = torch.maximum(error, (old + (now - old).clamp(-self.clip, self.clip) - target).square())
+            cost = 0.5 * error.sum() / total
+            cost.backward()
+            whole += cost.item()
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()
+        return {"critic_loss": whole}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "body": self.policy.head.trunk.state_dict(),
+            "out": self.out.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.policy.head.trunk.load_state_dict(state["body"])
+        self.out.load_state_dict(state["out"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def estimated(rewards: Tensor, values: Tensor, gamma: float, lam: float, bootstrap: float = 0.0) -> Tensor:
+    """[N] generalised advantage estimates (GAE, arXiv:1506.02438, Eq. 16) of one row.
+
+    delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   V_N = `bootstrap`.
+    """
+    out, following, running = torch.empty_like(rewards), bootstrap, 0.0
+    for t in range(len(rewards) - 1, -1, -1):
+        delta = rewards[t].item() + gamma * following - values[t].item()
+        running = delta + gamma * lam * running
+        out[t], following = running, values[t].item()
+    return out
+
+
+class Gae:
+    """An advantage that asks a critic, and teaches it after the policy's update (`learn`).
+
+    A rollout that was cut off is a finished episode here, as the reward has judged it as it stands.
+    """
+
+    def __init__(self, critic: Critic, gamma: float = 1.0, lam: float = 0.95, passes: int = 1):
+        self.critic, self.gamma, self.lam, self.passes = critic, gamma, lam, passes
+        self.seen: list[tuple[list[Row], Tensor, Tensor]] = []  # rows, returns [N], values [N] of each rollout
+
+    def __call__(self, group: Group, scores: list[Score]) -> list[Tensor]:
+        packed = [rows_of(self.critic.policy, rollout, rollout.turns) for rollout in group]
+        with torch.no_grad():
+            flat = self.critic.values([row for rows in packed for row in rows]).cpu()
+        out = []
+        values = flat.split([rollout.decisions for rollout in group])
+        for rollout, score, rows, value in zip(group, scores, packed, values, strict=True):
+            advantage = estimated(decision_rewards(rollout, score), value, self.gamma, self.lam)
+            self.seen.append((rows, advantage + value, value))
+            out.append(advantage)
+        return out
+
+    def learn(self) -> Metrics:
+        rows = [row for part, _, _ in self.seen for row in part]
+        sizes = [len(row.advantage) for row in rows]
+        returns = torch.cat([returns for _, returns, _ in self.seen])
+        before = torch.cat([values for _, _, values in self.seen])
+        self.seen = []
+        metrics: Metrics = {}
+        for _ in range(self.passes):
+            metrics = self.critic.learn(rows, returns.split(sizes), before.split(sizes))
+        unexplained = (returns - before).var() / returns.var().clamp(min=1e-8)
+        return metrics | {"value_explained": 1 - unexplained.item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.critic.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.critic.load_state_dict(state)
+
+
+class RewardModel:
+    """A sequence classifier with one output, in the Hugging Face format; its score of a reply is a reward.
+
+    `posttrain.reward_model(path)` loads one, or puts a fresh head on a causal checkpoint.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, template: str | None = None):
+        from posttrain.chat import Chat
+
+        self.model, self.tokenizer, self.chat = model, tokenizer, Chat(tokenizer, template)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        self.version = 0
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def ids(self, prompt: Sequence[Message], reply: str) -> list[int]:
+        tokens = self.chat.demonstrated(tuple(prompt), reply)
+        return [*tokens.prompt, *tokens.reply]
+
+    def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """[B] float32, differentiable; read at the last token of each sequence."""
+        device = next(self.model.parameters()).device
+        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = torch.tensor(sequence)
+        hidden = self.model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state
+        last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
+        return self.model.score(hidden[torch.arange(len(sequences), device=device), last]).float()[:, 0]
+
+    @torch.no_grad()
+    def __call__(self, group: Group) -> list[Score | Invalid]:
+        found = self.scores([self.ids(rollout.task.prompt, rollout.text) for rollout in group])
+        return [Score(value) for value in found.tolist()]
+
+    def record(self, reply: Any) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                if name not in state or state[name].shape != p.shape:
+                    raise ValueError(f"the checkpoint is of another model: it has no {name} of shape {tuple(p.shape)}")
+                p.copy_(state[name])
+
+    def save(self, path: Path) -> None:
+        with quiet():
+            self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+
+def reward_model(model: str, *, template: str | None = None, device: str | None = None) -> RewardModel:
+    """A reward model from a checkpoint: a trained one, or a causal model that gets a fresh head."""
+    from transformers import AutoModelForSequenceClassification
+
+    path = located(model)
+    network = loaded(AutoModelForSequenceClassification, path, num_labels=1)
+    return RewardModel(network.to(picked(device)).eval(), loaded_tokenizer(path), template)
+

@@ -1,0 +1,231 @@
+"""Learning from pairs: DPO and its family, and reward models. Pairs are not decisions, so this is a loop of its own.
+
+Every loss takes a `Judged` batch and returns one cost per pair, [B]. Log-probabilities are sums over a reply's
+tokens, its end token included, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from posttrain.core import Metrics, Row
+from posttrain.policy.text import TextPolicy
+from posttrain.policy.value import RewardModel
+from posttrain.data import Pair
+from posttrain.row import micro_batches
+from posttrain.run import Run, Session
+from posttrain.step import Averages
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """What policy and reference make of B pairs."""
+
+    chosen: Tensor  # [B] log pi(chosen)
+    rejected: Tensor  # [B]
+    chosen_length: Tensor  # [B] tokens
+    rejected_length: Tensor  # [B]
+    chosen_ref: Tensor | None = None  # [B] log ref(chosen)
+    rejected_ref: Tensor | None = None  # [B]
+    kl: Tensor | None = None  # [] estimate of KL(pi || ref) on replies to other prompts, for KTO
+
+    def margin(self) -> Tensor:
+        """[B] log-ratio of the chosen reply to the reference, less that of the rejected one."""
+        chosen, rejected = self.ratios()
+        return chosen - rejected
+
+    def ratios(self) -> tuple[Tensor, Tensor]:
+        if self.chosen_ref is None or self.rejected_ref is None:
+            raise ValueError("this preference loss compares with a reference policy, and none was given")
+        return self.chosen - self.chosen_ref, self.rejected - self.rejected_ref
+
+
+PairLoss: TypeAlias = Callable[[Judged], Tensor]
+
+
+def dpo(beta: float = 0.1, smoothing: float = 0.0) -> PairLoss:
+    """Direct Preference Optimization (arXiv:2305.18290, Eq. 7): -log sigmoid(beta margin).
+
+    `smoothing` is the chance that a label is flipped: conservative DPO (Mitchell 2023, "A note on DPO with noisy
+    preferences", Eq. 3).
+    """
+
+    def loss(pairs: Judged) -> Tensor:
+        z = beta * pairs.margin()
+        return -(1 - smoothing) * F.logsigmoid(z) - smoothing * F.logsigmoid(-z)
+
+    return loss
+
+
+def ipo(beta: float = 0.1) -> PairLoss:
+    """Identity Preference Optimization (arXiv:2310.12036, Eq. 17): (margin - 1/(2 beta))^2, on sums."""
+    return lambda pairs: (pairs.margin() - 1 / (2 * beta)).square()
+
+
+def simpo(beta: float = 2.0, gamma: float = 1.0) -> PairLoss:
+    """SimPO (arXiv:2405.14734, Eq. 6): length-normalised log-probabilities, a target margin, no reference."""
+
+    def loss(pairs: Judged) -> Tensor:
+        chosen, rejected = pairs.chosen / pairs.chosen_length, pairs.rejected / pairs.rejected_length
+        return -F.logsigmoid(beta * (chosen - rejected) - gamma)
+
+    return loss
+
+
+def kto(beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> PairLoss:
+    """Kahneman-Tversky Optimization (arXiv:2402.01306, Eq. 8): each reply by itself, against z0 = KL(pi || ref).
+
+    A pair counts as one desirable and one undesirable example; the batch's KL estimate carries no gradient.
+    """
+
+    def loss(pairs: Judged) -> Tensor:
+        chosen, rejected = pairs.ratios()
+        z0 = torch.zeros(()) if pairs.kl is None else pairs.kl
+        good = desirable * (1 - torch.sigmoid(beta * (chosen - z0)))
+        bad = undesirable * (1 - torch.sigmoid(beta * (z0 - rejected)))
+        return (good + bad) / 2
+
+    return loss
+
+
+def orpo(weight: float = 0.1) -> PairLoss:
+    """ORPO (arXiv:2403.07691, Eq. 6): likelihood of the chosen reply plus `weight` times the log odds ratio."""
+
+    def loss(pairs: Judged) -> Tensor:
+        chosen, rejected = pairs.chosen / pairs.chosen_length, pairs.rejected / pairs.rejected_length
+        odds = (chosen - rejected) - (log1m_exp(chosen) - log1m_exp(rejected))
+        return -chosen - weight * F.logsigmoid(odds)
+
+    return loss
+
+
+def log1m_exp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, without losing digits at either end (Maechler 2012)."""
+    x = x.clamp(max=-1e-7)
+    return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+
+
+PAIR_LOSSES: dict[str, Callable[[], PairLoss]] = {
+    "dpo": dpo,
+    "cdpo": lambda: dpo(smoothing=0.1),
+    "ipo": ipo,
+    "simpo": simpo,
+    "kto": kto,
+    "orpo": orpo,
+}
+WITHOUT_REFERENCE = ("simpo", "orpo")
+
+
+def row(policy: TextPolicy, pair: Pair, reply: str) -> Row:
+    turn = policy.demonstrate(pair.prompt, reply)
+    return Row([turn], torch.ones(len(turn.reply.logp)))
+
+
+def summed(policy: TextPolicy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """[B] log-probability of each row's reply, and its tokens."""
+    lengths = [len(row.advantage) for row in rows]
+    logp = policy.density(rows).logp
+    return torch.stack([part.sum() for part in logp.split(lengths)]), torch.tensor(lengths, device=logp.device)
+
+
+def judged(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence[Pair], mismatched: bool = False) -> Judged:
+    """Score pairs under the policy, with gradients, and under the reference, without.
+
+    `mismatched` also scores every prompt with the next pair's chosen reply, for KTO's estimate of the KL.
+    """
+    rows = [row(policy, pair, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    logp, length = summed(policy, rows)
+    if reference is None:
+        return Judged(logp[::2], logp[1::2], length[::2], length[1::2])
+    with torch.no_grad():
+        ref, _ = summed(reference, rows)
+        kl = None
+        if mismatched:
+            others = [row(policy, pair, pairs[i - 1].chosen) for i, pair in enumerate(pairs)]
+            kl = (summed(policy, others)[0] - summed(reference, others)[0]).mean().clamp(min=0)
+    return Judged(logp[::2], logp[1::2], length[::2], length[1::2], ref[::2], ref[1::2], kl)
+
+
+def prefer(
+    policy: TextPolicy, pairs: Sequence[Pair], loss: PairLoss, run: Run, *, reference: TextPolicy | None = None
+) -> Session:
+    """Train a policy on pairs; `run.tasks` is the number of pairs in a step.
+
+    Raises ValueError, naming the pair, when a reply does not fit the model's context.
+    """
+    kl = loss.__qualname__.startswith("kto")
+    for number, pair in enumerate(pairs, 1):
+        for text in (pair.chosen, pair.rejected):
+            if (size := policy.size(row(policy, pair, text))) > policy.context:
+                raise ValueError(f"pair {number} has {size} tokens, but the model has {policy.context} positions")
+    with Session(run, policy, pairs, kind="prefer", settings={"loss": loss}) as session:
+        for _ in session:
+            batch: list[Pair] = session.source.take(run.tasks)
+            log = Averages()
+            session.optimizer.zero_grad()
+            for piece in pair_batches(policy, batch, run.micro_tokens):
+                scored = judged(policy, reference, piece, mismatched=kl)
+                cost = loss(scored)
+                (cost.sum() / len(batch)).backward()
+                log.add({"loss": cost.mean().item(), **preferred(scored)}, len(piece))
+            session.log(log.means() | stepped(session, run) | {"pairs": float(len(batch))})
+            policy.version += 1
+    return session
+
+
+def preferred(pairs: Judged) -> Metrics:
+    """How far the policy prefers as the pairs do, relative to the reference where there is one."""
+    relative = pairs.chosen_ref is not None
+    margin = pairs.margin() if relative else pairs.chosen / pairs.chosen_length - pairs.rejected / pairs.rejected_length
+    return {
+        "accuracy": (margin > 0).float().mean().item(),
+        "margin": margin.mean().item(),
+        "logp_chosen": pairs.chosen.mean().item(),
+        "logp_rejected": pairs.rejected.mean().item(),
+    }
+
+
+def stepped(session: Session, run: Run) -> Metrics:
+    """Take the optimizer step. Raises FloatingPointError before it when the gradient is not finite."""
+    norm = clip_grad_norm_([p for group in session.optimizer.param_groups for p in group["params"]], run.max_norm)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm.item()}: no step was taken; lower the learning rate")
+    session.optimizer.step()
+    return {"grad_norm": norm.item()}
+
+
+def pair_batches(policy: TextPolicy, pairs: Sequence[Pair], tokens: int) -> list[list[Pair]]:
+    """Pairs in bins whose rows fit `tokens` together."""
+    longest = [
+        max((row(policy, pair, text) for text in (pair.chosen, pair.rejected)), key=policy.size) for pair in pairs
+    ]
+    return [[pairs[i] for i in piece] for piece in micro_batches(policy, longest, tokens // 2)]
+
+
+def train_reward_model(model: RewardModel, pairs: Sequence[Pair], run: Run, *, margin: float = 0.0) -> Session:
+    """Bradley-Terry (InstructGPT, arXiv:2203.02155, Eq. 1): -log sigmoid(r(chosen) - r(rejected) - margin)."""
+    with Session(run, model, pairs, kind="reward-model", settings={"margin": margin}) as session:  # type: ignore[arg-type]
+        for _ in session:
+            batch: list[Pair] = session.source.take(run.tasks)
+            log = Averages()
+            session.optimizer.zero_grad()
+            size = max(run.micro_tokens // (2 * max(len(model.ids(p.prompt, p.chosen)) for p in batch)), 1)
+            for start in range(0, len(batch), size):
+                piece = batch[start : start + size]
+                sequences = [model.ids(p.prompt, text) for p in piece for text in (p.chosen, p.rejected)]
+                score = model.scores(sequences)
+                gap = score[::2] - score[1::2]
+                cost = -F.logsigmoid(gap - margin)
+                (cost.sum() / len(batch)).backward()
+                metrics = {"loss": cost.mean().item(), "accuracy": (gap > 0).float().mean().item()}
+                log.add(metrics | {"margin": gap.mean().item(), "score": score.mean().item()}, len(piece))
+            session.log(log.means() | stepped(session, run) | {"pairs": float(len(batch))})
+            model.version += 1
+    return session

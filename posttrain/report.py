@@ -1,0 +1,191 @@
+"""What a run, or an evaluation, looks like: a table in the terminal, and one self-contained HTML file."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.core import Metrics
+from posttrain.directory import Directory, read_json, read_metrics, read_rollouts
+from posttrain.measure import coverage, interval, majority_at_k, mean_pass_at_k, potential_at_k
+
+if TYPE_CHECKING:
+    from posttrain.evaluation import Evaluation
+
+FIRST = ("reward", "held_out/reward", "loss", "accuracy", "entropy", "length", "groups_flat", "grad_norm", "truncated")
+SMOOTHED = 10  # steps in a moving average
+STEPS_SHOWN, ROLLOUTS_SHOWN = 12, 16  # in the browser of rollouts
+
+
+# ---- evaluations
+
+
+def evaluation_values(found: Evaluation, ks: Sequence[int], greedy: Evaluation | None = None) -> dict[str, Any]:
+    """Measures with their 95 % bootstrap intervals over tasks: [mean, low, high] each."""
+    values = [task for task in found.values if task]
+    answers = [[rollout.text for rollout in group] for group in found.groups]
+    settled = [[settled_answer(text) for text in task] for task in answers]
+    out: dict[str, Any] = {"tasks": len(found.groups), "samples": len(found.groups[0]), "invalid": found.invalid}
+    means = [statistics.fmean(task) for task in values]
+    out["reward"] = [statistics.fmean(means), *interval(means)]
+    out["length"] = found.length
+    for k in ks:
+        fit = [task for task in values if len(task) >= k]
+        each = [mean_pass_at_k([task], k) for task in fit]
+        out[f"pass@{k}"] = [statistics.fmean(each), *interval(each)]
+        whole = [(a, v) for a, v in zip(settled, found.values, strict=True) if len(v) == len(a) >= k]
+        votes = [majority_at_k([a], [v], k) for a, v in whole] if k > 1 else []
+        if votes:
+            out[f"majority@{k}"] = [statistics.fmean(votes), *interval(votes)]
+    covered = [float(coverage([task])) for task in values]
+    out["coverage"] = [statistics.fmean(covered), *interval(covered)]
+    if greedy is not None:
+        first = [task[0] for task in greedy.values if task]
+        out["greedy"] = [statistics.fmean(first), *interval(first)]
+        if len(first) == len(values):
+            out[f"potential@{max(ks)}"] = potential_at_k(first, values, max(ks))
+    return out
+
+
+def settled_answer(text: str) -> str | None:
+    """What a reply votes for: what follows its last answer mark, without case and space."""
+    from posttrain.grade.text import final, normal
+
+    return normal(final(text)) or None
+
+
+def evaluation_table(values: dict[str, Any], title: str) -> None:
+    print(f"{title}: {values['tasks']} tasks x {values['samples']} samples, {values['length']:.1f} tokens a reply")
+    for name, value in values.items():
+        if isinstance(value, list):
+            print(f"  {name:14} {value[0]:.3f}   95 % [{value[1]:.3f}, {value[2]:.3f}]")
+        elif name.startswith("potential"):
+            print(f"  {name:14} {value:.3f}   of the tasks that the greedy reply fails")
+    if values["invalid"]:
+        print(f"  {values['invalid']} samples could not be graded and are left out")
+
+
+# ---- runs
+
+
+def summary(path: Path) -> None:
+    """The run in the terminal: what it was, its numbers at the start and the end. Raises ValueError for no run."""
+    about, metrics = opened(path)
+    run = about["run"]
+    print(f"{path}: {about['kind']}, started {about['started']}, {len(metrics)} of {run['steps']} steps")
+    settings = {**run["settings"], "tasks": run["tasks"], "lr": about["lr"], "seed": run["seed"]}
+    print("  " + ", ".join(f"{name} {value}" for name, value in settings.items() if name != "data_sha256"))
+    names = [name for name in FIRST if any(name in line for line in metrics)]
+    part = max(min(len(metrics) // 5, 20), 1)
+    print(f"  {'':16} {'first ' + str(part):>12} {'last ' + str(part):>12}")
+    for name in names:
+        series = [line[name] for line in metrics if name in line]
+        print(f"  {name:16} {statistics.fmean(series[:part]):12.3f} {statistics.fmean(series[-part:]):12.3f}")
+    if metrics:
+        print(f"  {sum(line.get('seconds', 0.0) for line in metrics):.0f} s in steps")
+
+
+def opened(path: Path) -> tuple[dict[str, Any], list[Metrics]]:
+    about = Directory(path).about
+    if not about.is_file():
+        raise ValueError(f"{path} holds no run: there is no run.json in it")
+    return read_json(about), read_metrics(path)
+
+
+def write_report(path: Path) -> Path:
+    """Write `report.html` into the run directory: curves, a browser of rollouts, the settings."""
+    from jinja2 import Template
+    from plotly.offline import get_plotlyjs
+
+    about, metrics = opened(path)
+    template = Template((Path(__file__).parent / "report.html.jinja").read_text(), autoescape=True)
+    page = template.render(
+        title=path.name,
+        about=json.dumps(about, indent=2),
+        plotly=get_plotlyjs(),
+        figures=safe_json(list(figures(metrics))),
+        rollouts=safe_json(list(shown_rollouts(path, metrics))),
+        lines=headline(about, metrics),
+    )
+    target = Directory(path).report
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def safe_json(value: Any) -> str:
+    """JSON that can stand inside a script element."""
+    return json.dumps(value).replace("</", "<\\/").replace("<!--", "<\\!--")
+
+
+def headline(about: dict[str, Any], metrics: Sequence[Metrics]) -> list[str]:
+    if not metrics:
+        return ["no step was finished"]
+    lines = [f"{about['kind']}, {len(metrics)} steps, started {about['started']}"]
+    rewards = [line["reward"] for line in metrics if "reward" in line]
+    if rewards:
+        part = max(min(len(rewards) // 5, 20), 1)
+        first, last = statistics.fmean(rewards[:part]), statistics.fmean(rewards[-part:])
+        lines.append(f"reward {first:.3f} over the first {part} steps, {last:.3f} over the last {part}")
+    return lines
+
+
+def figures(metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
+    """A plotly figure per metric, the ones people look at first in front."""
+    names = list(dict.fromkeys([*FIRST, *sorted({name for line in metrics for name in line})]))
+    for name in names:
+        points = [(line["step"], line[name]) for line in metrics if name in line and math.isfinite(line[name])]
+        if name == "step" or not points:
+            continue
+        steps, values = [p[0] for p in points], [p[1] for p in points]
+        thin = {"x": steps, "y": values, "mode": "lines", "line": {"width": 1, "color": "#9db4c8"}, "name": name}
+        thick = {
+            "x": steps,
+            "y": moving(values),
+            "mode": "lines",
+            "line": {"width": 2, "color": "#1f5f8b"},
+            "name": f"mean of {SMOOTHED}",
+        }
+        yield {"name": name, "data": [thin, thick]}
+
+
+def moving(values: Sequence[float]) -> list[float]:
+    return [statistics.fmean(values[max(0, i - SMOOTHED + 1) : i + 1]) for i in range(len(values))]
+
+
+def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
+    """Rollouts for the browser: some of every few steps, from the first to the last."""
+    steps = [int(line["step"]) for line in metrics]
+    chosen = sorted({steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)}) if steps else []
+    for step in chosen:
+        for i, record in enumerate(read_rollouts(path, step)):
+            if i == ROLLOUTS_SHOWN:
+                break
+            turns = [
+                {
+                    "asked": [f"{m['role']}: {m['content']}" for m in turn["messages"]],
+                    "pieces": turn.get("pieces") or [str(turn["content"])],
+                    "advantage": rounded(turn["advantage"]),
+                    "entropy": rounded(turn.get("entropy")),
+                    "logp": rounded(turn["logp"]),
+                    "stop": turn["stop"],
+                }
+                for turn in record["turns"]
+            ]
+            yield {
+                "step": step,
+                "task": record["task"],
+                "truth": str(record["truth"]),
+                "reward": record["reward"],
+                "parts": record.get("parts", {}),
+                "invalid": record.get("invalid"),
+                "turns": turns,
+            }
+
+
+def rounded(values: Sequence[float] | None) -> list[float]:
+    return [round(value, 3) for value in values or []]
+
