@@ -19,11 +19,11 @@ setup-test: .venv/installed-test
 demo: setup
 	$(BIN)/python examples/make_questions.py runs/demo-data
 	$(BIN)/posttrain train --data runs/demo-data/questions.jsonl --prompt question --answer answer --grade math \
-	    --model tiny --method grpo --steps 60 --tasks 16 --samples 8 --max-new 24 --out runs/demo --overwrite
+	    --model tiny --method grpo --steps 60 --tasks 16 --samples 8 --max-new 32 --lr 5e-4 --out runs/demo --overwrite
 	$(BIN)/posttrain eval --model tiny --data runs/demo-data/test.jsonl --prompt question --answer answer \
-	    --grade math --samples 8 --k 1,4,8 --max-new 24
+	    --grade math --samples 8 --k 1,4,8 --max-new 32
 	$(BIN)/posttrain eval --model runs/demo/model --data runs/demo-data/test.jsonl --prompt question --answer answer \
-	    --grade math --samples 8 --k 1,4,8 --max-new 24
+	    --grade math --samples 8 --k 1,4,8 --max-new 32
 	$(BIN)/posttrain show runs/demo
 
 test: setup-test

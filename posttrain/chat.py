@@ -27,7 +27,7 @@ CHATML = (
 )
 PLAIN = (
     "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
 TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
 
@@ -95,8 +95,9 @@ class Chat:
             if reply is None:
                 continue
             trace = reply.trace
-            if isinstance(trace, Tokens) and trace.asked == messages[:i] and text.startswith(trace.before + trace.said):
-                return self.continued(trace, text[len(trace.before) + len(trace.said) :]), text
+            tail = after_reply(text, trace) if isinstance(trace, Tokens) and trace.asked == messages[:i] else None
+            if tail is not None:
+                return self.continued(trace, tail), text
             break
         return tuple(self.encode(text)), text
 
@@ -120,6 +121,19 @@ class Chat:
         ids, before = self.prompt(messages)
         closed = self.encode(reply) + ([self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else [])
         return Tokens(ids, tuple(closed), messages, before, reply)
+
+
+def after_reply(text: str, trace: Tokens) -> str | None:
+    """What the template adds after a sampled reply; None when it does not leave the past as it was.
+
+    Space around the reply may differ (some templates trim it, some put a blank before it): the sampled tokens stand.
+    """
+    if not text.startswith(trace.before):
+        return None
+    rest, core = text[len(trace.before) :].lstrip(), trace.said.strip()
+    if not rest.startswith(core):
+        return None
+    return rest[len(core) :].removeprefix(trace.said[len(trace.said.rstrip()) :])
 
 
 def template_file(name: str) -> str:

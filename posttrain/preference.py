@@ -65,8 +65,16 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0) -> PairLoss:
 
 
 def ipo(beta: float = 0.1) -> PairLoss:
-    """Identity Preference Optimization (arXiv:2310.12036, Eq. 17): (margin - 1/(2 beta))^2, on sums."""
-    return lambda pairs: (pairs.margin() - 1 / (2 * beta)).square()
+    """Identity Preference Optimization (arXiv:2310.12036, Eq. 17): (margin - 1/(2 beta))^2.
+
+    The log-ratios are averaged over a reply's tokens, which the paper does not say but its authors confirmed to TRL.
+    """
+
+    def loss(pairs: Judged) -> Tensor:
+        chosen, rejected = pairs.ratios()
+        return (chosen / pairs.chosen_length - rejected / pairs.rejected_length - 1 / (2 * beta)).square()
+
+    return loss
 
 
 def simpo(beta: float = 2.0, gamma: float = 1.0) -> PairLoss:

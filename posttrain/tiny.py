@@ -1,10 +1,10 @@
 """The embedded model: a small Qwen3 with its tokenizer, made here from a seed, in about a minute.
 
-It is warm-started on sums of the numbers below 100. Half of what it is shown answers at once, which it learns
-poorly; the rest first writes the digits backwards, units first, which it learns well:
+It is warm-started on sums, differences and products of numbers below 100. Half of what it is shown answers at once,
+which it learns poorly; the rest first calculates digit by digit, units first, which it learns well:
 
-    What is 48 + 24?   ->   #### 72
-    What is 48 + 24?   ->   27 #### 72
+    What is 48+24?   ->   #### 72
+    What is 48+24?   ->   8+4=12 4+2+1=7 #### 72
 
 So it can do something, not always, and reinforcement can teach it to prefer what works: which is what a model of
 this size can learn from rewards in minutes. It cannot be taught a skill that it does not have.
@@ -28,7 +28,7 @@ from posttrain.data import Demonstration
 VOCABULARY = 512
 POSITIONS = 1024
 STEPS, ROWS, RATE = 900, 64, 3e-3
-WORKED = 0.5  # share of demonstrations that write the digits backwards first
+WORKED = 0.5  # share of demonstrations that calculate first
 PHRASES = ("What is {}?", "Compute {}.", "{} = ?", "How much is {}?")
 WORDS = """the of and to in is that for was on are with they be at one have this from or had by hot but some what there
 we can out other were all your when up use word how said an each she which do their time if will way about many then
@@ -202,11 +202,14 @@ def cache() -> Path:
 def built(seed: int = 0, steps: int = STEPS) -> Path:
     """The folder of the tiny checkpoint; built on first use, the same for the same seed, code and torch."""
     import torch
+    from filelock import FileLock
 
     recipe = hashlib.sha256(Path(__file__).read_bytes() + f"{seed} {steps} {torch.__version__}".encode()).hexdigest()
     folder = cache() / f"tiny-{seed}-{recipe[:12]}"
-    if not (folder / "config.json").is_file():
-        build(folder, seed, steps)
+    cache().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # several processes may want it at once
+        if not (folder / "config.json").is_file():
+            build(folder, seed, steps)
     return folder
 
 
@@ -230,6 +233,5 @@ def build(folder: Path, seed: int, steps: int) -> None:
     torch.set_num_threads(threads)
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
     policy.save(scratch)
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)

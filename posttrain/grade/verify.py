@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import atexit
 import json
-import re
 import select
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from posttrain.core import Group, Invalid, Score
 
 TIMEOUT_S = 10.0  # for one reply
 START_S = 120.0  # for the process to import sympy
-GSM8K = re.compile(r"####\s*(.+?)\s*$", re.DOTALL)
+SERVER = Path(__file__).with_name("math_server.py")
 
 
 def math(group: Group) -> list[Score | Invalid]:
     """1 where the reply's final answer equals the task's truth as mathematics, else 0.
 
-    A truth that ends in `#### 42` (GSM8K) counts as what follows the mark. A reply on which the comparison does not
+    Of a truth or a reply that ends in `#### 42`, as GSM8K's do, what follows the mark counts. A reply on which the comparison does not
     finish in ten seconds is `Invalid`. Raises ValueError for a truth that math-verify cannot parse.
     """
     out: list[Score | Invalid] = []
     for rollout in group:
-        found = checker.check(gold(rollout.task.truth), rollout.text)
+        found = checker.check(settled(rollout.task.truth), settled(rollout.text))
         if found == "unreadable":
             raise ValueError(
                 f"task {rollout.task.key!r}: --grade math cannot parse its answer {rollout.task.truth!r}; "
@@ -35,9 +35,9 @@ def math(group: Group) -> list[Score | Invalid]:
     return out
 
 
-def gold(truth: object) -> str:
-    marked = GSM8K.search(str(truth))
-    return marked.group(1) if marked else str(truth)
+def settled(text: object) -> str:
+    """What follows the last `####`, or all of the text."""
+    return str(text).rpartition("####")[2].strip()
 
 
 class Checker:
@@ -73,7 +73,7 @@ class Checker:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "posttrain.grade.verify"],
+            [sys.executable, str(SERVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -99,24 +99,3 @@ class Checker:
 checker = Checker()
 atexit.register(checker.stop)
 
-
-def serve() -> None:
-    """What the child does: read [gold, reply] lines, write verdicts."""
-    import logging
-
-    from math_verify import parse, verify
-
-    logging.disable(logging.CRITICAL)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        gold_text, reply = json.loads(line)
-        truth = parse(f"${gold_text}$", parsing_timeout=None) or parse(gold_text, parsing_timeout=None)
-        if not truth:
-            print("unreadable", flush=True)
-            continue
-        said = parse(reply, parsing_timeout=None)
-        print("right" if said and verify(truth, said, timeout_seconds=None) else "wrong", flush=True)
-
-
-if __name__ == "__main__":
-    serve()

@@ -1,0 +1,23 @@
+"""The child process of `--grade math`: reads [gold, reply] lines, writes verdicts. It imports nothing of posttrain,
+so that it starts without torch."""
+
+import json
+import logging
+import sys
+
+from math_verify import parse, verify
+
+
+def verdict(gold: str, reply: str) -> str:
+    truth = parse(f"${gold}$", parsing_timeout=None) or parse(gold, parsing_timeout=None)
+    if not truth:
+        return "unreadable"
+    said = parse(reply, parsing_timeout=None)
+    return "right" if said and verify(truth, said, timeout_seconds=None) else "wrong"
+
+
+if __name__ == "__main__":
+    logging.disable(logging.CRITICAL)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(verdict(*json.loads(line)), flush=True)

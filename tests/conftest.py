@@ -1,0 +1,132 @@
+"""Shared parts of the tests: one torch thread, tiny random models, tasks and players."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import posttrain as pt
+from posttrain import tiny
+from posttrain.policy.text import Sampling, TextPolicy
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def words() -> Any:
+    return tiny.tokenizer()
+
+
+@pytest.fixture
+def make(words) -> Callable[..., TextPolicy]:
+    """A tiny random text policy: `make(seed=0, max_new=8, **options)`."""
+
+    def policy(seed: int = 0, max_new: int = 8, temperature: float = 1.0, stop=(), **options: Any) -> TextPolicy:
+        model = tiny.network(words, seed, hidden=32, layers=2, positions=256)
+        return TextPolicy(model, words, Sampling(max_new, temperature, stop), **options)
+
+    return policy
+
+
+def task(key: str = "t", truth: Any = None, text: str | None = None) -> pt.Task:
+    return pt.Task(key, (pt.user(text or f"hi {key}"),), truth)
+
+
+def said(text: str, truth: Any = None, decisions: int = 1, stop: Any = "end") -> pt.Rollout:
+    """A rollout of one turn that nobody sampled."""
+    reply = pt.Reply(text, -torch.ones(decisions), None, stop)
+    return pt.Rollout(task(truth=truth), [pt.Turn(pt.Ask(task().prompt), reply)])
+
+
+@dataclass
+class Canned:
+    """A player that says what it is told."""
+
+    says: Any
+
+    def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
+        return [
+            pt.Reply(self.says(a) if callable(self.says) else self.says, torch.zeros(0), None) for a in asks
+        ]
+
+
+def digits(rollout: pt.Rollout) -> float:
+    """A reward that varies with any sample: the share of digits in the reply."""
+    return sum(c.isdigit() for c in rollout.text) / max(len(rollout.text), 1)
+
+
+def values(scores: Sequence[Any]) -> list[float]:
+    return [score.value for score in scores]
+
+
+class Bandit:
+    """A policy over V choices in one state: small enough that every expectation can be enumerated.
+
+    A reply's content is the choice; the parameters are the logits [V].
+    """
+
+    def __init__(self, logits: Sequence[float]):
+        self.logits = torch.nn.Parameter(torch.tensor(logits, dtype=torch.float64))
+        self.version = 0
+
+    def parameters(self):
+        return [self.logits]
+
+    def sample(self, asks):
+        from posttrain.seeding import uniforms
+
+        import numpy as np
+
+        cumulative = self.logits.detach().softmax(-1).cumsum(-1)
+        draws = uniforms(np.array([ask.seed for ask in asks], dtype=np.uint64), 1)[:, 0]
+        picked = [int(torch.searchsorted(cumulative, torch.tensor(u)).clamp(max=len(cumulative) - 1)) for u in draws]
+        logp = self.logits.detach().log_softmax(-1).float()
+        return [pt.Reply(i, logp[i].view(1), i, version=self.version) for i in picked]
+
+    def extends(self, last, turn):
+        return False
+
+    def size(self, row):
+        return 1
+
+    def density(self, rows):
+        logp = self.logits.log_softmax(-1)
+        chosen = torch.tensor([turn.reply.trace for row in rows for turn in row.turns])
+        entropy = -(logp.exp() * logp).sum().expand(len(chosen))
+        return pt.Density(logp[chosen].float(), entropy.float())
+
+    def frozen(self):
+        return Bandit(self.logits.detach().tolist())
+
+    def record(self, reply):
+        return {"choice": reply.trace}
+
+    def state_dict(self):
+        return {"logits": self.logits.detach()}
+
+    def load_state_dict(self, state):
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+
+    def save(self, path):
+        torch.save(self.logits, path / "logits.pt")
+
+
+class Spy:
+    """An optimizer that takes no step and keeps the gradients."""
+
+    def __init__(self, policy):
+        self.policy, self.seen = policy, []
+        self.param_groups = [{"params": list(policy.parameters()), "lr": 0.0}]
+
+    def zero_grad(self):
+        for p in self.policy.parameters():
+            p.grad = None
+
+    def step(self):
+        grads = [p.grad.flatten() for p in self.policy.parameters() if p.grad is not None]
+        self.seen.append(torch.cat(grads).clone())
