@@ -114,7 +114,9 @@ class Session:
         self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)
         self.directory = Directory(Path(run.out))
         self.checkpoints = Checkpoints(self.directory.checkpoints, run.keep)
-        self.kind, self.step, self.history = kind, 0, []
+        self.kind, self.step = kind, 0
+        self.history: list[Metrics] = []
+        self.found: Metrics = {}
         self.clock, self.interrupted = time.perf_counter(), False
         if hasattr(policy, "check"):
             policy.check([item for item in (*held_out, *getattr(self.source, "items", ())) if isinstance(item, Task)])
@@ -148,6 +150,7 @@ class Session:
             seed_everything(mix(self.run.seed, "step", self.step))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.run.rate(self.step, self.lr)
+            self.found = self.evaluated() if self.due(self.step) else {}
             self.clock = time.perf_counter()
             yield self.step
             if self.interrupted:
@@ -164,8 +167,9 @@ class Session:
             line["decisions_per_s"] = metrics["decisions"] / seconds
         self.directory.write_rollouts(self.step, self.policy, played)
         self.step += 1
-        if self.held_out and self.run.eval_every and self.step % self.run.eval_every == 0:
-            line |= self.evaluated()
+        if self.step == self.run.steps and self.held_out and self.run.eval_every:
+            self.found = self.evaluated()
+        line |= self.found
         self.history.append(line)
         self.directory.append_metrics(line)
         for tracker in self.trackers:
@@ -176,7 +180,11 @@ class Session:
         if self.step % self.run.saves == 0 and self.step < self.run.steps:
             self.save()
 
+    def due(self, step: int) -> bool:
+        return bool(self.held_out and self.run.eval_every) and step % self.run.eval_every == 0
+
     def evaluated(self) -> Metrics:
+        """The held-out tasks under the policy as it is: before the step, and once more after the last."""
         from posttrain.evaluation import evaluate
 
         assert self.recipe is not None

@@ -1,0 +1,128 @@
+"""Advantages and critics: hand-computed cases and closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Bandit, task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import posttrain as pt
+from posttrain.advantage import decision_rewards, discounted
+from posttrain.policy.value import Critic, Gae, estimated
+
+
+def group_of(*decisions):
+    """Rollouts with the given numbers of decisions per turn."""
+    return [
+        pt.Rollout(task(), [pt.Turn(pt.Ask(()), pt.Reply("x", torch.zeros(n), None)) for n in turns])
+        for turns in decisions
+    ]
+
+
+def scalars(credit):
+    return [round(values[0].item(), 4) for values in credit]
+
+
+def test_group_baselines_by_hand():
+    group, scores = group_of([2], [1], [3], [1]), [pt.Score(v) for v in (1.0, 0.0, 0.0, 1.0)]
+    # mean 1/2; standard deviation with n - 1: sqrt(4 * 0.25 / 3) = 0.5774
+    assert scalars(pt.centred(group, scores)) == [0.5, -0.5, -0.5, 0.5]
+    assert scalars(pt.normalised(group, scores)) == [0.866, -0.866, -0.866, 0.866]
+    assert scalars(pt.leave_one_out(group, scores)) == [0.6667, -0.6667, -0.6667, 0.6667]
+    assert [len(v) for v in pt.centred(group, scores)] == [2, 1, 3, 1]
+    for advantage in (pt.centred, pt.normalised, pt.leave_one_out):
+        assert scalars(advantage(group[:1], scores[:1])) == [0.0]
+        assert scalars(advantage(group, [pt.Score(3.0)] * 4)) == [0.0] * 4
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_leave_one_out_is_the_centred_one_rescaled(values):
+    group, scores = group_of(*[[1]] * len(values)), [pt.Score(v) for v in values]
+    one_out, centred = pt.leave_one_out(group, scores), pt.centred(group, scores)
+    n = len(values)
+    for a, b in zip(one_out, centred, strict=True):
+        assert a.item() == pytest.approx(b.item() * n / (n - 1), abs=1e-4)
+    assert sum(a.item() for a in centred) == pytest.approx(0, abs=1e-3)
+
+
+def test_rewards_of_decisions_turns_and_rollouts():
+    [one] = group_of([2, 3])
+    assert decision_rewards(one, pt.Score(5.0)).tolist() == [0, 0, 0, 0, 5]
+    assert decision_rewards(one, pt.Score(5.0, turns=(1.0, 4.0))).tolist() == [0, 1, 0, 0, 4]
+    assert decision_rewards(one, pt.Score(5.0, decisions=torch.arange(5.0))).tolist() == [0, 1, 2, 3, 4]
+    [silent] = group_of([2, 0])
+    assert decision_rewards(silent, pt.Score(0.0, turns=(1.0, 4.0))).tolist() == [0, 5]  # nothing was said last
+    with pytest.raises(ValueError, match="scored 3 turns of a rollout of 2"):
+        decision_rewards(one, pt.Score(0.0, turns=(1.0, 2.0, 3.0)))
+    with pytest.raises(ValueError, match="scored 4 decisions of a rollout of 5"):
+        decision_rewards(one, pt.Score(0.0, decisions=torch.zeros(4)))
+
+
+def test_returns_to_go_by_hand():
+    assert discounted(torch.tensor([1.0, 2.0, 4.0]), 0.5).tolist() == [3.0, 4.0, 4.0]
+    group = group_of([1, 1], [1, 1])
+    scores = [pt.Score(0.0, turns=(1.0, 2.0)), pt.Score(0.0, turns=(0.0, 0.0))]
+    assert [v.tolist() for v in pt.to_go()(group, scores)] == [[3.0, 2.0], [0.0, 0.0]]
+    assert [v.tolist() for v in pt.to_go_by_turn()(group, scores)] == [[1.5, 1.0], [-1.5, -1.0]]
+
+
+def test_turns_are_compared_with_their_siblings_turns():
+    group = group_of([1, 2], [1], [1, 1])
+    scores = [pt.Score(0.0, turns=(1.0, 5.0)), pt.Score(0.0, turns=(2.0,)), pt.Score(0.0, turns=(3.0, 5.0))]
+    credit = pt.normalised_by_turn(group, scores)
+    assert [v.tolist() for v in credit] == [pytest.approx([-1, 0, 0], abs=1e-5), [0], pytest.approx([1, 0], abs=1e-5)]
+
+
+def test_whitening_and_best_of_n():
+    credit = pt.whitened([torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
+    assert torch.cat(credit).tolist() == pytest.approx([-1, 0, 1], abs=1e-5)
+    group = group_of([1], [1], [1])
+    scores = [pt.Score(v) for v in (0.0, 0.7, 0.9)]
+    assert scalars(pt.best(1)(group, scores)) == [0, 0, 1]
+    assert scalars(pt.best(2, least=0.8)(group, scores)) == [0, 0, 1]
+    assert scalars(pt.best()(group, [pt.Score(0.0)] * 3)) == [0, 0, 0]
+
+
+def test_gae_by_hand():
+    rewards, values = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.4, 0.2])
+    # deltas with gamma 0.9: -0.14, -0.22, 0.8;  lambda 0.5: A2 = .8, A1 = -.22 + .45 * .8 = .14, A0 = -.14 + .45 * .14
+    found = estimated(rewards, values, 0.9, 0.5)
+    assert found.tolist() == pytest.approx([-0.077, 0.14, 0.8], abs=1e-6)
+    # lambda 1: returns minus values; lambda 0: one-step errors; a bootstrap value follows a cut
+    assert estimated(rewards, values, 1.0, 1.0).tolist() == pytest.approx([0.5, 0.6, 0.8])
+    assert estimated(rewards, values, 1.0, 0.0).tolist() == pytest.approx([-0.1, -0.2, 0.8])
+    assert estimated(rewards, values, 1.0, 0.0, bootstrap=2.0)[-1].item() == pytest.approx(2.8)
+
+
+def test_a_critic_learns_values_and_is_saved(make):
+    policy = make()
+    gae = Gae(Critic(policy, lr=1e-2), passes=5)
+    group = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 6)[0]
+    before = [p.detach().clone() for p in policy.parameters()]
+    scores = [pt.Score(1.0)] * 6
+    losses = []
+    for _ in range(12):
+        credit = gae(group, scores)
+        assert [len(a) for a in credit] == [one.decisions for one in group]
+        losses.append(gae.learn()["critic_loss"])
+    assert losses[-1] < 0.2 * losses[0]
+    torch.testing.assert_close(torch.cat(credit), torch.zeros(sum(map(len, credit))), atol=0.5, rtol=0)
+    assert all((a == b).all() for a, b in zip(before, policy.parameters(), strict=True)), "the policy is not touched"
+    twin = Gae(Critic(policy, lr=1e-2), passes=5)
+    twin.load_state_dict(gae.state_dict())
+    torch.testing.assert_close(torch.cat(twin(group, scores)), torch.cat(gae(group, scores)))
+
+
+def test_on_policy_distillation_follows_the_teacher():
+    """The advantage's expected gradient is that of the reverse KL to the teacher, up to sign."""
+    student, teacher = Bandit([0.0, 0.0, 0.0]), Bandit([2.0, 0.0, -1.0])
+    optimizer = torch.optim.SGD(student.parameters(), 0.5)
+    recipe = pt.Recipe(pt.each(lambda rollout: 0.0), advantage=pt.distilled(teacher), loss=pt.likelihood, samples=64)
+    source = pt.Shuffled([task()])
+    for step in range(60):
+        got = pt.gather(student, source, recipe, 1, seed=step)
+        pt.update(student, optimizer, got.rows, recipe.loss)
+    torch.testing.assert_close(student.logits.softmax(-1), teacher.logits.softmax(-1), atol=0.06, rtol=0)

@@ -1,0 +1,108 @@
+"""Reading the user's files, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import posttrain as pt
+
+
+@pytest.fixture
+def write(tmp_path):
+    def file(name: str, *lines):
+        path = tmp_path / name
+        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+        return path
+
+    return file
+
+
+ROWS = [{"question": "2+2?", "answer": "4"}, {"question": "3+3?", "answer": "6"}]
+
+
+def test_jsonl_csv_and_parquet_give_the_same_tasks(write, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    jsonl = write("q.jsonl", *ROWS)
+    table = write("q.csv", "question,answer", "2+2?,4", "3+3?,6")
+    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "q.parquet")
+    for path in (jsonl, table, tmp_path / "q.parquet"):
+        tasks = pt.read(path, prompt="question", answer="answer")
+        assert [(t.prompt[0]["content"], t.truth) for t in tasks] == [("2+2?", "4"), ("3+3?", "6")]
+    assert len(pt.read(jsonl, prompt="question", limit=1)) == 1
+
+
+def test_a_saved_dataset_of_the_hub_library_is_read(tmp_path, monkeypatch):
+    """`datasets` reads a local folder as it reads an id of the Hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums").mkdir()
+    (tmp_path / "sums" / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    assert [t.truth for t in pt.read("sums", prompt="question")] == ["4", "6"]
+
+
+def test_prompts_from_columns_templates_and_chats(write):
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    path = write("q.jsonl", {"question": "2+2?", "unit": "apples", "messages": chat, "answer": "4", "id": "first"})
+    [task] = pt.read(path, prompt="Solve {question} in {unit}", system="be brief")
+    assert [m["content"] for m in task.prompt] == ["be brief", "Solve 2+2? in apples"]
+    assert task.key == "first"
+    [task] = pt.read(path, prompt="messages", answer=None)
+    assert [m["content"] for m in task.prompt] == ["s", "hi"]
+    assert task.truth is None
+    [one] = pt.read_demonstrations(path, prompt="messages")
+    assert [m["role"] for m in one.messages] == ["system", "user", "assistant"]
+    [one] = pt.read_demonstrations(path, prompt="question", response="answer")
+    assert [m["content"] for m in one.messages] == ["2+2?", "4"]
+
+
+def test_pairs_in_plain_and_chat_form_are_the_same(write):
+    user = {"role": "user", "content": "hi"}
+    good, bad = {"role": "assistant", "content": "hello"}, {"role": "assistant", "content": "go away"}
+    plain = write("a.jsonl", {"prompt": "hi", "chosen": "hello", "rejected": "go away"})
+    mixed = write("b.jsonl", {"prompt": [user], "chosen": [good], "rejected": [bad]})
+    whole = write("c.jsonl", {"chosen": [user, good], "rejected": [user, bad]})
+    expected = pt.Pair((pt.user("hi"),), "hello", "go away")
+    assert [pt.read_pairs(path) for path in (plain, mixed, whole)] == [[expected]] * 3
+    odd = write("d.jsonl", {"chosen": [user, good], "rejected": [{"role": "user", "content": "ho"}, bad]})
+    with pytest.raises(ValueError, match="do not share their messages"):
+        pt.read_pairs(odd)
+    with pytest.raises(ValueError, match="line 1: .* are the same text"):
+        pt.read_pairs(write("e.jsonl", {"prompt": "hi", "chosen": "x", "rejected": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "match"),
+    [
+        ([ROWS[0], {"question": "x", "anwser": "1"}], {}, r"q.jsonl, line 2: there is no column 'answer', .*--answer anwser"),
+        (ROWS, {"prompt": "questions"}, r"line 1: there is no column 'questions'.*did you mean --prompt question\?"),
+        (ROWS, {"prompt": "Do {qestion}"}, r"no column 'qestion'"),
+        ([ROWS[0], '{"question": "x", '], {}, r"q.jsonl, line 2: malformed JSON, .* at column"),
+        ([ROWS[0], "[1, 2]"], {}, "line 2: a list, not an object"),
+        ([""], {}, "the file is empty"),
+        ([{**ROWS[0], "id": 7}, {**ROWS[1], "id": 7}], {}, "line 2: the id '7' was already used in line 1"),
+        ([{"question": "", "answer": "4"}], {}, "the column 'question' is empty"),
+        ([{"question": 7, "answer": "4"}], {}, "holds int, neither text nor chat messages"),
+    ],
+)
+def test_bad_lines_are_named(write, lines, options, match):
+    path = write("q.jsonl", *lines)
+    with pytest.raises(ValueError, match=match):
+        pt.read(path, **{"prompt": "question", **options})
+
+
+def test_bad_files_are_named(write, tmp_path):
+    write("questions.jsonl", *ROWS)
+    with pytest.raises(ValueError, match="there is no such file; did you mean questions.jsonl"):
+        pt.read(tmp_path / "question.jsonl")
+    with pytest.raises(ValueError, match=r"the ending '.txt' is none of"):
+        pt.read(write("q.txt", "hello"))
+    with pytest.raises(ValueError, match="line 3: it has not as many fields"):
+        pt.read(write("q.csv", "question,answer", "a,b", "c"), prompt="question")
+    with pytest.raises(ValueError, match="no assistant reply to learn"):
+        chat = {"messages": [{"role": "user", "content": "hi"}]}
+        pt.read_demonstrations(write("m.jsonl", chat), prompt="messages")
+    with pytest.raises(ValueError, match="neither a file here nor a dataset"):
+        pt.read("nobody/has-this-dataset")

@@ -1,0 +1,180 @@
+"""Preference losses against closed forms and TRL; the scoring they rest on; the reward model's checkpoint."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import said, values
+
+import posttrain as pt
+from posttrain import preference
+from posttrain.policy.value import RewardModel, reward_model
+from posttrain.preference import Judged, judged
+
+JUDGED = Judged(
+    chosen=torch.tensor([-4.0, -6.0]),
+    rejected=torch.tensor([-5.0, -3.0]),
+    chosen_length=torch.tensor([4, 3]),
+    rejected_length=torch.tensor([2, 6]),
+    chosen_ref=torch.tensor([-4.5, -5.0]),
+    rejected_ref=torch.tensor([-4.0, -3.5]),
+    kl=torch.tensor(0.2),
+)
+# log-ratios: chosen .5, -1; rejected -1, .5; margins 1.5, -1.5
+
+
+def sigmoid(x):
+    return torch.sigmoid(torch.tensor(x)).item()
+
+
+def test_losses_by_hand():
+    log = torch.log
+    expected = {
+        pt.dpo(0.1): [-log(torch.tensor(sigmoid(0.15))), -log(torch.tensor(sigmoid(-0.15)))],
+        pt.dpo(0.1, smoothing=0.2): [
+            -0.8 * log(torch.tensor(sigmoid(0.15))) - 0.2 * log(torch.tensor(sigmoid(-0.15))),
+            -0.8 * log(torch.tensor(sigmoid(-0.15))) - 0.2 * log(torch.tensor(sigmoid(0.15))),
+        ],
+        # per token: .5/4 - -1/2 = .625; -1/3 - .5/6 = -.4167; target 1/(2 * .5) = 1
+        pt.ipo(0.5): [(0.625 - 1) ** 2, (-0.41667 - 1) ** 2],
+        # per token: -1 - -2.5 = 1.5; -2 - -.5 = -1.5; beta 2, gamma 1
+        pt.simpo(2.0, 1.0): [-log(torch.tensor(sigmoid(2.0))), -log(torch.tensor(sigmoid(-4.0)))],
+        pt.kto(0.1): [
+            (1 - sigmoid(0.1 * (0.5 - 0.2)) + 1 - sigmoid(0.1 * (0.2 + 1.0))) / 2,
+            (1 - sigmoid(0.1 * (-1 - 0.2)) + 1 - sigmoid(0.1 * (0.2 - 0.5))) / 2,
+        ],
+    }
+    for loss, costs in expected.items():
+        torch.testing.assert_close(loss(JUDGED), torch.tensor([float(c) for c in costs]), atol=1e-5, rtol=1e-4)
+
+
+def test_orpo_by_hand():
+    """odds(p) = p / (1 - p) with p = exp(mean log-probability)."""
+    p, q = torch.tensor([-1.0, -2.0]).exp(), torch.tensor([-2.5, -0.5]).exp()
+    odds = (p / (1 - p)).log() - (q / (1 - q)).log()
+    expected = torch.tensor([1.0, 2.0]) - 0.1 * torch.nn.functional.logsigmoid(odds)
+    torch.testing.assert_close(pt.orpo(0.1)(JUDGED), expected)
+
+
+def test_a_loss_that_needs_a_reference_says_so():
+    bare = Judged(JUDGED.chosen, JUDGED.rejected, JUDGED.chosen_length, JUDGED.rejected_length)
+    for loss in (pt.dpo(), pt.ipo(), pt.kto()):
+        with pytest.raises(ValueError, match="compares with a reference policy"):
+            loss(bare)
+    assert torch.isfinite(pt.simpo()(bare)).all()
+
+
+PAIRS = [
+    pt.Pair((pt.user("How much is 4+5?"),), "9", "4+5=8 and more"),
+    pt.Pair((pt.user("hi"),), "hello there", "no"),
+]
+
+
+def test_pairs_are_scored_by_the_sum_over_the_reply_and_its_end(make):
+    policy, reference = make(0), make(3)
+    found = judged(policy, reference, PAIRS)
+    for i, pair in enumerate(PAIRS):
+        for text, logp, length, model in (
+            (pair.chosen, found.chosen, found.chosen_length, policy),
+            (pair.rejected, found.rejected_ref, found.rejected_length, reference),
+        ):
+            prompt = policy.chat.prompt(pair.prompt)[0]
+            reply = [*policy.chat.encode(text), policy.tokenizer.eos_token_id]
+            with torch.no_grad():
+                rows = model.model(torch.tensor([[*prompt, *reply]])).logits[0].log_softmax(-1)
+            by_hand = sum(rows[len(prompt) - 1 + t, token].item() for t, token in enumerate(reply))
+            assert logp[i].item() == pytest.approx(by_hand, rel=1e-4)
+            assert length[i] == len(reply)
+    mixed = judged(policy, reference, PAIRS, mismatched=True)
+    assert mixed.kl is not None
+    assert mixed.kl >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trl_agrees_on_orpo_and_simpo(monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    device = SimpleNamespace(device="cpu")
+    chosen, rejected = JUDGED.chosen / JUDGED.chosen_length, JUDGED.rejected / JUDGED.rejected_length
+    theirs = ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=0.1, accelerator=device), chosen, rejected)[0]
+    torch.testing.assert_close(pt.orpo(0.1)(JUDGED), -chosen - theirs)
+    settings = SimpleNamespace(
+        alpha=0.0, beta=2.0, loss_type="simpo", simpo_gamma=1.0, label_smoothing=0.0, accelerator=device
+    )
+    torch.testing.assert_close(pt.simpo(2.0, 1.0)(JUDGED), CPOTrainer.cpo_loss(settings, chosen, rejected)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "ours"), [("sigmoid", pt.dpo(0.3)), ("ipo", pt.ipo(0.3))])
+def test_trl_agrees_on_dpo_and_ipo(kind, ours, make, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    policy, reference = make(0), make(3)
+    data = Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": p.prompt[0]["content"]}],
+                "chosen": [{"role": "assistant", "content": p.chosen}],
+                "rejected": [{"role": "assistant", "content": p.rejected}],
+            }
+            for p in PAIRS
+        ]
+    )
+    config = DPOConfig(
+        str(tmp_path), beta=0.3, loss_type=[kind], report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False,
+        per_device_train_batch_size=2, max_length=None,
+    )  # fmt: skip
+    found = ours(judged(policy, reference, PAIRS)).mean()
+    trainer = DPOTrainer(
+        policy.model, ref_model=reference.model, args=config, train_dataset=data, processing_class=policy.tokenizer
+    )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    theirs = trainer._compute_loss(trainer.model, inputs, False)
+    # TRL also trains on the line break that the template puts after the end of turn; ours stops at the end token
+    assert found.item() == pytest.approx(theirs.item(), rel=0.05)
+
+
+def test_a_pair_that_does_not_fit_is_named(make, tmp_path):
+    long = pt.Pair((pt.user("hi"),), "word " * 300, "no")
+    with pytest.raises(ValueError, match=r"pair 2 has \d+ tokens, but the model has 256 positions"):
+        pt.prefer(make(), [PAIRS[0], long], pt.dpo(), pt.Run(tmp_path / "r"), reference=make())
+
+
+def test_a_reward_model_reads_the_last_token_and_survives_a_round_trip(make, tmp_path):
+    make(0).save(tmp_path / "base")
+    torch.manual_seed(0)
+    model = reward_model(str(tmp_path / "base"), device="cpu")
+    together = model.scores([model.ids(p.prompt, p.chosen) for p in PAIRS])
+    alone = torch.cat([model.scores([model.ids(p.prompt, p.chosen)]) for p in PAIRS])
+    torch.testing.assert_close(together, alone)
+    theirs = model.model(
+        torch.tensor([model.ids(PAIRS[0].prompt, PAIRS[0].chosen)])
+    ).logits[0, 0]  # transformers' own classifier
+    torch.testing.assert_close(together[0], theirs)
+    model.save(tmp_path / "saved")
+    again = reward_model(str(tmp_path / "saved"), device="cpu")
+    assert isinstance(again, RewardModel)
+    group = [said("9"), said("hello")]
+    assert values(again(group)) == pytest.approx(values(model(group)))
+    recipe = pt.grpo(reward=again, samples=2)
+    assert recipe.reward is again
+
+
+@pytest.mark.parametrize("name", preference.PAIR_LOSSES)
+def test_every_preference_loss_trains(name, make, tmp_path):
+    policy = make()
+    reference = None if name in preference.WITHOUT_REFERENCE else policy.frozen()
+    run = pt.Run(tmp_path / "r", steps=8, tasks=2, lr=3e-3, quiet=True, micro_tokens=100)
+    session = pt.prefer(policy, PAIRS, preference.PAIR_LOSSES[name](), run, reference=reference)
+    first, last = session.history[0], session.history[-1]
+    assert last["loss"] < first["loss"]
+    assert last["logp_chosen"] - last["logp_rejected"] > first["logp_chosen"] - first["logp_rejected"]
+    assert pt.text(str(tmp_path / "r" / "model"), max_new=8).context == 256

@@ -1,0 +1,190 @@
+"""Rewards, graders and measures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from itertools import combinations
+
+import pytest
+from conftest import digits, said, values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import posttrain as pt
+from posttrain.grade.own import own, reward_file
+from posttrain.grade.verify import Checker
+from posttrain.reward import as_score, graded
+
+length = pt.each(lambda rollout: float(len(rollout.text)))
+has_a = pt.each(lambda rollout: float("a" in rollout.text))
+
+
+def test_weighted_keeps_the_parts():
+    both = pt.weighted(long=(1.0, length), a=(0.5, has_a))
+    scores = both([said("aa"), said("b")])
+    assert values(scores) == [2.5, 1.0]
+    assert scores[0].parts == {"long": 2.0, "a": 1.0}
+
+
+def test_reshaped_sees_the_group_and_keeps_the_raw_value():
+    ranked = pt.reshaped(length, lambda v: [float(sorted(v).index(x)) for x in v])
+    scores = ranked([said("aaa"), said("b"), said("cc")])
+    assert values(scores) == [2.0, 0.0, 1.0]
+    assert [score.parts["raw"] for score in scores] == [3.0, 1.0, 2.0]
+
+
+def test_gated_and_first_that_applies():
+    assert values(pt.gated(has_a, length)([said("aa"), said("bb")])) == [2.0, 0.0]
+    picky = pt.each(lambda rollout: 1.0 if "a" in rollout.text else pt.Invalid("no a"))
+    assert values(pt.first(picky, length)([said("a"), said("bbb")])) == [1.0, 3.0]
+    left = pt.first(picky, picky)([said("b")])[0]
+    assert left == pt.Invalid("no a")
+    assert pt.weighted(x=(1.0, picky), y=(1.0, length))([said("b")]) == [pt.Invalid("no a")]
+    assert values(pt.reshaped(picky, lambda v: [x * 2 for x in v])([said("a")])) == [2.0]
+
+
+def test_cached_asks_once():
+    calls = []
+    reward = pt.cached(lambda rollout: calls.append(rollout.text) or 1.0)
+    reward([said("x"), said("x"), said("y")])
+    reward([said("x")])
+    assert calls == ["x", "y"]
+
+
+def test_soft_overlong_by_hand():
+    """DAPO Eq. 13 with limit 20 and buffer 10: nothing to 10, -0.5 at 15, -1 at 20 and beyond."""
+    reward = pt.overlong(pt.each(lambda rollout: 1.0), limit=20, buffer=10)
+    found = reward([said("", decisions=n) for n in (5, 10, 15, 20, 25)])
+    assert values(found) == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert found[2].parts["overlong"] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "match"),
+    [
+        (lambda group: [1.0], ValueError, "returned 1 scores for a group of 2"),
+        (lambda group: ["good", "bad"], TypeError, r"must be a number, a Score or Invalid\(reason\), not 'good'"),
+        (lambda group: [None, 1.0], TypeError, "not None"),
+        (lambda group: [math.nan, 1.0], ValueError, "a reward of nan"),
+        (lambda group: [math.inf, 1.0], ValueError, "a reward of inf"),
+        (lambda group: [group[0].task.truth["gold"], 1], TypeError, "not subscriptable"),
+    ],
+)
+def test_broken_rewards_stop_the_run_and_show_the_sample(returned, error, match):
+    with pytest.raises(error, match=match) as caught:
+        graded(returned, [said("the reply"), said("x")])
+    [note] = caught.value.__notes__
+    assert "raised by the reward on task 't'" in note
+    assert "the reply" in note
+
+
+def test_numbers_of_all_kinds_are_scores():
+    import numpy as np
+    import torch
+
+    for value in (1, True, 1.0, np.float32(1), torch.tensor(1.0)):
+        assert as_score(value).value == 1.0
+
+
+# ---- graders
+
+
+@pytest.mark.parametrize(
+    ("grade", "truth", "right", "wrong"),
+    [
+        (pt.grade.math, "72", ["72", r"so \boxed{72}", "48+24=72 #### 72", "72.0"], ["73", "", "#### 7"]),
+        (pt.grade.math, r"\frac{1}{2}", ["0.5", r"$\frac{2}{4}$", r"\boxed{1/2}"], ["2", "none"]),
+        (pt.grade.math, "She sold 24.\n#### 1,200", ["#### 1200", r"\boxed{1200}"], ["1,201"]),
+        (pt.grade.exact, "Paris", ["paris", " Paris. ", "I think so. Answer: Paris"], ["Paris is it", "Rome"]),
+        (pt.grade.contains, "Paris", ["It is Paris, yes"], ["Parisian", "Rome"]),
+        (pt.grade.choice, "B", ["B", "(B)", "The answer is B.", r"\boxed{B}", "A or B? Option B"], ["A", "A, not B: answer A", "x"]),
+        (pt.grade.json, '{"a": [1, 2]}', ['{"a":[1,2]}', 'so\n```json\n{"a": [1, 2]}\n```'], ['{"a": [2, 1]}', "nope"]),
+    ],
+)  # fmt: skip
+def test_graders_know_right_from_wrong(grade, truth, right, wrong):
+    assert values(grade([said(text, truth) for text in right])) == [1.0] * len(right)
+    assert values(grade([said(text, truth) for text in wrong])) == [0.0] * len(wrong)
+
+
+def test_answers_that_a_grader_cannot_read_are_named():
+    with pytest.raises(ValueError, match=r"task 't': --grade math cannot parse its answer"):
+        pt.grade.math([said("1", "")])
+    with pytest.raises(ValueError, match="needs one letter"):
+        pt.grade.choice([said("A", "Paris")])
+    with pytest.raises(ValueError, match="cannot read its answer"):
+        pt.grade.json([said("{}", "{oops")])
+
+
+def test_a_grader_that_hangs_is_killed_and_the_next_question_answered(monkeypatch):
+    monkeypatch.setattr("posttrain.grade.verify.TIMEOUT_S", 1.0)
+    checker = Checker()
+    try:
+        assert checker.check("72", "72") == "right"
+        first = checker.process
+        import os
+        import signal
+
+        os.kill(first.pid, signal.SIGSTOP)  # as good as an expression that never finishes
+        clock = time.monotonic()
+        assert checker.check("1", "2") == "timeout"
+        assert time.monotonic() - clock < 5
+        assert first.poll() is not None
+        assert checker.check("3", "3") == "right"
+        assert checker.process is not first
+    finally:
+        checker.stop()
+
+
+def test_own_rewards_say_what_they_look_at(tmp_path):
+    assert values(own(lambda reply, answer: float(reply == answer))([said("7", "7"), said("8", "7")])) == [1.0, 0.0]
+    assert values(own(lambda rollout: digits(rollout))([said("7a")])) == [0.5]
+    assert values(own(lambda group: [pt.Score(float(len(group)))] * len(group))([said("7"), said("8")])) == [2.0, 2.0]
+    with pytest.raises(ValueError, match="must take `group`, or `rollout`, or some of"):
+        own(lambda completions: 1.0)
+    file = tmp_path / "rewards.py"
+    file.write_text("def brevity(reply):\n    return 1 / (1 + len(reply))\n")
+    assert values(reward_file(f"{file}:brevity")([said("")])) == [1.0]
+    with pytest.raises(ValueError, match="has no function brevty; did you mean brevity"):
+        reward_file(f"{file}:brevty")
+    with pytest.raises(ValueError, match="there is no file"):
+        reward_file("nowhere.py:f")
+
+
+# ---- measures
+
+
+@given(n=st.integers(1, 8), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, data):
+    right, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    marks = [1] * right + [0] * (n - right)
+    share = statistics.fmean(any(subset) for subset in combinations(marks, k))
+    assert pt.measure.pass_at_k(right, n, k) == pytest.approx(share)
+
+
+def test_measures_by_hand():
+    m = pt.measure
+    assert m.mean_pass_at_k([[1, 0], [0, 0]], 1) == 0.25
+    assert m.coverage([[1, 0], [0, 0]]) == 0.5
+    with pytest.raises(ValueError, match=r"pass@3 cannot be estimated from 2 samples"):
+        m.pass_at_k(1, 2, 3)
+    answers, marks = [["7", "7", "8"], ["1", None, "2"]], [[1, 1, 0], [0, 0, 1]]
+    assert m.majority_at_k(answers, marks, 3) == pytest.approx((1 + 0.5) / 2)  # the second task's vote is a tie
+    assert m.majority_at_k([[None, None]], [[0, 0]], 2) == 0.0
+    # greedy fails tasks 1 and 2; of their samples, pass@2 is 1 and 0
+    assert m.potential_at_k([1, 0, 0], [[1, 1], [0, 1], [0, 0]], 2) == 0.5
+    assert math.isnan(m.potential_at_k([1], [[1]], 1))
+
+
+def test_the_bootstrap_interval_covers_as_it_should():
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    inside = 0
+    for seed in range(100):
+        low, high = pt.measure.interval(generator.normal(3, 1, 40), draws=400, seed=seed)
+        inside += low <= 3 <= high
+    assert 88 <= inside <= 99
+    assert math.isnan(pt.measure.interval([1.0])[0])
