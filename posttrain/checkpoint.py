@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from posttrain.core import Policy, Stateful
 
@@ -31,9 +32,11 @@ class Checkpoints:
         try:
             scratch.mkdir(parents=True)
             tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-            save_file(tensors, scratch / FILES[0])
+            (scratch / FILES[0]).write_bytes(save(tensors))
             memory = {name: part.state_dict() for name, part in more.items()}
-            torch.save({"optimizer": optimizer.state_dict(), "memory": memory}, scratch / FILES[1])
+            training = io.BytesIO()  # torch.save to a file hides that a disk is full
+            torch.save({"optimizer": optimizer.state_dict(), "memory": memory}, training)
+            (scratch / FILES[1]).write_bytes(training.getbuffer())
             about = {"step": step, "version": policy.version, "parameters": len(tensors)}
             (scratch / FILES[2]).write_text(json.dumps(about))
             shutil.rmtree(final, ignore_errors=True)

@@ -26,7 +26,7 @@ from posttrain.directory import Directory
 from posttrain.progress import Progress, alarms
 from posttrain.seeding import mix, seed_everything
 from posttrain.stream import Shuffled, Source
-from posttrain.track import trackers
+from posttrain.track import check_trackers, trackers
 
 if TYPE_CHECKING:
     from posttrain.step import Played, Recipe
@@ -61,6 +61,7 @@ class Run:
         for name in ("steps", "tasks", "micro_tokens", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Run({name}={getattr(self, name)}): it must be at least 1")
+        check_trackers(self.track)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"Run(schedule={self.schedule!r}): the schedules are {', '.join(SCHEDULES)}")
 

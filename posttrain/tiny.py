@@ -13,6 +13,7 @@ this size can learn from rewards in minutes. It cannot be taught a skill that it
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import random
 import shutil
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.chat import CHATML
+from posttrain.core import Task
 from posttrain.data import Demonstration
+from posttrain.episode import user
 
 VOCABULARY = 512
 POSITIONS = 1024
@@ -99,6 +102,13 @@ def question(draw: random.Random) -> tuple[str, int]:
     """An arithmetic question in words, and its answer."""
     found = problem(draw)
     return draw.choice(PHRASES).format(found.expression), found.value
+
+
+def tasks(count: int, seed: int = 0) -> list[Task]:
+    """Arithmetic tasks of the kind that the tiny model knows; their truth is the answer as text."""
+    draw = random.Random(seed)
+    asked = [question(draw) for _ in range(count)]
+    return [Task(str(i), (user(text),), str(value)) for i, (text, value) in enumerate(asked)]
 
 
 def demonstration(draw: random.Random) -> Demonstration:
@@ -204,7 +214,9 @@ def built(seed: int = 0, steps: int = STEPS) -> Path:
     import torch
     from filelock import FileLock
 
-    recipe = hashlib.sha256(Path(__file__).read_bytes() + f"{seed} {steps} {torch.__version__}".encode()).hexdigest()
+    code = inspect.getsource(problem) + inspect.getsource(demonstration) + inspect.getsource(warm_start)
+    made = (code, WORKED, PHRASES, WORDS, VOCABULARY, POSITIONS, steps, ROWS, RATE, seed, torch.__version__)
+    recipe = hashlib.sha256(repr(made).encode()).hexdigest()
     folder = cache() / f"tiny-{seed}-{recipe[:12]}"
     cache().mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # several processes may want it at once

@@ -65,14 +65,14 @@ TRACKERS: dict[str, tuple[str, Callable[[Directory], Tracker]]] = {
 }
 
 
-def trackers(names: Sequence[str], directory: Directory) -> list[Tracker]:
+def check_trackers(names: Sequence[str]) -> None:
     """Raises ValueError for a tracker that is unknown or not installed, naming the extra."""
-    opened = []
     for name in names:
         if name not in TRACKERS:
             raise ValueError(f"--track {name}: the trackers are {', '.join(TRACKERS)}")
-        module, open_ = TRACKERS[name]
-        if importlib.util.find_spec(module) is None:
+        if importlib.util.find_spec(TRACKERS[name][0]) is None:
             raise ValueError(f"--track {name} needs the extra: pip install 'posttrain[{name}]'")
-        opened.append(open_(directory))
-    return opened
+
+
+def trackers(names: Sequence[str], directory: Directory) -> list[Tracker]:
+    return [TRACKERS[name][1](directory) for name in names]

@@ -117,7 +117,12 @@ def test_trl_agrees_on_dpo_and_ipo(kind, ours, make, tmp_path, monkeypatch):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    policy, reference = make(0), make(3)
+    tight = tmp_path / "tight.jinja"  # nothing after the end of turn, which TRL would train on as well
+    tight.write_text(
+        "{% for m in messages %}{{ ('' if loop.first else '\\n') + '<|im_start|>' + m.role + '\\n' + m.content }}"
+        "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    policy, reference = make(0, template=str(tight)), make(3, template=str(tight))
     data = Dataset.from_list(
         [
             {
@@ -138,8 +143,7 @@ def test_trl_agrees_on_dpo_and_ipo(kind, ours, make, tmp_path, monkeypatch):
     )
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs = trainer._compute_loss(trainer.model, inputs, False)
-    # TRL also trains on the line break that the template puts after the end of turn; ours stops at the end token
-    assert found.item() == pytest.approx(theirs.item(), rel=0.05)
+    assert found.item() == pytest.approx(theirs.item(), rel=1e-4)
 
 
 def test_a_pair_that_does_not_fit_is_named(make, tmp_path):

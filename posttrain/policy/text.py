@@ -105,7 +105,7 @@ class TextPolicy:
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises ValueError, naming the task, when a prompt and its reply cannot fit the model's context."""
         for task in tasks:
-            length = len(self.chat.prompt(task.prompt)[0])
+            length = len(self.chat.prompt(task.prompt)[0]) if task.prompt else 0
             if length + self.sampling.max_new > self.context:
                 raise ValueError(
                     f"task {task.key!r}: its prompt has {length} tokens and the reply may have "

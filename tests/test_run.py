@@ -1,0 +1,282 @@
+"""Runs: killed anywhere and resumed they end with the same weights; their directory; what stops them, and how."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Bandit, digits, task
+from safetensors.torch import load_file
+
+import posttrain as pt
+from posttrain.policy.value import Critic, Gae
+
+HERE = Path(__file__).parent
+STEPS = 8
+
+PROGRAM = """
+import sys, torch
+sys.path.insert(0, {here!r})
+torch.set_num_threads(1)
+import posttrain as pt
+from posttrain import tiny
+from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.policy.value import Critic, Gae
+from conftest import digits, task
+
+method, out, resume = sys.argv[1], sys.argv[2], "--resume" in sys.argv
+words = tiny.tokenizer()
+policy = TextPolicy(tiny.network(words, 0, hidden=32, layers=1, positions=128), words, Sampling(6))
+tasks = [task(str(i)) for i in range(7)]
+reward = pt.each(digits)
+recipe = {{
+    "ppo": lambda: pt.ppo(reward, advantage=Gae(Critic(policy, lr=1e-3)), samples=2, updates=2),
+    "dapo": lambda: pt.dapo(reward, max_new=6, samples=3),
+}}[method]()
+pt.train(policy, tasks, recipe, pt.Run(out, steps={steps}, tasks=3, lr=1e-2, save_every=2, resume=resume, quiet=True))
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM.format(here=str(HERE), steps=STEPS))
+    return file
+
+
+def started(program: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(program), *arguments], stderr=subprocess.PIPE, text=True, cwd=program.parent
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ppo", "dapo"])
+def test_killed_anywhere_and_resumed_ends_with_identical_weights(program, tmp_path, method):
+    finished(started(program, method, "whole"))
+    draw = random.Random(method)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    kills = 0
+    process = started(program, method, "cut")
+    while kills < 4:
+        wanted, deadline = draw.randint(1, 3), time.monotonic() + 60
+        seen = lines(metrics)
+        while process.poll() is None and lines(metrics) < min(seen + wanted, STEPS) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.05)  # anywhere: while sampling, learning, writing
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        process = started(program, method, "cut", "--resume")
+    finished(process)
+    assert kills >= 1
+    whole, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert rewards(tmp_path / "whole") == rewards(tmp_path / "cut")
+    assert [r["turns"] for r in pt.read_rollouts(tmp_path / "whole")] == [
+        r["turns"] for r in pt.read_rollouts(tmp_path / "cut")
+    ]
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def rewards(path: Path) -> list[float]:
+    return [line["reward"] for line in pt.read_metrics(path)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(program, tmp_path):
+    finished(started(program, "dapo", "whole"))
+    process = started(program, "dapo", "cut")
+    while lines(tmp_path / "cut" / "metrics.jsonl") < 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "continue with the same command and --resume" in errors
+    saved = max(int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir())
+    assert saved == lines(tmp_path / "cut" / "metrics.jsonl") >= 3
+    finished(started(program, "dapo", "cut", "--resume"))
+    assert rewards(tmp_path / "whole") == rewards(tmp_path / "cut")
+
+
+def run_bandit(out, **options):
+    policy = Bandit([0.0, 0.0, 0.0])
+    run = pt.Run(out, **{"steps": 4, "tasks": 2, "lr": 0.1, "quiet": True, **options})
+    recipe = pt.grpo(pt.each(lambda rollout: float(rollout.turns[0].reply.content == 1)), samples=4)
+    return pt.train(policy, [task("a"), task("b"), task("c")], recipe, run), policy
+
+
+def test_the_directory_holds_what_a_reader_needs(make, tmp_path):
+    policy = make()
+    out = tmp_path / "runs" / "first"
+    recipe = pt.grpo(pt.weighted(digits=(1.0, pt.each(digits))), samples=3)
+    run = pt.Run(out, steps=3, tasks=2, quiet=True, eval_every=2, track=("tensorboard",), settings={"data": "x.jsonl"})
+    session = pt.train(policy, [task(str(i), "7") for i in range(4)], recipe, run, held_out=[task("h")])
+    about = json.loads((out / "run.json").read_text())
+    assert about["run"]["steps"] == 3
+    assert about["run"]["settings"] == {"data": "x.jsonl"}
+    assert about["recipe"]["loss"]["posttrain.loss.clipped.loss"]["low"] == 0.2
+    assert {"torch", "transformers", "posttrain"} <= set(about["versions"])
+    assert pt.read_metrics(out) == session.history
+    assert [line["step"] for line in session.history] == [0, 1, 2]
+    assert ["held_out/reward" in line for line in session.history] == [True, False, True]
+    records = list(pt.read_rollouts(out, 1))
+    assert len(records) == 6
+    turn = records[0]["turns"][0]
+    assert len(turn["pieces"]) == len(turn["logp"]) == len(turn["advantage"]) == len(turn["entropy"])
+    assert "".join(turn["pieces"]).removesuffix("<|im_end|>") == turn["content"] or "�" in "".join(turn["pieces"])
+    assert records[0]["parts"].keys() == {"digits"}
+    assert list((out / "tensorboard").glob("events*"))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(out / "model")
+    trained = dict(policy.model.named_parameters())
+    assert all(torch.equal(p, trained[name]) for name, p in loaded.named_parameters())
+    assert AutoTokenizer.from_pretrained(out / "model").chat_template
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path):
+    histories = [run_bandit(tmp_path / name, seed=seed)[0].history for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    first, again, other = ([line["reward"] for line in history] for history in histories)
+    assert first == again != other
+
+
+def test_a_longer_run_continues_a_finished_one(tmp_path):
+    run_bandit(tmp_path / "r")
+    session, policy = run_bandit(tmp_path / "r", steps=6, resume=True)
+    whole, expected = run_bandit(tmp_path / "w", steps=6)
+    assert torch.equal(policy.logits, expected.logits)
+    assert [line["reward"] for line in session.history] == [line["reward"] for line in whole.history]
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "match"),
+    [
+        ({}, {}, "already holds a run, started .*--resume, replace it with --overwrite"),
+        ({}, {"resume": True, "lr": 0.2}, "was started with lr = 0.1, not 0.2"),
+        ({}, {"resume": True, "tasks": 3}, "was started with tasks = 2, not 3"),
+    ],
+)
+def test_another_run_in_the_directory_is_not_touched(tmp_path, before, options, match):
+    run_bandit(tmp_path / "r", **before)
+    content = (tmp_path / "r" / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=match):
+        run_bandit(tmp_path / "r", **options)
+    assert (tmp_path / "r" / "metrics.jsonl").read_text() == content
+
+
+def test_foreign_directories_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        run_bandit(tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match="there is no run to continue"):
+        run_bandit(tmp_path, resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written: .*another --out"):
+        run_bandit(tmp_path / "file" / "inside")
+    run_bandit(tmp_path / "r")
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    run_bandit(tmp_path / "r", overwrite=True)
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_broken_checkpoints_are_named(tmp_path):
+    run_bandit(tmp_path / "r")
+    newest = sorted((tmp_path / "r" / "checkpoints").iterdir())[-1]
+    content = (newest / "training.pt").read_bytes()
+    (newest / "training.pt").write_bytes(content[:100])
+    with pytest.raises(ValueError, match=r"checkpoint .*000004 cannot be read"):
+        run_bandit(tmp_path / "r", resume=True, steps=6)
+    (newest / "training.pt").unlink()
+    with pytest.raises(ValueError, match=r"000004 is incomplete: it has no training.pt"):
+        run_bandit(tmp_path / "r", resume=True, steps=6)
+
+
+def test_a_checkpoint_of_another_model_is_refused(make, tmp_path):
+    recipe = pt.grpo(pt.each(digits), samples=2)
+    run = pt.Run(tmp_path / "r", steps=1, tasks=1, quiet=True)
+    pt.train(make(), [task()], recipe, run)
+    from posttrain import tiny
+    from posttrain.policy.text import Sampling, TextPolicy
+
+    words = tiny.tokenizer()
+    other = TextPolicy(tiny.network(words, hidden=16), words, Sampling(4))
+    with pytest.raises(ValueError, match="is of another model.*give the --model this run was started with"):
+        pt.train(other, [task()], recipe, replace(run, steps=2, resume=True, lr=None))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_named_and_older_checkpoints_stay(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=66m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        (disk / "ballast").write_bytes(b"0" * 2**20 * 3)
+        with pytest.raises(OSError, match="cannot be written: only 6. MiB are free"):
+            run_bandit(disk / "r")
+        (disk / "ballast").unlink()
+        policy = Bandit([0.0] * 2_000_000)
+        run = pt.Run(disk / "s", steps=4, tasks=1, quiet=True, save_every=1, keep=3)
+        with pytest.raises(OSError, match="could not write checkpoint .*Free some space"):
+            pt.train(policy, [task()], pt.grpo(pt.each(lambda r: float(r.turns[0].reply.content % 2)), samples=2), run)
+        assert list((disk / "s" / "checkpoints").glob("0*"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_constant_reward_is_warned_of_once(tmp_path, capsys):
+    policy = Bandit([0.0, 0.0])
+    run = pt.Run(tmp_path / "r", steps=15, tasks=2)
+    pt.train(policy, [task()], pt.grpo(pt.each(lambda rollout: 0.0), samples=2), run)
+    said = capsys.readouterr().err
+    assert said.count("nothing is learned") == 1
+    assert "look at rollouts/" in said
+    assert "step 15/15" in said
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="steps=0"):
+        pt.Run("x", steps=0)
+    with pytest.raises(ValueError, match="the schedules are constant, linear, cosine"):
+        pt.Run("x", schedule="cosin")
+    with pytest.raises(ValueError, match="the trackers are"):
+        pt.Run("x", track=("comet",))
+    with pytest.raises(ValueError, match=r"--track mlflow needs the extra: pip install 'posttrain\[mlflow\]'"):
+        pt.Run("x", track=("mlflow",))
+
+
+def test_schedules():
+    run = pt.Run("x", steps=10, warmup=2, schedule="linear")
+    assert [round(run.rate(step, 1.0), 3) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+    assert pt.Run("x", steps=10, schedule="cosine").rate(5, 1.0) == pytest.approx(0.5)
+
+
+def test_what_a_recipe_remembers_is_found(make):
+    from posttrain.checkpoint import stateful
+
+    gae = Gae(Critic(make()))
+    assert stateful(pt.ppo(pt.each(digits), advantage=gae)) == {"recipe.advantage": gae}
+    assert stateful(pt.grpo(pt.each(digits), kl=0.1, reference=make())) == {}
