@@ -1,6 +1,6 @@
 """Write the arithmetic questions of `make demo`: questions.jsonl to train on, test.jsonl to evaluate on.
 
-    python examples/make_questions.py FOLDER
+python examples/make_questions.py FOLDER
 """
 
 import json

@@ -1,7 +1,7 @@
 """A reward of your own: right answers, the shorter the better.
 
-    python examples/own_reward.py [STEPS]            or, from the command line:
-    posttrain train ... --grade examples/own_reward.py:short_and_right
+python examples/own_reward.py [STEPS]            or, from the command line:
+posttrain train ... --grade examples/own_reward.py:short_and_right
 """
 
 import sys

@@ -71,7 +71,7 @@ class Chat:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def end_text(self) -> str:
-        """What closes an assistant's turn: the text that follows its content, up to the first end of a special token."""
+        """What closes an assistant's turn: the special token that follows its content."""
         mark = "SENTINEL"
         rendered = self.text([{"role": "user", "content": "hi"}, {"role": "assistant", "content": mark}], prompt=False)
         tail = rendered.rpartition(mark)[2]
@@ -88,7 +88,7 @@ class Chat:
         return ids
 
     def prompt(self, messages: tuple[Message, ...]) -> tuple[tuple[int, ...], str]:
-        """The tokens and the text of a prompt; it continues the last sampled reply in it wherever the template allows."""
+        """The tokens and the text of a prompt, which continues its last sampled reply wherever the template allows."""
         text = self.text(messages)
         for i in range(len(messages) - 1, -1, -1):
             reply = messages[i].get("reply")
@@ -102,7 +102,7 @@ class Chat:
         return tuple(self.encode(text)), text
 
     def continued(self, trace: Tokens, tail: str) -> tuple[int, ...]:
-        """The sampled tokens and what the template adds after them; a stop token the model emitted is not added twice."""
+        """The sampled tokens, then what the template adds; a stop token the model emitted is not added twice."""
         if trace.reply and trace.reply[-1] in self.end_ids():
             stop = self.tokenizer.decode([trace.reply[-1]])
             tail = tail.removeprefix(stop) if tail.startswith(stop) else tail.lstrip().removeprefix(stop)

@@ -24,7 +24,9 @@ def check_policy(policy: Policy, tasks: Sequence[Task], env: Env = single_turn, 
     assert all(policy.size(row) > 0 for row in rows), "size(row) must be positive"
     sampled = flatten(rows).logp_sampler
     density = policy.density(rows)
-    assert density.logp.shape == sampled.shape, f"{len(sampled)} decisions were sampled, density has {density.logp.shape}"
+    assert density.logp.shape == sampled.shape, (
+        f"{len(sampled)} decisions were sampled, density has {density.logp.shape}"
+    )
     assert density.entropy.shape == sampled.shape, "entropy must have one number per decision"
     gap = (density.logp.detach().cpu() - sampled).abs().max().item()
     assert gap <= tolerance, (
@@ -52,7 +54,9 @@ def check_env(env: Env, task: Task, replies: Sequence[Any], most: int = 1000) ->
     try:
         asks = next(episode)
         for _ in range(most):
-            assert isinstance(asks, list), f"it yielded {type(asks).__name__}, not a list of asks: `yield from ask(...)`"
+            assert isinstance(asks, list), (
+                f"it yielded {type(asks).__name__}, not a list of asks: `yield from ask(...)`"
+            )
             answers = [Reply(replies[(said + i) % len(replies)], torch.zeros(0), None) for i in range(len(asks))]
             said += len(asks)
             for ask in asks:
@@ -96,8 +100,12 @@ def check_loss(loss: Loss, decisions: int = 24, rows: int = 4, seed: int = 0) ->
     assert bool(torch.isfinite(cost).all()), "a cost is not finite"
     assert gradient.abs().sum() > 0, "the cost has no gradient through the density"
     half = decisions // 2
-    pieces = [cost_of(loss, piece(whole, part), logp[part], entropy[part])[0] for part in (slice(0, half), slice(half, None))]
-    torch.testing.assert_close(torch.cat(pieces), cost, msg="the cost of a decision depends on the micro-batch it is in")
+    pieces = [
+        cost_of(loss, piece(whole, part), logp[part], entropy[part])[0] for part in (slice(0, half), slice(half, None))
+    ]
+    torch.testing.assert_close(
+        torch.cat(pieces), cost, msg="the cost of a decision depends on the micro-batch it is in"
+    )
     far = Batch(old - 200, old - 200, advantage, row, old - 200)
     cost, gradient = cost_of(loss, marked(loss, far, Density(logp, entropy)), logp, entropy)
     assert bool(torch.isfinite(cost).all() and torch.isfinite(gradient).all()), "a far log-ratio makes it not finite"
@@ -127,4 +135,3 @@ def piece(batch: Batch, part: slice) -> Batch:
         None if batch.logp_ref is None else batch.logp_ref[part],
         {key: values[part] for key, values in batch.marks.items()},
     )
-

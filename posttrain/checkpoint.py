@@ -43,7 +43,7 @@ class Checkpoints:
             os.replace(scratch, final)
         except OSError as error:
             raise OSError(
-                f"could not write checkpoint {final}: {error}. Free some space, or give --out on another disk, and resume"
+                f"could not write checkpoint {final}: {error}. Free some space, then continue with --resume"
             ) from error
         self.step = step
         for old in self.complete()[: -self.keep]:
@@ -75,7 +75,9 @@ class Checkpoints:
             training = torch.load(folder / FILES[1], weights_only=False)
             about = json.loads((folder / FILES[2]).read_text())
         except Exception as error:
-            raise ValueError(f"checkpoint {folder} cannot be read: {error}; delete it to resume from an older one") from error
+            raise ValueError(
+                f"checkpoint {folder} cannot be read: {error}; delete it to resume from an older one"
+            ) from error
         if len(tensors) != about["parameters"]:
             raise ValueError(f"checkpoint {folder} is incomplete: {len(tensors)} of {about['parameters']} parameters")
         try:

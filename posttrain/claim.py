@@ -84,7 +84,10 @@ def student(freedom: int) -> float:
 
 
 def run_claim(
-    claim: Claim, seeds: Sequence[int], out: Path | None = None, watch: Callable[[str, int], None] = lambda arm, seed: None
+    claim: Claim,
+    seeds: Sequence[int],
+    out: Path | None = None,
+    watch: Callable[[str, int], None] = lambda arm, seed: None,
 ) -> Finding:
     """Run every arm on every seed. With `out`, each value is written as it comes and none is computed twice."""
     finding = Finding(
@@ -111,7 +114,9 @@ def as_json(findings: Sequence[Finding]) -> str:
     for finding in findings:
         mean, low, high = finding.difference()
         shown = {"difference": mean, "low": low, "high": high, "verdict": finding.verdict}
-        rows.append(asdict(finding) | {key: None if value in (-math.inf, math.inf) else value for key, value in shown.items()})
+        rows.append(
+            asdict(finding) | {key: None if value in (-math.inf, math.inf) else value for key, value in shown.items()}
+        )
     return json.dumps(rows, indent=2)
 
 

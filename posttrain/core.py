@@ -171,6 +171,7 @@ class Policy(Sampler, Protocol):
 
     version: int  # optimizer steps taken
 
+    def check(self, tasks: Sequence[Task]) -> None: ...  # raises ValueError for one it cannot take, before any work
     def parameters(self) -> Iterable[nn.Parameter]: ...
     def extends(self, last: Turn, turn: Turn) -> bool: ...
     def size(self, row: Row) -> int: ...  # what a row costs in a micro-batch, in tokens or their like

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core import Message, Task
+from posttrain.episode import assistant, user
 from posttrain.episode import system as system_message
-from posttrain.episode import user
 
 Record = Mapping[str, Any]
 
@@ -68,14 +68,14 @@ def read_demonstrations(
     """Demonstrations: `prompt` and `response` columns, or one column of chat messages with assistant replies in it."""
     out = []
     for place, record in records(data, **options):
-        before = [system_message(system)] if system else []
+        before: list[Message] = [system_message(system)] if system else []
         if prompt in record and is_chat(record[prompt]) and response not in record:
             messages = (*before, *record[prompt])
             if not any(message["role"] == "assistant" for message in messages):
                 raise ValueError(f"{place}: the messages in {prompt!r} hold no assistant reply to learn")
         else:
             said = reply_text(column(record, response, place, "--response"), place, response)
-            messages = (*before, *prompt_of(record, prompt, place), {"role": "assistant", "content": said})
+            messages = (*before, *prompt_of(record, prompt, place), assistant(said))
         out.append(Demonstration(messages))
     return out
 
@@ -208,7 +208,9 @@ def jsonl(path: Path) -> Iterator[tuple[Place, Record]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: malformed JSON, {error.msg} at column {error.colno}") from error
+                raise ValueError(
+                    f"{path}, line {number}: malformed JSON, {error.msg} at column {error.colno}"
+                ) from error
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number}: a {type(record).__name__}, not an object with columns")
             yield Place(str(path), number), record
@@ -249,4 +251,4 @@ def hub(name: str, split: str) -> Iterator[tuple[Place, Record]]:
             f"--data {name}: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
         ) from error
     for number, record in enumerate(found, 1):
-        yield Place(name, number), record
+        yield Place(name, number), dict(record)

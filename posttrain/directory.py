@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from posttrain.step import Played
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "math-verify", "posttrain")
-MAY_CHANGE = {"resume", "overwrite", "steps", "save_every", "keep", "track", "quiet", "eval_every", "out", "micro_tokens"}
+MAY_CHANGE = {
+    "resume",
+    "overwrite",
+    "steps",
+    "save_every",
+    "keep",
+    "track",
+    "quiet",
+    "eval_every",
+    "out",
+    "micro_tokens",
+}
 LEAST_FREE = 64 * 2**20  # bytes
 
 
@@ -48,8 +59,8 @@ class Directory:
                 self.clear()
             else:
                 raise ValueError(
-                    f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it with "
-                    "--resume, replace it with --overwrite, or give another --out"
+                    f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it "
+                    "with --resume, replace it with --overwrite, or give another --out"
                 )
         elif run.resume and self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(f"--resume: {self.path} holds no run.json, so there is no run to continue")
@@ -147,7 +158,14 @@ def as_record(step: int, policy: Policy, played: Played) -> dict[str, Any]:
         else {"reward": score.value, "parts": dict(score.parts)}
     )
     task = played.rollout.task
-    return {"step": step, "task": task.key, "truth": plain(task.truth), "facts": plain(played.rollout.facts), **marks, "turns": turns}
+    return {
+        "step": step,
+        "task": task.key,
+        "truth": plain(task.truth),
+        "facts": plain(played.rollout.facts),
+        **marks,
+        "turns": turns,
+    }
 
 
 def read_rollouts(path: str | Path, step: int | None = None) -> Iterator[dict[str, Any]]:
@@ -234,7 +252,10 @@ def git_revision() -> str | None:
     """The revision of the folder the run was started in, with `+changes` if files differ from it."""
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"], capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -82,7 +82,7 @@ def gspo(low: float = 3e-4, high: float = 4e-4) -> Loss:
 
 
 def cispo(cap: float = 5.0) -> Loss:
-    """CISPO (arXiv:2506.13585, Eq. 4-5): the ratio is a weight, clipped above and without gradient; no decision is lost.
+    """CISPO (arXiv:2506.13585, Eq. 4-5): the ratio is a weight, clipped above, without gradient; no decision is lost.
 
     `cap` is the largest weight; 5 is ScaleRL's choice (arXiv:2510.13786), MiniMax-M1 leaves it unstated.
     """
@@ -144,7 +144,7 @@ class WholeStep:
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """Truncated importance weights min(pi_old / mu, cap) for a sampler mu that is not the trainer (IMPALA, arXiv:1802.01561)."""
+    """Weights min(pi_old / mu, cap) for a sampler mu that is not the trainer (as IMPALA, arXiv:1802.01561)."""
 
     loss: Loss
     cap: float = 2.0

@@ -29,7 +29,14 @@ def with_kl(loss: Loss, kl: float, reference: Policy | None, method: str) -> tup
 
 
 def grpo(
-    reward: Reward, *, samples: int = 8, kl: float = 0.0, reference: Policy | None = None, low: float = 0.2, high: float = 0.2, **more: Any
+    reward: Reward,
+    *,
+    samples: int = 8,
+    kl: float = 0.0,
+    reference: Policy | None = None,
+    low: float = 0.2,
+    high: float = 0.2,
+    **more: Any,
 ) -> Recipe:
     """Group Relative Policy Optimization (arXiv:2402.03300): group z-scores, clip 0.2, every reply weighs the same.
 
@@ -68,22 +75,22 @@ def dapo(reward: Reward, *, max_new: int, samples: int = 16, buffer: int | None 
     )
 
 
-def rloo(
-    reward: Reward, *, samples: int = 4, kl: float = 0.0, reference: Policy | None = None, **more: Any
-) -> Recipe:
-    """REINFORCE Leave-One-Out (arXiv:2402.14740): the other samples are the baseline; the KL, 0.03 in the paper, is in
-    the reward; a reply is one action, so its tokens are summed."""
+def rloo(reward: Reward, *, samples: int = 4, kl: float = 0.0, reference: Policy | None = None, **more: Any) -> Recipe:
+    """REINFORCE Leave-One-Out (arXiv:2402.14740): the other samples are the baseline; a reply is one action.
+
+    So its tokens are summed. The KL, 0.03 in the paper, is in the reward.
+    """
     graded = kl_in_reward(reward, needing(reference, kl, "rloo"), kl) if kl else reward
-    return Recipe(
-        graded, advantage=leave_one_out, loss=likelihood, reduce=constant_length(1), samples=samples, **more
-    )
+    return Recipe(graded, advantage=leave_one_out, loss=likelihood, reduce=constant_length(1), samples=samples, **more)
 
 
 def reinforce_pp(
     reward: Reward, *, samples: int = 1, kl: float = 0.0, reference: Policy | None = None, **more: Any
 ) -> Recipe:
-    """REINFORCE++ (arXiv:2501.03262): returns-to-go with the KL (0.01 in the paper) in the reward, normalised over the
-    whole batch, under PPO's clip; one sample per task is enough."""
+    """REINFORCE++ (arXiv:2501.03262): returns-to-go, normalised over the whole batch, under PPO's clip.
+
+    The KL, 0.01 in the paper, is in the reward; one sample per task is enough.
+    """
     graded = kl_in_reward(reward, needing(reference, kl, "reinforce_pp"), kl) if kl else reward
     return Recipe(
         graded, advantage=to_go(), across=whitened, loss=clipped(), reduce=token_mean, samples=samples, **more
@@ -100,7 +107,7 @@ def ppo(
     updates: int = 4,
     **more: Any,
 ) -> Recipe:
-    """PPO (arXiv:1707.06347) as InstructGPT has it (arXiv:2203.02155): a critic, gamma 1, lambda 0.95, KL in the reward.
+    """PPO (arXiv:1707.06347) as in InstructGPT (arXiv:2203.02155): a critic, gamma 1, lambda 0.95, KL in the reward.
 
     `advantage` is `posttrain.Gae(posttrain.Critic(policy))`; the paper's KL is 0.02. Credit is whitened over the batch.
     """
@@ -118,7 +125,7 @@ def ppo(
 
 
 def gspo(reward: Reward, *, samples: int = 8, updates: int = 4, **more: Any) -> Recipe:
-    """Group Sequence Policy Optimization (arXiv:2507.18071): one ratio per reply, clip 3e-4/4e-4, four updates a batch."""
+    """Group Sequence Policy Optimization (arXiv:2507.18071): one ratio per reply, clip 3e-4/4e-4, 4 updates."""
     return Recipe(
         reward,
         advantage=normalised,

@@ -44,7 +44,10 @@ def plan(policy: TextPolicy, tasks: Sequence[Task], recipe: Recipe, run: Run, de
             ("prompts", f"{statistics.fmean(prompts):.0f} tokens on average, at most {max(prompts)}"),
             ("replies", f"at most {most} tokens at temperature {policy.sampling.temperature:g}"),
             ("method", f"{described.get('method', 'own')}: {run.tasks} tasks x {recipe.samples} samples a step{more}"),
-            ("step", f"{rollouts} rollouts, at most {rollouts * longest:,} tokens; {recipe.updates * recipe.epochs} updates"),
+            (
+                "step",
+                f"{rollouts} rollouts, at most {rollouts * longest:,} tokens; {recipe.updates * recipe.epochs} updates",
+            ),
             ("model", model_line(policy)),
             *memory_lines(policy, run, longest, kv, copies=int(recipe.reference is not None)),
             ("writes", f"{run.out}: a checkpoint every {run.saves} steps, {run.keep} kept; {free_line(run)}"),

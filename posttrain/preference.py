@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from posttrain.core import Metrics, Row
+from posttrain.data import Pair
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
-from posttrain.data import Pair
 from posttrain.row import micro_batches
 from posttrain.run import Run, Session
 from posttrain.step import Averages

@@ -159,7 +159,9 @@ def moving(values: Sequence[float]) -> list[float]:
 def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
     """Rollouts for the browser: some of every few steps, from the first to the last."""
     steps = [int(line["step"]) for line in metrics]
-    chosen = sorted({steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)}) if steps else []
+    chosen = (
+        sorted({steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)}) if steps else []
+    )
     for step in chosen:
         for i, record in enumerate(read_rollouts(path, step)):
             if i == ROLLOUTS_SHOWN:
@@ -188,4 +190,3 @@ def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str,
 
 def rounded(values: Sequence[float] | None) -> list[float]:
     return [round(value, 3) for value in values or []]
-

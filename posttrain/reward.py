@@ -24,11 +24,9 @@ def as_score(value: Any) -> Score | Invalid:
     """A number as a score. Raises TypeError for anything else, ValueError for NaN and infinities."""
     if isinstance(value, Invalid):
         return value
-    score = value if isinstance(value, Score) else None
-    if score is None:
-        if isinstance(value, str) or not hasattr(value, "__float__"):
-            raise TypeError(f"a reward must be a number, a Score or Invalid(reason), not {value!r}")
-        score = Score(float(value))
+    if not isinstance(value, Score) and not hasattr(value, "__float__"):
+        raise TypeError(f"a reward must be a number, a Score or Invalid(reason), not {value!r}")
+    score = value if isinstance(value, Score) else Score(float(value))
     if not math.isfinite(score.value):
         raise ValueError(
             f"a reward of {score.value}: return a finite number, or Invalid(reason) for what cannot be graded"

@@ -1,11 +1,11 @@
 """A run: its settings, its directory, and the session that keeps both in step with the training.
 
-    OUT/run.json          every setting, versions, git revision, data hash
-    OUT/metrics.jsonl     one line per step
-    OUT/rollouts/         every prompt, reply, reward and its parts, per-token log-probability and advantage
-    OUT/checkpoints/      what a resume needs
-    OUT/model/            the trained model, in the format that others load
-    OUT/report.html       written at the end and by `posttrain show`
+OUT/run.json          every setting, versions, git revision, data hash
+OUT/metrics.jsonl     one line per step
+OUT/rollouts/         every prompt, reply, reward and its parts, per-token log-probability and advantage
+OUT/checkpoints/      what a resume needs
+OUT/model/            the trained model, in the format that others load
+OUT/report.html       written at the end and by `posttrain show`
 """
 
 from __future__ import annotations
@@ -119,8 +119,7 @@ class Session:
         self.history: list[Metrics] = []
         self.found: Metrics = {}
         self.clock, self.interrupted = time.perf_counter(), False
-        if hasattr(policy, "check"):
-            policy.check([item for item in (*held_out, *getattr(self.source, "items", ())) if isinstance(item, Task)])
+        policy.check([item for item in (*held_out, *getattr(self.source, "items", ())) if isinstance(item, Task)])
 
     def remembering(self) -> dict[str, Any]:
         """Everything besides the policy and the optimizer that a checkpoint must hold."""
@@ -190,7 +189,9 @@ class Session:
 
         assert self.recipe is not None
         players = {"policy": self.policy, **self.recipe.others}
-        found = evaluate(players, self.held_out, self.recipe.reward, self.recipe.env, seed=mix(self.run.seed, "held out"))
+        found = evaluate(
+            players, self.held_out, self.recipe.reward, self.recipe.env, seed=mix(self.run.seed, "held out")
+        )
         return {"held_out/reward": found.reward, "held_out/length": found.length}
 
     def save(self) -> None:

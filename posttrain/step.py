@@ -1,7 +1,7 @@
 """The RL step, and nothing that belongs to one method.
 
-    tasks --env--> rollouts --reward--> scores --advantage--> credit --rows--> rows     gather
-    rows --density--> log-probabilities --loss--> cost, weighed once --> optimizer      update
+tasks --env--> rollouts --reward--> scores --advantage--> credit --rows--> rows     gather
+rows --density--> log-probabilities --loss--> cost, weighed once --> optimizer      update
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def update(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for share in torch.randperm(len(rows), generator=generator).chunk(updates):
-            chosen, chosen_old = [rows[i] for i in share], [old[i] for i in share]
+            chosen, chosen_old = [rows[i] for i in share.tolist()], [old[i] for i in share.tolist()]
             optimizer.zero_grad()
             accumulate(policy, chosen, chosen_old, loss, reduce, reference, micro_tokens, log)
             norm = clip_grad_norm_(list(policy.parameters()), max_norm)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from posttrain.core import Metrics, Row, Sampler, Task, Turn
+from posttrain.data import Demonstration
 from posttrain.episode import assistant, rollout, single_turn
 from posttrain.loss import likelihood, token_mean
 from posttrain.policy.text import TextPolicy
-from posttrain.data import Demonstration
 from posttrain.run import Run, Session
 from posttrain.seeding import mix
 from posttrain.step import update

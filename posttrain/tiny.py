@@ -148,7 +148,7 @@ def tokenizer() -> Any:
 
 
 def network(words: Any, seed: int = 0, hidden: int = 64, layers: int = 2, positions: int = POSITIONS) -> Any:
-    """A Qwen3 from random weights, drawn wide: with the usual narrow start a model of this size does not leave the plateau."""
+    """A Qwen3 from random weights, drawn wide: from the usual narrow start it would not leave the plateau."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -168,7 +168,7 @@ def network(words: Any, seed: int = 0, hidden: int = 64, layers: int = 2, positi
         pad_token_id=words.pad_token_id,
     )
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(config)
+    model: Any = Qwen3ForCausalLM(config)
     with torch.no_grad():
         model.get_input_embeddings().weight.normal_(0, 0.3)
     return model
@@ -186,8 +186,8 @@ def warm_start(
     import torch
 
     from posttrain.loss import likelihood
-    from posttrain.supervised import demonstrated
     from posttrain.step import update
+    from posttrain.supervised import demonstrated
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):
@@ -236,12 +236,21 @@ def build(folder: Path, seed: int, steps: int) -> None:
     torch.set_num_threads(1)
     words = tokenizer()
     policy = TextPolicy(network(words, seed), words)
-    bar = iter(
-        track(range(steps), "building the tiny model (once)", console=Console(stderr=True), disable=not sys.stderr.isatty())
+    bar: Iterator[int] = iter(
+        track(
+            range(steps),
+            "building the tiny model (once)",
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
     )
     if not sys.stderr.isatty():
         print("building the tiny model, once: about a minute", file=sys.stderr, flush=True)
-    warm_start(policy, stream(seed), steps, watch=lambda step, loss: next(bar, None))
+
+    def watch(step: int, loss: float) -> None:
+        next(bar, None)
+
+    warm_start(policy, stream(seed), steps, watch=watch)
     torch.set_num_threads(threads)
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
     policy.save(scratch)

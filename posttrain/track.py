@@ -20,7 +20,9 @@ class Tracker(Protocol):
 
 class TensorBoard:
     def __init__(self, directory: Directory):
-        self.writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(directory.path / "tensorboard"))
+        self.writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(
+            str(directory.path / "tensorboard")
+        )
 
     def log(self, line: Metrics) -> None:
         for name, value in line.items():

@@ -49,9 +49,7 @@ class Canned:
     says: Any
 
     def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
-        return [
-            pt.Reply(self.says(a) if callable(self.says) else self.says, torch.zeros(0), None) for a in asks
-        ]
+        return [pt.Reply(self.says(a) if callable(self.says) else self.says, torch.zeros(0), None) for a in asks]
 
 
 def digits(rollout: pt.Rollout) -> float:
@@ -73,13 +71,16 @@ class Bandit:
         self.logits = torch.nn.Parameter(torch.tensor(logits, dtype=torch.float64))
         self.version = 0
 
+    def check(self, tasks):
+        pass
+
     def parameters(self):
         return [self.logits]
 
     def sample(self, asks):
-        from posttrain.seeding import uniforms
-
         import numpy as np
+
+        from posttrain.seeding import uniforms
 
         cumulative = self.logits.detach().softmax(-1).cumsum(-1)
         draws = uniforms(np.array([ask.seed for ask in asks], dtype=np.uint64), 1)[:, 0]

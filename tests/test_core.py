@@ -84,7 +84,9 @@ def test_3_prompt_mean_weighs_tasks_alike():
     weight = pt.prompt_mean(torch.tensor([2, 4, 6]), torch.tensor([5, 5, 9]))
     # group 5 has 6 decisions, group 9 has 6: each decision weighs 1 / (6 * 2)
     torch.testing.assert_close(weight, torch.full((3,), 1 / 12))
-    torch.testing.assert_close(pt.constant_length(10)(torch.tensor([2, 4]), torch.tensor([0, 0])), torch.full((2,), 0.05))
+    torch.testing.assert_close(
+        pt.constant_length(10)(torch.tensor([2, 4]), torch.tensor([0, 0])), torch.full((2,), 0.05)
+    )
 
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 120))
@@ -194,7 +196,9 @@ def test_a_step_changes_parameters_and_reports(make):
     source = pt.Shuffled([task(str(i)) for i in range(5)])
     before = [p.detach().clone() for p in policy.parameters()]
     got = pt.gather(policy, source, recipe, 3, seed=1)
-    metrics = pt.update(policy, torch.optim.SGD(policy.parameters(), 0.5), got.rows, recipe.loss, reference=recipe.reference)
+    metrics = pt.update(
+        policy, torch.optim.SGD(policy.parameters(), 0.5), got.rows, recipe.loss, reference=recipe.reference
+    )
     assert got.metrics["rollouts"] == 12
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)  # nothing has moved yet
     assert metrics["sampler_gap"] < 1e-5

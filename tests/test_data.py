@@ -44,7 +44,11 @@ def test_a_saved_dataset_of_the_hub_library_is_read(tmp_path, monkeypatch):
 
 
 def test_prompts_from_columns_templates_and_chats(write):
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    chat = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yo"},
+    ]
     path = write("q.jsonl", {"question": "2+2?", "unit": "apples", "messages": chat, "answer": "4", "id": "first"})
     [task] = pt.read(path, prompt="Solve {question} in {unit}", system="be brief")
     assert [m["content"] for m in task.prompt] == ["be brief", "Solve 2+2? in apples"]
@@ -76,7 +80,11 @@ def test_pairs_in_plain_and_chat_form_are_the_same(write):
 @pytest.mark.parametrize(
     ("lines", "options", "match"),
     [
-        ([ROWS[0], {"question": "x", "anwser": "1"}], {}, r"q.jsonl, line 2: there is no column 'answer', .*--answer anwser"),
+        (
+            [ROWS[0], {"question": "x", "anwser": "1"}],
+            {},
+            r"q.jsonl, line 2: there is no column 'answer', .*--answer anwser",
+        ),
         (ROWS, {"prompt": "questions"}, r"line 1: there is no column 'questions'.*did you mean --prompt question\?"),
         (ROWS, {"prompt": "Do {qestion}"}, r"no column 'qestion'"),
         ([ROWS[0], '{"question": "x", '], {}, r"q.jsonl, line 2: malformed JSON, .* at column"),
@@ -101,8 +109,8 @@ def test_bad_files_are_named(write, tmp_path):
         pt.read(write("q.txt", "hello"))
     with pytest.raises(ValueError, match="line 3: it has not as many fields"):
         pt.read(write("q.csv", "question,answer", "a,b", "c"), prompt="question")
+    chat = write("m.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
     with pytest.raises(ValueError, match="no assistant reply to learn"):
-        chat = {"messages": [{"role": "user", "content": "hi"}]}
-        pt.read_demonstrations(write("m.jsonl", chat), prompt="messages")
+        pt.read_demonstrations(chat, prompt="messages")
     with pytest.raises(ValueError, match="neither a file here nor a dataset"):
         pt.read("nobody/has-this-dataset")

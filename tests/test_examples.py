@@ -17,7 +17,12 @@ pytestmark = pytest.mark.slow
 
 def python(*arguments: str, cwd: Path) -> str:
     found = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert found.returncode == 0, found.stderr
     return found.stderr
@@ -53,7 +58,9 @@ def test_the_readmes_python_runs(tmp_path):
 
 
 def test_gsm8k_notes_become_questions(tmp_path):
-    line = '{"question": "q", "answer": "Sold 48/2 = <<48/2=24>>24.\\nIn all <<48+24=72>>72 and <<5*12=60>>.\\n#### 72"}\n'
+    line = (
+        '{"question": "q", "answer": "Sold 48/2 = <<48/2=24>>24.\\nIn all <<48+24=72>>72 and <<5*12=60>>.\\n#### 72"}\n'
+    )
     (tmp_path / "train.jsonl").write_text(line)
     python(str(ROOT / "examples" / "gsm8k_notes.py"), "train.jsonl", "out", cwd=tmp_path)
     text = (tmp_path / "out" / "questions.jsonl").read_text()

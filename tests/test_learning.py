@@ -66,14 +66,16 @@ def test_reinforcement_prefers_what_works(method, checkpoint, tmp_path):
 def test_ppo_with_a_critic(checkpoint, tmp_path):
     policy = pt.text(checkpoint, max_new=32)
     gae = Gae(Critic(policy, lr=1e-3))
-    session = pt.train(policy, tiny.tasks(500, SEED), pt.ppo(pt.grade.exact, advantage=gae, samples=8, updates=2), run(tmp_path / "r"))
+    session = pt.train(
+        policy, tiny.tasks(500, SEED), pt.ppo(pt.grade.exact, advantage=gae, samples=8, updates=2), run(tmp_path / "r")
+    )
     first, last = ends(session.history)
     assert last > first + 0.1
     before, after = ends(session.history, "critic_loss")
     assert after < 0.7 * before, "the critic comes closer to the returns"
 
 
-def two_tiny.tasks(task):
+def two_questions(task):
     """A conversation of two questions; the facts are which answers were right."""
     messages, right = [], []
     for asked, value in task.truth:
@@ -92,7 +94,7 @@ def test_a_conversation_of_several_turns(checkpoint, tmp_path):
     def reward(group):
         return [pt.Score(statistics.fmean(one.facts), turns=tuple(map(float, one.facts))) for one in group]
 
-    recipe = pt.Recipe(reward, two_sums, advantage=pt.normalised_by_turn, samples=8)
+    recipe = pt.Recipe(reward, two_questions, advantage=pt.normalised_by_turn, samples=8)
     session = pt.train(policy, tasks, recipe, run(tmp_path / "r"))
     first, last = ends(session.history)
     assert last > first + 0.1
@@ -102,7 +104,10 @@ def test_a_conversation_of_several_turns(checkpoint, tmp_path):
 
 def test_supervised_learning_recalls_what_it_was_shown(make, tmp_path):
     capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
-    shown = [pt.Demonstration((pt.user(f"Capital of {k}?"), {"role": "assistant", "content": v})) for k, v in capitals.items()]
+    shown = [
+        pt.Demonstration((pt.user(f"Capital of {k}?"), {"role": "assistant", "content": v}))
+        for k, v in capitals.items()
+    ]
     policy = make(SEED, max_new=12)
     session = pt.sft(policy, shown, pt.Run(tmp_path / "r", steps=120, tasks=4, lr=3e-3, seed=SEED, quiet=True))
     first, last = ends(session.history, "loss")

@@ -77,7 +77,13 @@ def test_a_policy_gradient_is_the_gradient_of_the_expected_reward():
     policy = Bandit([0.3, -0.2, 0.1, 0.9])
     p = policy.logits.softmax(-1)
     exact = torch.autograd.grad(-(p * reward).sum(), policy.logits)[0]
-    for loss, baseline in ((pt.likelihood, 0.0), (pt.likelihood, 1.7), (pt.clipped(), 0.4), (cispo(), 0.0), (gspo(), 0.0)):
+    for loss, baseline in (
+        (pt.likelihood, 0.0),
+        (pt.likelihood, 1.7),
+        (pt.clipped(), 0.4),
+        (cispo(), 0.0),
+        (gspo(), 0.0),
+    ):
         logp = policy.logits.log_softmax(-1)
         old = logp.detach()
         data = pt.Batch(old, old, reward - baseline, torch.arange(4))
@@ -123,7 +129,10 @@ def test_kl_in_reward_pays_every_decision(make):
     [group] = pt.rollout(pt.single_turn, [pt.Task("t", (pt.user("hi"),), None)], {"policy": policy}, 3)
     reward = pt.kl_in_reward(pt.each(lambda rollout: 2.0), reference, beta=0.5)
     for rollout, score in zip(group, reward(group), strict=True):
-        far = rollout.turns[0].reply.logp - reference.density(pt.rows(policy, rollout, torch.zeros(rollout.decisions))).logp
+        far = (
+            rollout.turns[0].reply.logp
+            - reference.density(pt.rows(policy, rollout, torch.zeros(rollout.decisions))).logp
+        )
         expected = -0.5 * far.detach()
         expected[-1] += 2.0
         torch.testing.assert_close(score.decisions, expected)
@@ -181,7 +190,9 @@ def test_trl_agrees(name, make, tmp_path, monkeypatch):
     [group] = pt.rollout(pt.single_turn, [pt.Task("t", (pt.user("hi"),), None)], {"policy": old_policy}, 4)
     credit = [1.0, -0.5, 0.25, -1.5]
     rows = [
-        row for one, a in zip(group, credit, strict=True) for row in pt.rows(policy, one, torch.full((one.decisions,), a))
+        row
+        for one, a in zip(group, credit, strict=True)
+        for row in pt.rows(policy, one, torch.full((one.decisions,), a))
     ]
     loss, reduce = ours()
     mine = torch.optim.SGD(policy.parameters(), 0.0)

@@ -159,9 +159,9 @@ def test_a_reward_model_reads_the_last_token_and_survives_a_round_trip(make, tmp
     together = model.scores([model.ids(p.prompt, p.chosen) for p in PAIRS])
     alone = torch.cat([model.scores([model.ids(p.prompt, p.chosen)]) for p in PAIRS])
     torch.testing.assert_close(together, alone)
-    theirs = model.model(
-        torch.tensor([model.ids(PAIRS[0].prompt, PAIRS[0].chosen)])
-    ).logits[0, 0]  # transformers' own classifier
+    theirs = model.model(torch.tensor([model.ids(PAIRS[0].prompt, PAIRS[0].chosen)])).logits[
+        0, 0
+    ]  # transformers' own classifier
     torch.testing.assert_close(together[0], theirs)
     model.save(tmp_path / "saved")
     again = reward_model(str(tmp_path / "saved"), device="cpu")

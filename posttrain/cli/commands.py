@@ -114,8 +114,8 @@ class Evaluate:
     """Write the numbers, and every rollout's score, as JSON."""
 
     def run(self) -> None:
-        from posttrain.report import evaluation_table, evaluation_values
         from posttrain.evaluation import evaluated_with_bar
+        from posttrain.report import evaluation_table, evaluation_values
 
         ks = [int(k) for k in self.k.split(",")]
         if max(ks) > self.samples:
@@ -243,7 +243,9 @@ class Claims:
         for claim in module.claims():
             out = Path(self.out) / f"{self.system}-{claim.name}.json"
             findings.append(
-                run_claim(claim, range(self.seeds), out, lambda arm, seed: print(f"{arm}, seed {seed}", file=sys.stderr))
+                run_claim(
+                    claim, range(self.seeds), out, lambda arm, seed: print(f"{arm}, seed {seed}", file=sys.stderr)
+                )
             )
         print(as_table(findings))
         (Path(self.out) / f"{self.system}.json").write_text(as_json(findings))

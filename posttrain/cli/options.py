@@ -90,9 +90,7 @@ class TaskOptions:
     def tasks(self, data: str | None = None) -> list[Task]:
         from posttrain.data import read
 
-        return read(
-            data or self.data, self.prompt, self.answer, system=self.system, limit=self.limit, split=self.split
-        )
+        return read(data or self.data, self.prompt, self.answer, system=self.system, limit=self.limit, split=self.split)
 
     def reward(self) -> Reward:
         from posttrain import grade
@@ -157,4 +155,3 @@ class RunOptions:
         from posttrain.run import Run
 
         return Run(**self.plan(), settings=settings)
-

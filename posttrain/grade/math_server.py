@@ -8,11 +8,15 @@ import sys
 from math_verify import parse, verify
 
 
+def read(text: str) -> list:
+    return parse(text, parsing_timeout=None)  # type: ignore[arg-type]  # the parent kills; no alarms here
+
+
 def verdict(gold: str, reply: str) -> str:
-    truth = parse(f"${gold}$", parsing_timeout=None) or parse(gold, parsing_timeout=None)
+    truth = read(f"${gold}$") or read(gold)
     if not truth:
         return "unreadable"
-    said = parse(reply, parsing_timeout=None)
+    said = read(reply)
     return "right" if said and verify(truth, said, timeout_seconds=None) else "wrong"
 
 

@@ -54,5 +54,7 @@ def reward_file(spec: str) -> Reward:
     function = getattr(module, name, None)
     if not callable(function):
         near = difflib.get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], n=1)
-        raise ValueError(f"--grade {spec}: {file} has no function {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ValueError(
+            f"--grade {spec}: {file} has no function {name}" + (f"; did you mean {near[0]}?" if near else "")
+        )
     return own(function)

@@ -10,7 +10,9 @@ from typing import Any
 from posttrain.core import Rollout
 from posttrain.reward import each
 
-CHOICE = re.compile(r"\\boxed\{\\?(?:text\{)?\(?([A-Z])\)?\}?\}|\b(?:answer|choice|option)\b\W{0,8}(?:is\W{0,4})?\(?([A-Z])\b")
+CHOICE = re.compile(
+    r"\\boxed\{\\?(?:text\{)?\(?([A-Z])\)?\}?\}|\b(?:answer|choice|option)\b\W{0,8}(?:is\W{0,4})?\(?([A-Z])\b"
+)
 LONE_LETTER = re.compile(r"(?<![\w'])\(?([A-Z])\)?(?![\w'])")
 FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 

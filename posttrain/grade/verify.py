@@ -20,8 +20,8 @@ SERVER = Path(__file__).with_name("math_server.py")
 def math(group: Group) -> list[Score | Invalid]:
     """1 where the reply's final answer equals the task's truth as mathematics, else 0.
 
-    Of a truth or a reply that ends in `#### 42`, as GSM8K's do, what follows the mark counts. A reply on which the comparison does not
-    finish in ten seconds is `Invalid`. Raises ValueError for a truth that math-verify cannot parse.
+    Of a truth or a reply that ends in `#### 42`, as GSM8K's do, what follows the mark counts. A reply on which the
+    comparison does not finish in ten seconds is `Invalid`. Raises ValueError for a truth that math-verify cannot parse.
     """
     out: list[Score | Invalid] = []
     for rollout in group:
@@ -98,4 +98,3 @@ class Checker:
 
 checker = Checker()
 atexit.register(checker.stop)
-

@@ -96,7 +96,10 @@ def generate(
     limit = torch.tensor([w.max_new for w in wanted], device=device)
     end_ids = torch.tensor(sorted(ends), device=device)
     tokens = torch.zeros(len(wanted), longest, dtype=torch.long, device=device)
-    logps, entropies = torch.zeros(len(wanted), longest, device=device), torch.zeros(len(wanted), longest, device=device)
+    logps, entropies = (
+        torch.zeros(len(wanted), longest, device=device),
+        torch.zeros(len(wanted), longest, device=device),
+    )
     length = torch.zeros(len(wanted), dtype=torch.long, device=device)
     reason = torch.zeros(len(wanted), dtype=torch.long, device=device)  # 0 running or cut off, 1 end token, 2 string
     stops = [i for i, w in enumerate(wanted) if w.stop]
@@ -152,7 +155,9 @@ def mark_stop_strings(
                 reason[i] = 2
 
 
-def collected(tokens: Tensor, logps: Tensor, entropies: Tensor, lengths: list[int], reasons: list[int]) -> list[Sampled]:
+def collected(
+    tokens: Tensor, logps: Tensor, entropies: Tensor, lengths: list[int], reasons: list[int]
+) -> list[Sampled]:
     names: tuple[Literal["length", "end", "string"], ...] = ("length", "end", "string")
     return [
         Sampled(tuple(tokens[i, :n].tolist()), logps[i, :n].clone(), entropies[i, :n].clone(), names[reasons[i]])

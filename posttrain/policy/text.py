@@ -38,7 +38,7 @@ class TextPolicy:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Any,
         sampling: Sampling = Sampling(),
         *,
@@ -141,9 +141,7 @@ class TextPolicy:
         device = hidden.device
         wanted = hidden[torch.tensor(line, device=device), torch.tensor(at, device=device)]  # [N, D]
         with self.mode():
-            return self.head.density(
-                wanted, torch.tensor(chosen, device=device), torch.tensor(warmth, device=device)
-            )
+            return self.head.density(wanted, torch.tensor(chosen, device=device), torch.tensor(warmth, device=device))
 
     def hidden(self, sequences: Sequence[Sequence[int]], lines: list[list[tuple[int, int]]]) -> Tensor:
         """[L, W, D] last hidden states. Lines are padded on the right, which causal attention never looks at."""

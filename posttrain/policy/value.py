@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from posttrain.advantage import decision_rewards
 from posttrain.chat import unroll
-from posttrain.core import Group, Invalid, Message, Metrics, Row, Score
+from posttrain.core import Group, Invalid, Message, Metrics, Row, Score, Task
 from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
 from posttrain.policy.text import TextPolicy, quiet
 from posttrain.row import micro_batches, rows_of
 
 
 class Critic:
-    """The value of the state before each decision: a copy of the policy's body with a linear head, trained beside it."""
+    """The value before each decision: a copy of the policy's body with a linear head, trained beside it."""
 
     def __init__(self, policy: TextPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384):
         if policy.body is not policy.model:
@@ -165,6 +165,9 @@ class RewardModel:
         found = self.scores([self.ids(rollout.task.prompt, rollout.text) for rollout in group])
         return [Score(value) for value in found.tolist()]
 
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Any prompt can be judged; one that does not fit the model is found when it is tokenized."""
+
     def record(self, reply: Any) -> dict[str, Any]:
         return {}
 
@@ -191,4 +194,3 @@ def reward_model(model: str, *, template: str | None = None, device: str | None 
     path = located(model)
     network = loaded(AutoModelForSequenceClassification, path, num_labels=1)
     return RewardModel(network.to(picked(device)).eval(), loaded_tokenizer(path), template)
-
