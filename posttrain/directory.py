@@ -72,10 +72,19 @@ class Directory:
             free = shutil.disk_usage(self.path).free
             if free < LEAST_FREE:
                 raise OSError(f"only {free // 2**20} MiB are free")
-            if not self.about.is_file():
-                write_json(self.about, {**described, **surroundings()})
+            write_json(self.about, {**described, **self.origin()})
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error}; give another --out") from error
+
+    def origin(self) -> dict[str, Any]:
+        """Where and when the run was started; of a resumed one, also when it was taken up again."""
+        now = surroundings()
+        if not self.about.is_file():
+            return now
+        before = read_json(self.about)
+        first = {key: before[key] for key in now if key in before}
+        again = {key: now[key] for key in ("started", "command", "versions", "git")}
+        return {**first, "resumed": [*before.get("resumed", []), again]}
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""

@@ -16,7 +16,8 @@ from posttrain.measure import coverage, interval, majority_at_k, mean_pass_at_k,
 if TYPE_CHECKING:
     from posttrain.evaluation import Evaluation
 
-FIRST = ("reward", "held_out/reward", "loss", "accuracy", "entropy", "length", "groups_flat", "grad_norm", "truncated")
+FIRST = ("reward", "held_out/reward", "accuracy", "loss", "entropy", "length", "groups_flat", "grad_norm", "truncated")
+SHOWN = 6  # curves shown at once; the others are folded away
 SMOOTHED = 10  # steps in a moving average
 STEPS_SHOWN, ROLLOUTS_SHOWN = 12, 16  # in the browser of rollouts
 
@@ -108,6 +109,7 @@ def write_report(path: Path) -> Path:
         about=json.dumps(about, indent=2),
         plotly=get_plotlyjs(),
         figures=safe_json(list(figures(metrics))),
+        shown=SHOWN,
         rollouts=safe_json(list(shown_rollouts(path, metrics))),
         lines=headline(about, metrics),
     )
@@ -149,7 +151,7 @@ def figures(metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
             "line": {"width": 2, "color": "#1f5f8b"},
             "name": f"mean of {SMOOTHED}",
         }
-        yield {"name": name, "data": [thin, thick]}
+        yield {"name": name, "data": [thin, thick], "constant": min(values) == max(values)}
 
 
 def moving(values: Sequence[float]) -> list[float]:
@@ -157,15 +159,13 @@ def moving(values: Sequence[float]) -> list[float]:
 
 
 def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
-    """Rollouts for the browser: some of every few steps, from the first to the last."""
+    """Rollouts for the browser: of every few steps from the first to the last, the groups that differ most."""
     steps = [int(line["step"]) for line in metrics]
     chosen = (
         sorted({steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)}) if steps else []
     )
     for step in chosen:
-        for i, record in enumerate(read_rollouts(path, step)):
-            if i == ROLLOUTS_SHOWN:
-                break
+        for record in telling(list(read_rollouts(path, step)))[:ROLLOUTS_SHOWN]:
             turns = [
                 {
                     "asked": [f"{m['role']}: {m['content']}" for m in turn["messages"]],
@@ -186,6 +186,18 @@ def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str,
                 "invalid": record.get("invalid"),
                 "turns": turns,
             }
+
+
+def telling(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records task by task, the tasks whose rewards differ most in front."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record["task"], []).append(record)
+
+    def spread(group: list[dict[str, Any]]) -> float:
+        return statistics.pstdev([record["reward"] or 0.0 for record in group])
+
+    return [record for group in sorted(groups.values(), key=spread, reverse=True) for record in group]
 
 
 def rounded(values: Sequence[float] | None) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from posttrain import tiny
 from posttrain.policy.text import Sampling, TextPolicy
 
 torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded in tests
 
 
 @pytest.fixture(scope="session")

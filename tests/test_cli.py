@@ -1,0 +1,219 @@
+"""The command line as a user meets it: the main job, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+import posttrain as pt
+from posttrain.cli import main
+
+
+@pytest.fixture
+def model(make, tmp_path):
+    make(max_new=8).save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"question": f"What is {i}+1?", "answer": str(i + 1)}) + "\n" for i in range(6)))
+    return str(path)
+
+
+def train(questions, model, out, *more):
+    base = [
+        "train",
+        "--data",
+        questions,
+        "--prompt",
+        "question",
+        "--grade",
+        "exact",
+        "--model",
+        model,
+        "--out",
+        str(out),
+    ]
+    main([*base, "--max-new", "8", "--steps", "2", "--tasks", "2", "--samples", "2", "--threads", "1", *more])
+
+
+def fails(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_main_job(questions, model, tmp_path, capsys):
+    out = tmp_path / "runs" / "first"
+    train(questions, model, out, "--held-out", questions, "--eval-every", "1")
+    shown = capsys.readouterr().err
+    assert "step 2/2" in shown
+    assert f"report: {out / 'report.html'}" in shown
+    about = json.loads((out / "run.json").read_text())
+    assert about["run"]["settings"]["method"] == "grpo"
+    assert len(about["run"]["settings"]["data_sha256"]) == 64
+    train(questions, model, out, "--held-out", questions, "--eval-every", "1", "--resume", "--steps", "4")
+    assert len(pt.read_metrics(out)) == 4
+
+    main(["show", str(out)])
+    assert "4 of 4 steps" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "plotly" in page.lower()
+    assert "What is" in page
+    assert "http-equiv" not in page
+
+    numbers = tmp_path / "numbers.json"
+    options = ["--prompt", "question", "--grade", "exact", "--max-new", "8"]
+    more = ["--samples", "4", "--k", "1,4", "--greedy", "--out", str(numbers)]
+    main(["eval", "--model", str(out / "model"), "--data", questions, *options, *more])
+    printed = capsys.readouterr().out
+    for name in ("pass@1", "pass@4", "majority@4", "coverage", "greedy", "95 %"):
+        assert name in printed
+    assert json.loads(numbers.read_text())["measures"]["tasks"] == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "ppo", "--kl", "0.01"],
+        ["--method", "dapo", "--truncated", "mask"],
+        ["--method", "gspo", "--truncated", "penalise", "--entropy", "0.01"],
+        ["--method", "dr_grpo", "--lora", "2"],
+        ["--method", "grpo", "--kl", "0.1", "--bf16", "--checkpointing", "--pack", "64"],
+    ],
+)
+def test_methods_and_options(questions, model, tmp_path, options):
+    train(questions, model, tmp_path / "r", *options)
+    assert (tmp_path / "r" / "model" / "model.safetensors").is_file()
+
+
+def test_the_plan_reads_everything_and_writes_nothing(questions, model, tmp_path, capsys):
+    train(questions, model, tmp_path / "r", "--dry-run", "--kl", "0.1")
+    plan = capsys.readouterr().out
+    for expected in (
+        "6 tasks",
+        "at most 8 tokens",
+        "2 tasks x 2 samples",
+        "Adam and reference",
+        "GiB free",
+        "--dry-run",
+    ):
+        assert expected in plan
+    assert not (tmp_path / "r").exists()
+
+
+def test_supervised_and_preference_commands(model, tmp_path, capsys):
+    demos, pairs = tmp_path / "demos.jsonl", tmp_path / "pairs.jsonl"
+    demos.write_text('{"question": "hi", "answer": "hello"}\n{"question": "ho", "answer": "hey"}\n')
+    pairs.write_text('{"prompt": "hi", "chosen": "hello", "rejected": "no"}\n')
+    common = ["--model", model, "--max-new", "8", "--steps", "2", "--tasks", "2"]
+    main(
+        [
+            "sft",
+            "--data",
+            str(demos),
+            "--prompt",
+            "question",
+            "--response",
+            "answer",
+            "--out",
+            str(tmp_path / "s"),
+            *common,
+        ]
+    )
+    main(
+        [
+            "sft",
+            "--data",
+            str(demos),
+            "--prompt",
+            "question",
+            "--response",
+            "answer",
+            "--out",
+            "x",
+            "--dry-run",
+            *common,
+        ]
+    )
+    assert "2 demonstrations" in capsys.readouterr().out
+    main(["prefer", "--data", str(pairs), "--loss", "dpo", "--beta", "0.2", "--out", str(tmp_path / "d"), *common])
+    main(["prefer", "--data", str(pairs), "--loss", "reward-model", "--out", str(tmp_path / "rm"), *common])
+    assert {"accuracy", "loss"} <= set(pt.read_metrics(tmp_path / "d")[0])
+    assert pt.reward_model(str(tmp_path / "rm" / "model")).scores([[1, 2, 3]]).shape == (1,)
+
+
+def test_mistakes_are_named_with_their_remedy(questions, model, tmp_path, capsys):
+    base = [
+        "train",
+        "--data",
+        questions,
+        "--prompt",
+        "question",
+        "--model",
+        model,
+        "--out",
+        str(tmp_path / "r"),
+        "--max-new",
+        "8",
+    ]
+    assert "did you mean grpo?" in fails(capsys, *base, "--method", "grp")
+    assert "--steps" in fails(capsys, *base, "--stpes", "3")
+    assert "--grade mth: unknown, the choices are math" in fails(capsys, *base, "--grade", "mth")
+    assert "did you mean --answer answer?" in fails(capsys, *base, "--answer", "anwser")
+    assert "a group of one has no baseline" in fails(capsys, *base, "--samples", "1")
+    assert "but the model" in fails(capsys, *base, "--max-new", "300")
+    assert "has no divergence term" in fails(capsys, *base, "--method", "gspo", "--kl", "0.1")
+    assert "--truncated drop: unknown" in fails(capsys, *base, "--truncated", "drop")
+    assert "pass@8 needs at least --samples 8" in fails(
+        capsys, "eval", "--data", questions, "--prompt", "question", "--k", "8", "--samples", "4"
+    )
+    assert "holds no run" in fails(capsys, "show", str(tmp_path))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_reward_of_the_users_own_and_its_bugs(questions, model, tmp_path, capsys):
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "def good(reply, answer):\n    return len(reply) % 3\n\ndef bad(reply, answer):\n    return {}[answer]\n"
+    )
+    base = ["train", "--data", questions, "--prompt", "question", "--model", model, "--max-new", "8", "--tasks", "1"]
+    main([*base, "--grade", f"{file}:good", "--steps", "1", "--out", str(tmp_path / "good")])
+    capsys.readouterr()
+    said = fails(capsys, *base, "--grade", f"{file}:bad", "--steps", "1", "--out", str(tmp_path / "bad"))
+    assert "raised by the reward on task" in said
+    assert "What is" in said
+    assert "rewards.py, line 5: return {}[answer]" in said
+
+
+def test_list_and_doctor(capsys):
+    main(["list"])
+    assert "Group Relative Policy Optimization" in capsys.readouterr().out
+    main(["doctor"])
+    said = capsys.readouterr().out
+    assert "pip install 'posttrain[lora]'" in said
+    assert "threads" in said
+
+
+def test_help_teaches_and_answers_without_torch():
+    program = "import sys, posttrain.cli\ntry: posttrain.cli.main({!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    for arguments, expected in ((["--help"], "posttrain train --data"), (["train", "--help"], "file.py:function")):
+        clock = time.monotonic()
+        found = subprocess.run(
+            [sys.executable, "-c", program.format(arguments)], capture_output=True, text=True, timeout=60
+        )
+        assert found.returncode == 0, found.stderr
+        assert expected in found.stdout
+        assert time.monotonic() - clock < 30
+
+
+def test_the_package_is_a_program_too():
+    found = subprocess.run([sys.executable, "-m", "posttrain", "list"], capture_output=True, text=True, timeout=60)
+    assert "grpo" in found.stdout
