@@ -22,6 +22,8 @@ Truth = TypeVar("Truth")
 
 
 class Message(TypedDict):
+    """One message of a conversation."""
+
     role: Literal["system", "user", "assistant", "tool"]
     content: Any  # str, or a list of parts (text, image, points, dna) that the policy's renderer knows
     reply: NotRequired[Reply]  # an assistant message that was sampled carries what was sampled
@@ -50,6 +52,8 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reply:
+    """What a sampler answered, and how likely every decision of it was."""
+
     content: Any  # what the environment reads: text, an image, a retrieved index
     logp: Tensor  # [N] one per decision, under the parameters that sampled it; float32 on the CPU
     trace: Any  # what the same policy needs to score the reply again: token ids, latents
@@ -60,6 +64,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
+    """An ask and its reply."""
+
     ask: Ask
     reply: Reply
 

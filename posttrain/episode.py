@@ -27,14 +27,17 @@ from posttrain.seeding import mix
 
 
 def user(content: Any) -> Message:
+    """What the user, or the environment, says."""
     return {"role": "user", "content": content}
 
 
 def system(content: Any) -> Message:
+    """Instructions that stand before a conversation."""
     return {"role": "system", "content": content}
 
 
 def tool(content: Any) -> Message:
+    """What a tool returned."""
     return {"role": "tool", "content": content}
 
 
@@ -57,6 +60,7 @@ def ask_all(asks: Sequence[Ask]) -> Generator[list[Ask], list[Reply], list[Reply
 
 
 def single_turn(task: Task) -> Episode:
+    """Ask for one reply to the task's prompt."""
     yield from ask(task.prompt)
 
 
@@ -64,7 +68,7 @@ def play(tasks: Sequence[Task], env: Env, samplers: Mapping[str, Sampler], seeds
     """Play one episode per task, in lock step: every round is one batch per sampler.
 
     Episode i draws from `seeds[i]` (its index when none are given), whatever else is played beside it.
-    Raises KeyError when an episode asks a player that is not there, TypeError when `env` is not a generator.
+    Raises ValueError when an episode asks a player that is not there, TypeError when `env` is not a generator.
     """
     rollouts = [Rollout(task, []) for task in tasks]
     episodes = [started(env, task) for task in tasks]
@@ -113,7 +117,7 @@ def answer(asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]) -> d
     replies: dict[tuple[int, int], Reply] = {}
     for who, slots in mail.items():
         if who not in samplers:
-            raise KeyError(
+            raise ValueError(
                 f"an episode asked {who!r}, but only {sorted(samplers)} are playing: name it in `Recipe(others=...)`"
             )
         replies |= zip(slots, samplers[who].sample([asked[i][j] for i, j in slots]), strict=True)

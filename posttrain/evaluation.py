@@ -49,13 +49,19 @@ def evaluate(
     seed: int = 0,
     watch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Sample and grade every task; `watch` hears how many tasks are done."""
+    """Sample and grade every task; `watch` hears how many tasks are done.
+
+    Raises ValueError when not one sample could be graded.
+    """
     found = Evaluation()
     for start in range(0, len(tasks), GROUPS_AT_ONCE):
         groups = rollout(env, tasks[start : start + GROUPS_AT_ONCE], players, samples, seed=seed + start)
         found.groups += groups
         found.scores += [graded(reward, group) for group in groups]
         watch(len(found.groups))
+    if tasks and not any(found.values):
+        reason = next(score.reason for score in found.scores[0] if isinstance(score, Invalid))
+        raise ValueError(f"no sample of {len(tasks)} tasks could be graded; the first because: {reason}")
     return found
 
 

@@ -156,7 +156,7 @@ def test_5_mistakes_in_environments_are_explained(make):
         pt.play([task()], plain, {"policy": make()})
     with pytest.raises(AssertionError, match="bound its turns"):
         pt.check_env(endless, task(), ["x"], most=5)
-    with pytest.raises(KeyError, match="asked 'judge', but only"):
+    with pytest.raises(ValueError, match="asked 'judge', but only"):
         pt.play([task()], stranger, {"policy": make()})
 
 

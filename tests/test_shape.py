@@ -61,7 +61,7 @@ def test_every_public_name_exists_and_is_documented():
             assert getattr(thing, "__doc__", None) or name in UNDOCUMENTED, name
 
 
-UNDOCUMENTED = {"user", "system", "tool", "single_turn", "k1", "k2", "k3", "Ask", "Reply", "Turn"}
+UNDOCUMENTED = {"k1", "k2", "k3"}  # the head of their module explains the three together
 
 
 def test_no_unfinished_business():

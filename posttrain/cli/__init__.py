@@ -5,8 +5,10 @@ Nothing here imports torch before a command runs, so `posttrain --help` answers 
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from pathlib import Path
 
 DESCRIPTION = """Reinforcement learning for language models.
 
@@ -15,7 +17,9 @@ DESCRIPTION = """Reinforcement learning for language models.
 
 Every command explains itself: posttrain train --help"""
 
-EXPECTED = (ValueError, OSError, FloatingPointError, KeyError, TypeError, RuntimeError)
+EXPECTED = (ValueError, OSError, FloatingPointError)
+TRACEBACK = "POSTTRAIN_TRACEBACK"  # set it to see where an error was raised
+HERE = str(Path(__file__).parent.parent)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,18 +40,20 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print("\n".join(["interrupted", *getattr(stop, "__notes__", [])]), file=sys.stderr)
         sys.exit(130)
-    except EXPECTED as error:
+    except Exception as error:
+        notes = hasattr(error, "__notes__")  # raised by the user's own reward, and shown with the sample
+        if TRACEBACK in os.environ or not (notes or isinstance(error, EXPECTED)):
+            raise
         explain(error)
         sys.exit(2)
 
 
 def explain(error: BaseException) -> None:
     """The message of an error, its notes, and where it was raised if that was in the user's own code."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {text}" if str(text) else f"error: {type(error).__name__}", file=sys.stderr)
+    print(f"error: {error}" if str(error) else f"error: {type(error).__name__}", file=sys.stderr)
     for note in getattr(error, "__notes__", []):
         print(note, file=sys.stderr)
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and "/posttrain/" not in frames[-1].filename and "site-packages" not in frames[-1].filename:
+    if frames and not frames[-1].filename.startswith(HERE) and "site-packages" not in frames[-1].filename:
         last = frames[-1]
         print(f"  {type(error).__name__} at {last.filename}, line {last.lineno}: {last.line}", file=sys.stderr)

@@ -91,7 +91,8 @@ def generate(
     device = next(model.parameters()).device
     live = Live(Forward(model), wanted, device)
     longest = max(w.max_new for w in wanted)
-    draws = torch.from_numpy(uniforms(np.array([w.seed for w in wanted], dtype=np.uint64), longest)).to(device)
+    draws = torch.from_numpy(uniforms(np.array([w.seed for w in wanted], dtype=np.uint64), longest))
+    draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
     temperature = torch.tensor([w.temperature for w in wanted], device=device)[:, None]
     limit = torch.tensor([w.max_new for w in wanted], device=device)
     end_ids = torch.tensor(sorted(ends), device=device)
@@ -131,7 +132,7 @@ def draw(logits: Tensor, temperature: Tensor, uniform: Tensor) -> tuple[Tensor, 
     logp = (logits / temperature.masked_fill(temperature == 0, 1.0)).log_softmax(-1)
     p = logp.exp()
     entropy = -(p * logp.clamp(min=-1e4)).sum(-1)
-    cumulative = p.double().cumsum(-1)
+    cumulative = p.to(uniform.dtype).cumsum(-1)
     threshold = uniform[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     chosen = torch.where(greedy, logp.argmax(-1), chosen)
