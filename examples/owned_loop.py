@@ -1,4 +1,4 @@
-"""A loop of your own: `gather` and `update` are the two halves of a step, and the session keeps the run.
+"""A loop of your own: `gather` and `learn` are the two halves of a step, and the session keeps the run.
 
 Here the first half of the run learns only what was right (expert iteration), the second half is GRPO.
 """
@@ -16,6 +16,6 @@ if __name__ == "__main__":
     with pt.Session(run, policy, tiny.tasks(500), phases[1]) as session:
         for number in session:
             recipe = phases[number * 2 // run.steps]
-            experience = pt.gather(policy, session.source, recipe, run.tasks, seed=number)
-            learned = pt.update(policy, session.optimizer, experience.rows, recipe.loss, recipe.reduce)
+            experience = pt.gather(policy, session.source, recipe, run.tasks, seed=session.seed)
+            learned = pt.learn(policy, session, experience, recipe)
             session.log(experience.metrics | learned, experience.played)

@@ -93,6 +93,9 @@ from .preference import orpo as orpo
 from .preference import prefer as prefer
 from .preference import simpo as simpo
 from .preference import train_reward_model as train_reward_model
+from .recipe import Recipe as Recipe
+from .recipe import credited as credited
+from .recipe import finished as finished
 from .reward import cached as cached
 from .reward import each as each
 from .reward import first as first
@@ -105,9 +108,6 @@ from .row import flatten as flatten
 from .row import rows as rows
 from .run import Run as Run
 from .run import Session as Session
-from .step import Recipe as Recipe
-from .step import credited as credited
-from .step import finished as finished
 from .step import gather as gather
 from .step import learn as learn
 from .step import train as train

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posttrain.core import Advantage, Group, Rollout, Score
-from posttrain.row import rows_of
+from posttrain.core import Advantage, Group, Policy, Rollout, Score
+from posttrain.row import scored_group
 
 EPSILON = 1e-6  # added to a standard deviation of rewards, in their unit
 
@@ -28,6 +28,11 @@ def fill(rollout: Rollout, per_turn: Sequence[float]) -> Tensor:
 def spread(group: Group, values: Sequence[float]) -> list[Tensor]:
     """One value per rollout over all of its decisions."""
     return [fill(rollout, [a] * len(rollout.turns)) for rollout, a in zip(group, values, strict=True)]
+
+
+def logp_of(rollout: Rollout) -> Tensor:
+    """[N] log-probabilities of a rollout's decisions, as sampled."""
+    return torch.cat([torch.zeros(0), *[turn.reply.logp for turn in rollout.turns]])
 
 
 def zscores(values: Sequence[float]) -> list[float]:
@@ -95,7 +100,7 @@ def decision_rewards(rollout: Rollout, score: Score) -> Tensor:
                 f"task {rollout.task.key!r}: the reward scored {len(score.decisions)} decisions of a rollout of "
                 f"{rollout.decisions}: `Score(decisions=...)` takes one number per sampled decision"
             )
-        return score.decisions.float()
+        return torch.as_tensor(score.decisions).float()
     paid = torch.zeros(rollout.decisions)
     last, owed = -1, 0.0
     for turn, value in zip(rollout.turns, turn_rewards(rollout, score), strict=True):
@@ -128,7 +133,10 @@ def to_go_by_turn(gamma: float = 1.0) -> Advantage:
     """Returns-to-go of turn rewards, centred on the group: turn k against its siblings' turn k."""
 
     def advantage(group: Group, scores: list[Score]) -> list[Tensor]:
-        earned = [discounted(torch.tensor(turn_rewards(r, s)), gamma) for r, s in zip(group, scores, strict=True)]
+        earned = [
+            discounted(torch.tensor(turn_rewards(r, s), dtype=torch.float32), gamma)
+            for r, s in zip(group, scores, strict=True)
+        ]
         for k in range(max(map(len, earned), default=0)):
             reached = [turns for turns in earned if len(turns) > k]
             mean = statistics.fmean(turns[k].item() for turns in reached)
@@ -150,18 +158,15 @@ def best(count: int = 1, least: float = 0.0) -> Advantage:
     return advantage
 
 
-def distilled(teacher) -> Advantage:
+def distilled(teacher: Policy) -> Advantage:
     """On-policy distillation: every decision earns log teacher - log student, the one-sample negative reverse KL.
 
     `teacher` is a Policy that reads the student's tokens (the same tokenizer); the reward is not looked at.
     """
 
     def advantage(group: Group, scores: list[Score]) -> list[Tensor]:
-        packed = [row for rollout in group for row in rows_of(teacher, rollout, rollout.turns)]
-        with torch.no_grad():
-            taught = teacher.density(packed).logp.cpu()
-        sampled = torch.cat([row.logp for row in packed])
-        return list(torch.split(taught - sampled, [rollout.decisions for rollout in group]))
+        taught = scored_group(teacher, group)
+        return [logp - logp_of(rollout) for rollout, logp in zip(group, taught, strict=True)]
 
     return advantage
 

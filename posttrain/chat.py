@@ -41,6 +41,7 @@ class Tokens:
     asked: tuple[Message, ...]  # the messages that `prompt` renders
     before: str  # their text
     said: str  # the text of `reply`, without the stop token
+    tokenizer: Any  # that made them: to another one they mean nothing
     entropy: Tensor | None = None  # [N] nats, at the temperature of the reply
 
 
@@ -95,7 +96,8 @@ class Chat:
             if reply is None:
                 continue
             trace = reply.trace
-            tail = after_reply(text, trace) if isinstance(trace, Tokens) and trace.asked == messages[:i] else None
+            ours = isinstance(trace, Tokens) and trace.tokenizer is self.tokenizer and trace.asked == messages[:i]
+            tail = after_reply(text, trace) if ours else None
             if tail is not None:
                 return self.continued(trace, tail), text
             break
@@ -120,7 +122,7 @@ class Chat:
         """The trace of a reply that somebody else wrote, closed as the template closes it."""
         ids, before = self.prompt(messages)
         closed = self.encode(reply) + ([self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else [])
-        return Tokens(ids, tuple(closed), messages, before, reply)
+        return Tokens(ids, tuple(closed), messages, before, reply, self.tokenizer)
 
 
 def after_reply(text: str, trace: Tokens) -> str | None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -72,11 +73,11 @@ class Checkpoints:
         """The number of steps done. Raises ValueError when the checkpoint is of another model or cannot be read."""
         try:
             tensors = load_file(folder / FILES[0])
-            training = torch.load(folder / FILES[1], weights_only=False)
+            training = torch.load(folder / FILES[1], map_location="cpu", weights_only=False)
             about = json.loads((folder / FILES[2]).read_text())
         except Exception as error:
             raise ValueError(
-                f"checkpoint {folder} cannot be read: {error}; delete it to resume from an older one"
+                f"checkpoint {folder} cannot be read: {error}; if damaged, move it away to resume from the one before"
             ) from error
         if len(tensors) != about["parameters"]:
             raise ValueError(f"checkpoint {folder} is incomplete: {len(tensors)} of {about['parameters']} parameters")
@@ -92,18 +93,29 @@ class Checkpoints:
         return self.step
 
 
-def stateful(thing: Any, path: str = "recipe") -> dict[str, Stateful]:
-    """Every part of a recipe that remembers something, by its place: found in fields, mappings and sequences."""
+def stateful(thing: Any, path: str = "recipe", seen: set[int] | None = None) -> dict[str, Stateful]:
+    """Every part of a recipe that remembers something, once, by its place: in fields, closures, mappings, sequences."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
+        return {}
+    seen.add(id(thing))
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
-        return {} if hasattr(thing, "density") else {path: thing}  # a policy in a recipe is frozen
-    inner: dict[str, Any] = {}
-    if is_dataclass(thing) and not isinstance(thing, type):
-        inner = {f.name: getattr(thing, f.name) for f in fields(thing)}
-    elif isinstance(thing, Mapping):
-        inner = {str(key): value for key, value in thing.items()}
-    elif isinstance(thing, list | tuple):
-        inner = {str(i): value for i, value in enumerate(thing)}
+        return {} if hasattr(thing, "version") else {path: thing}  # a model in a recipe (it counts its steps) is frozen
     found: dict[str, Stateful] = {}
-    for name, value in inner.items():
-        found |= stateful(value, f"{path}.{name}")
+    for name, value in held(thing).items():
+        found |= stateful(value, f"{path}.{name}", seen)
     return found
+
+
+def held(thing: Any) -> dict[str, Any]:
+    """What a part is made of, by name."""
+    if isinstance(thing, FunctionType) and thing.__closure__:
+        cells = zip(thing.__code__.co_freevars, thing.__closure__, strict=True)
+        return {name: cell.cell_contents for name, cell in cells}
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return {f.name: getattr(thing, f.name) for f in fields(thing)}
+    if isinstance(thing, Mapping):
+        return {str(key): value for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return {str(i): value for i, value in enumerate(thing)}
+    return {}

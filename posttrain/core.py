@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Truth = TypeVar("Truth")
+SMALL_MODEL = 10_000_000  # parameters; below, a model is taken to be made here and not pretrained
 
 
 class Message(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-import string
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from posttrain.episode import assistant, user
 from posttrain.episode import system as system_message
 
 Record = Mapping[str, Any]
+COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")  # in a template; other braces, as in \\boxed{}, stay as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def read_pairs(
     for place, record in records(data, **options):
         good, bad = column(record, chosen, place, "--chosen"), column(record, rejected, place, "--rejected")
         before = [system_message(system)] if system else []
-        if prompt in record or "{" in prompt:
+        if prompt in record or COLUMN.search(prompt):
             asked = prompt_of(record, prompt, place)
         elif is_chat(good) and len(good) > 1:
             asked = tuple(good[:-1])
@@ -139,9 +140,8 @@ def column(record: Record, name: str, place: Place, option: str) -> Any:
 
 def prompt_of(record: Record, prompt: str, place: Place) -> tuple[Message, ...]:
     """The messages of a prompt: of a template with {columns}, of a chat column, or of a text column."""
-    if "{" in prompt:
-        names = [name for _, name, _, _ in string.Formatter().parse(prompt) if name]
-        return (user(prompt.format(**{name: column(record, name, place, "--prompt") for name in names})),)
+    if COLUMN.search(prompt):
+        return (user(COLUMN.sub(lambda found: str(column(record, found[1], place, "--prompt")), prompt)),)
     value = column(record, prompt, place, "--prompt")
     if is_chat(value):
         messages = tuple(value)
@@ -174,6 +174,8 @@ def reply_text(value: Any, place: Place, name: str) -> str:
 
 def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:
     """Every record with its place. Raises ValueError for a missing, empty or malformed file."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit}: it must be at least 1")
     path = Path(data)
     readers: dict[str, Callable[[Path], Iterator[tuple[Place, Record]]]] = {
         ".jsonl": jsonl,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from posttrain.core import Invalid, Metrics, Policy
@@ -24,18 +25,8 @@ if TYPE_CHECKING:
     from posttrain.step import Played
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "math-verify", "posttrain")
-MAY_CHANGE = {
-    "resume",
-    "overwrite",
-    "steps",
-    "save_every",
-    "keep",
-    "track",
-    "quiet",
-    "eval_every",
-    "out",
-    "micro_tokens",
-}
+FREE = "resume overwrite steps save_every keep track quiet eval_every out micro_tokens"
+MAY_CHANGE = {f"run.{name}" for name in FREE.split()}  # on a resume: they do not change what is learned
 LEAST_FREE = 64 * 2**20  # bytes
 
 
@@ -97,11 +88,11 @@ class Directory:
         """Raises ValueError naming the first setting in which a resumed run differs from the one that was started."""
         before, now = flat(read_json(self.about)), flat(described)
         for name, value in now.items():
-            if name.rpartition(".")[2] in MAY_CHANGE:
+            if name in MAY_CHANGE:
                 continue
             if before.get(name) != value:
                 raise ValueError(
-                    f"{self.path} was started with {name.removeprefix('run.')} = {before.get(name)!r}, not {value!r}: "
+                    f"{self.path} was started with {name.rpartition('.')[2]} = {before.get(name)!r}, not {value!r}: "
                     "resume with the same settings, or give another --out"
                 )
 
@@ -221,7 +212,10 @@ def plain(thing: Any) -> Any:
 
 
 def function_name(function: Any) -> Any:
-    """A function as `module.name`, with the settings that its closure holds."""
+    """A function as `module.name`, with the settings that its closure holds; an object by its class and numbers."""
+    if not isinstance(function, FunctionType | type):
+        kept = {key: value for key, value in vars(function).items() if isinstance(value, bool | int | float | str)}
+        return {f"{type(function).__module__}.{type(function).__qualname__}": kept}
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if not code or not cells:

@@ -13,14 +13,15 @@ Estimators of KL(pi || ref) from one sample of pi, with d = log pi - log ref (Sc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from posttrain.advantage import decision_rewards, logp_of
 from posttrain.core import Batch, Density, Group, Invalid, Loss, Metrics, Policy, Reward, Score
 from posttrain.loss import LOG_RATIO_LIMIT, log_ratio
-from posttrain.row import rows_of
+from posttrain.reward import graded
+from posttrain.row import scored_group
 
 Estimator = Callable[[Tensor], Tensor]  # d [N] -> [N]
 
@@ -59,28 +60,21 @@ def kl_in_reward(reward: Reward, reference: Policy, beta: float, estimator: Esti
     """Pay -beta KL for every decision and the reward at the last one (InstructGPT, arXiv:2203.02155, Eq. 2).
 
     The score's `value` becomes reward - beta * sum of KL, for group baselines; its `decisions` hold the terms
-    one by one, for returns-to-go and GAE. Parts gain `raw` and `kl` (nats, summed over the rollout).
+    one by one, for returns-to-go and GAE, rewards of turns among them. Parts gain `raw` and `kl` (nats, summed over
+    the rollout).
     """
 
     def penalised(group: Group) -> list[Score | Invalid]:
-        scores = list(reward(group))
-        with torch.no_grad():
-            packed = [rows_of(reference, rollout, rollout.turns) for rollout in group]
-            far = reference.density([row for rows in packed for row in rows]).logp.cpu()
-        kls = torch.split(far, [rollout.decisions for rollout in group])
         out: list[Score | Invalid] = []
-        for rollout, score, logp_ref in zip(group, scores, kls, strict=True):
+        for rollout, score, logp_ref in zip(group, graded(reward, group), scored_group(reference, group), strict=True):
             if isinstance(score, Invalid):
                 out.append(score)
                 continue
-            sampled = torch.cat([turn.reply.logp for turn in rollout.turns])
-            cost = beta * estimator(sampled - logp_ref)
-            paid = -cost if score.decisions is None else score.decisions - cost
-            if score.decisions is None and len(paid):
-                paid[-1] += score.value
-            kl = cost.sum().item() / beta if beta else 0.0
-            whole = score.value - cost.sum().item()
-            out.append(replace(score, value=whole, parts={**score.parts, "raw": score.value, "kl": kl}, decisions=paid))
+            far = estimator(logp_of(rollout) - logp_ref)
+            paid = decision_rewards(rollout, score) - beta * far
+            kl = far.sum().item()
+            parts = {**score.parts, "raw": score.value, "kl": kl}
+            out.append(Score(score.value - beta * kl, parts, decisions=paid))
         return out
 
     return penalised

@@ -11,8 +11,8 @@ from posttrain.kl import k3, kl_in_reward, kl_to_reference
 from posttrain.loss import cispo as cispo_loss
 from posttrain.loss import clipped, constant_length, likelihood, sequence_mean, token_mean, total
 from posttrain.loss import gspo as gspo_loss
+from posttrain.recipe import Recipe, credited
 from posttrain.reward import informative, overlong
-from posttrain.step import Recipe, credited
 
 
 def needing(reference: Policy | None, kl: float, method: str) -> Policy:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core import Task
-from posttrain.data import Demonstration
+from posttrain.data import Demonstration, Pair
 from posttrain.policy.text import HEAD_ELEMENTS, SAMPLE_ROWS, TextPolicy
+from posttrain.preference import row
+from posttrain.recipe import Recipe
 from posttrain.run import Run
-from posttrain.step import Recipe
 from posttrain.supervised import demonstrated
 
 MIB = 2**20
@@ -65,6 +66,21 @@ def plan_supervised(policy: TextPolicy, demonstrations: Sequence[Demonstration],
             ("steps", f"{run.steps} of {run.tasks} rows: {run.steps * run.tasks / len(sizes):.2g} epochs"),
             ("model", model_line(policy)),
             *memory_lines(policy, run, max(sizes), 0, copies=0),
+            ("writes", f"{run.out}: a checkpoint every {run.saves} steps, {run.keep} kept; {free_line(run)}"),
+        ]
+    )
+
+
+def plan_preferences(policy: TextPolicy, pairs: Sequence[Pair], run: Run, reference: bool) -> Plan:
+    """What `posttrain prefer` would do with these arguments."""
+    sizes = [policy.size(row(policy, pair, text)) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    return Plan(
+        [
+            ("data", f"{len(pairs)} pairs, {sum(sizes):,} tokens"),
+            ("replies", f"{statistics.fmean(sizes):.0f} tokens with their prompt on average, at most {max(sizes)}"),
+            ("steps", f"{run.steps} of {run.tasks} pairs: {run.steps * run.tasks / len(pairs):.2g} epochs"),
+            ("model", model_line(policy)),
+            *memory_lines(policy, run, max(sizes), 0, copies=int(reference)),
             ("writes", f"{run.out}: a checkpoint every {run.saves} steps, {run.keep} kept; {free_line(run)}"),
         ]
     )

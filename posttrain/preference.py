@@ -13,15 +13,14 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from posttrain.core import Metrics, Row
 from posttrain.data import Pair
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
-from posttrain.row import micro_batches
+from posttrain.row import micro_batches, scored
 from posttrain.run import Run, Session
-from posttrain.step import Averages
+from posttrain.step import Averages, descend
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,20 +86,29 @@ def simpo(beta: float = 2.0, gamma: float = 1.0) -> PairLoss:
     return loss
 
 
-def kto(beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> PairLoss:
+@dataclass(frozen=True)
+class Kto:
     """Kahneman-Tversky Optimization (arXiv:2402.01306, Eq. 8): each reply by itself, against z0 = KL(pi || ref).
 
-    A pair counts as one desirable and one undesirable example; the batch's KL estimate carries no gradient.
+    A pair counts as one desirable and one undesirable example; z0 is estimated over the step and has no gradient.
     """
 
-    def loss(pairs: Judged) -> Tensor:
+    beta: float = 0.1
+    desirable: float = 1.0
+    undesirable: float = 1.0
+
+    def __call__(self, pairs: Judged) -> Tensor:
         chosen, rejected = pairs.ratios()
-        z0 = torch.zeros(()) if pairs.kl is None else pairs.kl
-        good = desirable * (1 - torch.sigmoid(beta * (chosen - z0)))
-        bad = undesirable * (1 - torch.sigmoid(beta * (z0 - rejected)))
+        if pairs.kl is None:
+            raise ValueError("kto compares with an estimate of the divergence, and none was given: see `divergence`")
+        good = self.desirable * (1 - torch.sigmoid(self.beta * (chosen - pairs.kl)))
+        bad = self.undesirable * (1 - torch.sigmoid(self.beta * (pairs.kl - rejected)))
         return (good + bad) / 2
 
-    return loss
+
+def kto(beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> Kto:
+    """The loss `Kto`, by the name of its paper."""
+    return Kto(beta, desirable, undesirable)
 
 
 def orpo(weight: float = 0.1) -> PairLoss:
@@ -128,7 +136,7 @@ PAIR_LOSSES: dict[str, Callable[[], PairLoss]] = {
     "kto": kto,
     "orpo": orpo,
 }
-WITHOUT_REFERENCE = ("simpo", "orpo")
+WITH_REFERENCE = ("dpo", "cdpo", "ipo", "kto")
 
 
 def row(policy: TextPolicy, pair: Pair, reply: str) -> Row:
@@ -143,22 +151,35 @@ def summed(policy: TextPolicy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     return torch.stack([part.sum() for part in logp.split(lengths)]), torch.tensor(lengths, device=logp.device)
 
 
-def judged(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence[Pair], mismatched: bool = False) -> Judged:
-    """Score pairs under the policy, with gradients, and under the reference, without.
-
-    `mismatched` also scores every prompt with the next pair's chosen reply, for KTO's estimate of the KL.
-    """
+def judged(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence[Pair], kl: Tensor | None = None) -> Judged:
+    """Score pairs under the policy, with gradients, and under the reference, without."""
     rows = [row(policy, pair, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
     logp, length = summed(policy, rows)
     if reference is None:
         return Judged(logp[::2], logp[1::2], length[::2], length[1::2])
     with torch.no_grad():
         ref, _ = summed(reference, rows)
-        kl = None
-        if mismatched:
-            others = [row(policy, pair, pairs[i - 1].chosen) for i, pair in enumerate(pairs)]
-            kl = (summed(policy, others)[0] - summed(reference, others)[0]).mean().clamp(min=0)
     return Judged(logp[::2], logp[1::2], length[::2], length[1::2], ref[::2], ref[1::2], kl)
+
+
+def divergence(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence[Pair], micro_tokens: int) -> Tensor:
+    """[] KTO's z0: the mean log-ratio of every prompt with the next pair's chosen reply, at least 0, no gradient.
+
+    Raises ValueError for fewer than two pairs, or without a reference.
+    """
+    if reference is None or len(pairs) < 2:
+        raise ValueError("kto estimates a divergence from mismatched pairs: it needs a reference and --tasks 2 or more")
+    mixed = [row(policy, pair, pairs[i - 1].chosen) for i, pair in enumerate(pairs)]
+    fit = [one for one in mixed if policy.size(one) <= policy.context]
+    ratios = [
+        (now - ref).sum()
+        for now, ref in zip(scored(policy, fit, micro_tokens), scored(reference, fit, micro_tokens), strict=True)
+    ]
+    return (
+        torch.stack([torch.zeros(()), torch.stack(ratios).mean()]).max().to(policy.device)
+        if ratios
+        else torch.zeros(())
+    )
 
 
 def prefer(
@@ -168,7 +189,6 @@ def prefer(
 
     Raises ValueError, naming the pair, when a reply does not fit the model's context.
     """
-    kl = loss.__qualname__.startswith("kto")
     for number, pair in enumerate(pairs, 1):
         for text in (pair.chosen, pair.rejected):
             if (size := policy.size(row(policy, pair, text))) > policy.context:
@@ -178,13 +198,15 @@ def prefer(
             batch: list[Pair] = session.source.take(run.tasks)
             log = Averages()
             session.optimizer.zero_grad()
+            kl = divergence(policy, reference, batch, run.micro_tokens) if isinstance(loss, Kto) else None
             for piece in pair_batches(policy, batch, run.micro_tokens):
-                scored = judged(policy, reference, piece, mismatched=kl)
-                cost = loss(scored)
+                found = judged(policy, reference, piece, kl)
+                cost = loss(found)
                 (cost.sum() / len(batch)).backward()
-                log.add({"loss": cost.mean().item(), **preferred(scored)}, len(piece))
-            session.log(log.means() | stepped(session, run) | {"pairs": float(len(batch))})
+                log.add({"loss": cost.mean().item(), **preferred(found)}, len(piece))
+            stepped = descend(session.optimizer, run.max_norm)
             policy.version += 1
+            session.log(log.means() | stepped | {"pairs": float(len(batch))})
     return session
 
 
@@ -200,15 +222,6 @@ def preferred(pairs: Judged) -> Metrics:
     }
 
 
-def stepped(session: Session, run: Run) -> Metrics:
-    """Take the optimizer step. Raises FloatingPointError before it when the gradient is not finite."""
-    norm = clip_grad_norm_([p for group in session.optimizer.param_groups for p in group["params"]], run.max_norm)
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient's norm is {norm.item()}: no step was taken; lower the learning rate")
-    session.optimizer.step()
-    return {"grad_norm": norm.item()}
-
-
 def pair_batches(policy: TextPolicy, pairs: Sequence[Pair], tokens: int) -> list[list[Pair]]:
     """Pairs in bins whose rows fit `tokens` together."""
     longest = [
@@ -219,21 +232,25 @@ def pair_batches(policy: TextPolicy, pairs: Sequence[Pair], tokens: int) -> list
 
 def train_reward_model(model: RewardModel, pairs: Sequence[Pair], run: Run, *, margin: float = 0.0) -> Session:
     """Bradley-Terry (InstructGPT, arXiv:2203.02155, Eq. 1): -log sigmoid(r(chosen) - r(rejected) - margin)."""
+    for number, pair in enumerate(pairs, 1):
+        longest = max(len(model.ids(pair.prompt, text)) for text in (pair.chosen, pair.rejected))
+        if longest > model.context:
+            raise ValueError(f"pair {number} has {longest} tokens, but the model has {model.context} positions")
     with Session(run, model, pairs, kind="reward-model", settings={"margin": margin}) as session:  # type: ignore[arg-type]
         for _ in session:
             batch: list[Pair] = session.source.take(run.tasks)
+            sequences = [model.ids(p.prompt, text) for p in batch for text in (p.chosen, p.rejected)]
             log = Averages()
             session.optimizer.zero_grad()
-            size = max(run.micro_tokens // (2 * max(len(model.ids(p.prompt, p.chosen)) for p in batch)), 1)
-            for start in range(0, len(batch), size):
-                piece = batch[start : start + size]
-                sequences = [model.ids(p.prompt, text) for p in piece for text in (p.chosen, p.rejected)]
-                score = model.scores(sequences)
+            size = 2 * max(run.micro_tokens // (2 * max(map(len, sequences))), 1)
+            for start in range(0, len(sequences), size):
+                score = model.scores(sequences[start : start + size])
                 gap = score[::2] - score[1::2]
                 cost = -F.logsigmoid(gap - margin)
                 (cost.sum() / len(batch)).backward()
                 metrics = {"loss": cost.mean().item(), "accuracy": (gap > 0).float().mean().item()}
-                log.add(metrics | {"margin": gap.mean().item(), "score": score.mean().item()}, len(piece))
-            session.log(log.means() | stepped(session, run) | {"pairs": float(len(batch))})
+                log.add(metrics | {"margin": gap.mean().item(), "score": score.mean().item()}, len(gap))
+            stepped = descend(session.optimizer, run.max_norm)
             model.version += 1
+            session.log(log.means() | stepped | {"pairs": float(len(batch))})
     return session

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.core import Metrics
+from posttrain.core import Metrics, Score
 from posttrain.directory import Directory, read_json, read_metrics, read_rollouts
 from posttrain.measure import coverage, interval, majority_at_k, mean_pass_at_k, potential_at_k
 
@@ -28,18 +28,15 @@ STEPS_SHOWN, ROLLOUTS_SHOWN = 12, 16  # in the browser of rollouts
 def evaluation_values(found: Evaluation, ks: Sequence[int], greedy: Evaluation | None = None) -> dict[str, Any]:
     """Measures with their 95 % bootstrap intervals over tasks: [mean, low, high] each."""
     values = [task for task in found.values if task]
-    answers = [[rollout.text for rollout in group] for group in found.groups]
-    settled = [[settled_answer(text) for text in task] for task in answers]
     out: dict[str, Any] = {"tasks": len(found.groups), "samples": len(found.groups[0]), "invalid": found.invalid}
     means = [statistics.fmean(task) for task in values]
     out["reward"] = [statistics.fmean(means), *interval(means)]
     out["length"] = found.length
     for k in ks:
-        fit = [task for task in values if len(task) >= k]
-        each = [mean_pass_at_k([task], k) for task in fit]
-        out[f"pass@{k}"] = [statistics.fmean(each), *interval(each)]
-        whole = [(a, v) for a, v in zip(settled, found.values, strict=True) if len(v) == len(a) >= k]
-        votes = [majority_at_k([a], [v], k) for a, v in whole] if k > 1 else []
+        each = [mean_pass_at_k([task], k) for task in values if len(task) >= k]
+        if each:  # a task with too many ungradable samples is left out
+            out[f"pass@{k}"] = [statistics.fmean(each), *interval(each)]
+        votes = [majority_at_k([a], [v], k) for a, v in voters(found) if len(v) >= k] if k > 1 else []
         if votes:
             out[f"majority@{k}"] = [statistics.fmean(votes), *interval(votes)]
     covered = [float(coverage([task])) for task in values]
@@ -47,9 +44,20 @@ def evaluation_values(found: Evaluation, ks: Sequence[int], greedy: Evaluation |
     if greedy is not None:
         first = [task[0] for task in greedy.values if task]
         out["greedy"] = [statistics.fmean(first), *interval(first)]
-        if len(first) == len(values):
-            out[f"potential@{max(ks)}"] = potential_at_k(first, values, max(ks))
+        both = [(a[0], b) for a, b in zip(greedy.values, found.values, strict=True) if a and len(b) >= max(ks)]
+        out[f"potential@{max(ks)}"] = potential_at_k([a for a, _ in both], [b for _, b in both], max(ks))
     return out
+
+
+def voters(found: Evaluation) -> list[tuple[list[str | None], list[float]]]:
+    """Of every task, the settled answers of its gradable samples and their values."""
+    return [
+        ([settled_answer(rollout.text) for rollout, _ in pairs], [score.value for _, score in pairs])
+        for pairs in (
+            [(r, s) for r, s in zip(group, marks, strict=True) if isinstance(s, Score)]
+            for group, marks in zip(found.groups, found.scores, strict=True)
+        )
+    ]
 
 
 def settled_answer(text: str) -> str | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
 
 
@@ -31,6 +33,9 @@ def as_score(value: Any) -> Score | Invalid:
         raise ValueError(
             f"a reward of {score.value}: return a finite number, or Invalid(reason) for what cannot be graded"
         )
+    finer = [*score.turns, *([] if score.decisions is None else torch.as_tensor(score.decisions).tolist())]
+    if not all(map(math.isfinite, finer)):
+        raise ValueError("a reward of a turn or decision is not finite")
     return score
 
 
@@ -121,19 +126,23 @@ def first(*rewards: Reward) -> Reward:
     return wrapped
 
 
-def cached(grade: Callable[[Rollout], Any], size: int = 100_000) -> Reward:
+class cached:  # used as a function
     """As `each`, remembering the score of a task's reply. For grades that depend on nothing but task and text."""
-    memory: dict[tuple[str, str], Score | Invalid] = {}
 
-    def remembered(rollout: Rollout) -> Score | Invalid:
+    def __init__(self, grade: Callable[[Rollout], Any], size: int = 100_000):
+        self.grade, self.size = grade, size
+        self.memory: dict[tuple[str, str], Score | Invalid] = {}
+
+    def __call__(self, group: Group) -> list[Score | Invalid]:
+        return [self.remembered(rollout) for rollout in group]
+
+    def remembered(self, rollout: Rollout) -> Score | Invalid:
         key = (rollout.task.key, rollout.text)
-        if key not in memory:
-            if len(memory) >= size:
-                memory.pop(next(iter(memory)))
-            memory[key] = as_score(grade(rollout))
-        return memory[key]
-
-    return each(remembered)
+        if key not in self.memory:
+            if len(self.memory) >= self.size:
+                self.memory.pop(next(iter(self.memory)))
+            self.memory[key] = as_score(self.grade(rollout))
+        return self.memory[key]
 
 
 def overlong(reward: Reward, limit: int, buffer: int, penalty: float = 1.0) -> Reward:
@@ -161,5 +170,9 @@ def spread_of(scores: Sequence[Score | Invalid]) -> float:
 
 
 def informative(scores: Sequence[Score | Invalid]) -> bool:
-    """The group's members differ: DAPO's condition for a group to count (arXiv:2503.14476, Eq. 11)."""
-    return spread_of(scores) > 0
+    """The group's members differ: DAPO's condition for a group to count (arXiv:2503.14476, Eq. 11).
+
+    It is about being right, so a penalty of length (`overlong`) does not make a group differ.
+    """
+    plain = [replace(s, value=s.value - s.parts.get("overlong", 0.0)) for s in scores if isinstance(s, Score)]
+    return spread_of(plain) > 0

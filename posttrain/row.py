@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from posttrain.core import Batch, Policy, Rollout, Row, Turn
+from posttrain.core import Batch, Group, Policy, Rollout, Row, Turn
 
 
 def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0) -> list[Row]:
@@ -63,3 +63,21 @@ def micro_batches(policy: Policy, rows: Sequence[Row], tokens: int) -> list[list
         else:
             bins.append([i])
     return bins
+
+
+def scored(policy: Policy, rows: Sequence[Row], micro_tokens: int = 16384) -> list[Tensor]:
+    """[B][N] log-probabilities of every row under the current parameters, without gradients, on the CPU."""
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    with torch.no_grad():
+        for piece in micro_batches(policy, rows, micro_tokens):
+            logp = policy.density([rows[i] for i in piece]).logp.cpu()
+            for i, part in zip(piece, logp.split([len(rows[i].advantage) for i in piece]), strict=True):
+                out[i] = part
+    return out
+
+
+def scored_group(policy: Policy, group: Group, micro_tokens: int = 16384) -> list[Tensor]:
+    """[G][N] the same for every rollout of a group, over all of its decisions in order."""
+    packed = [rows_of(policy, rollout, rollout.turns) for rollout in group]
+    left = iter(scored(policy, [row for part in packed for row in part], micro_tokens))
+    return [torch.cat([torch.zeros(0), *[next(left) for _ in part]]) for part in packed]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from posttrain.checkpoint import Checkpoints, stateful
-from posttrain.core import Metrics, Policy, Task
+from posttrain.core import SMALL_MODEL, Metrics, Policy, Task
 from posttrain.directory import Directory
 from posttrain.progress import Progress, alarms
 from posttrain.seeding import mix, seed_everything
@@ -29,9 +29,11 @@ from posttrain.stream import Shuffled, Source
 from posttrain.track import check_trackers, trackers
 
 if TYPE_CHECKING:
-    from posttrain.step import Played, Recipe
+    from posttrain.recipe import Recipe
+    from posttrain.step import Played
 
-PRETRAINED = 10_000_000  # parameters above which a model is taken to be pretrained, and trained gently
+RATES = {"train": 1e-6, "sft": 1e-5, "prefer": 1e-6, "reward-model": 1e-5}  # for pretrained models, by kind of run
+SMALL_RATE, LORA_FACTOR = 3e-4, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Run:
     out: str | Path
     steps: int = 100
     tasks: int = 16  # per step
-    lr: float | None = None  # None: 1e-6 for models above 10 M parameters, 3e-4 below
+    lr: float | None = None  # None: see `default_rate`
     warmup: int = 0  # steps over which the learning rate rises
     schedule: str = "constant"  # constant, linear or cosine, down to zero at the last step
     weight_decay: float = 0.0
@@ -50,7 +52,7 @@ class Run:
     seed: int = 0
     save_every: int | None = None  # steps between checkpoints; None: a twentieth of the run
     keep: int = 2  # checkpoints kept
-    eval_every: int = 0  # steps between evaluations of the held-out tasks; 0: never
+    eval_every: int = 0  # steps between evaluations of the held-out tasks; 0: before the first step and after the last
     resume: bool = False
     overwrite: bool = False  # delete another run that is in the directory
     track: tuple[str, ...] = ()  # tensorboard, wandb, trackio, mlflow
@@ -110,8 +112,7 @@ class Session:
         self.settings = settings or {}
         self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
         parameters = list(policy.parameters())
-        size = sum(p.numel() for p in parameters)
-        self.lr = run.lr if run.lr is not None else (1e-6 if size > PRETRAINED else 3e-4)
+        self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
         self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)
         self.directory = Directory(Path(run.out))
         self.checkpoints = Checkpoints(self.directory.checkpoints, run.keep)
@@ -120,6 +121,11 @@ class Session:
         self.found: Metrics = {}
         self.clock, self.interrupted = time.perf_counter(), False
         policy.check([item for item in (*held_out, *getattr(self.source, "items", ())) if isinstance(item, Task)])
+
+    @property
+    def seed(self) -> int:
+        """Of the step that is being taken."""
+        return mix(self.run.seed, self.step)
 
     def remembering(self) -> dict[str, Any]:
         """Everything besides the policy and the optimizer that a checkpoint must hold."""
@@ -167,7 +173,7 @@ class Session:
             line["decisions_per_s"] = metrics["decisions"] / seconds
         self.directory.write_rollouts(self.step, self.policy, played)
         self.step += 1
-        if self.step == self.run.steps and self.held_out and self.run.eval_every:
+        if self.step == self.run.steps and self.held_out:
             self.found = self.evaluated()
         line |= self.found
         self.history.append(line)
@@ -181,7 +187,7 @@ class Session:
             self.save()
 
     def due(self, step: int) -> bool:
-        return bool(self.held_out and self.run.eval_every) and step % self.run.eval_every == 0
+        return bool(self.held_out) and (step % self.run.eval_every == 0 if self.run.eval_every else step == 0)
 
     def evaluated(self) -> Metrics:
         """The held-out tasks under the policy as it is: before the step, and once more after the last."""
@@ -208,6 +214,16 @@ class Session:
         elif issubclass(kind, KeyboardInterrupt):
             assert error is not None
             error.add_note(f"stopped after step {self.checkpoints.step}; continue with the same command and --resume")
+
+
+def default_rate(policy: Policy, kind: str) -> float:
+    """The learning rate of AdamW when none is given: gentle for pretrained models, ten times that under LoRA."""
+    trained = sum(p.numel() for p in policy.parameters())
+    model = getattr(policy, "model", None)
+    whole = sum(p.numel() for p in model.parameters()) if model is not None else trained
+    if whole < SMALL_MODEL:
+        return SMALL_RATE
+    return RATES[kind] * (LORA_FACTOR if trained < whole / 2 else 1.0)
 
 
 def in_main_thread() -> bool:

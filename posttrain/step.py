@@ -9,91 +9,49 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from posttrain.advantage import GROUP_BASELINES, normalised
 from posttrain.core import (
-    Across,
-    Advantage,
     Batch,
     Density,
-    Env,
     Group,
     Invalid,
     Loss,
     Metrics,
     Policy,
     Reduce,
-    Reward,
     Rollout,
     Row,
     Sampler,
     Score,
     Task,
 )
-from posttrain.episode import rollout, single_turn
-from posttrain.loss import Corrected, clipped, token_mean, whole_step_parts
+from posttrain.episode import rollout
+from posttrain.loss import Corrected, token_mean, whole_step_parts
+from posttrain.recipe import Learner, Recipe
 from posttrain.reward import graded, spread_of
-from posttrain.row import flatten, micro_batches, rows
+from posttrain.row import flatten, micro_batches, rows, scored
 from posttrain.run import Run, Session
 from posttrain.seeding import mix
 from posttrain.stream import Source
 
 
-def always(_: object) -> bool:
-    return True
-
-
-def credited(row: Row) -> bool:
-    """Some decision of the row has an advantage. Without one only KL and entropy terms could teach it."""
-    return bool(row.advantage.any())
-
-
-def finished(row: Row) -> bool:
-    """The row was not cut off by the length limit: keeping only these is DAPO's overlong filtering."""
-    return row.turns[-1].reply.stop != "length"
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """An advantage that learns as well (GAE's critic): called once a step, after the policy's update."""
-
-    def learn(self) -> Metrics: ...
-
-
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """A method: what is played, what is good, who gets the credit, and how it is learned."""
+class Graded:
+    """A group with its scores, [G] each."""
 
-    reward: Reward
-    env: Env = single_turn
-    advantage: Advantage = normalised
-    across: Across | None = None  # a last change to the credit of the whole step, such as `whitened`
-    loss: Loss = clipped()
-    reduce: Reduce = token_mean
-    samples: int = 8  # G, rollouts per task
-    updates: int = 1  # optimizer steps per pass over a batch of rollouts
-    epochs: int = 1  # passes over a batch of rollouts
-    keep: Callable[[Row], bool] = always  # rows that are trained; dropping some changes what `reduce` divides by
-    admit: Callable[[Sequence[Score | Invalid]], bool] = always  # groups that count; others are replaced
-    rounds: int = 1  # most rounds of sampling to replace groups that were not admitted
-    others: Mapping[str, Sampler] = field(default_factory=dict)  # frozen players, by the name episodes ask for
-    reference: Policy | None = None  # frozen, for losses that read `logp_ref`
-    max_invalid: float = 0.2  # largest share of rollouts that may be ungradable in a step
+    group: Group
+    scores: list[Score | Invalid]
 
-    def __post_init__(self):
-        if self.samples < 2 and self.advantage in GROUP_BASELINES:
-            raise ValueError(
-                f"samples={self.samples} with the advantage {self.advantage.__name__}: a group of one has no baseline; "
-                "take at least 2 samples per task, or an advantage without a group baseline (raw, to_go, gae)"
-            )
+    @property
+    def valid(self) -> list[tuple[Rollout, Score]]:
+        return [(r, s) for r, s in zip(self.group, self.scores, strict=True) if isinstance(s, Score)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +78,23 @@ def gather(
     Raises ValueError when more than `recipe.max_invalid` of the rollouts cannot be graded.
     """
     players = {"policy": sampler or policy, **recipe.others}
-    groups: list[Group] = []
-    scores: list[list[Score | Invalid]] = []
+    seen: list[Graded] = []
+    admitted: list[Graded] = []
     seconds: dict[str, float] = defaultdict(float)
-    refused = 0
     for attempt in range(recipe.rounds):
-        drawn: list[Task] = source.take(tasks - len(groups))
+        drawn: list[Task] = source.take(tasks - len(admitted))
         clock = time.perf_counter()
         played = rollout(recipe.env, drawn, players, recipe.samples, seed=mix(seed, attempt))  # [P][G]
         seconds["seconds_sample"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        marked = [graded(recipe.reward, group) for group in played]  # [P][G]
+        fresh = [Graded(group, graded(recipe.reward, group)) for group in played]
         seconds["seconds_grade"] += time.perf_counter() - clock
-        admitted = [i for i, marks in enumerate(marked) if recipe.admit(marks)]
-        groups += [played[i] for i in admitted]
-        scores += [marked[i] for i in admitted]
-        refused += len(drawn) - len(admitted)
-        if len(groups) >= tasks:
+        seen += fresh
+        admitted += [one for one in fresh if recipe.admit(one.scores)]
+        if len(admitted) >= tasks:
             break
-    credit = credited_groups(recipe, groups, scores)
+    limit_invalid(seen, recipe.max_invalid)
+    credit = credited_groups(recipe, admitted)
     packed = [
         row
         for i, group in enumerate(credit)
@@ -147,53 +103,60 @@ def gather(
         for row in rows(policy, one.rollout, one.advantage, group=i)
         if recipe.keep(row)
     ]
-    flat = [one for group in credit for one in group]
-    return Experience(packed, flat, {**described(flat, scores, packed), "groups_refused": float(refused), **seconds})
+    refused = {"groups_refused": float(len(seen) - len(admitted)), "rows": float(len(packed))}
+    return Experience(packed, [one for group in credit for one in group], {**described(seen), **refused, **seconds})
 
 
-def credited_groups(recipe: Recipe, groups: list[Group], scores: list[list[Score | Invalid]]) -> list[list[Played]]:
-    """Advantages of every group's valid members, then the change across the step."""
-    total = sum(map(len, scores))
-    reasons = [score.reason for marks in scores for score in marks if isinstance(score, Invalid)]
-    if total and len(reasons) > recipe.max_invalid * total:
+def limit_invalid(seen: Sequence[Graded], most: float) -> None:
+    scores = [score for one in seen for score in one.scores]
+    reasons = [score.reason for score in scores if isinstance(score, Invalid)]
+    if len(reasons) > most * len(scores):
         raise ValueError(
-            f"{len(reasons)} of {total} rollouts could not be graded (limit: a share of {recipe.max_invalid}); "
+            f"{len(reasons)} of {len(scores)} rollouts could not be graded (limit: a share of {most}); "
             f"the first because: {reasons[0]}"
         )
+
+
+def credited_groups(recipe: Recipe, groups: Sequence[Graded]) -> list[list[Played]]:
+    """Advantages of every group's valid members, then the change across the step."""
     credit: list[Tensor] = []
-    for group, marks in zip(groups, scores, strict=True):
-        pairs = [(one, score) for one, score in zip(group, marks, strict=True) if isinstance(score, Score)]
-        if pairs:
-            credit += recipe.advantage([one for one, _ in pairs], [score for _, score in pairs])
+    for one in groups:
+        if one.valid:
+            found = list(recipe.advantage([rollout for rollout, _ in one.valid], [score for _, score in one.valid]))
+            if len(found) != len(one.valid):
+                raise ValueError(
+                    f"task {one.group[0].task.key!r}: the advantage returned {len(found)} tensors for "
+                    f"{len(one.valid)} rollouts; it returns one [N] tensor for each"
+                )
+            credit += found
     if recipe.across:
         credit = recipe.across(credit)
     left = iter(credit)
     return [
         [
-            Played(one, score, next(left) if isinstance(score, Score) else None)
-            for one, score in zip(group, marks, strict=True)
+            Played(rollout, score, next(left) if isinstance(score, Score) else None)
+            for rollout, score in zip(one.group, one.scores, strict=True)
         ]
-        for group, marks in zip(groups, scores, strict=True)
+        for one in groups
     ]
 
 
-def described(played: list[Played], scores: list[list[Score | Invalid]], packed: list[Row]) -> Metrics:
-    """What a person wants to know of a step's rollouts; see docs/metrics.md."""
-    valid = [one.score for one in played if isinstance(one.score, Score)]
-    if not played:
-        return {"rollouts": 0.0, "rows": 0.0}
+def described(seen: Sequence[Graded]) -> Metrics:
+    """What a person wants to know of all that was played and graded in a step; see docs/metrics.md."""
+    played = [rollout for one in seen for rollout in one.group]
+    valid = [score for one in seen for _, score in one.valid]
     values = [score.value for score in valid]
+    compared = [spread_of(one.scores) == 0 for one in seen if len(one.valid) > 1]
     metrics = {
         "reward": statistics.fmean(values) if values else 0.0,
         "reward_std": statistics.pstdev(values) if values else 0.0,
-        "groups_flat": statistics.fmean(spread_of(marks) == 0 for marks in scores),
+        "groups_flat": statistics.fmean(compared) if compared else 0.0,
         "invalid": 1 - len(valid) / len(played),
-        "length": statistics.fmean(one.rollout.decisions for one in played),
-        "truncated": statistics.fmean(one.rollout.truncated for one in played),
-        "turns": statistics.fmean(len(one.rollout.turns) for one in played),
+        "length": statistics.fmean(rollout.decisions for rollout in played),
+        "truncated": statistics.fmean(rollout.truncated for rollout in played),
+        "turns": statistics.fmean(len(rollout.turns) for rollout in played),
         "rollouts": float(len(played)),
-        "rows": float(len(packed)),
-        "decisions": float(sum(one.rollout.decisions for one in played)),
+        "decisions": float(sum(rollout.decisions for rollout in played)),
     }
     named: dict[str, list[float]] = defaultdict(list)
     for score in valid:
@@ -228,20 +191,25 @@ def update(
     log = Averages()
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        for share in torch.randperm(len(rows), generator=generator).chunk(updates):
+        for share in torch.randperm(len(rows), generator=generator).tensor_split(min(updates, len(rows))):
             chosen, chosen_old = [rows[i] for i in share.tolist()], [old[i] for i in share.tolist()]
             optimizer.zero_grad()
             accumulate(policy, chosen, chosen_old, loss, reduce, reference, micro_tokens, log)
-            norm = clip_grad_norm_(list(policy.parameters()), max_norm)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"the gradient's norm is {norm.item()} at version {policy.version}: no step was taken. Look at the "
-                    "log-ratios and advantages of this step's rollouts; lower the learning rate, or leave bf16"
-                )
-            optimizer.step()
+            log.add(descend(optimizer, max_norm), 1)
             policy.version += 1
-            log.add({"grad_norm": norm.item()}, 1)
     return log.means()
+
+
+def descend(optimizer: Optimizer, max_norm: float) -> Metrics:
+    """Clip the gradient and take the optimizer's step. Raises FloatingPointError before it when it is not finite."""
+    norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient's norm is {norm.item()}: no step was taken. Look at the advantages and log-probabilities of "
+            "this step's rollouts; lower the learning rate, or leave bf16"
+        )
+    optimizer.step()
+    return {"grad_norm": norm.item()}
 
 
 def accumulate(
@@ -257,7 +225,7 @@ def accumulate(
     """Add the gradient of one optimizer step, micro-batch by micro-batch; the weights are made once, for all rows."""
     lengths = torch.tensor([len(row.advantage) for row in rows])
     weight = reduce(lengths, torch.tensor([row.group for row in rows]))  # [B]
-    marks = first_pass(policy, rows, old, loss, micro_tokens)
+    marks = first_pass(policy, rows, old, loss, reference, micro_tokens)
     whole = 0.0
     for piece in micro_batches(policy, rows, micro_tokens):
         chosen = [rows[i] for i in piece]
@@ -279,7 +247,12 @@ def accumulate(
 
 
 def first_pass(
-    policy: Policy, rows: Sequence[Row], old: Sequence[Tensor], loss: Loss, micro_tokens: int
+    policy: Policy,
+    rows: Sequence[Row],
+    old: Sequence[Tensor],
+    loss: Loss,
+    reference: Policy | None,
+    micro_tokens: int,
 ) -> dict[Loss, list[Tensor]]:
     """What each `WholeStep` part of the loss says of every decision of the step, split by row."""
     wanting = whole_step_parts(loss)
@@ -293,7 +266,8 @@ def first_pass(
             sizes = [len(rows[i].advantage) for i in piece]
             for i, a, b in zip(piece, now.logp.cpu().split(sizes), now.entropy.cpu().split(sizes), strict=True):
                 logp[i], entropy[i] = a, b
-    batch, density = flatten(rows, torch.cat(list(old))), Density(torch.cat(logp), torch.cat(entropy))
+    logp_ref = torch.cat(scored(reference, rows, micro_tokens)) if reference else None
+    batch, density = flatten(rows, torch.cat(list(old)), logp_ref), Density(torch.cat(logp), torch.cat(entropy))
     sizes = [len(row.advantage) for row in rows]
     return {part: list(part.mark(batch, density).split(sizes)) for part in wanting}
 
@@ -304,20 +278,9 @@ def on_device(batch: Batch, device: torch.device, marks: Mapping[Loss, Sequence[
         logp_old=batch.logp_old.to(device),
         advantage=batch.advantage.to(device),
         row=batch.row.to(device),
-        logp_ref=batch.logp_ref,
+        logp_ref=None if batch.logp_ref is None else batch.logp_ref.to(device),
         marks={part: torch.cat(list(values)).to(device) for part, values in marks.items()},
     )
-
-
-def scored(policy: Policy, rows: Sequence[Row], micro_tokens: int = 16384) -> list[Tensor]:
-    """[B][N] log-probabilities of every row under the current parameters, without gradients, on the CPU."""
-    out: list[Tensor] = [torch.empty(0)] * len(rows)
-    with torch.no_grad():
-        for piece in micro_batches(policy, rows, micro_tokens):
-            logp = policy.density([rows[i] for i in piece]).logp.cpu()
-            for i, part in zip(piece, logp.split([len(rows[i].advantage) for i in piece]), strict=True):
-                out[i] = part
-    return out
 
 
 class Averages:
@@ -341,7 +304,7 @@ class Averages:
 
 
 def learn(
-    policy: Policy, optimizer: Optimizer, experience: Experience, recipe: Recipe, run: Run, seed: int = 0, **options
+    policy: Policy, session: Session, experience: Experience, recipe: Recipe, *, corrected: bool = False
 ) -> Metrics:
     """The second half of a step: update the policy, then whatever else of the recipe learns."""
     clock = time.perf_counter()
@@ -349,17 +312,17 @@ def learn(
     if experience.rows:
         metrics = update(
             policy,
-            optimizer,
+            session.optimizer,
             experience.rows,
             recipe.loss,
             recipe.reduce,
             recipe.reference,
             updates=recipe.updates,
             epochs=recipe.epochs,
-            micro_tokens=run.micro_tokens,
-            max_norm=run.max_norm,
-            seed=seed,
-            **options,
+            micro_tokens=session.run.micro_tokens,
+            max_norm=session.run.max_norm,
+            seed=session.seed,
+            corrected=corrected,
         )
     if isinstance(recipe.advantage, Learner):
         metrics |= recipe.advantage.learn()
@@ -381,9 +344,8 @@ def train(
     graded every `run.eval_every` steps and never trained on.
     """
     with Session(run, policy, tasks, recipe, held_out=held_out) as session:
-        for number in session:
-            seed = mix(run.seed, number)
-            experience = gather(policy, session.source, recipe, run.tasks, seed=seed, sampler=sampler)
-            metrics = learn(policy, session.optimizer, experience, recipe, run, seed, corrected=sampler is not None)
+        for _ in session:
+            experience = gather(policy, session.source, recipe, run.tasks, seed=session.seed, sampler=sampler)
+            metrics = learn(policy, session, experience, recipe, corrected=sampler is not None)
             session.log(experience.metrics | metrics, experience.played)
     return session

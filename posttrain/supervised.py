@@ -15,7 +15,6 @@ from posttrain.episode import assistant, rollout, single_turn
 from posttrain.loss import likelihood, token_mean
 from posttrain.policy.text import TextPolicy
 from posttrain.run import Run, Session
-from posttrain.seeding import mix
 from posttrain.step import update
 
 
@@ -51,12 +50,12 @@ def sft(policy: TextPolicy, demonstrations: Sequence[Demonstration], run: Run) -
                 )
             rows.append(row)
     with Session(run, policy, rows, kind="sft") as session:
-        for number in session:
-            session.log(supervised_step(policy, session, run, number))
+        for _ in session:
+            session.log(supervised_step(policy, session, run))
     return session
 
 
-def supervised_step(policy: TextPolicy, session: Session, run: Run, number: int) -> Metrics:
+def supervised_step(policy: TextPolicy, session: Session, run: Run) -> Metrics:
     batch: list[Row] = session.source.take(run.tasks)
     metrics = update(
         policy,
@@ -66,7 +65,7 @@ def supervised_step(policy: TextPolicy, session: Session, run: Run, number: int)
         token_mean,
         micro_tokens=run.micro_tokens,
         max_norm=run.max_norm,
-        seed=mix(run.seed, number),
+        seed=session.seed,
     )
     metrics.pop("sampler_gap")  # nobody sampled these
     return metrics | {"decisions": float(sum(len(row.advantage) for row in batch)), "rows": float(len(batch))}

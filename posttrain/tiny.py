@@ -219,7 +219,7 @@ def built(seed: int = 0, steps: int = STEPS) -> Path:
     recipe = hashlib.sha256(repr(made).encode()).hexdigest()
     folder = cache() / f"tiny-{seed}-{recipe[:12]}"
     cache().mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # several processes may want it at once
+    with FileLock(folder.with_suffix(".lock"), timeout=1800):  # several processes may want it at once
         if not (folder / "config.json").is_file():
             build(folder, seed, steps)
     return folder

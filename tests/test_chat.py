@@ -115,6 +115,15 @@ def reply_of(policy, prompt, text):
     return policy.demonstrate(prompt, text)
 
 
+def test_another_tokenizers_reply_is_read_as_text(make):
+    """A judge with its own tokenizer is shown what the policy said: the policy's token ids mean nothing to it."""
+    policy, judge = make(), policy_for(*FAMILIES["llama3"])
+    turn = policy.demonstrate((pt.user("hi"),), "yes")
+    messages = (pt.user("hi"), pt.assistant(turn.reply), pt.user("right?"))
+    ids, text = judge.chat.prompt(messages)
+    assert list(ids) == judge.chat.encode(text)
+
+
 def test_a_template_that_drops_old_thinking_opens_a_new_row():
     policy = policy_for(*FAMILIES["qwen3"])
     prompt = (pt.user("question"),)

@@ -50,6 +50,12 @@ def fails(capsys, *arguments) -> str:
     return capsys.readouterr().err
 
 
+def fails_to_train(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit):
+        train(*arguments)
+    return capsys.readouterr().err
+
+
 def test_the_main_job(questions, model, tmp_path, capsys):
     out = tmp_path / "runs" / "first"
     train(questions, model, out, "--held-out", questions, "--eval-every", "1")
@@ -58,6 +64,11 @@ def test_the_main_job(questions, model, tmp_path, capsys):
     assert f"report: {out / 'report.html'}" in shown
     about = json.loads((out / "run.json").read_text())
     assert about["run"]["settings"]["method"] == "grpo"
+    assert about["run"]["settings"]["max_new"] == 8
+    said = fails_to_train(
+        capsys, questions, model, out, "--held-out", questions, "--eval-every", "1", "--resume", "--temperature", "0.5"
+    )
+    assert "was started with temperature = 1.0, not 0.5" in said
     assert len(about["run"]["settings"]["data_sha256"]) == 64
     train(questions, model, out, "--held-out", questions, "--eval-every", "1", "--resume", "--steps", "4")
     assert len(pt.read_metrics(out)) == 4
@@ -146,6 +157,12 @@ def test_supervised_and_preference_commands(model, tmp_path, capsys):
     assert "2 demonstrations" in capsys.readouterr().out
     main(["prefer", "--data", str(pairs), "--loss", "dpo", "--beta", "0.2", "--out", str(tmp_path / "d"), *common])
     main(["prefer", "--data", str(pairs), "--loss", "reward-model", "--out", str(tmp_path / "rm"), *common])
+    capsys.readouterr()
+    main(["prefer", "--data", str(pairs), "--out", str(tmp_path / "never"), "--dry-run", *common])
+    assert "1 pairs" in capsys.readouterr().out
+    assert not (tmp_path / "never").exists()
+    said = fails(capsys, "prefer", "--data", str(pairs), "--loss", "reward-model", "--out", "x", "--lora", "4", *common)
+    assert "does not take --lora" in said
     assert {"accuracy", "loss"} <= set(pt.read_metrics(tmp_path / "d")[0])
     assert pt.reward_model(str(tmp_path / "rm" / "model")).scores([[1, 2, 3]]).shape == (1,)
 
@@ -171,6 +188,9 @@ def test_mistakes_are_named_with_their_remedy(questions, model, tmp_path, capsys
     assert "a group of one has no baseline" in fails(capsys, *base, "--samples", "1")
     assert "but the model" in fails(capsys, *base, "--max-new", "300")
     assert "has no divergence term" in fails(capsys, *base, "--method", "gspo", "--kl", "0.1")
+    assert "needs tasks to evaluate: give --held-out" in fails(capsys, *base, "--eval-every", "5")
+    assert "does so already" in fails(capsys, *base, "--method", "dapo", "--truncated", "penalise")
+    assert "does not go with LoRA" in fails(capsys, *base, "--method", "ppo", "--lora", "4")
     assert "--truncated drop: unknown" in fails(capsys, *base, "--truncated", "drop")
     assert "pass@8 needs at least --samples 8" in fails(
         capsys, "eval", "--data", questions, "--prompt", "question", "--k", "8", "--samples", "4"

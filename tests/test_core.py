@@ -238,12 +238,34 @@ def test_dynamic_sampling_replaces_groups_without_variance():
 
     recipe = pt.Recipe(reward, samples=2, admit=pt.informative, rounds=10)
     got = pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task(str(i)) for i in range(6)]), recipe, 3)
-    assert got.metrics["groups_flat"] == 0
-    assert got.metrics["rollouts"] == 6
+    assert len(got.played) == len(got.rows) == 6
+    refused = got.metrics["groups_refused"]
+    assert got.metrics["groups_flat"] == refused / (refused + 3) > 0  # of all that was played
     assert {one.rollout.task.key for one in got.played}.isdisjoint(flat)
     none = pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task("0")]), replace(recipe, rounds=2), 1)
     assert none.rows == []
     assert none.metrics["groups_refused"] == 2
+
+
+def test_ungradable_groups_that_are_refused_still_stop_the_run():
+    recipe = pt.Recipe(pt.each(lambda rollout: pt.Invalid("down")), samples=2, admit=pt.informative, rounds=3)
+    with pytest.raises(ValueError, match="6 of 6 rollouts could not be graded"):
+        pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task("0")]), recipe, 1)
+
+
+def test_an_advantage_that_miscounts_is_named():
+    recipe = pt.Recipe(pt.each(lambda rollout: 1.0), advantage=lambda group, scores: [torch.zeros(1)], samples=2)
+    with pytest.raises(ValueError, match="task 't': the advantage returned 1 tensors for 2 rollouts"):
+        pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task()]), recipe, 1)
+
+
+@pytest.mark.parametrize(("samples", "updates", "taken"), [(9, 8, 8), (5, 2, 2), (2, 4, 2)])
+def test_as_many_updates_as_asked_for(samples, updates, taken):
+    policy = Bandit([0.0, 0.0])
+    pt.update(
+        policy, torch.optim.SGD(policy.parameters(), 0.1), played(policy, 1, samples), pt.clipped(), updates=updates
+    )
+    assert policy.version == taken
 
 
 def test_a_source_hands_out_every_task_once_an_epoch_and_remembers():

@@ -53,6 +53,8 @@ def test_prompts_from_columns_templates_and_chats(write):
     [task] = pt.read(path, prompt="Solve {question} in {unit}", system="be brief")
     assert [m["content"] for m in task.prompt] == ["be brief", "Solve 2+2? in apples"]
     assert task.key == "first"
+    [task] = pt.read(path, prompt=r"{question} Put it in \boxed{}.")
+    assert task.prompt[0]["content"] == r"2+2? Put it in \boxed{}."
     [task] = pt.read(path, prompt="messages", answer=None)
     assert [m["content"] for m in task.prompt] == ["s", "hi"]
     assert task.truth is None
@@ -90,6 +92,7 @@ def test_pairs_in_plain_and_chat_form_are_the_same(write):
         ([ROWS[0], '{"question": "x", '], {}, r"q.jsonl, line 2: malformed JSON, .* at column"),
         ([ROWS[0], "[1, 2]"], {}, "line 2: a list, not an object"),
         ([""], {}, "the file is empty"),
+        (ROWS, {"limit": 0}, "--limit 0: it must be at least 1"),
         ([{**ROWS[0], "id": 7}, {**ROWS[1], "id": 7}], {}, "line 2: the id '7' was already used in line 1"),
         ([{"question": "", "answer": "4"}], {}, "the column 'question' is empty"),
         ([{"question": 7, "answer": "4"}], {}, "holds int, neither text nor chat messages"),

@@ -87,9 +87,18 @@ def test_pairs_are_scored_by_the_sum_over_the_reply_and_its_end(make):
             by_hand = sum(rows[len(prompt) - 1 + t, token].item() for t, token in enumerate(reply))
             assert logp[i].item() == pytest.approx(by_hand, rel=1e-4)
             assert length[i] == len(reply)
-    mixed = judged(policy, reference, PAIRS, mismatched=True)
-    assert mixed.kl is not None
-    assert mixed.kl >= 0
+
+
+def test_ktos_divergence_is_that_of_mismatched_pairs_whatever_the_micro_batch(make):
+    policy, reference = make(0), make(3)
+    swapped = [pt.Pair(PAIRS[0].prompt, PAIRS[1].chosen, "x"), pt.Pair(PAIRS[1].prompt, PAIRS[0].chosen, "x")]
+    found = judged(policy, reference, swapped)
+    expected = (found.chosen - found.chosen_ref).mean().clamp(min=0)
+    for tokens in (10**6, 1):
+        torch.testing.assert_close(preference.divergence(policy, reference, PAIRS, tokens), expected.detach())
+    assert expected >= 0
+    with pytest.raises(ValueError, match="--tasks 2 or more"):
+        preference.divergence(policy, reference, PAIRS[:1], 10)
 
 
 @pytest.mark.slow
@@ -175,7 +184,7 @@ def test_a_reward_model_reads_the_last_token_and_survives_a_round_trip(make, tmp
 @pytest.mark.parametrize("name", preference.PAIR_LOSSES)
 def test_every_preference_loss_trains(name, make, tmp_path):
     policy = make()
-    reference = None if name in preference.WITHOUT_REFERENCE else policy.frozen()
+    reference = policy.frozen() if name in preference.WITH_REFERENCE else None
     run = pt.Run(tmp_path / "r", steps=8, tasks=2, lr=3e-3, quiet=True, micro_tokens=100)
     session = pt.prefer(policy, PAIRS, preference.PAIR_LOSSES[name](), run, reference=reference)
     first, last = session.history[0], session.history[-1]

@@ -8,7 +8,7 @@ import time
 from itertools import combinations
 
 import pytest
-from conftest import digits, said, values
+from conftest import Bandit, digits, said, task, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,8 +99,8 @@ def test_numbers_of_all_kinds_are_scores():
         (pt.grade.math, "She sold 24.\n#### 1,200", ["#### 1200", r"\boxed{1200}"], ["1,201"]),
         (pt.grade.exact, "Paris", ["paris", " Paris. ", "I think so. Answer: Paris"], ["Paris is it", "Rome"]),
         (pt.grade.contains, "Paris", ["It is Paris, yes"], ["Parisian", "Rome"]),
-        (pt.grade.choice, "B", ["B", "(B)", "The answer is B.", r"\boxed{B}", "A or B? Option B"], ["A", "A, not B: answer A", "x"]),
-        (pt.grade.json, '{"a": [1, 2]}', ['{"a":[1,2]}', 'so\n```json\n{"a": [1, 2]}\n```'], ['{"a": [2, 1]}', "nope"]),
+        (pt.grade.choice, "B", ["B", "(B)", "The Answer is B, because A is wrong.", r"\boxed{B}", "Option B. I am sure."], ["A", "A, not B: answer A", "x"]),
+        (pt.grade.json, '{"a": [1, 2]}', ['{"a":[1,2]}', 'so\n```json\n{"a": [1, 2]}\n```'], ['{"a": [2, 1]}', "nope", "[" * 100_000]),
     ],
 )  # fmt: skip
 def test_graders_know_right_from_wrong(grade, truth, right, wrong):
@@ -150,6 +150,25 @@ def test_own_rewards_say_what_they_look_at(tmp_path):
         reward_file(f"{file}:brevty")
     with pytest.raises(ValueError, match="there is no file"):
         reward_file("nowhere.py:f")
+
+
+def test_an_evaluation_leaves_out_what_could_not_be_graded():
+    from posttrain.evaluation import Evaluation
+    from posttrain.report import evaluation_values
+
+    bad = pt.Invalid("timeout")
+    found = Evaluation(
+        [[said("7"), said("8")], [said("7"), said("7")]], [[pt.Score(1.0), bad], [pt.Score(1.0), pt.Score(0.0)]]
+    )
+    greedy = Evaluation([[said("8")], [said("8")]], [[pt.Score(0.0)], [pt.Score(0.0)]])
+    values = evaluation_values(found, [1, 2], greedy)
+    assert values["reward"][0] == 0.75
+    assert values["pass@2"][0] == 1.0
+    assert values["potential@2"] == 1.0
+    assert values["invalid"] == 1
+    down = pt.each(lambda rollout: pt.Invalid("down"))
+    with pytest.raises(ValueError, match="no sample of 1 tasks could be graded; the first because: down"):
+        pt.evaluate({"policy": Bandit([0.0])}, [task()], down)
 
 
 # ---- measures

@@ -274,9 +274,75 @@ def test_schedules():
     assert pt.Run("x", steps=10, schedule="cosine").rate(5, 1.0) == pytest.approx(0.5)
 
 
-def test_what_a_recipe_remembers_is_found(make):
+def test_what_a_recipe_remembers_is_found(make, tmp_path):
     from posttrain.checkpoint import stateful
 
     gae = Gae(Critic(make()))
     assert stateful(pt.ppo(pt.each(digits), advantage=gae)) == {"recipe.advantage": gae}
     assert stateful(pt.grpo(pt.each(digits), kl=0.1, reference=make())) == {}
+
+    class Remembering:
+        def __call__(self, group):
+            return [pt.Score(0.0) for _ in group]
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    inner = Remembering()
+    wrapped = pt.dapo(pt.weighted(a=(1.0, pt.reshaped(inner, sorted))), max_new=8)
+    assert list(stateful(wrapped).values()) == [inner], "found inside combinators"
+    make().save(tmp_path / "base")
+    assert stateful(pt.grpo(pt.reward_model(str(tmp_path / "base")))) == {}, "a frozen reward model is not saved"
+
+
+def test_settings_of_a_recipe_are_compared_on_a_resume(make, tmp_path):
+    policy = make(max_new=4)
+    gae = lambda lam: Gae(Critic(policy), lam=lam)  # noqa: E731
+    reward = pt.cached(digits)
+    run = pt.Run(tmp_path / "r", steps=1, tasks=1, quiet=True)
+    pt.train(policy, [task()], pt.ppo(reward, advantage=gae(0.9)), run)
+    again = replace(run, steps=2, resume=True)
+    with pytest.raises(ValueError, match=r"was started with lam = 0.9, not 0.5"):
+        pt.train(policy, [task()], pt.ppo(reward, advantage=gae(0.5)), again)
+    with pytest.raises(ValueError, match=r"was started with keep = 'posttrain.recipe.always', not"):
+        pt.train(policy, [task()], replace(pt.ppo(reward, advantage=gae(0.9)), keep=pt.finished), again)
+    pt.train(policy, [task()], pt.ppo(reward, advantage=gae(0.9)), again)
+
+
+def test_held_out_tasks_are_graded_before_and_after(tmp_path):
+    policy = Bandit([0.0, 0.0])
+    recipe = pt.grpo(pt.each(lambda rollout: float(rollout.turns[0].reply.content)), samples=4)
+    session = pt.train(
+        policy, [task()], recipe, pt.Run(tmp_path / "r", steps=3, tasks=1, quiet=True), held_out=[task("h")]
+    )
+    assert ["held_out/reward" in line for line in session.history] == [True, False, True]
+
+
+def test_nothing_admitted_is_warned_of(tmp_path, capsys):
+    policy = Bandit([0.0, 0.0])
+    run = pt.Run(tmp_path / "r", steps=12, tasks=1)
+    recipe = pt.Recipe(pt.each(lambda rollout: 0.0), samples=2, admit=pt.informative, rounds=2)
+    session = pt.train(policy, [task()], recipe, run)
+    assert "nothing is learned" in capsys.readouterr().err
+    assert session.history[-1]["rows"] == 0
+
+
+def test_the_default_rate_is_gentle_for_pretrained_models_and_not_under_lora():
+    from posttrain.run import default_rate
+
+    class Model:
+        def __init__(self, whole, trained):
+            self.model = torch.nn.ParameterList(
+                [torch.nn.Parameter(torch.empty(n, device="meta")) for n in (trained, whole - trained)]
+            )
+
+        def parameters(self):
+            return [self.model[0]]
+
+    assert default_rate(Model(10**8, 10**8), "train") == 1e-6
+    assert default_rate(Model(10**8, 10**6), "train") == pytest.approx(1e-5)
+    assert default_rate(Model(10**8, 10**8), "sft") == 1e-5
+    assert default_rate(Model(10**6, 10**6), "train") == 3e-4

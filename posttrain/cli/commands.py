@@ -14,7 +14,7 @@ from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, one_of
 if TYPE_CHECKING:
     from posttrain.core import Loss, Reward, Row
     from posttrain.policy.text import TextPolicy
-    from posttrain.step import Recipe
+    from posttrain.recipe import Recipe
 
 METHODS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration")
 PAIR_LOSSES = ("dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model")
@@ -30,8 +30,8 @@ class Train:
     model_options: ModelOptions = ModelOptions()
     method: str = "grpo"
     """grpo, dr_grpo, dapo, rloo, reinforce_pp, ppo, gspo, cispo or expert_iteration."""
-    samples: int = 8
-    """Samples per task (the group)."""
+    samples: int | None = None
+    """Samples per task (the group); the method's own number if not given (grpo 8, dapo 16, rloo 4, ppo 1, ...)."""
     kl: float = 0.0
     """Weight of the divergence from the starting model; 0 loads no reference."""
     entropy: float = 0.0
@@ -41,7 +41,9 @@ class Train:
     truncated: str = "train"
     """Replies cut off by --max-new: train (as they were graded), mask (not trained), penalise (DAPO's soft penalty)."""
     held_out: str | None = None
-    """Data file of tasks that are only evaluated, with the same columns."""
+    """Data file or dataset of tasks that are only evaluated, with the same columns."""
+    held_out_split: str = "test"
+    """Its split, if it is a Hugging Face dataset."""
 
     def run(self) -> None:
         from posttrain.step import train
@@ -49,8 +51,11 @@ class Train:
         one_of(self.method, METHODS, "--method")
         one_of(self.truncated, TRUNCATED, "--truncated")
         tasks, reward = self.task.tasks(), self.task.reward()
-        held_out = self.task.tasks(self.held_out) if self.held_out else []
-        described = {**self.task.describe(), "model": self.model_options.model, "method": self.method}
+        held_out = self.task.tasks(self.held_out, self.held_out_split) if self.held_out else []
+        if self.run_options.eval_every and not held_out:
+            raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
+        own = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float)}
+        described = {**own, **self.task.describe(), **vars(self.model_options)}
         run = self.run_options.run(**described)
         policy = self.model_options.policy()
         recipe = self.recipe(policy, reward)
@@ -69,10 +74,10 @@ class Train:
 
         from posttrain import method
         from posttrain.loss import entropy_bonus, total
+        from posttrain.recipe import finished
         from posttrain.reward import overlong
-        from posttrain.step import finished
 
-        options: dict[str, Any] = {"samples": self.samples}
+        options: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
         if self.method in ("dr_grpo", "dapo"):
             options["max_new"] = self.model_options.max_new
         if self.kl and self.method not in ("grpo", "rloo", "reinforce_pp", "ppo"):
@@ -85,6 +90,8 @@ class Train:
             options["advantage"] = Gae(Critic(policy, lr=(self.run_options.lr or 1e-5)))
         if self.updates is not None:
             options["updates"] = self.updates
+        if self.truncated == "penalise" and self.method == "dapo":
+            raise ValueError("--truncated penalise: the method dapo does so already")
         if self.truncated == "penalise":
             reward = overlong(reward, self.model_options.max_new, max(self.model_options.max_new // 5, 1))
         recipe = method.METHODS[self.method](reward, **options)
@@ -160,7 +167,9 @@ class Sft:
         demonstrations = read_demonstrations(
             self.data, self.prompt, self.response, system=self.system, limit=self.limit
         )
-        run = self.run_options.run(data=self.data, model=self.model_options.model)
+        run = self.run_options.run(
+            data=self.data, prompt=self.prompt, response=self.response, **vars(self.model_options)
+        )
         policy = self.model_options.policy()
         if self.run_options.dry_run:
             from posttrain.plan import plan_supervised
@@ -195,18 +204,28 @@ class Prefer:
         one_of(self.loss, PAIR_LOSSES, "--loss")
         pairs = read_pairs(self.data, self.prompt, self.chosen, self.rejected, system=self.system, limit=self.limit)
         options = self.model_options
-        run = self.run_options.run(data=self.data, model=options.model, loss=self.loss, beta=self.beta)
+        run = self.run_options.run(data=self.data, loss=self.loss, beta=self.beta, **vars(options))
+        if self.run_options.dry_run:
+            from posttrain.plan import plan_preferences
+
+            plan_preferences(options.policy(), pairs, run, reference=self.loss in preference.WITH_REFERENCE).show()
+            return
         if self.loss == "reward-model":
             from posttrain.policy.value import reward_model
 
-            model = reward_model(options.model, template=options.template, device=options.device)
+            unused = [name for name in ("lora", "bf16", "checkpointing", "pack") if getattr(options, name)]
+            if unused or self.beta is not None:
+                raise ValueError(f"--loss reward-model does not take --{(unused or ['beta'])[0]}: leave it out")
+            model = reward_model(
+                options.model, template=options.template, device=options.device, threads=options.threads
+            )
             finish(preference.train_reward_model(model, pairs, run).directory.path)
             return
         policy = options.policy()
         make: Any = preference.PAIR_LOSSES[self.loss]
         name = "weight" if self.loss == "orpo" else "beta"
         loss = make(**{name: self.beta}) if self.beta is not None else make()
-        reference = None if self.loss in preference.WITHOUT_REFERENCE else policy.frozen()
+        reference = policy.frozen() if self.loss in preference.WITH_REFERENCE else None
         finish(preference.prefer(policy, pairs, loss, run, reference=reference).directory.path)
 
 

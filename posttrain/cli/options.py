@@ -87,10 +87,13 @@ class TaskOptions:
     split: str = "train"
     """Split of a Hugging Face dataset."""
 
-    def tasks(self, data: str | None = None) -> list[Task]:
+    def tasks(self, data: str | None = None, split: str | None = None) -> list[Task]:
+        """The tasks of `--data`, or all of another file or dataset with the same columns."""
         from posttrain.data import read
 
-        return read(data or self.data, self.prompt, self.answer, system=self.system, limit=self.limit, split=self.split)
+        limit = None if data else self.limit
+        where = {"split": split or self.split, "system": self.system}
+        return read(data or self.data, self.prompt, self.answer, limit=limit, **where)
 
     def reward(self) -> Reward:
         from posttrain import grade
@@ -105,7 +108,7 @@ class TaskOptions:
         from posttrain.directory import file_hash
 
         here = Path(self.data).is_file()
-        return {"data": self.data, "data_sha256": file_hash(self.data) if here else None, "grade": self.grade}
+        return {**vars(self), "data_sha256": file_hash(self.data) if here else None}
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class RunOptions:
     tasks: int = 16
     """Tasks (or demonstrations, or pairs) in a step."""
     lr: float | None = None
-    """Learning rate; 1e-6 for models above 10 M parameters and 3e-4 below if not given."""
+    """Learning rate. If not given: 3e-4 for models under 10 M parameters; above, 1e-6 (sft and reward models 1e-5), ten
+    times that under LoRA."""
     warmup: int = 0
     """Steps over which the learning rate rises."""
     schedule: str = "constant"
@@ -135,7 +139,7 @@ class RunOptions:
     keep: int = 2
     """Checkpoints kept."""
     eval_every: int = 0
-    """Steps between evaluations on --held-out."""
+    """Steps between evaluations on --held-out; before the first step and after the last if not given."""
     resume: bool = False
     """Continue the run in --out exactly where its last checkpoint left it."""
     overwrite: bool = False

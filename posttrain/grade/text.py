@@ -11,7 +11,7 @@ from posttrain.core import Rollout
 from posttrain.reward import each
 
 CHOICE = re.compile(
-    r"\\boxed\{\\?(?:text\{)?\(?([A-Z])\)?\}?\}|\b(?:answer|choice|option)\b\W{0,8}(?:is\W{0,4})?\(?([A-Z])\b"
+    r"\\boxed\{\\?(?:text\{)?\(?([A-Z])\)?\}?\}|\b(?i:answer|choice|option)\b\W{0,8}(?:(?i:is)\W{0,4})?\(?([A-Z])\b"
 )
 LONE_LETTER = re.compile(r"(?<![\w'])\(?([A-Z])\)?(?![\w'])")
 FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
@@ -66,7 +66,7 @@ def is_json(rollout: Rollout) -> float:
             raise ValueError(f"task {rollout.task.key!r}: --grade json cannot read its answer {truth!r}") from error
     try:
         return float(parsed(rollout.text) == truth)
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0.0
 
 

@@ -36,16 +36,16 @@ class Sampled:
 class Live:
     """The rows still being sampled: the cache, what was drawn, and who they are."""
 
-    def __init__(self, model: Any, wanted: Sequence[Wanted], device: torch.device):
+    def __init__(self, head: Any, wanted: Sequence[Wanted], device: torch.device):
         unique = list(dict.fromkeys(w.prompt for w in wanted))
         index = {prompt: i for i, prompt in enumerate(unique)}
         width = max(map(len, unique))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in unique], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in unique], device=device)
-        self.cache = DynamicCache(config=model.config)
-        self.model = model
+        self.cache = DynamicCache(config=head.config)
+        self.head = head
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = model(ids, mask, positions, self.cache)
+        logits = self.forward(ids, mask, positions)
         owner = torch.tensor([index[w.prompt] for w in wanted], device=device)
         self.rows = torch.arange(len(wanted), device=device)
         self.logits = logits[owner]  # [B, V] one prefill per prompt, shared by its samples
@@ -57,7 +57,14 @@ class Live:
     def step(self, chosen: Tensor) -> None:
         self.mask = torch.cat([self.mask, torch.ones_like(chosen)[:, None]], 1)
         self.position = self.position + 1
-        self.logits = self.model(chosen[:, None], self.mask, self.position[:, None], self.cache)
+        self.logits = self.forward(chosen[:, None], self.mask, self.position[:, None])
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """[B, V] float32 logits after the last of `ids`."""
+        out = self.head.trunk(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+        )
+        return self.head.logits(out.last_hidden_state[:, -1])
 
     def keep(self, index: Tensor) -> None:
         self.cache.batch_select_indices(index)
@@ -65,31 +72,16 @@ class Live:
         self.mask, self.position = self.mask[index], self.position[index]
 
 
-class Forward:
-    """The model as `Live` calls it: the last position's logits, float32."""
-
-    def __init__(self, model: Any):
-        self.model, self.config = model, model.config
-
-    def __call__(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        out = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1].float()
-
-
 @torch.no_grad()
 def generate(
-    model: Any, wanted: Sequence[Wanted], ends: set[int], decode: Callable[[Sequence[int]], str]
+    head: Any, wanted: Sequence[Wanted], ends: set[int], decode: Callable[[Sequence[int]], str]
 ) -> list[Sampled]:
-    """One reply for each `wanted`, in order. What a row draws depends on its own seed, not on the other rows."""
-    device = next(model.parameters()).device
-    live = Live(Forward(model), wanted, device)
+    """One reply for each `wanted`, in order. What a row draws depends on its own seed, not on the other rows.
+
+    `head` is the policy's `Head`: the same trunk and the same float32 logits score the reply again in training.
+    """
+    device = head.out.weight.device
+    live = Live(head, wanted, device)
     longest = max(w.max_new for w in wanted)
     draws = torch.from_numpy(uniforms(np.array([w.seed for w in wanted], dtype=np.uint64), longest))
     draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
+from posttrain.core import SMALL_MODEL
 from posttrain.policy.text import Sampling, TextPolicy, quiet
-
-TINY_MODEL = 10_000_000  # parameters; below, one torch thread is faster than two on a small machine
 
 
 def text(
@@ -112,8 +111,8 @@ def picked(device: str | None) -> torch.device:
 
 
 def set_threads(network: Any, threads: int | None) -> None:
-    """One torch thread for tiny models, unless `threads` or OMP_NUM_THREADS says otherwise."""
+    """One torch thread for small models, where two are slower, unless `threads` or OMP_NUM_THREADS says otherwise."""
     if threads:
         torch.set_num_threads(threads)
-    elif "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in network.parameters()) < TINY_MODEL:
+    elif "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in network.parameters()) < SMALL_MODEL:
         torch.set_num_threads(1)

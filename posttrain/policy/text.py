@@ -72,7 +72,7 @@ class TextPolicy:
             piece = open_[start : start + SAMPLE_ROWS]
             with self.mode():
                 sampled |= zip(
-                    piece, generate(self.model, [wanted[i] for i in piece], self.ends(), self.chat.decode), strict=True
+                    piece, generate(self.head, [wanted[i] for i in piece], self.ends(), self.chat.decode), strict=True
                 )
         none = Sampled((), torch.zeros(0), torch.zeros(0), "length")
         return [
@@ -88,7 +88,7 @@ class TextPolicy:
 
     def reply(self, ask: Ask, before: str, wanted: Wanted, got: Sampled) -> Reply:
         said = self.chat.decode(got.ids)
-        tokens = Tokens(wanted.prompt, got.ids, ask.messages, before, said, got.entropy)
+        tokens = Tokens(wanted.prompt, got.ids, ask.messages, before, said, self.tokenizer, got.entropy)
         return Reply(said, got.logp, tokens, got.stop, self.version, wanted.temperature)
 
     def ends(self) -> set[int]:
@@ -227,7 +227,7 @@ class Head:
     """
 
     def __init__(self, body: Any):
-        self.trunk, self.out = body.base_model, body.get_output_embeddings()
+        self.trunk, self.out, self.config = body.base_model, body.get_output_embeddings(), body.config
         config = body.config
         self.cap = getattr(config, "final_logit_softcapping", None)
         self.scale = getattr(config, "logit_scale", None) or 1.0
@@ -239,7 +239,8 @@ class Head:
                 raise ValueError(f"{type(body).__name__} makes its logits in a way that posttrain does not know")
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = self.out(hidden).float() * self.scale
+        with torch.autocast(hidden.device.type, enabled=False):  # float32 logits, also under bfloat16
+            logits = self.out(hidden.float()) * self.scale
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
     def density(self, hidden: Tensor, chosen: Tensor, temperature: Tensor) -> Density:

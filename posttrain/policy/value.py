@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from posttrain.advantage import decision_rewards
 from posttrain.chat import unroll
 from posttrain.core import Group, Invalid, Message, Metrics, Row, Score, Task
-from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
+from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, set_threads
 from posttrain.policy.text import TextPolicy, quiet
 from posttrain.row import micro_batches, rows_of
 
@@ -23,7 +23,9 @@ class Critic:
 
     def __init__(self, policy: TextPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384):
         if policy.body is not policy.model:
-            raise ValueError("a critic copies the policy's body: make it before adding a LoRA adapter")
+            raise ValueError(
+                "a critic copies the policy's whole body, so it does not go with LoRA: leave --lora, or use grpo"
+            )
         self.policy = copy.copy(policy)
         self.policy.model = copy.deepcopy(policy.model).requires_grad_(True)
         self.policy.body = self.policy.model
@@ -43,6 +45,16 @@ class Critic:
         line = [i for i, (_, sampled) in enumerate(sequences) for _ in sampled]
         at = [p - 1 for _, sampled in sequences for p in sampled]
         return self.out(hidden[torch.tensor(line), torch.tensor(at)].float())[:, 0]
+
+    @torch.no_grad()
+    def valued(self, rows: Sequence[Row]) -> list[Tensor]:
+        """[B][N] the same without gradients, on the CPU, in micro-batches."""
+        out: list[Tensor] = [torch.zeros(0)] * len(rows)
+        for piece in micro_batches(self.policy, rows, self.micro_tokens):
+            found = self.values([rows[i] for i in piece]).cpu()
+            for i, part in zip(piece, found.split([len(rows[i].advantage) for i in piece]), strict=True):
+                out[i] = part
+        return out
 
     def learn(self, rows: Sequence[Row], returns: Sequence[Tensor], before: Sequence[Tensor]) -> Metrics:
         """One step on half the squared error, values clipped around what they were (PPO, as released by OpenAI)."""
@@ -101,10 +113,9 @@ class Gae:
 
     def __call__(self, group: Group, scores: list[Score]) -> list[Tensor]:
         packed = [rows_of(self.critic.policy, rollout, rollout.turns) for rollout in group]
-        with torch.no_grad():
-            flat = self.critic.values([row for rows in packed for row in rows]).cpu()
+        left = iter(self.critic.valued([row for rows in packed for row in rows]))
+        values = [torch.cat([torch.zeros(0), *[next(left) for _ in rows]]) for rows in packed]
         out = []
-        values = flat.split([rollout.decisions for rollout in group])
         for rollout, score, rows, value in zip(group, scores, packed, values, strict=True):
             advantage = estimated(decision_rewards(rollout, score), value, self.gamma, self.lam)
             self.seen.append((rows, advantage + value, value))
@@ -160,13 +171,25 @@ class RewardModel:
         last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
         return self.model.score(hidden[torch.arange(len(sequences), device=device), last]).float()[:, 0]
 
+    @property
+    def context(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
     @torch.no_grad()
     def __call__(self, group: Group) -> list[Score | Invalid]:
-        found = self.scores([self.ids(rollout.task.prompt, rollout.text) for rollout in group])
-        return [Score(value) for value in found.tolist()]
+        """Judge each rollout's last reply in its conversation; one too long for the model cannot be graded."""
+        out: list[Score | Invalid] = []
+        for rollout in group:
+            asked = rollout.turns[-1].ask.messages if rollout.turns else rollout.task.prompt
+            ids = self.ids(asked, rollout.text)
+            if len(ids) > self.context:
+                out.append(Invalid(f"{len(ids)} tokens are more than the reward model's {self.context} positions"))
+            else:
+                out.append(Score(self.scores([ids]).item()))
+        return out
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Any prompt can be judged; one that does not fit the model is found when it is tokenized."""
+        """Any task can be judged; a conversation too long for the model is `Invalid`."""
 
     def record(self, reply: Any) -> dict[str, Any]:
         return {}
@@ -187,10 +210,13 @@ class RewardModel:
         self.tokenizer.save_pretrained(path)
 
 
-def reward_model(model: str, *, template: str | None = None, device: str | None = None) -> RewardModel:
+def reward_model(
+    model: str, *, template: str | None = None, device: str | None = None, threads: int | None = None
+) -> RewardModel:
     """A reward model from a checkpoint: a trained one, or a causal model that gets a fresh head."""
     from transformers import AutoModelForSequenceClassification
 
     path = located(model)
     network = loaded(AutoModelForSequenceClassification, path, num_labels=1)
+    set_threads(network, threads)
     return RewardModel(network.to(picked(device)).eval(), loaded_tokenizer(path), template)

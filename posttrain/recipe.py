@@ -1,0 +1,61 @@
+"""A method as a value: the functions that make it up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from posttrain.advantage import GROUP_BASELINES, normalised
+from posttrain.core import Across, Advantage, Env, Invalid, Loss, Metrics, Policy, Reduce, Reward, Row, Sampler, Score
+from posttrain.episode import single_turn
+from posttrain.loss import clipped, token_mean
+
+
+def always(_: object) -> bool:
+    return True
+
+
+def credited(row: Row) -> bool:
+    """Some decision of the row has an advantage. Without one only KL and entropy terms could teach it."""
+    return bool(row.advantage.any())
+
+
+def finished(row: Row) -> bool:
+    """The row was not cut off by the length limit: keeping only these is DAPO's overlong filtering."""
+    return row.turns[-1].reply.stop != "length"
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An advantage that learns as well (GAE's critic): called once a step, after the policy's update."""
+
+    def learn(self) -> Metrics: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A method: what is played, what is good, who gets the credit, and how it is learned."""
+
+    reward: Reward
+    env: Env = single_turn
+    advantage: Advantage = normalised
+    across: Across | None = None  # a last change to the credit of the whole step, such as `whitened`
+    loss: Loss = clipped()
+    reduce: Reduce = token_mean
+    samples: int = 8  # G, rollouts per task
+    updates: int = 1  # optimizer steps per pass over a batch of rollouts
+    epochs: int = 1  # passes over a batch of rollouts
+    keep: Callable[[Row], bool] = always  # rows that are trained; dropping some changes what `reduce` divides by
+    admit: Callable[[Sequence[Score | Invalid]], bool] = always  # groups that count; others are replaced
+    rounds: int = 1  # most rounds of sampling to replace groups that were not admitted
+    others: Mapping[str, Sampler] = field(default_factory=dict)  # frozen players, by the name episodes ask for
+    reference: Policy | None = None  # frozen, for losses that read `logp_ref`
+    max_invalid: float = 0.2  # largest share of rollouts that may be ungradable in a step
+
+    def __post_init__(self):
+        if self.samples < 2 and self.advantage in GROUP_BASELINES:
+            raise ValueError(
+                f"samples={self.samples} with the advantage {self.advantage.__name__}: a group of one has no baseline; "
+                "take at least 2 samples per task, or an advantage without a group baseline (raw, to_go, gae)"
+            )
