@@ -28,6 +28,7 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "math-verify", "posttrain"
 FREE = "resume overwrite steps save_every keep track quiet eval_every out micro_tokens"
 MAY_CHANGE = {f"run.{name}" for name in FREE.split()}  # on a resume: they do not change what is learned
 LEAST_FREE = 64 * 2**20  # bytes
+MOST_SETTINGS = 64  # entries of a container in a closure; more is data
 
 
 class Directory:
@@ -220,8 +221,17 @@ def function_name(function: Any) -> Any:
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if not code or not cells:
         return name.replace(".<locals>", "")
-    held = {key: plain(cell.cell_contents) for key, cell in zip(code.co_freevars, cells, strict=True)}
+    held = {key: brief(cell.cell_contents, function) for key, cell in zip(code.co_freevars, cells, strict=True)}
     return {name.replace(".<locals>", ""): held}
+
+
+def brief(value: Any, holder: Any) -> Any:
+    """What a closure holds, as a setting: data in it only by its size, the function itself by its name."""
+    if value is holder:
+        return getattr(holder, "__qualname__", "itself")
+    if isinstance(value, list | tuple | set | Mapping) and len(value) > MOST_SETTINGS:
+        return f"{type(value).__name__} of {len(value)}"
+    return plain(value)
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:

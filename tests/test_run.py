@@ -346,3 +346,18 @@ def test_the_default_rate_is_gentle_for_pretrained_models_and_not_under_lora():
     assert default_rate(Model(10**8, 10**6), "train") == pytest.approx(1e-5)
     assert default_rate(Model(10**8, 10**8), "sft") == 1e-5
     assert default_rate(Model(10**6, 10**6), "train") == 3e-4
+
+
+def test_what_a_closure_holds_is_recorded_by_size_not_by_content():
+    from posttrain.directory import plain
+
+    answers = list(range(1000))
+
+    def lookup(rollout):
+        return float(answers[0]) if rollout else lookup(rollout)
+
+    [held] = plain(lookup).values()
+    assert held == {
+        "answers": "list of 1000",
+        "lookup": "test_what_a_closure_holds_is_recorded_by_size_not_by_content.<locals>.lookup",
+    }
