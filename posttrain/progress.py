@@ -60,7 +60,8 @@ class Progress:
 
     def step(self, line: Metrics, played: Sequence[Played] = ()) -> None:
         done = int(line["step"]) + 1
-        numbers = "  ".join(form.format(line[name]) for name, form in SHOWN.items() if name in line)
+        names = [name for name in SHOWN if name in line and not (name == "loss" and "reward" in line)]
+        numbers = "  ".join(SHOWN[name].format(line[name]) for name in names)
         self.bar.update(self.row, completed=done, numbers=numbers)
         every = max(self.run.steps // LINES, 1)
         if not self.live and not self.run.quiet and (done % every == 0 or done in (self.start + 1, self.run.steps)):

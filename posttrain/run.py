@@ -153,10 +153,10 @@ class Session:
 
     def __iter__(self) -> Iterator[int]:
         while self.step < self.run.steps:
-            seed_everything(mix(self.run.seed, "step", self.step))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.run.rate(self.step, self.lr)
             self.found = self.evaluated() if self.due(self.step) else {}
+            seed_everything(mix(self.run.seed, "step", self.step))  # for users' code; ours draws by counters
             self.clock = time.perf_counter()
             yield self.step
             if self.interrupted:
