@@ -100,7 +100,6 @@ class Chat:
             tail = after_reply(text, trace) if ours else None
             if tail is not None:
                 return self.continued(trace, tail), text
-            break
         return tuple(self.encode(text)), text
 
     def continued(self, trace: Tokens, tail: str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -13,10 +14,12 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from posttrain.core import Policy, Stateful
 
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 FILES = ("policy.safetensors", "training.pt", "checkpoint.json")
 
 
@@ -75,7 +78,7 @@ class Checkpoints:
             tensors = load_file(folder / FILES[0])
             training = torch.load(folder / FILES[1], map_location="cpu", weights_only=False)
             about = json.loads((folder / FILES[2]).read_text())
-        except Exception as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"checkpoint {folder} cannot be read: {error}; if damaged, move it away to resume from the one before"
             ) from error

@@ -124,6 +124,16 @@ def test_another_tokenizers_reply_is_read_as_text(make):
     assert list(ids) == judge.chat.encode(text)
 
 
+def test_what_another_player_said_in_between_is_given_and_the_row_goes_on(make):
+    policy = make()
+    turn = policy.demonstrate((pt.user("hi"),), "yes")
+    other = pt.Reply("I doubt it", torch.zeros(0), None)
+    messages = (pt.user("hi"), pt.assistant(turn.reply), pt.user("and you?"), pt.assistant(other), pt.user("so?"))
+    again = policy.demonstrate(messages, "no")
+    assert policy.extends(turn, again)
+    assert "I doubt it" in policy.tokenizer.decode(again.reply.trace.prompt)
+
+
 def test_a_template_that_drops_old_thinking_opens_a_new_row():
     policy = policy_for(*FAMILIES["qwen3"])
     prompt = (pt.user("question"),)

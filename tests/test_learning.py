@@ -1,10 +1,11 @@
 """Learning, not just running: each kind of training reaches a band on a task that can be learnt in seconds.
 
-Bands were set from seeds 0 to 4 of each test with room to spare, and every test runs one further seed.
+Every band also held on seeds 0, 1 and 2 when it was set: POSTTRAIN_TEST_SEED runs another one.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 
@@ -17,7 +18,7 @@ from posttrain import tiny
 from posttrain.policy.value import Critic, Gae, reward_model
 
 pytestmark = pytest.mark.slow
-SEED = 11
+SEED = int(os.environ.get("POSTTRAIN_TEST_SEED", "11"))
 
 
 @pytest.fixture(scope="module")
