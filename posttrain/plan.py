@@ -59,28 +59,24 @@ def plan(policy: TextPolicy, tasks: Sequence[Task], recipe: Recipe, run: Run, de
 def plan_supervised(policy: TextPolicy, demonstrations: Sequence[Demonstration], run: Run) -> Plan:
     """What `posttrain sft` would do with these arguments."""
     sizes = [policy.size(row) for one in demonstrations for row in demonstrated(policy, one)]
-    return Plan(
-        [
-            ("data", f"{len(demonstrations)} demonstrations, {len(sizes)} rows, {sum(sizes):,} tokens"),
-            ("rows", f"{statistics.fmean(sizes):.0f} tokens on average, at most {max(sizes)}"),
-            ("steps", f"{run.steps} of {run.tasks} rows: {run.steps * run.tasks / len(sizes):.2g} epochs"),
-            ("model", model_line(policy)),
-            *memory_lines(policy, run, max(sizes), 0, copies=0),
-            ("writes", f"{run.out}: a checkpoint every {run.saves} steps, {run.keep} kept; {free_line(run)}"),
-        ]
-    )
+    return plan_given(policy, f"{len(demonstrations)} demonstrations", sizes, len(sizes), run)
 
 
 def plan_preferences(policy: TextPolicy, pairs: Sequence[Pair], run: Run, reference: bool) -> Plan:
     """What `posttrain prefer` would do with these arguments."""
     sizes = [policy.size(row(policy, pair, text)) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    return plan_given(policy, f"{len(pairs)} pairs", sizes, len(pairs), run, copies=int(reference))
+
+
+def plan_given(policy: TextPolicy, data: str, sizes: Sequence[int], items: int, run: Run, copies: int = 0) -> Plan:
+    """A plan for rows that are given, not sampled; a step takes `run.tasks` of the `items`."""
     return Plan(
         [
-            ("data", f"{len(pairs)} pairs, {sum(sizes):,} tokens"),
-            ("replies", f"{statistics.fmean(sizes):.0f} tokens with their prompt on average, at most {max(sizes)}"),
-            ("steps", f"{run.steps} of {run.tasks} pairs: {run.steps * run.tasks / len(pairs):.2g} epochs"),
+            ("data", f"{data}, {len(sizes)} rows, {sum(sizes):,} tokens"),
+            ("rows", f"{statistics.fmean(sizes):.0f} tokens on average, at most {max(sizes)}"),
+            ("steps", f"{run.steps} of {run.tasks}: {run.steps * run.tasks / items:.2g} epochs"),
             ("model", model_line(policy)),
-            *memory_lines(policy, run, max(sizes), 0, copies=int(reference)),
+            *memory_lines(policy, run, max(sizes), 0, copies),
             ("writes", f"{run.out}: a checkpoint every {run.saves} steps, {run.keep} kept; {free_line(run)}"),
         ]
     )

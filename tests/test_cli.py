@@ -164,6 +164,10 @@ def test_supervised_and_preference_commands(model, tmp_path, capsys):
     said = fails(capsys, "prefer", "--data", str(pairs), "--loss", "reward-model", "--out", "x", "--lora", "4", *common)
     assert "does not take --lora" in said
     assert {"accuracy", "loss"} <= set(pt.read_metrics(tmp_path / "d")[0])
+    for name in ("s", "d", "rm"):
+        recorded = json.loads((tmp_path / name / "run.json").read_text())["run"]["settings"]
+        assert len(recorded["data_sha256"]) == 64
+        assert recorded["model"] == model
     assert pt.reward_model(str(tmp_path / "rm" / "model")).scores([[1, 2, 3]]).shape == (1,)
 
 

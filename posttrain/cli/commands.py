@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, one_of
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
     from posttrain.core import Loss, Reward, Row
@@ -54,8 +54,7 @@ class Train:
         held_out = self.task.tasks(self.held_out, self.held_out_split) if self.held_out else []
         if self.run_options.eval_every and not held_out:
             raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
-        own = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float)}
-        described = {**own, **self.task.describe(), **vars(self.model_options)}
+        described = {**own_settings(self), **self.task.describe(), **vars(self.model_options)}
         run = self.run_options.run(**described)
         policy = self.model_options.policy()
         recipe = self.recipe(policy, reward)
@@ -167,9 +166,7 @@ class Sft:
         demonstrations = read_demonstrations(
             self.data, self.prompt, self.response, system=self.system, limit=self.limit
         )
-        run = self.run_options.run(
-            data=self.data, prompt=self.prompt, response=self.response, **vars(self.model_options)
-        )
+        run = self.run_options.run(**own_settings(self), **hashed(self.data), **vars(self.model_options))
         policy = self.model_options.policy()
         if self.run_options.dry_run:
             from posttrain.plan import plan_supervised
@@ -204,7 +201,7 @@ class Prefer:
         one_of(self.loss, PAIR_LOSSES, "--loss")
         pairs = read_pairs(self.data, self.prompt, self.chosen, self.rejected, system=self.system, limit=self.limit)
         options = self.model_options
-        run = self.run_options.run(data=self.data, loss=self.loss, beta=self.beta, **vars(options))
+        run = self.run_options.run(**own_settings(self), **hashed(self.data), **vars(options))
         if self.run_options.dry_run:
             from posttrain.plan import plan_preferences
 

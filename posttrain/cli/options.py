@@ -23,6 +23,22 @@ def one_of(value: str, known: tuple[str, ...] | list[str], option: str) -> str:
     raise ValueError(f"{option} {value}: unknown, the choices are {', '.join(known)}{hint}")
 
 
+def hashed(data: str) -> dict[str, Any]:
+    """The data's hash, for run.json; None for a dataset of the Hub."""
+    from pathlib import Path
+
+    from posttrain.directory import file_hash
+
+    return {"data_sha256": file_hash(data) if Path(data).is_file() else None}
+
+
+def own_settings(command: Any) -> dict[str, Any]:
+    """The plain options of a command, without those of its option groups."""
+    return {
+        name: value for name, value in vars(command).items() if value is None or isinstance(value, str | int | float)
+    }
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and how it is run."""
@@ -103,12 +119,7 @@ class TaskOptions:
         return grade.GRADES[one_of(self.grade, GRADES, "--grade")]
 
     def describe(self) -> dict[str, Any]:
-        from pathlib import Path
-
-        from posttrain.directory import file_hash
-
-        here = Path(self.data).is_file()
-        return {**vars(self), "data_sha256": file_hash(self.data) if here else None}
+        return {**vars(self), **hashed(self.data)}
 
 
 @dataclass(frozen=True)
