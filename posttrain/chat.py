@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply, without its stop token and other special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """[V] the text of every token inside a reply."""
+        marks = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+        texts = self.tokenizer.batch_decode(
+            [[i] for i in range(len(marks))], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        spaced = [str(mark).startswith("\u2581") for mark in marks]  # SentencePiece's space, not decoded in front
+        return [" " + text.lstrip(" ") if space else text for space, text in zip(spaced, texts, strict=True)]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as a person reads it."""

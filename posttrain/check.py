@@ -21,7 +21,7 @@ def check_policy(policy: Policy, tasks: Sequence[Task], env: Env = single_turn, 
     groups = rollout(env, tasks, {"policy": policy}, samples=2, seed=1)
     rows = [row for group in groups for one in group for row in rows_of(policy, one, one.turns)]
     assert rows, "no decision was sampled"
-    assert all(policy.size(row) > 0 for row in rows), "size(row) must be positive"
+    assert all(policy.size([row]) > 0 for row in rows), "size(rows) must be positive"
     sampled = flatten(rows).logp_sampler
     density = policy.density(rows)
     assert density.logp.shape == sampled.shape, (

@@ -11,7 +11,9 @@ from typing import Any
 
 from posttrain.core import Task
 from posttrain.data import Demonstration, Pair
-from posttrain.policy.text import HEAD_ELEMENTS, SAMPLE_ROWS, TextPolicy
+from posttrain.policy.generate import ROWS
+from posttrain.policy.head import ELEMENTS
+from posttrain.policy.text import TextPolicy
 from posttrain.preference import row
 from posttrain.recipe import Recipe
 from posttrain.run import Run
@@ -37,7 +39,7 @@ def plan(policy: TextPolicy, tasks: Sequence[Task], recipe: Recipe, run: Run, de
     most = policy.sampling.max_new
     epochs = run.steps * run.tasks / len(tasks)
     longest = max(prompts) + most
-    kv = min(rollouts, SAMPLE_ROWS) * longest * cache_bytes(policy)
+    kv = min(rollouts, ROWS) * longest * cache_bytes(policy)
     more = f", in up to {recipe.rounds} rounds where groups are refused" if recipe.rounds > 1 else ""
     return Plan(
         [
@@ -58,13 +60,13 @@ def plan(policy: TextPolicy, tasks: Sequence[Task], recipe: Recipe, run: Run, de
 
 def plan_supervised(policy: TextPolicy, demonstrations: Sequence[Demonstration], run: Run) -> Plan:
     """What `posttrain sft` would do with these arguments."""
-    sizes = [policy.size(row) for one in demonstrations for row in demonstrated(policy, one)]
+    sizes = [policy.size([row]) for one in demonstrations for row in demonstrated(policy, one)]
     return plan_given(policy, f"{len(demonstrations)} demonstrations", sizes, len(sizes), run)
 
 
 def plan_preferences(policy: TextPolicy, pairs: Sequence[Pair], run: Run, reference: bool) -> Plan:
     """What `posttrain prefer` would do with these arguments."""
-    sizes = [policy.size(row(policy, pair, text)) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    sizes = [policy.size([row(policy, pair, text)]) for pair in pairs for text in (pair.chosen, pair.rejected)]
     return plan_given(policy, f"{len(pairs)} pairs", sizes, len(pairs), run, copies=int(reference))
 
 
@@ -98,7 +100,7 @@ def memory_lines(policy: TextPolicy, run: Run, longest: int, cache: float, copie
     tokens = max(run.micro_tokens, longest)
     per_token = (2 if policy.bf16 else 4) * width * (34 if not policy.body.is_activation_checkpointing else 2)
     activations = tokens * per_token * layers
-    head = min(HEAD_ELEMENTS, tokens * config.vocab_size) * 4 * 3
+    head = min(ELEMENTS, tokens * config.vocab_size) * 4 * 2
     fixed = 4 * (size * (1 + copies) + 3 * trained)
     learn = fixed + activations + head
     return [

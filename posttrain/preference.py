@@ -18,7 +18,7 @@ from posttrain.core import Metrics, Row
 from posttrain.data import Pair
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
-from posttrain.row import micro_batches, scored
+from posttrain.row import scored, split
 from posttrain.run import Run, Session
 from posttrain.step import Averages, descend
 
@@ -170,7 +170,7 @@ def divergence(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence
     if reference is None or len(pairs) < 2:
         raise ValueError("kto estimates a divergence from mismatched pairs: it needs a reference and --tasks 2 or more")
     mixed = [row(policy, pair, pairs[i - 1].chosen) for i, pair in enumerate(pairs)]
-    fit = [one for one in mixed if policy.size(one) <= policy.context]
+    fit = [one for one in mixed if policy.size([one]) <= policy.context]
     ratios = [
         (now - ref).sum()
         for now, ref in zip(scored(policy, fit, micro_tokens), scored(reference, fit, micro_tokens), strict=True)
@@ -191,7 +191,7 @@ def prefer(
     """
     for number, pair in enumerate(pairs, 1):
         for text in (pair.chosen, pair.rejected):
-            if (size := policy.size(row(policy, pair, text))) > policy.context:
+            if (size := policy.size([row(policy, pair, text)])) > policy.context:
                 raise ValueError(f"pair {number} has {size} tokens, but the model has {policy.context} positions")
     with Session(run, policy, pairs, kind="prefer", settings={"loss": loss}) as session:
         for _ in session:
@@ -224,10 +224,9 @@ def preferred(pairs: Judged) -> Metrics:
 
 def pair_batches(policy: TextPolicy, pairs: Sequence[Pair], tokens: int) -> list[list[Pair]]:
     """Pairs in bins whose rows fit `tokens` together."""
-    longest = [
-        max((row(policy, pair, text) for text in (pair.chosen, pair.rejected)), key=policy.size) for pair in pairs
-    ]
-    return [[pairs[i] for i in piece] for piece in micro_batches(policy, longest, tokens // 2)]
+    both = [[row(policy, pair, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
+    sized = split(range(len(pairs)), lambda piece: policy.size([one for i in piece for one in both[i]]), tokens)
+    return [[pairs[i] for i in piece] for piece in sized]
 
 
 def train_reward_model(model: RewardModel, pairs: Sequence[Pair], run: Run, *, margin: float = 0.0) -> Session:

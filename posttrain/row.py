@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,15 +54,27 @@ def flatten(rows: Sequence[Row], logp_old: Tensor | None = None, logp_ref: Tenso
 
 
 def micro_batches(policy: Policy, rows: Sequence[Row], tokens: int) -> list[list[int]]:
-    """Indices of rows, in bins of at most `tokens` when padded to their longest. Changes memory, never the gradient."""
-    order = sorted(range(len(rows)), key=lambda i: policy.size(rows[i]), reverse=True)
-    bins: list[list[int]] = []
-    for i in order:
-        if bins and (len(bins[-1]) + 1) * policy.size(rows[bins[-1][0]]) <= tokens:
-            bins[-1].append(i)
-        else:
-            bins.append([i])
-    return bins
+    """Indices of rows, in bins that take at most `tokens` together. Changes memory, never the gradient.
+
+    Rows of a group stay together where that saves tokens (a prompt they share), rows of one length where that does.
+    """
+    if not rows:
+        return []
+
+    def size(piece: Sequence[int]) -> int:
+        return policy.size([rows[i] for i in piece])
+
+    by_length = sorted(range(len(rows)), key=lambda i: -size([i]))
+    by_group = sorted(by_length, key=lambda i: rows[i].group)
+    return min((split(order, size, tokens) for order in (by_group, by_length)), key=lambda bins: sum(map(size, bins)))
+
+
+def split(order: Sequence[int], size: Callable[[Sequence[int]], int], most: int) -> list[list[int]]:
+    """Runs of `order` of a size of at most `most`, or of one: whatever is too large is cut in half."""
+    if len(order) == 1 or size(order) <= most:
+        return [list(order)]
+    half = len(order) // 2
+    return [*split(order[:half], size, most), *split(order[half:], size, most)]
 
 
 def scored(policy: Policy, rows: Sequence[Row], micro_tokens: int = 16384) -> list[Tensor]:

@@ -43,9 +43,9 @@ def sft(policy: TextPolicy, demonstrations: Sequence[Demonstration], run: Run) -
     rows = []
     for number, demonstration in enumerate(demonstrations, 1):
         for row in demonstrated(policy, demonstration):
-            if policy.size(row) > policy.context:
+            if policy.size([row]) > policy.context:
                 raise ValueError(
-                    f"demonstration {number} has {policy.size(row)} tokens, but the model has {policy.context} "
+                    f"demonstration {number} has {policy.size([row])} tokens, but the model has {policy.context} "
                     "positions: shorten it or leave it out"
                 )
             rows.append(row)

@@ -93,8 +93,8 @@ class Bandit:
     def extends(self, last, turn):
         return False
 
-    def size(self, row):
-        return 1
+    def size(self, rows):
+        return len(rows)
 
     def density(self, rows):
         logp = self.logits.log_softmax(-1)

@@ -97,7 +97,7 @@ def test_the_main_job(questions, model, tmp_path, capsys):
         ["--method", "dapo", "--truncated", "mask"],
         ["--method", "gspo", "--truncated", "penalise", "--entropy", "0.01"],
         ["--method", "dr_grpo", "--lora", "2"],
-        ["--method", "grpo", "--kl", "0.1", "--bf16", "--checkpointing", "--pack", "64"],
+        ["--method", "grpo", "--kl", "0.1", "--bf16", "--checkpointing"],
     ],
 )
 def test_methods_and_options(questions, model, tmp_path, options):

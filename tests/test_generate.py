@@ -22,7 +22,6 @@ from transformers import (
 
 import posttrain as pt
 from posttrain.policy.generate import draw
-from posttrain.policy.text import packed
 
 SIZES = {
     "hidden_size": 32,
@@ -138,22 +137,6 @@ def test_training_on_greedy_samples_is_refused(make):
         policy.density(pt.rows(policy, one, torch.zeros(one.decisions)))
 
 
-def test_packing_fills_lines_and_does_not_leak(make):
-    lines = packed([5, 9, 3, 7], 12)
-    assert sorted(row for line in lines for row, _ in line) == [0, 1, 2, 3]
-    assert len(lines) == 2
-    policy = make(pack=128)
-    groups = pt.rollout(pt.single_turn, [task("a"), task("b", text="other words")], {"policy": policy}, 1)
-    rows = [row for [one] in groups for row in pt.rows(policy, one, torch.zeros(one.decisions))]
-    together = policy.density(rows).logp
-    alone = torch.cat([policy.density([row]).logp for row in rows])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
-    embedding = policy.model.get_input_embeddings().weight
-    only = torch.autograd.grad(policy.density(rows).logp[: len(rows[0].advantage)].sum(), embedding)[0]
-    first = torch.autograd.grad(policy.density(rows[:1]).logp.sum(), embedding)[0]
-    torch.testing.assert_close(only, first, atol=1e-5, rtol=1e-4)
-
-
 def test_the_chunked_head_equals_the_whole(make, monkeypatch):
     policy = make()
     rows = [
@@ -163,8 +146,8 @@ def test_the_chunked_head_equals_the_whole(make, monkeypatch):
         for row in pt.rows(policy, one, torch.zeros(one.decisions))
     ]
     found = []
-    for elements in (2**25, 3 * 512):
-        monkeypatch.setattr("posttrain.policy.text.HEAD_ELEMENTS", elements)
+    for elements in (2**23, 3 * 512):
+        monkeypatch.setattr("posttrain.policy.head.ELEMENTS", elements)
         density = policy.density(rows)
         gradient = torch.autograd.grad(density.logp.sum() + density.entropy.sum(), list(policy.parameters()))
         found.append((density.logp, density.entropy, torch.cat([g.flatten() for g in gradient])))

@@ -210,7 +210,7 @@ class Prefer:
         if self.loss == "reward-model":
             from posttrain.policy.value import reward_model
 
-            unused = [name for name in ("lora", "bf16", "checkpointing", "pack") if getattr(options, name)]
+            unused = [name for name in ("lora", "bf16", "checkpointing") if getattr(options, name)]
             if unused or self.beta is not None:
                 raise ValueError(f"--loss reward-model does not take --{(unused or ['beta'])[0]}: leave it out")
             model = reward_model(

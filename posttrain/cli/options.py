@@ -59,8 +59,6 @@ class ModelOptions:
     """Run the model in bfloat16; weights and optimizer stay float32."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    pack: int = 0
-    """Pack short rows into lines of this many tokens in training; 0: one row a line."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here if not given."""
     threads: int | None = None
@@ -78,7 +76,6 @@ class ModelOptions:
             lora=self.lora,
             bf16=self.bf16,
             checkpointing=self.checkpointing,
-            pack=self.pack,
             device=self.device,
             threads=self.threads,
         )

@@ -6,19 +6,20 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from posttrain.chat import Chat, Tokens, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
+from posttrain.policy.dense import Dense
 from posttrain.policy.generate import Sampled, Wanted, generate
-
-HEAD_ELEMENTS = 2**25  # logits held at once: 128 MiB in float32
-SAMPLE_ROWS = 256  # replies sampled side by side
+from posttrain.policy.head import Head
+from posttrain.policy.line import Line, fits
+from posttrain.policy.stops import Stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ class Sampling:
 class TextPolicy:
     """Made by `posttrain.text(...)`; by hand from a transformers causal model and its tokenizer.
 
-    pack       line length in tokens into which short rows are packed for training; 0: one row a line
     bf16       run the model under bfloat16 autocast; the weights, log-softmax and optimizer stay float32
     adapter    False: score and sample with the LoRA adapter switched off (see `frozen`)
+    plain      run everything through transformers' own pass, one padded row a line: slower, and what the fast
+               paths are tested against
     """
 
     def __init__(
@@ -43,17 +45,20 @@ class TextPolicy:
         sampling: Sampling = Sampling(),
         *,
         template: str | None = None,
-        pack: int = 0,
         bf16: bool = False,
         adapter: bool = True,
+        plain: bool = False,
     ):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.chat = Chat(tokenizer, template)
-        self.pack, self.bf16, self.adapter = pack, bf16, adapter
+        self.bf16, self.adapter = bf16, adapter
         self.version = 0
         without_dropout(model)
         self.body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head = Head(self.body)
+        self.dense = not plain and Dense.of(self.head)  # sampled by our own pass
+        self.lines = not plain and fits(self.body)  # trained on rows that share their prompts
+        self.stops = Stops(self.chat, self.ends(), self.head.out.weight.shape[0], self.device)
 
     # ---- sampling
 
@@ -64,21 +69,24 @@ class TextPolicy:
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """One reply for each ask, in order; a prompt that leaves no room gets an empty reply cut off by length."""
-        prompts = [self.chat.prompt(ask.messages) for ask in asks]
+        found = dict(self.stream(asks))
+        return [found[i] for i in range(len(asks))]
+
+    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        """The same replies with their indices, as they finish."""
+        known = {id(ask.messages): ask.messages for ask in asks}  # samples of one task share their messages
+        rendered = {key: self.chat.prompt(messages) for key, messages in known.items()}
+        prompts = [rendered[id(ask.messages)] for ask in asks]
         wanted = [self.wanted(ask, ids) for ask, (ids, _) in zip(asks, prompts, strict=True)]
         open_ = [i for i, w in enumerate(wanted) if w.max_new > 0]
-        sampled: dict[int, Sampled] = {}
-        for start in range(0, len(open_), SAMPLE_ROWS):
-            piece = open_[start : start + SAMPLE_ROWS]
-            with self.mode():
-                sampled |= zip(
-                    piece, generate(self.head, [wanted[i] for i in piece], self.ends(), self.chat.decode), strict=True
-                )
-        none = Sampled((), torch.zeros(0), torch.zeros(0), "length")
-        return [
-            self.reply(ask, before, w, sampled.get(i, none))
-            for i, (ask, (_, before), w) in enumerate(zip(asks, prompts, wanted, strict=True))
-        ]
+        for i in set(range(len(asks))) - set(open_):
+            none = Sampled((), torch.zeros(0), torch.zeros(0), "length")
+            yield i, self.reply(asks[i], prompts[i][1], wanted[i], none)
+        dense = partial(Dense, self.head, torch.bfloat16 if self.bf16 else torch.float32) if self.dense else None
+        if open_:
+            for k, got in generate(self.head, [wanted[i] for i in open_], self.stops, dense, self.mode):
+                i = open_[k]
+                yield i, self.reply(asks[i], prompts[i][1], wanted[i], got)
 
     def wanted(self, ask: Ask, prompt: tuple[int, ...]) -> Wanted:
         room = self.context - len(prompt)
@@ -122,41 +130,39 @@ class TextPolicy:
         before = trace(last.reply).prompt + trace(last.reply).reply
         return trace(turn.reply).prompt[: len(before)] == before
 
-    def size(self, row: Row) -> int:
-        last = trace(row.turns[-1].reply)
-        return len(last.prompt) + len(last.reply)
+    def size(self, rows: Sequence[Row]) -> int:
+        """Tokens that rows take together: a prompt that they share counts once, or padding counts."""
+        lengths = [length_of(row) for row in rows]
+        if not self.lines:
+            return len(rows) * max(lengths)
+        prompts = [trace(row.turns[0].reply).prompt for row in rows]
+        return sum(lengths) - sum(map(len, prompts)) + sum(map(len, set(prompts)))
 
     def density(self, rows: Sequence[Row]) -> Density:
         """Log-probability and entropy of every sampled token of the rows, [N], at the temperature each was drawn at."""
-        sequences = [unroll(row.turns) for row in rows]
-        lines = packed([len(ids) for ids, _ in sequences], self.pack)
-        hidden = self.hidden([ids for ids, _ in sequences], lines)  # [L, W, D]
-        where = {row: (line, start) for line, inside in enumerate(lines) for row, start in inside}
-        at = [where[row][1] + p - 1 for row, (_, sampled) in enumerate(sequences) for p in sampled]
-        line = [where[row][0] for row, (_, sampled) in enumerate(sequences) for _ in sampled]
-        chosen = [ids[p] for ids, sampled in sequences for p in sampled]
         warmth = [turn.reply.temperature for row in rows for turn in row.turns for _ in range(len(turn.reply.logp))]
         if not all(warmth):
             raise ValueError("a reply sampled at temperature 0 has no density: train on samples of a positive one")
-        device = hidden.device
-        wanted = hidden[torch.tensor(line, device=device), torch.tensor(at, device=device)]  # [N, D]
-        with self.mode():
-            return self.head.density(wanted, torch.tensor(chosen, device=device), torch.tensor(warmth, device=device))
+        hidden = self.hidden(rows)
+        chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for row in rows for turn in row.turns])
+        return self.head.density(hidden, chosen.to(hidden.device), torch.tensor(warmth, device=hidden.device))
 
-    def hidden(self, sequences: Sequence[Sequence[int]], lines: list[list[tuple[int, int]]]) -> Tensor:
-        """[L, W, D] last hidden states. Lines are padded on the right, which causal attention never looks at."""
-        ends = [max(start + len(sequences[row]) for row, start in inside) for inside in lines]
-        ids = torch.zeros(len(lines), max(ends), dtype=torch.long)
-        positions = torch.arange(max(ends)).repeat(len(lines), 1)
-        for line, inside in enumerate(lines):
-            for row, start in inside:
-                length = len(sequences[row])
-                ids[line, start : start + length] = torch.tensor(sequences[row])
-                positions[line, start:] = torch.arange(max(ends) - start)
-        packing = {} if all(len(inside) == 1 for inside in lines) else {"position_ids": positions.to(self.device)}
+    def hidden(self, rows: Sequence[Row]) -> Tensor:
+        """[N, D] the last hidden state before every decision of the rows."""
+        sequences = [unroll(row.turns) for row in rows]
+        ids = [ids for ids, _ in sequences]
+        if self.lines:
+            line = Line(ids, [len(trace(row.turns[0].reply).prompt) for row in rows], self.device)
+            inputs = line.inputs()
+            at = [line.place(row, p - 1) for row, (_, sampled) in enumerate(sequences) for p in sampled]
+        else:  # padded on the right, which causal attention never looks at
+            width = max(map(len, ids))
+            padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.device)
+            inputs = {"input_ids": padded, "use_cache": False}
+            at = [row * width + p - 1 for row, (_, sampled) in enumerate(sequences) for p in sampled]
         with self.mode(training=torch.is_grad_enabled()):
-            out = self.head.trunk(input_ids=ids.to(self.device), use_cache=False, **packing)
-        return out.last_hidden_state
+            out = self.head.trunk(**inputs).last_hidden_state
+        return out.flatten(0, 1)[torch.tensor(at, device=self.device)]
 
     @property
     def device(self) -> torch.device:
@@ -165,7 +171,9 @@ class TextPolicy:
     @contextmanager
     def mode(self, training: bool = False) -> Iterator[None]:
         """How the model is run: checkpointed only in training, under bfloat16 or not, its adapter on or off."""
-        self.model.train(training and self.body.is_activation_checkpointing)
+        training = training and self.body.is_activation_checkpointing
+        if self.model.training != training:
+            self.model.train(training)
         with ExitStack() as stack:
             if self.bf16:
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
@@ -182,7 +190,7 @@ class TextPolicy:
             twin.adapter = False
             return twin
         model = copy.deepcopy(self.model).requires_grad_(False)
-        return TextPolicy(model, self.tokenizer, self.sampling, pack=self.pack, bf16=self.bf16)
+        return TextPolicy(model, self.tokenizer, self.sampling, bf16=self.bf16)
 
     def record(self, reply: Reply) -> dict[str, Any]:
         tokens = trace(reply)
@@ -219,60 +227,10 @@ class TextPolicy:
         self.tokenizer.save_pretrained(path)
 
 
-class Head:
-    """Hidden states to log-probabilities, in chunks: the `[N, V]` logits of a large vocabulary never exist at once.
-
-    Raises ValueError for an architecture whose logits are not a linear map of its last hidden state, followed by
-    the scale or the soft cap that its configuration names.
-    """
-
-    def __init__(self, body: Any):
-        self.trunk, self.out, self.config = body.base_model, body.get_output_embeddings(), body.config
-        config = body.config
-        self.cap = getattr(config, "final_logit_softcapping", None)
-        self.scale = getattr(config, "logit_scale", None) or 1.0
-        self.scale /= getattr(config, "logits_scaling", None) or 1.0
-        with torch.no_grad():
-            probe = torch.tensor([[1, 2, 3]], device=next(body.parameters()).device)
-            hidden = self.trunk(input_ids=probe, use_cache=False).last_hidden_state
-            if not torch.allclose(self.logits(hidden), body(input_ids=probe).logits.float(), atol=1e-2, rtol=1e-2):
-                raise ValueError(f"{type(body).__name__} makes its logits in a way that posttrain does not know")
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):  # float32 logits, also under bfloat16
-            logits = self.out(hidden.float()) * self.scale
-        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
-
-    def density(self, hidden: Tensor, chosen: Tensor, temperature: Tensor) -> Density:
-        """[N, D] -> log-probability and entropy [N], float32."""
-        size = max(HEAD_ELEMENTS // self.out.weight.shape[0], 1)
-        pieces = list(zip(hidden.split(size), chosen.split(size), temperature.split(size), strict=True))
-        if len(pieces) == 1 or not torch.is_grad_enabled():
-            scored = [self.piece(*piece) for piece in pieces]
-        else:
-            scored = [checkpoint(self.piece, *piece, use_reentrant=False) for piece in pieces]
-        return Density(torch.cat([logp for logp, _ in scored]), torch.cat([entropy for _, entropy in scored]))
-
-    def piece(self, hidden: Tensor, chosen: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        logp = (self.logits(hidden) / temperature[:, None]).log_softmax(-1)
-        entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
-        return logp.gather(-1, chosen[:, None])[:, 0], entropy
-
-
-def packed(lengths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:
-    """Lines of (row, start), first fit decreasing into lines of `width` tokens; 0: every row has its own line."""
-    if not width:
-        return [[(row, 0)] for row in range(len(lengths))]
-    lines: list[list[tuple[int, int]]] = []
-    filled: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        line = next((i for i, used in enumerate(filled) if used + lengths[row] <= width), len(lines))
-        if line == len(lines):
-            lines.append([])
-            filled.append(0)
-        lines[line].append((row, filled[line]))
-        filled[line] += lengths[row]
-    return lines
+def length_of(row: Row) -> int:
+    """Tokens of a row."""
+    last = trace(row.turns[-1].reply)
+    return len(last.prompt) + len(last.reply)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.advantage import decision_rewards
-from posttrain.chat import unroll
 from posttrain.core import Group, Invalid, Message, Metrics, Row, Score, Task
 from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, set_threads
 from posttrain.policy.text import TextPolicy, quiet
@@ -40,11 +39,7 @@ class Critic:
 
     def values(self, rows: Sequence[Row]) -> Tensor:
         """[N] differentiable, before each decision of the rows."""
-        sequences = [unroll(row.turns) for row in rows]
-        hidden = self.policy.hidden([ids for ids, _ in sequences], [[(i, 0)] for i in range(len(rows))])
-        line = [i for i, (_, sampled) in enumerate(sequences) for _ in sampled]
-        at = [p - 1 for _, sampled in sequences for p in sampled]
-        return self.out(hidden[torch.tensor(line), torch.tensor(at)].float())[:, 0]
+        return self.out(self.policy.hidden(rows).float())[:, 0]
 
     @torch.no_grad()
     def valued(self, rows: Sequence[Row]) -> list[Tensor]:

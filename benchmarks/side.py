@@ -1,0 +1,35 @@
+"""What both sides of the benchmark share: a step is taken when a line comes in, and its cost is written out."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Wall and CPU seconds of the step that is being taken, by part."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        for kind, seconds in (("wall", time.perf_counter() - wall), ("cpu", time.process_time() - cpu)):
+            self.spent[f"{kind}_{name}"] = self.spent.get(f"{kind}_{name}", 0.0) + seconds
+
+
+def wait() -> None:
+    """Until the driver wants a step; the process ends when it wants no more."""
+    if not sys.stdin.readline().strip():
+        raise SystemExit
+
+
+def tell(**facts: float) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("@" + json.dumps({**facts, "peak_mib": peak}), flush=True)

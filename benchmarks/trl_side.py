@@ -1,0 +1,111 @@
+"""TRL's side: its GRPOTrainer on the workload, one step for every line on standard input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from datasets import Dataset
+from side import Clock, tell, wait
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from workloads import WORKLOADS, even
+
+
+class Paced(TrainerCallback):
+    """Holds the trainer before every step until one is wanted, and reports what the step cost."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        wait()
+        self.clock.spent.clear()
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        spent = dict(self.clock.spent)
+        for kind, now, start in (
+            ("wall", time.perf_counter(), self.wall),
+            ("cpu", time.process_time(), self.cpu),
+        ):
+            spent[kind] = now - start
+            spent[f"{kind}_learn"] = spent[kind] - spent.get(f"{kind}_sample", 0.0) - spent.get(f"{kind}_grade", 0.0)
+        tell(**spent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work")
+    parser.add_argument("folder")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--lr", type=float, default=1e-5)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    work, clock = WORKLOADS[given.work], Clock()
+    lines = Path(given.folder, "prompts.jsonl").read_text().splitlines()
+    dataset = Dataset.from_list([{"prompt": json.loads(x)["prompt"]} for x in lines])
+    tokenizer = AutoTokenizer.from_pretrained(given.folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(given.folder, dtype=torch.float32)
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=given.bf16,
+        per_device_train_batch_size=work.prompts * work.samples,
+        num_generations=work.samples,
+        max_completion_length=work.new,
+        max_steps=100_000,
+        learning_rate=given.lr,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=False,
+        beta=0.0,
+        loss_type="dapo",
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=1_000_000,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [even(said) for said in completions]
+
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=[Paced(clock)],
+    )
+    timed(trainer, "_generate", "sample", clock)
+    timed(trainer, "_calculate_rewards", "grade", clock)
+    trainer.train()
+
+
+def timed(trainer: Any, name: str, part: str, clock: Clock) -> None:
+    plain = getattr(trainer, name)
+
+    def method(*given: Any, **options: Any) -> Any:
+        with clock.part(part):
+            return plain(*given, **options)
+
+    setattr(trainer, name, method)
+
+
+if __name__ == "__main__":
+    main()
