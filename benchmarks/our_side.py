@@ -15,7 +15,8 @@ from side import tell, wait
 from workloads import WORKLOADS, even
 
 import posttrain as pt
-from posttrain.step import gather, update
+from posttrain.descent import update
+from posttrain.step import gather
 from posttrain.stream import Shuffled
 
 

@@ -45,6 +45,7 @@ from .data import Pair as Pair
 from .data import read as read
 from .data import read_demonstrations as read_demonstrations
 from .data import read_pairs as read_pairs
+from .descent import update as update
 from .directory import read_metrics as read_metrics
 from .directory import read_rollouts as read_rollouts
 from .episode import ask as ask
@@ -111,7 +112,6 @@ from .run import Session as Session
 from .step import gather as gather
 from .step import learn as learn
 from .step import train as train
-from .step import update as update
 from .stream import Shuffled as Shuffled
 from .stream import Source as Source
 from .supervised import sft as sft

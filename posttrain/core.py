@@ -7,10 +7,21 @@ step, a retrieval, a layer choice. Log-probabilities are in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NotRequired, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NotRequired,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    runtime_checkable,
+)
 
 import torch
 from torch import Tensor
@@ -168,6 +179,13 @@ class Sampler(Protocol):
     """Anything that answers: a live policy, a frozen judge, an HTTP endpoint."""
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]: ...
+
+
+@runtime_checkable
+class Streaming(Sampler, Protocol):
+    """A sampler that hands out each reply, with the index of its ask, when it is finished."""
+
+    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]: ...
 
 
 class Policy(Sampler, Protocol):

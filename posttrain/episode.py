@@ -17,12 +17,13 @@ No model is needed to test it: drive it by hand with `next` and `.send`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from posttrain.core import Ask, Env, Episode, Group, Message, Reply, Rollout, Sampler, Task, Turn
+from posttrain.background import ahead
+from posttrain.core import Ask, Env, Episode, Group, Message, Reply, Rollout, Sampler, Streaming, Task, Turn
 from posttrain.seeding import mix
 
 
@@ -64,9 +65,16 @@ def single_turn(task: Task) -> Episode:
     yield from ask(task.prompt)
 
 
-def play(tasks: Sequence[Task], env: Env, samplers: Mapping[str, Sampler], seeds: Sequence[int] = ()) -> list[Rollout]:
+def play(
+    tasks: Sequence[Task],
+    env: Env,
+    samplers: Mapping[str, Sampler],
+    seeds: Sequence[int] = (),
+    ended: Callable[[int, Rollout], None] = lambda i, rollout: None,
+) -> list[Rollout]:
     """Play one episode per task, in lock step: every round is one batch per sampler.
 
+    An episode goes on, and is handed to `ended` when it is over, while the sampler is at the replies of others.
     Episode i draws from `seeds[i]` (its index when none are given), whatever else is played beside it.
     Raises ValueError when an episode asks a player that is not there, TypeError when `env` is not a generator.
     """
@@ -80,6 +88,7 @@ def play(tasks: Sequence[Task], env: Env, samplers: Mapping[str, Sampler], seeds
             asks = move()
         except StopIteration as stop:
             rollouts[i].facts = stop.value
+            ended(i, rollouts[i])
             return
         seed = seeds[i] if seeds else i
         wanted[i] = [replace(ask, seed=mix(seed, asks_made[i] + j)) for j, ask in enumerate(asks)]
@@ -89,7 +98,7 @@ def play(tasks: Sequence[Task], env: Env, samplers: Mapping[str, Sampler], seeds
         advance(i, partial(next, episode))
     while wanted:
         asked, wanted = wanted, {}
-        for i, replies in answer(asked, samplers).items():
+        for i, replies in answers(asked, samplers):
             rollouts[i].turns += [
                 Turn(ask, reply) for ask, reply in zip(asked[i], replies, strict=True) if ask.who == "policy"
             ]
@@ -108,26 +117,56 @@ def started(env: Env, task: Task) -> Episode:
     return episode
 
 
-def answer(asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]) -> dict[int, list[Reply]]:
-    """Every ask of every episode, each sampler called once with all that is addressed to it."""
+def answers(asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]) -> Iterator[tuple[int, list[Reply]]]:
+    """Each episode with the replies to its asks, as soon as it has all of them.
+
+    Each sampler is called once, with all that is addressed to it; one that can `stream` samples in a thread of its own.
+    """
     mail: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for i, asks in asked.items():
         for j, ask in enumerate(asks):
             mail[ask.who].append((i, j))
-    replies: dict[tuple[int, int], Reply] = {}
-    for who, slots in mail.items():
+    for who in mail:
         if who not in samplers:
             raise ValueError(
                 f"an episode asked {who!r}, but only {sorted(samplers)} are playing: name it in `Recipe(others=...)`"
             )
-        replies |= zip(slots, samplers[who].sample([asked[i][j] for i, j in slots]), strict=True)
-    return {i: [replies[i, j] for j in range(len(asks))] for i, asks in asked.items()}
+    replies: dict[int, dict[int, Reply]] = defaultdict(dict)
+    yield from ((i, []) for i, asks in asked.items() if not asks)
+    for who, slots in mail.items():
+        player, asks = samplers[who], [asked[i][j] for i, j in slots]
+        for k, reply in ahead(player.stream(asks)) if isinstance(player, Streaming) else indexed(player, asks):
+            i, j = slots[k]
+            replies[i][j] = reply
+            if len(replies[i]) == len(asked[i]):
+                yield i, [replies[i][j] for j in range(len(asked[i]))]
+
+
+def indexed(player: Sampler, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+    """A plain sampler's replies with their indices. Raises ValueError when there is not one for each ask."""
+    replies = player.sample(asks)
+    if len(replies) != len(asks):
+        raise ValueError(f"{type(player).__name__}.sample returned {len(replies)} replies to {len(asks)} asks")
+    return enumerate(replies)
 
 
 def rollout(
-    env: Env, tasks: Sequence[Task], samplers: Mapping[str, Sampler], samples: int, seed: int = 0
+    env: Env,
+    tasks: Sequence[Task],
+    samplers: Mapping[str, Sampler],
+    samples: int,
+    seed: int = 0,
+    ended: Callable[[int, Group], None] = lambda i, group: None,
 ) -> list[Group]:
-    """[P] tasks -> [P] groups of `samples` rollouts each."""
+    """[P] tasks -> [P] groups of `samples` rollouts; `ended` is handed each group when its last episode is over."""
+    groups: list[dict[int, Rollout]] = [{} for _ in tasks]
+
+    def place(i: int, one: Rollout) -> None:
+        group = groups[i // samples]
+        group[i % samples] = one
+        if len(group) == samples:
+            ended(i // samples, [group[j] for j in range(samples)])
+
     seeds = [mix(seed, i, j) for i in range(len(tasks)) for j in range(samples)]
-    played = play([task for task in tasks for _ in range(samples)], env, samplers, seeds)
+    played = play([task for task in tasks for _ in range(samples)], env, samplers, seeds, place)
     return [played[i : i + samples] for i in range(0, len(played), samples)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -59,11 +60,21 @@ def surrogate(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: f
     return cost, metrics
 
 
+Made = TypeVar("Made", bound=Loss)
+
+
+def proportional(loss: Made) -> Made:
+    """Mark a loss whose cost, and gradient, are zero for a decision without advantage: see `credit_only`."""
+    loss.proportional = True  # type: ignore[attr-defined]
+    return loss
+
+
 def clipped(low: float = 0.2, high: float = 0.2, dual: float | None = None) -> Loss:
     """PPO's clipped surrogate (arXiv:1707.06347, Eq. 7). `high > low` is DAPO's clip-higher; `dual` bounds it below."""
     if dual is not None and dual <= 1:
         raise ValueError(f"clipped(dual={dual}): the dual clip must be above 1")
 
+    @proportional
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         log = log_ratio(batch, now)
         cost, metrics = surrogate(log.exp(), batch.advantage, low, high, dual)
@@ -75,6 +86,7 @@ def clipped(low: float = 0.2, high: float = 0.2, dual: float | None = None) -> L
 def gspo(low: float = 3e-4, high: float = 4e-4) -> Loss:
     """Group Sequence Policy Optimization (arXiv:2507.18071, Eq. 5 and 7): one ratio per row, length-normalised."""
 
+    @proportional
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         return surrogate(batch.row_mean(log_ratio(batch, now)).exp(), batch.advantage, low, high, None)
 
@@ -87,6 +99,7 @@ def cispo(cap: float = 5.0) -> Loss:
     `cap` is the largest weight; 5 is ScaleRL's choice (arXiv:2510.13786), MiniMax-M1 leaves it unstated.
     """
 
+    @proportional
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         ratio = log_ratio(batch, now).detach().exp()
         metrics = {"clip_share": (ratio > cap).float().mean().item(), "ratio_max": ratio.max().item()}
@@ -95,6 +108,7 @@ def cispo(cap: float = 5.0) -> Loss:
     return loss
 
 
+@proportional
 def likelihood(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
     """-A log pi: REINFORCE (Williams 1992) when A is a credit, supervised learning when every A is 1."""
     return -batch.advantage * now.logp, {}
@@ -167,3 +181,9 @@ def parts(loss: Loss) -> Iterator[Loss]:
 
 def whole_step_parts(loss: Loss) -> list[WholeStep]:
     return [part for part in parts(loss) if isinstance(part, WholeStep)]
+
+
+def credit_only(loss: Loss) -> bool:
+    """Every term of the loss is `proportional`: rows without credit need not be computed."""
+    terms = [part for part in parts(loss) if not isinstance(part, Total | Corrected)]
+    return all(getattr(term, "proportional", False) for term in terms)

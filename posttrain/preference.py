@@ -16,11 +16,11 @@ from torch import Tensor
 
 from posttrain.core import Metrics, Row
 from posttrain.data import Pair
+from posttrain.descent import Averages, descend
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
 from posttrain.row import scored, split
 from posttrain.run import Run, Session
-from posttrain.step import Averages, descend
 
 
 @dataclass(frozen=True, slots=True, eq=False)

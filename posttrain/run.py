@@ -117,6 +117,7 @@ class Session:
         self.directory = Directory(Path(run.out))
         self.checkpoints = Checkpoints(self.directory.checkpoints, run.keep)
         self.kind, self.step = kind, 0
+        self.micro_tokens = run.micro_tokens  # less once memory has run out
         self.history: list[Metrics] = []
         self.found: Metrics = {}
         self.clock, self.interrupted = time.perf_counter(), False

@@ -12,31 +12,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 
-from posttrain.core import (
-    Batch,
-    Density,
-    Group,
-    Invalid,
-    Loss,
-    Metrics,
-    Policy,
-    Reduce,
-    Rollout,
-    Row,
-    Sampler,
-    Score,
-    Task,
-)
+from posttrain.core import Group, Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Task
+from posttrain.descent import update
 from posttrain.episode import rollout
-from posttrain.loss import Corrected, token_mean, whole_step_parts
 from posttrain.recipe import Learner, Recipe
 from posttrain.reward import graded, spread_of
-from posttrain.row import flatten, micro_batches, rows, scored
+from posttrain.row import rows
 from posttrain.run import Run, Session
 from posttrain.seeding import mix
 from posttrain.stream import Source
@@ -83,12 +66,9 @@ def gather(
     seconds: dict[str, float] = defaultdict(float)
     for attempt in range(recipe.rounds):
         drawn: list[Task] = source.take(tasks - len(admitted))
-        clock = time.perf_counter()
-        played = rollout(recipe.env, drawn, players, recipe.samples, seed=mix(seed, attempt))  # [P][G]
-        seconds["seconds_sample"] += time.perf_counter() - clock
-        clock = time.perf_counter()
-        fresh = [Graded(group, graded(recipe.reward, group)) for group in played]
-        seconds["seconds_grade"] += time.perf_counter() - clock
+        fresh, spent = played_and_graded(drawn, recipe, players, mix(seed, attempt))
+        for name, value in spent.items():
+            seconds[name] += value
         seen += fresh
         admitted += [one for one in fresh if recipe.admit(one.scores)]
         if len(admitted) >= tasks:
@@ -105,6 +85,25 @@ def gather(
     ]
     refused = {"groups_refused": float(len(seen) - len(admitted)), "rows": float(len(packed))}
     return Experience(packed, [one for group in credit for one in group], {**described(seen), **refused, **seconds})
+
+
+def played_and_graded(
+    tasks: Sequence[Task], recipe: Recipe, players: Mapping[str, Sampler], seed: int
+) -> tuple[list[Graded], Metrics]:
+    """[P] groups with their scores: each graded as soon as its last episode is over, while others are still sampled."""
+    done: dict[int, Graded] = {}
+    grading = 0.0
+
+    def grade(i: int, group: Group) -> None:
+        nonlocal grading
+        clock = time.perf_counter()
+        done[i] = Graded(group, graded(recipe.reward, group))
+        grading += time.perf_counter() - clock
+
+    clock = time.perf_counter()
+    rollout(recipe.env, tasks, players, recipe.samples, seed, grade)
+    sampling = time.perf_counter() - clock - grading
+    return [done[i] for i in range(len(tasks))], {"seconds_sample": sampling, "seconds_grade": grading}
 
 
 def limit_invalid(seen: Sequence[Graded], most: float) -> None:
@@ -165,144 +164,6 @@ def described(seen: Sequence[Graded]) -> Metrics:
     return metrics | {name: statistics.fmean(part) for name, part in named.items()}
 
 
-def update(
-    policy: Policy,
-    optimizer: Optimizer,
-    rows: Sequence[Row],
-    loss: Loss,
-    reduce: Reduce = token_mean,
-    reference: Policy | None = None,
-    *,
-    updates: int = 1,
-    epochs: int = 1,
-    micro_tokens: int = 16384,
-    max_norm: float = 1.0,
-    seed: int = 0,
-    corrected: bool = False,
-) -> Metrics:
-    """Take `updates` optimizer steps over the rows, each on its own share of them, `epochs` times.
-
-    `corrected`: another engine sampled the rows, so importance weights are recomputed and truncated.
-    Raises FloatingPointError, before the parameters change, when the gradient is not finite.
-    """
-    recompute = corrected or updates * epochs > 1
-    old = scored(policy, rows, micro_tokens) if recompute else [row.logp for row in rows]
-    loss = Corrected(loss) if corrected else loss
-    log = Averages()
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        for share in torch.randperm(len(rows), generator=generator).tensor_split(min(updates, len(rows))):
-            chosen, chosen_old = [rows[i] for i in share.tolist()], [old[i] for i in share.tolist()]
-            optimizer.zero_grad()
-            accumulate(policy, chosen, chosen_old, loss, reduce, reference, micro_tokens, log)
-            log.add(descend(optimizer, max_norm), 1)
-            policy.version += 1
-    return log.means()
-
-
-def descend(optimizer: Optimizer, max_norm: float) -> Metrics:
-    """Clip the gradient and take the optimizer's step. Raises FloatingPointError before it when it is not finite."""
-    norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
-    if not torch.isfinite(norm):
-        raise FloatingPointError(
-            f"the gradient's norm is {norm.item()}: no step was taken. Look at the advantages and log-probabilities of "
-            "this step's rollouts; lower the learning rate, or leave bf16"
-        )
-    optimizer.step()
-    return {"grad_norm": norm.item()}
-
-
-def accumulate(
-    policy: Policy,
-    rows: Sequence[Row],
-    old: Sequence[Tensor],
-    loss: Loss,
-    reduce: Reduce,
-    reference: Policy | None,
-    micro_tokens: int,
-    log: Averages,
-) -> None:
-    """Add the gradient of one optimizer step, micro-batch by micro-batch; the weights are made once, for all rows."""
-    lengths = torch.tensor([len(row.advantage) for row in rows])
-    weight = reduce(lengths, torch.tensor([row.group for row in rows]))  # [B]
-    marks = first_pass(policy, rows, old, loss, reference, micro_tokens)
-    whole = 0.0
-    for piece in micro_batches(policy, rows, micro_tokens):
-        chosen = [rows[i] for i in piece]
-        with torch.no_grad():
-            logp_ref = reference.density(chosen).logp if reference else None
-        now = policy.density(chosen)
-        batch = flatten(chosen, torch.cat([old[i] for i in piece]), logp_ref)
-        batch = on_device(batch, now.logp.device, {part: [values[i] for i in piece] for part, values in marks.items()})
-        if now.logp.shape != batch.logp_old.shape:
-            raise ValueError(f"{len(batch.logp_old)} decisions were sampled, but density scored {len(now.logp)}")
-        cost, metrics = loss(batch, now)  # [N]
-        step_cost = (weight[piece].to(cost.device)[batch.row] * cost).sum()
-        step_cost.backward()
-        whole += step_cost.item()
-        gap = (now.logp.detach() - batch.logp_sampler).abs()
-        metrics |= {"entropy": now.entropy.mean().item(), "sampler_gap": gap.mean().item()}
-        log.add(metrics, len(cost))
-    log.add({"loss": whole}, 1)
-
-
-def first_pass(
-    policy: Policy,
-    rows: Sequence[Row],
-    old: Sequence[Tensor],
-    loss: Loss,
-    reference: Policy | None,
-    micro_tokens: int,
-) -> dict[Loss, list[Tensor]]:
-    """What each `WholeStep` part of the loss says of every decision of the step, split by row."""
-    wanting = whole_step_parts(loss)
-    if not wanting:
-        return {}
-    logp: list[Tensor] = [torch.empty(0)] * len(rows)
-    entropy = list(logp)
-    with torch.no_grad():
-        for piece in micro_batches(policy, rows, micro_tokens):
-            now = policy.density([rows[i] for i in piece])
-            sizes = [len(rows[i].advantage) for i in piece]
-            for i, a, b in zip(piece, now.logp.cpu().split(sizes), now.entropy.cpu().split(sizes), strict=True):
-                logp[i], entropy[i] = a, b
-    logp_ref = torch.cat(scored(reference, rows, micro_tokens)) if reference else None
-    batch, density = flatten(rows, torch.cat(list(old)), logp_ref), Density(torch.cat(logp), torch.cat(entropy))
-    sizes = [len(row.advantage) for row in rows]
-    return {part: list(part.mark(batch, density).split(sizes)) for part in wanting}
-
-
-def on_device(batch: Batch, device: torch.device, marks: Mapping[Loss, Sequence[Tensor]]) -> Batch:
-    return Batch(
-        logp_sampler=batch.logp_sampler.to(device),
-        logp_old=batch.logp_old.to(device),
-        advantage=batch.advantage.to(device),
-        row=batch.row.to(device),
-        logp_ref=None if batch.logp_ref is None else batch.logp_ref.to(device),
-        marks={part: torch.cat(list(values)).to(device) for part, values in marks.items()},
-    )
-
-
-class Averages:
-    """Means of metrics weighted by decisions; of a name that ends in `_max`, the largest."""
-
-    def __init__(self):
-        self.sums: dict[str, float] = defaultdict(float)
-        self.weights: dict[str, float] = defaultdict(float)
-        self.largest: dict[str, float] = {}
-
-    def add(self, metrics: Metrics, weight: float) -> None:
-        for name, value in metrics.items():
-            if name.endswith("_max"):
-                self.largest[name] = max(value, self.largest.get(name, value))
-            else:
-                self.sums[name] += value * weight
-                self.weights[name] += weight
-
-    def means(self) -> Metrics:
-        return {name: total / self.weights[name] for name, total in self.sums.items()} | self.largest
-
-
 def learn(
     policy: Policy, session: Session, experience: Experience, recipe: Recipe, *, corrected: bool = False
 ) -> Metrics:
@@ -319,11 +180,12 @@ def learn(
             recipe.reference,
             updates=recipe.updates,
             epochs=recipe.epochs,
-            micro_tokens=session.run.micro_tokens,
+            micro_tokens=session.micro_tokens,
             max_norm=session.run.max_norm,
             seed=session.seed,
             corrected=corrected,
         )
+        session.micro_tokens = int(metrics["micro_tokens"])
     if isinstance(recipe.advantage, Learner):
         metrics |= recipe.advantage.learn()
     return metrics | {"seconds_learn": time.perf_counter() - clock}

@@ -11,11 +11,11 @@ import torch
 
 from posttrain.core import Metrics, Row, Sampler, Task, Turn
 from posttrain.data import Demonstration
+from posttrain.descent import update
 from posttrain.episode import assistant, rollout, single_turn
 from posttrain.loss import likelihood, token_mean
 from posttrain.policy.text import TextPolicy
 from posttrain.run import Run, Session
-from posttrain.step import update
 
 
 def demonstrated(policy: TextPolicy, demonstration: Demonstration) -> list[Row]:
@@ -63,11 +63,12 @@ def supervised_step(policy: TextPolicy, session: Session, run: Run) -> Metrics:
         batch,
         likelihood,
         token_mean,
-        micro_tokens=run.micro_tokens,
+        micro_tokens=session.micro_tokens,
         max_norm=run.max_norm,
         seed=session.seed,
     )
     metrics.pop("sampler_gap")  # nobody sampled these
+    session.micro_tokens = int(metrics["micro_tokens"])
     return metrics | {"decisions": float(sum(len(row.advantage) for row in batch)), "rows": float(len(batch))}
 
 

@@ -185,8 +185,8 @@ def warm_start(
     """Supervised steps on fresh demonstrations; the rate is held, then falls to zero over the last fifth."""
     import torch
 
+    from posttrain.descent import update
     from posttrain.loss import likelihood
-    from posttrain.step import update
     from posttrain.supervised import demonstrated
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)

@@ -132,7 +132,7 @@ def test_every_logged_metric_is_in_the_glossary(make, tmp_path):
         logged |= set(pt.train(policy, [task()], recipe, run(f"t{i}"), held_out=[task("h")]).history[0])
     got = pt.gather(policy, pt.Shuffled([task()]), recipes[0], 1)
     spied = pt.update(
-        policy, __import__("torch").optim.SGD(policy.parameters(), 0.1), got.rows, pt.clipped(), corrected=True
+        policy, __import__("torch").optim.SGD(policy.parameters(), 0.1), got.rows, pt.entropy_bonus, corrected=True
     )
     logged |= set(spied)
     demonstrations = [pt.Demonstration((pt.user("hi"), pt.assistant("yes")))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class TextPolicy:
         self.head = Head(self.body)
         self.dense = not plain and Dense.of(self.head)  # sampled by our own pass
         self.lines = not plain and fits(self.body)  # trained on rows that share their prompts
+        self.lock = threading.RLock()  # one thread may sample while another scores: modes are the model's, not theirs
         self.stops = Stops(self.chat, self.ends(), self.head.out.weight.shape[0], self.device)
 
     # ---- sampling
@@ -171,10 +173,10 @@ class TextPolicy:
     @contextmanager
     def mode(self, training: bool = False) -> Iterator[None]:
         """How the model is run: checkpointed only in training, under bfloat16 or not, its adapter on or off."""
-        training = training and self.body.is_activation_checkpointing
-        if self.model.training != training:
-            self.model.train(training)
-        with ExitStack() as stack:
+        with self.lock, ExitStack() as stack:
+            training = training and self.body.is_activation_checkpointing
+            if self.model.training != training:
+                self.model.train(training)
             if self.bf16:
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             if not self.adapter:

@@ -1,0 +1,43 @@
+"""An iterator that runs ahead in a thread: replies are sampled while the ones that came before are looked at."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items in the same order, made in a thread of their own; what it raises is raised here.
+
+    When the consumer stops early, the thread makes the item that it is at, and ends.
+    """
+    made: queue.SimpleQueue[tuple[bool, Item | BaseException | None]] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in items:
+                made.put((True, item))
+                if stopped.is_set():
+                    return
+            made.put((False, None))
+        except BaseException as error:
+            made.put((False, error))
+
+    thread = threading.Thread(target=work, name="posttrain sampler", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = made.get()
+            if not more:
+                break
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+    thread.join()
+    if isinstance(item, BaseException):
+        raise item

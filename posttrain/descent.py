@@ -1,0 +1,203 @@
+"""Rows to a change of the parameters: log-probabilities, loss, gradient, optimizer.
+
+The weights of all decisions are made once, for the whole step; micro-batches only change memory. Memory that runs out
+is met by smaller ones, and rows that can teach nothing are left out.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from posttrain.core import Batch, Density, Loss, Metrics, Policy, Reduce, Row
+from posttrain.loss import Corrected, credit_only, token_mean, whole_step_parts
+from posttrain.row import flatten, micro_batches, scored
+
+Result = TypeVar("Result")
+
+
+def update(
+    policy: Policy,
+    optimizer: Optimizer,
+    rows: Sequence[Row],
+    loss: Loss,
+    reduce: Reduce = token_mean,
+    reference: Policy | None = None,
+    *,
+    updates: int = 1,
+    epochs: int = 1,
+    micro_tokens: int = 16384,
+    max_norm: float = 1.0,
+    seed: int = 0,
+    corrected: bool = False,
+) -> Metrics:
+    """Take `updates` optimizer steps over the rows, each on its own share of them, `epochs` times.
+
+    `corrected`: another engine sampled the rows, so importance weights are recomputed and truncated.
+    Where memory runs out, the step is taken again in smaller micro-batches; `micro_tokens` of the metrics is the size
+    that fitted. Raises FloatingPointError, before the parameters change, when the gradient is not finite.
+    """
+    log, old = Averages(), [row.logp for row in rows]
+    if corrected or updates * epochs > 1:
+        old, micro_tokens = fitting(policy, rows, micro_tokens, lambda tokens: scored(policy, rows, tokens))
+    loss = Corrected(loss) if corrected else loss
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for share in torch.randperm(len(rows), generator=generator).tensor_split(min(updates, len(rows))):
+            chosen, chosen_old = [rows[i] for i in share.tolist()], [old[i] for i in share.tolist()]
+
+            def attempt(tokens: int, chosen: list[Row] = chosen, chosen_old: list[Tensor] = chosen_old) -> Averages:
+                optimizer.zero_grad()
+                return accumulate(policy, chosen, chosen_old, loss, reduce, reference, tokens)
+
+            found, micro_tokens = fitting(policy, chosen, micro_tokens, attempt)
+            log.join(found)
+            log.add(descend(optimizer, max_norm), 1)
+            policy.version += 1
+    return log.means() | {"micro_tokens": float(micro_tokens)}
+
+
+def fitting(policy: Policy, rows: Sequence[Row], tokens: int, attempt: Callable[[int], Result]) -> tuple[Result, int]:
+    """`attempt(tokens)`, in micro-batches half as large as often as memory runs out; and the size that fitted.
+
+    Raises the error of the last attempt when a single row does not fit.
+    """
+    while True:
+        try:
+            return attempt(tokens), tokens
+        except RuntimeError as error:
+            bins = micro_batches(policy, rows, tokens)
+            if not out_of_memory(error) or all(len(piece) == 1 for piece in bins):
+                raise
+            tokens = max(policy.size([rows[i] for i in piece]) for piece in bins) // 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def descend(optimizer: Optimizer, max_norm: float) -> Metrics:
+    """Clip the gradient and take the optimizer's step. Raises FloatingPointError before it when it is not finite."""
+    norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient's norm is {norm.item()}: no step was taken. Look at the advantages and log-probabilities of "
+            "this step's rollouts; lower the learning rate, or leave bf16"
+        )
+    optimizer.step()
+    return {"grad_norm": norm.item()}
+
+
+def accumulate(
+    policy: Policy,
+    rows: Sequence[Row],
+    old: Sequence[Tensor],
+    loss: Loss,
+    reduce: Reduce,
+    reference: Policy | None,
+    micro_tokens: int,
+) -> Averages:
+    """Add the gradient of one optimizer step, micro-batch by micro-batch; the weights are made once, for all rows.
+
+    Rows without credit count in the weights and are not computed, where nothing in the loss would teach them.
+    """
+    log = Averages()
+    lengths = torch.tensor([len(row.advantage) for row in rows])
+    weight = reduce(lengths, torch.tensor([row.group for row in rows]))  # [B]
+    marks = first_pass(policy, rows, old, loss, reference, micro_tokens)
+    taught = [i for i, row in enumerate(rows) if row.advantage.any()] if credit_only(loss) else list(range(len(rows)))
+    whole = 0.0
+    for part in micro_batches(policy, [rows[i] for i in taught], micro_tokens):
+        piece = [taught[i] for i in part]
+        chosen = [rows[i] for i in piece]
+        with torch.no_grad():
+            logp_ref = reference.density(chosen).logp if reference else None
+        now = policy.density(chosen)
+        batch = flatten(chosen, torch.cat([old[i] for i in piece]), logp_ref)
+        batch = on_device(batch, now.logp.device, {part: [values[i] for i in piece] for part, values in marks.items()})
+        if now.logp.shape != batch.logp_old.shape:
+            raise ValueError(f"{len(batch.logp_old)} decisions were sampled, but density scored {len(now.logp)}")
+        cost, metrics = loss(batch, now)  # [N]
+        step_cost = (weight[piece].to(cost.device)[batch.row] * cost).sum()
+        step_cost.backward()
+        whole += step_cost.item()
+        gap = (now.logp.detach() - batch.logp_sampler).abs()
+        metrics |= {"entropy": now.entropy.mean().item(), "sampler_gap": gap.mean().item()}
+        log.add(metrics, len(cost))
+    for p in policy.parameters() if not taught else ():
+        p.grad = torch.zeros_like(p)  # the optimizer's moments move on, as after any other step
+    log.add({"loss": whole, "rows_skipped": 1 - len(taught) / len(rows)}, 1)
+    return log
+
+
+def first_pass(
+    policy: Policy,
+    rows: Sequence[Row],
+    old: Sequence[Tensor],
+    loss: Loss,
+    reference: Policy | None,
+    micro_tokens: int,
+) -> dict[Loss, list[Tensor]]:
+    """What each `WholeStep` part of the loss says of every decision of the step, split by row."""
+    wanting = whole_step_parts(loss)
+    if not wanting:
+        return {}
+    logp: list[Tensor] = [torch.empty(0)] * len(rows)
+    entropy = list(logp)
+    with torch.no_grad():
+        for piece in micro_batches(policy, rows, micro_tokens):
+            now = policy.density([rows[i] for i in piece])
+            sizes = [len(rows[i].advantage) for i in piece]
+            for i, a, b in zip(piece, now.logp.cpu().split(sizes), now.entropy.cpu().split(sizes), strict=True):
+                logp[i], entropy[i] = a, b
+    logp_ref = torch.cat(scored(reference, rows, micro_tokens)) if reference else None
+    batch, density = flatten(rows, torch.cat(list(old)), logp_ref), Density(torch.cat(logp), torch.cat(entropy))
+    sizes = [len(row.advantage) for row in rows]
+    return {part: list(part.mark(batch, density).split(sizes)) for part in wanting}
+
+
+def on_device(batch: Batch, device: torch.device, marks: Mapping[Loss, Sequence[Tensor]]) -> Batch:
+    return Batch(
+        logp_sampler=batch.logp_sampler.to(device),
+        logp_old=batch.logp_old.to(device),
+        advantage=batch.advantage.to(device),
+        row=batch.row.to(device),
+        logp_ref=None if batch.logp_ref is None else batch.logp_ref.to(device),
+        marks={part: torch.cat(list(values)).to(device) for part, values in marks.items()},
+    )
+
+
+class Averages:
+    """Means of metrics weighted by decisions; of a name that ends in `_max`, the largest."""
+
+    def __init__(self):
+        self.sums: dict[str, float] = defaultdict(float)
+        self.weights: dict[str, float] = defaultdict(float)
+        self.largest: dict[str, float] = {}
+
+    def add(self, metrics: Metrics, weight: float) -> None:
+        for name, value in metrics.items():
+            if name.endswith("_max"):
+                self.largest[name] = max(value, self.largest.get(name, value))
+            else:
+                self.sums[name] += value * weight
+                self.weights[name] += weight
+
+    def join(self, other: Averages) -> None:
+        for name, value in other.sums.items():
+            self.sums[name] += value
+            self.weights[name] += other.weights[name]
+        self.largest |= {name: max(value, self.largest.get(name, value)) for name, value in other.largest.items()}
+
+    def means(self) -> Metrics:
+        return {name: total / self.weights[name] for name, total in self.sums.items()} | self.largest
