@@ -1,23 +1,87 @@
-"""Our side: the same workload through `posttrain`, one step for every line on standard input."""
+"""Our side: the same workload through `posttrain`, one step for every line on standard input.
+
+`--without` switches one of our tricks off, to see what it saves.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
+from typing import Any
 
 import torch
 from side import tell, wait
-from workloads import WORKLOADS, even
+from workloads import ANSWER, WORKLOADS, Workload, even
 
 import posttrain as pt
-from posttrain.descent import update
-from posttrain.step import gather
-from posttrain.stream import Shuffled
+from posttrain.chat import trace
+from posttrain.policy import generate, head, keys, load, text
+
+
+def without_fast_pass() -> None:
+    text.Dense.of = staticmethod(lambda _: False)
+
+
+def without_lines() -> None:
+    text.fits = lambda _: False
+
+
+def without_shared_keys() -> None:
+    generate.SHARED_PROMPT = 10**9
+
+
+def without_retiring() -> None:
+    keys.Rows.slack = 1 - 1e-9  # only when all rows have finished
+
+
+def without_own_head() -> None:
+    head.Head.linear = False  # autograd and checkpoints instead
+
+
+def without_allocator() -> None:
+    load.keep_freed_memory = lambda: None
+
+
+TRICKS: dict[str, Callable[[], None]] = {
+    "fast pass in sampling": without_fast_pass,
+    "shared prompts in training": without_lines,
+    "shared keys in sampling": without_shared_keys,
+    "retiring finished rows": without_retiring,
+    "closed-form log-probabilities": without_own_head,
+    "keeping freed memory": without_allocator,
+}
+
+
+def conversation(work: Workload) -> Any:
+    def environment(task: pt.Task) -> Any:
+        messages = list(task.prompt)
+        for _ in range(work.turns):
+            reply = yield from pt.ask(messages)
+            messages += [pt.assistant(reply), pt.user(ANSWER)]
+
+    return environment
+
+
+def cost_facts(experience: Any) -> dict[str, float]:
+    """What the floor is made of: tokens computed once, and pairs of query and key, of prompts and of what follows."""
+    prompts: dict[tuple[int, ...], int] = {}
+    sampled = after = pairs = 0
+    for row in experience.rows:
+        first, last = trace(row.turns[0].reply), trace(row.turns[-1].reply)
+        start, length = len(first.prompt), len(last.prompt) + len(last.reply)
+        prompts[first.prompt] = start
+        sampled += len(row.advantage)
+        after += length - start
+        pairs += (length * (length + 1) - start * (start + 1)) // 2
+    return {
+        "tokens_prompt": sum(prompts.values()),
+        "tokens_after": after,
+        "tokens_sampled": sampled,
+        "pairs": pairs + sum(n * (n + 1) // 2 for n in prompts.values()),
+    }
 
 
 def main() -> None:
@@ -27,24 +91,37 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", choices=TRICKS)
     given = parser.parse_args()
+    if given.without:
+        TRICKS[given.without]()
     work = WORKLOADS[given.work]
     lines = Path(given.folder, "prompts.jsonl").read_text().splitlines()
     tasks = [pt.Task(str(i), (pt.user(json.loads(x)["prompt"]),), None) for i, x in enumerate(lines)]
     policy = pt.text(given.folder, max_new=work.new, bf16=given.bf16, threads=given.threads, device="cpu")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=given.lr, weight_decay=0.0, fused=True)
-    recipe = pt.grpo(pt.each(lambda rollout: even(rollout.text)), samples=work.samples)
-    source = Shuffled(tasks, 0)
-    for step in range(100_000):
+    reward = pt.each(lambda rollout: even(" ".join(turn.reply.content for turn in rollout.turns)))
+    recipe = pt.grpo(reward, samples=work.samples, env=conversation(work))
+    source = pt.Shuffled(tasks, given.seed)
+    for step in range(1_000_000):
         wait()
         wall, cpu = time.perf_counter(), time.process_time()
-        experience = gather(policy, source, recipe, work.prompts, seed=step)
-        cpu_gather = time.process_time() - cpu
-        update(policy, optimizer, experience.rows, recipe.loss, recipe.reduce)
-        spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        spent |= {f"wall_{k.removeprefix('seconds_')}": v for k, v in experience.metrics.items() if k[:8] == "seconds_"}
-        spent |= {"wall_learn": spent["wall"] - spent["wall_sample"] - spent["wall_grade"], "cpu_sample": cpu_gather}
-        tell(**spent, tokens=experience.metrics["decisions"], reward=experience.metrics["reward"])
+        experience = pt.gather(policy, source, recipe, work.prompts, seed=given.seed * 10**6 + step)
+        middle = time.process_time()
+        pt.update(policy, optimizer, experience.rows, recipe.loss, recipe.reduce)
+        end, now = time.process_time(), time.perf_counter()
+        played = {part: experience.metrics[f"seconds_{part}"] for part in ("sample", "grade")}
+        spent = {
+            "wall": now - wall,
+            "cpu": end - cpu,
+            "cpu_sample": middle - cpu - played["grade"],
+            "cpu_grade": played["grade"],  # of this reward: it waits for nobody
+            "cpu_learn": end - middle,
+            "wall_learn": now - wall - sum(played.values()),
+        }
+        spent |= {f"wall_{part}": seconds for part, seconds in played.items()}
+        tell(**spent, **cost_facts(experience), reward=experience.metrics["reward"])
 
 
 if __name__ == "__main__":

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from datasets import Dataset
 from side import Clock, tell, wait
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from workloads import WORKLOADS, even
+from workloads import ANSWER, WORKLOADS, Workload, even
 
 
 class Paced(TrainerCallback):
     """Holds the trainer before every step until one is wanted, and reports what the step cost."""
 
     def __init__(self, clock: Clock):
-        self.clock = clock
+        self.clock, self.reward = clock, 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         wait()
@@ -39,7 +36,7 @@ class Paced(TrainerCallback):
         ):
             spent[kind] = now - start
             spent[f"{kind}_learn"] = spent[kind] - spent.get(f"{kind}_sample", 0.0) - spent.get(f"{kind}_grade", 0.0)
-        tell(**spent)
+        tell(**spent, reward=self.reward)
 
 
 def main() -> None:
@@ -49,6 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     work, clock = WORKLOADS[given.work], Clock()
@@ -76,13 +74,18 @@ def main() -> None:
         max_grad_norm=1.0,
         logging_steps=1_000_000,
         save_strategy="no",
+        seed=given.seed,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
 
+    paced = Paced(clock)
+
     def reward(completions: list[str], **_: Any) -> list[float]:
-        return [even(said) for said in completions]
+        rewards = [even(said) for said in completions]
+        paced.reward = sum(rewards) / len(rewards)
+        return rewards
 
     trainer = GRPOTrainer(
         model=model,
@@ -90,11 +93,33 @@ def main() -> None:
         args=config,
         train_dataset=dataset,
         processing_class=tokenizer,
-        callbacks=[Paced(clock)],
+        callbacks=[paced],
+        rollout_func=conversation(work) if work.turns > 1 else None,
     )
     timed(trainer, "_generate", "sample", clock)
     timed(trainer, "_calculate_rewards", "grade", clock)
     trainer.train()
+
+
+def conversation(work: Workload) -> Any:
+    """Several replies with the environment's words between them, by TRL's own sampling of one."""
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        encode = trainer.processing_class
+        said = [encode(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        answer = encode(ANSWER, add_special_tokens=False)["input_ids"]
+        completions: list[list[int]] = [[] for _ in prompts]
+        masks: list[list[int]] = [[] for _ in prompts]
+        for turn in range(work.turns):
+            context = [p + c for p, c in zip(said, completions, strict=True)]
+            replies, _ = trainer._generate_single_turn(context, None, {}, trainer.num_generations)
+            for ids, mask, reply in zip(completions, masks, replies, strict=True):
+                more = answer if turn + 1 < work.turns else []
+                ids += reply + more
+                mask += [1] * len(reply) + [0] * len(more)
+        return {"prompt_ids": said, "completion_ids": completions, "logprobs": None, "env_mask": masks}
+
+    return rollout
 
 
 def timed(trainer: Any, name: str, part: str, clock: Clock) -> None:

@@ -27,6 +27,7 @@ class Workload:
     new: int
     ends: bool = False
     turns: int = 1
+    together: int = 1  # steps that a side takes in its turn
 
     @property
     def inner(self) -> int:
@@ -42,7 +43,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "a": Workload("tiny", 64, 2, 128, prompts=4, samples=4, prompt=12, new=16),
+    "a": Workload("tiny", 64, 2, 128, prompts=4, samples=4, prompt=12, new=16, together=10),
     "b": Workload("small", 256, 4, 512, prompts=16, samples=8, prompt=13, new=24),
     "c": Workload("medium", 512, 8, 512, prompts=8, samples=8, prompt=13, new=24),
     "d": Workload("long prompts", 256, 4, 512, prompts=4, samples=16, prompt=512, new=32),
@@ -50,11 +51,12 @@ WORKLOADS = {
     "f": Workload("large vocabulary", 128, 2, 151_936, prompts=4, samples=8, prompt=16, new=16),
     "g": Workload("multi-turn", 256, 4, 512, prompts=8, samples=8, prompt=16, new=16, turns=3),
 }
+ANSWER = " ".join(f"w{i}" for i in range(2, 10))  # what the environment says after every reply but the last
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
 
 def even(text: str) -> float:
-    """The reward of a reply: the share of its words that have an even number."""
+    """The reward of a reply: the share of its words that have an even number. It is learnt in a few dozen steps."""
     words = [int(word[1:]) for word in text.split() if word[1:].isdigit()]
     return sum(number % 2 == 0 for number in words) / max(len(words), 1)
 

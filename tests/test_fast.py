@@ -240,7 +240,7 @@ def test_drawing_by_blocks_follows_the_distribution(size):
     tokens = torch.randint(size, (400,))
     tokens = tokens[p[tokens] > 1e-6]
     uniform = edges[tokens] + p[tokens] * 0.5
-    chosen, logp, entropy = draw(logits.expand(len(tokens), -1), None, uniform)
+    chosen, logp, entropy = draw(logits.repeat(len(tokens), 1), None, uniform)
     assert chosen.tolist() == tokens.tolist()
     torch.testing.assert_close(logp, p.log()[tokens].float(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy[0].double(), -(p * p.clamp(min=1e-300).log()).sum(), atol=1e-4, rtol=1e-5)

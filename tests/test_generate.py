@@ -85,17 +85,17 @@ def test_greedy_is_the_greedy_of_transformers(saved, name):
 
 
 def test_draw_follows_the_distribution_and_reports_it():
-    logits = torch.tensor([[0.0, 1.0, 2.0, -1e9]]).expand(20000, 4)
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1e9]]).repeat(20000, 1)
     uniform = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     for temperature in (1.0, 0.5):
-        chosen, logp, entropy = draw(logits, torch.full((20000, 1), temperature), uniform)
+        chosen, logp, entropy = draw(logits.clone(), torch.full((20000, 1), temperature), uniform)
         p = (logits[0] / temperature).softmax(-1)
         shares = Counter(chosen.tolist())
         for token in range(4):
             assert shares[token] / 20000 == pytest.approx(p[token].item(), abs=2e-3)
         torch.testing.assert_close(logp, p.log()[chosen])
         torch.testing.assert_close(entropy[0], torch.distributions.Categorical(p).entropy())
-    chosen, logp, _ = draw(logits[:1], torch.zeros(1, 1), torch.tensor([0.01], dtype=torch.float64))
+    chosen, logp, _ = draw(logits[:1].clone(), torch.zeros(1, 1), torch.tensor([0.01], dtype=torch.float64))
     assert chosen.item() == 2
     torch.testing.assert_close(logp, logits[:1].log_softmax(-1)[:, 2])
 

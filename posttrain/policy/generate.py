@@ -221,16 +221,18 @@ class Cached:
 
     def keep(self, index: Tensor) -> None:
         self.cache.batch_select_indices(index)
-        self.logits, self.mask, self.position = self.logits[index], self.mask[index], self.position[index]
+        self.mask, self.position = self.mask[index], self.position[index]
 
 
 def draw(logits: Tensor, temperature: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B, V] -> token, log-probability and entropy, each [B], in float32, by inverting the cumulative distribution.
 
+    The logits are used up: their memory is the largest of a step.
     `temperature` [B, 1], None: 1 for all. At 0 the most likely token, with its log-probability at temperature 1.
     The distribution is summed by blocks of the vocabulary, then searched within one block, in float64.
     """
-    scaled = (logits if temperature is None else logits / temperature.masked_fill(temperature == 0, 1.0)).clamp(min=LOW)
+    scaled = logits if temperature is None else logits.div_(temperature.masked_fill(temperature == 0, 1.0))
+    scaled.clamp_(min=LOW)
     top = scaled.amax(-1, keepdim=True)
     p = (scaled - top).exp_()  # not normalised
     if p.shape[1] <= 2 * BLOCK:

@@ -34,8 +34,10 @@ class Head:
                 raise ValueError(f"{type(body).__name__} makes its logits in a way that posttrain does not know")
 
     def logits(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits = self.out(hidden.float())
+        if torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self.logits(hidden)
+        logits = self.out(hidden.float())
         logits = logits * self.scale if self.scale != 1.0 else logits
         return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
 
@@ -97,7 +99,14 @@ class Linear(torch.autograd.Function):
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for part in parts(len(hidden), ctx.size):
             x = scaled(hidden[part], weight, temperature[part]) if kept is None else kept
-            x = slope(x - norm[part, None], entropy[part], chosen[part], to_logp, to_entropy, part)
+            x = slope(
+                x.sub_(norm[part, None]) if kept is None else x - norm[part, None],
+                entropy[part],
+                chosen[part],
+                to_logp,
+                to_entropy,
+                part,
+            )
             x.div_(temperature[part, None])
             to_hidden[part] = torch.mm(x, weight)
             if to_weight is not None:

@@ -39,7 +39,7 @@ class Rows:
         self.column = 0
         self.shared, self.own = self.table(0, 0), self.table(0, 0)
         self.logits = torch.zeros(0, dense.head.out.weight.shape[0], device=device)
-        self.cos = self.sin = torch.zeros(0, device=device)
+        self.turns = torch.zeros(0, device=device)  # [positions, 2, 1, d] cosines and signed sines
 
     def table(self, rows: int, width: int) -> Tensor:
         dense = self.dense
@@ -56,8 +56,8 @@ class Rows:
         owners = torch.tensor(owner, device=device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         most = int(lengths.max())
-        if len(self.cos) < most + room:
-            self.cos, self.sin = self.dense.rotation(most + room)
+        if len(self.turns) < most + room:
+            self.turns = torch.stack(self.dense.rotation(most + room), 1)
         keys, logits = self.prefill(prompts, most)
         if self.share:
             self.shared = joined(self.shared, keys)
@@ -91,8 +91,8 @@ class Rows:
                 found[1, layer, rows] = value[index].transpose(1, 2).to(found.dtype)
 
             inputs = line.inputs()
-            at = inputs["position_ids"][0]
-            hidden = dense.forward(inputs["input_ids"][0], self.cos[at], self.sin[at], dense.causal(line, write))
+            cos, sin = self.turns[inputs["position_ids"][0]].unbind(1)
+            hidden = dense.forward(inputs["input_ids"][0], cos, sin, dense.causal(line, write))
             logits.append(dense.head.logits(hidden[ends[:, 0] - 1]))
         return found, torch.cat(logits)
 
@@ -104,8 +104,8 @@ class Rows:
             self.start = self.start + columns
 
     def keep(self, index: Tensor) -> None:
-        """Only these rows go on."""
-        self.owner, self.position, self.logits = self.owner[index], self.position[index], self.logits[index]
+        """Only these rows go on, with a step of their own."""
+        self.owner, self.position, self.logits = self.owner[index], self.position[index], self.logits[:0]
         start = self.start[index]
         low = int(start.min()) if len(index) else self.column
         self.own = self.own[:, :, index, :, low : self.column]
@@ -150,9 +150,9 @@ class Rows:
             self.early = early.repeat_interleave(self.dense.key_heads, 0)[:, None]  # [B K, 1, W]
         self.seen = [part[..., : self.column, :].flatten(1, 2).unbind() for part in self.own]  # [2][L] of [B K, W, d]
         self.now = [part[..., self.column - 1, :].unbind() for part in self.own]  # [2][L] of [B, K, d]
-        cos, sin = self.cos[self.position], self.sin[self.position]
+        cos, sin = self.turns[self.position].unbind(1)
         self.logits = self.dense.head.logits(self.dense.forward(chosen, cos, sin, self.attend))
-        self.position = (self.position + 1).clamp_(max=len(self.cos) - 1)  # of finished rows too
+        self.position = (self.position + 1).clamp_(max=len(self.turns) - 1)  # of finished rows too
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[B, H, d], [B, K, d] -> [B, H d]"""

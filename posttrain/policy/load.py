@@ -14,7 +14,7 @@ import torch
 from posttrain.core import SMALL_MODEL
 from posttrain.policy.text import Sampling, TextPolicy, quiet
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
 def text(
@@ -129,5 +129,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_THRESHOLD, 2**30)
+            mallopt(M_MMAP_THRESHOLD, 2**27)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(M_ARENA_MAX, 1)  # the sampler's thread takes from the same blocks
