@@ -33,7 +33,7 @@ from rich.table import Table
 from workloads import WORKLOADS, build
 
 HERE = Path(__file__).parent
-WARM = 2  # steps that are not counted
+WARM = 1  # steps that are not counted
 TRL = "trl==1.16.0"
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(2**27), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1"}
 Steps = list[dict[str, float]]

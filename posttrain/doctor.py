@@ -41,7 +41,7 @@ def examine() -> None:
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         print(f"  cuda:{i}  {torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
-    print(f"threads  {torch.get_num_threads()} of {os.cpu_count()} cores; models under 10 M parameters use 1")
+    print(f"threads  {torch.get_num_threads()} of {os.cpu_count()} cores; models under 2 M parameters use 1")
     cache = tiny.cache()
     held = sorted(p.name for p in cache.glob("tiny-*")) if cache.is_dir() else []
     print(f"cache    {cache}: {', '.join(held) or 'no tiny model yet (built on first use)'}")

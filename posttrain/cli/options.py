@@ -62,7 +62,7 @@ class ModelOptions:
     device: str | None = None
     """cpu, cuda, cuda:1, mps; the best one here if not given."""
     threads: int | None = None
-    """torch threads; one for models under 10 M parameters if not given."""
+    """torch threads; one for models under 2 M parameters if not given."""
 
     def policy(self) -> TextPolicy:
         from posttrain.policy.load import text

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from posttrain.core import SMALL_MODEL
 from posttrain.policy.text import Sampling, TextPolicy, quiet
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+
+ONE_THREAD = 2_000_000  # parameters; below, more threads win nothing (measured: docs/performance.md)
 
 
 def text(
@@ -114,10 +115,13 @@ def picked(device: str | None) -> torch.device:
 
 
 def set_threads(network: Any, threads: int | None) -> None:
-    """One torch thread for small models, where two are slower, unless `threads` or OMP_NUM_THREADS says otherwise."""
+    """One torch thread for small models, where two are slower, unless `threads` or OMP_NUM_THREADS says otherwise.
+
+    By size alone, so that a resumed run adds its numbers in the same order.
+    """
     if threads:
         torch.set_num_threads(threads)
-    elif "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in network.parameters()) < SMALL_MODEL:
+    elif "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in network.parameters()) < ONE_THREAD:
         torch.set_num_threads(1)
 
 
