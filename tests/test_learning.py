@@ -15,6 +15,7 @@ from conftest import Bandit, task
 
 import posttrain as pt
 from posttrain import tiny
+from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import Critic, Gae, reward_model
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,25 @@ def test_reinforcement_prefers_what_works(method, checkpoint, tmp_path):
     graded = pt.evaluate({"policy": policy}, tiny.tasks(200, 5), pt.grade.exact)
     assert calculated(tiny.tasks(100, 5)) > before + 0.15
     assert graded.reward > 0.58, f"it was about 0.47, and came to {graded.reward:.2f}"
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"plain": True}], ids=["bfloat16", "plain path"])
+def test_the_fast_paths_and_mixed_precision_learn_the_same(options, checkpoint, tmp_path):
+    """Rewards over 40 steps from the same seeds: as far apart as two seeds would be, or less, and as good at the end."""
+    curves, ends_at = [], []
+    for i, more in enumerate(({}, options)):
+        loaded = pt.text(checkpoint, max_new=32, bf16=more.get("bf16", False))
+        policy = TextPolicy(
+            loaded.model, loaded.tokenizer, loaded.sampling, bf16=loaded.bf16, plain=more.get("plain", False)
+        )
+        session = pt.train(policy, tiny.tasks(500, SEED), pt.grpo(pt.grade.exact), run(tmp_path / str(i), steps=40))
+        curves.append([line["reward"] for line in session.history])
+        ends_at.append(pt.evaluate({"policy": policy}, tiny.tasks(200, 5), pt.grade.exact).reward)
+        assert statistics.fmean(line["sampler_gap"] for line in session.history) < 0.02
+    for tenth in range(0, 40, 10):
+        first, second = (statistics.fmean(curve[tenth : tenth + 10]) for curve in curves)
+        assert abs(first - second) < 0.08
+    assert abs(ends_at[0] - ends_at[1]) < 0.08
 
 
 def test_ppo_with_a_critic(checkpoint, tmp_path):
