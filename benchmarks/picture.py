@@ -32,7 +32,13 @@ def picture(results: dict) -> go.Figure:
         for part, key in PARTS.items():
             heights = [median(steps[name], key) for name in arms.values()]
             figure.add_bar(
-                x=list(arms), y=heights, name=part, marker_color=COLOURS[part], showlegend=column == 1, row=1, col=column
+                x=list(arms),
+                y=heights,
+                name=part,
+                marker_color=COLOURS[part],
+                showlegend=column == 1,
+                row=1,
+                col=column,
             )
         facts = steps["posttrain float32"]
         sizes = {name: statistics.fmean(step[name] for step in facts) for name in facts[0]}

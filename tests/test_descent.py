@@ -50,7 +50,7 @@ def test_a_step_without_any_credit_moves_the_optimizer_as_before(make):
         for flat in ((0,), (0, 1, 2), (1,)):
             pt.update(policy, optimizer, rows_with_flat_groups(make(), flat), term)
         after.append(torch.cat([p.flatten() for p in policy.parameters()]))
-    torch.testing.assert_close(*after, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(*after, atol=1e-5, rtol=1e-4)
 
 
 def test_only_losses_known_to_follow_the_advantage_leave_rows_out():

@@ -164,12 +164,12 @@ class Rows:
         if self.early is not None:
             scores = scores.masked_fill_(self.early, float("-inf"))
         if not self.share:
-            return torch.bmm(scores.softmax(-1), values).view(len(key), -1)
+            return torch.bmm(softmax(scores), values).view(len(key), -1)
         prompt = torch.matmul(self.gridded(query), self.shared[0, layer].transpose(-1, -2))  # [G, K, S r, P]
         if self.hidden is not None:
             prompt = prompt.masked_fill_(self.hidden, float("-inf"))
         held = prompt.shape[-1]
-        weights = torch.cat([self.listed(prompt), scores], -1).softmax(-1)
+        weights = softmax(torch.cat([self.listed(prompt), scores], -1))
         of_prompt = self.listed(torch.matmul(self.gridded(weights[..., :held]), self.shared[1, layer]))
         return torch.baddbmm(of_prompt, weights[..., held:], values).view(len(key), -1)
 
@@ -188,6 +188,11 @@ class Rows:
         prompts, heads, _, last = grid.shape
         found = grid.view(prompts, heads, self.across, -1, last).transpose(1, 2).flatten(0, 1)
         return (found if self.seats is None else found[self.seats]).flatten(0, 1)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, in float32 whatever the scores are in."""
+    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 
 def pieces(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -52,7 +52,7 @@ class TextPolicy:
     ):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.chat = Chat(tokenizer, template)
-        self.bf16, self.adapter = bf16, adapter
+        self.bf16, self.adapter, self.plain = bf16, adapter, plain
         self.version = 0
         without_dropout(model)
         self.body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -192,7 +192,7 @@ class TextPolicy:
             twin.adapter = False
             return twin
         model = copy.deepcopy(self.model).requires_grad_(False)
-        return TextPolicy(model, self.tokenizer, self.sampling, bf16=self.bf16)
+        return TextPolicy(model, self.tokenizer, self.sampling, bf16=self.bf16, plain=self.plain)
 
     def record(self, reply: Reply) -> dict[str, Any]:
         tokens = trace(reply)
