@@ -7,9 +7,9 @@
 
 TRL is installed in an environment of its own (under --cache) the first time. Every side is a process that takes one
 step when it is told to; the sides take turns, so that whatever the machine does meets all of them. TRL is given what
-is best for it on a CPU: gradient checkpointing off, one batch a step, its fused head, AdamW fused, freed memory kept (by
-environment variables; ours does it by itself); it is run in float32 and in bfloat16, its default, and compared by the
-faster.
+is best for it on a CPU: gradient checkpointing off, one batch a step, its fused head, AdamW fused, freed memory kept
+(by environment variables; ours does it by itself). It is run in float32 and in bfloat16, its default, and compared by
+the faster.
 """
 
 from __future__ import annotations
@@ -199,6 +199,8 @@ def grid(given: argparse.Namespace, console: Console) -> dict[str, Any]:
             steps = run(work, GRID, given, progress)
             found = compared(steps)
             results[work] = {"steps": steps, "compared": found}
+            if given.out:
+                Path(given.out).write_text(json.dumps(results, indent=1))
             console.print(parts_table(work, steps, machine))
             spread = [
                 f"{m:.2f} ({a:.2f}-{b:.2f})" for m, a, b in (found["float32"], found["fastest"], found["fastest_wall"])

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
+PATIENCE = 0.02  # seconds that a consumer may take before the iterator goes on without it
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items in the same order, made in a thread of their own; what it raises is raised here.
+    """The same items in the same order. Once the consumer has been slow, the rest are made in a thread meanwhile.
+
+    Not before: another thread finds another core's caches cold, which would cost more than a quick consumer does.
+    """
+    taken = 0.0
+    for item in items:
+        clock = time.perf_counter()
+        yield item
+        taken += time.perf_counter() - clock
+        if taken > PATIENCE:
+            yield from threaded(items)
+            return
+
+
+def threaded(items: Iterator[Item]) -> Iterator[Item]:
+    """Items made in a thread of their own; what it raises is raised here.
 
     When the consumer stops early, the thread makes the item that it is at, and ends.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import Bandit, Spy, digits, task
 
 import posttrain as pt
 from posttrain import loss
+from posttrain.background import PATIENCE
 from posttrain.descent import out_of_memory
 from posttrain.loss import Corrected, credit_only
 
@@ -92,66 +94,87 @@ def test_memory_that_the_processor_cannot_give_is_recognised():
     assert not out_of_memory(RuntimeError("shapes do not match"))
 
 
-class Slow(Bandit):
-    """Hands out one group, and goes on when that has been graded."""
+class Watched(Bandit):
+    """Hands out replies one by one, and notes who is at work; the last group waits until the second is being graded."""
 
     def __init__(self):
         super().__init__([0.1, 0.5, -1.0])
-        self.graded = threading.Event()
+        self.grading, self.threads = threading.Event(), []
 
     def stream(self, asks):
         for i, reply in enumerate(self.sample(asks)):
-            if i == 4:
-                assert self.graded.wait(30), "the first group was not graded while others were sampled"
+            self.threads.append((threading.current_thread().name, torch.get_num_threads()))
+            if i == 8:
+                assert self.grading.wait(30), "nobody graded while others were sampled"
             yield i, reply
 
 
-def test_a_group_is_graded_while_others_are_sampled():
-    policy = Slow()
-    order = []
+def test_groups_are_graded_while_others_are_sampled():
+    policy, graded = Watched(), []
 
     def reward(group):
-        order.append((group[0].task.key, threading.current_thread() is threading.main_thread()))
-        policy.graded.set()
+        graded.append((group[0].task.key, threading.current_thread() is threading.main_thread()))
+        if len(graded) == 2:
+            policy.grading.set()
+        time.sleep(2 * PATIENCE)
         return [pt.Score(float(i)) for i, _ in enumerate(group)]
 
     source = pt.Shuffled([task("a"), task("b"), task("c")], 0)
     experience = pt.gather(policy, source, pt.grpo(reward, samples=4), 3)
     assert len(experience.rows) == 12
-    assert [key for key, _ in order] == [one.rollout.task.key for one in experience.played[::4]]
-    assert all(main for _, main in order)  # a reward may use signals and what else belongs to the main thread
+    assert [key for key, _ in graded] == [one.rollout.task.key for one in experience.played[::4]]
+    assert all(main for _, main in graded)  # a reward may use signals and what else belongs to the main thread
+    assert [name for name, _ in policy.threads] == ["MainThread"] * 4 + ["posttrain sampler"] * 8
+    assert {threads for _, threads in policy.threads} == {torch.get_num_threads()} == {1}
+
+
+def test_a_quick_reward_needs_no_thread(make):
+    policy, names = make(), []
+    stream = policy.stream
+
+    def watched(asks):
+        for one in stream(asks):
+            names.append(threading.current_thread().name)
+            yield one
+
+    policy.stream = watched
+    pt.rollout(pt.single_turn, [task(str(i)) for i in range(3)], {"policy": policy}, 4)
+    assert names == ["MainThread"] * 12
 
 
 def test_errors_of_the_sampler_and_of_the_reward_reach_the_caller(make):
     class Broken(Bandit):
         def stream(self, asks):
             yield 0, self.sample(asks)[0]
+            yield 1, self.sample(asks)[1]
             raise ConnectionError("the engine has gone")
 
+    def waiting(pause):
+        def environment(task):
+            yield from pt.ask(task.prompt)
+            time.sleep(pause)
+
+        return environment
+
     source = pt.Shuffled([task("a")], 0)
-    with pytest.raises(ConnectionError, match="the engine has gone"):
-        pt.gather(Broken([0.0, 1.0]), source, pt.grpo(pt.each(digits), samples=4), 1)
+    for pause in (0, 2 * PATIENCE):  # in the main thread, and in one of its own
+        with pytest.raises(ConnectionError, match="the engine has gone"):
+            pt.gather(Broken([0.0, 1.0]), source, pt.grpo(pt.each(digits), samples=4, env=waiting(pause)), 1)
+
+    seen = []
 
     def refuses(rollout):
-        raise LookupError("no answer key")
+        seen.append(rollout)
+        time.sleep(2 * PATIENCE)
+        if len(seen) == 6:  # the sampler is in its thread by then
+            raise LookupError("no answer key")
+        return 1.0
 
     before = threading.active_count()
+    several = pt.Shuffled([task(str(i)) for i in range(4)], 0)
     with pytest.raises(LookupError, match="no answer key"):
-        pt.gather(make(), source, pt.grpo(pt.each(refuses), samples=4), 1)
+        pt.gather(make(), several, pt.grpo(pt.each(refuses), samples=4), 4)
     for thread in threading.enumerate():
         if thread.name == "posttrain sampler":
             thread.join(30)
     assert threading.active_count() <= before
-
-
-def test_the_sampler_s_thread_uses_as_many_cores_as_the_main_one(make):
-    policy, seen = make(), []
-    sample = policy.stream
-
-    def stream(asks):
-        seen.append(torch.get_num_threads())
-        yield from sample(asks)
-
-    policy.stream = stream
-    pt.rollout(pt.single_turn, [task()], {"policy": policy}, 2)
-    assert seen == [torch.get_num_threads()] == [1]
