@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side import tell, wait
+from side import options, tell, wait
 from workloads import ANSWER, WORKLOADS, Workload, even
 
 import posttrain as pt
@@ -85,13 +84,7 @@ def cost_facts(experience: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work")
-    parser.add_argument("folder")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = options()
     parser.add_argument("--without", choices=TRICKS)
     given = parser.parse_args()
     if given.without:

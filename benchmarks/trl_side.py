@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from side import Clock, tell, wait
+from side import Clock, options, tell, wait
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from workloads import ANSWER, WORKLOADS, Workload, even
@@ -40,13 +39,7 @@ class Paced(TrainerCallback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work")
-    parser.add_argument("folder")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = options()
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     work, clock = WORKLOADS[given.work], Clock()
