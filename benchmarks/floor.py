@@ -43,8 +43,9 @@ def seconds(call: Any, times: int = 7) -> float:
 def floor(work: Workload, facts: dict[str, float], machine: Machine, mixed: bool) -> float:
     """CPU seconds of a step, every token of a prompt computed once: in sampling, and three times over in learning.
 
-    Logits, and in ours attention, are float32 also in mixed precision. A step of decoding reads all weights at least
-    once, which binds where few rows are decoded together.
+    Rows without credit teach nothing and are not counted in learning. Logits, and in ours attention, are float32 also
+    in mixed precision. A step of decoding reads all weights at least once, which binds where few rows are decoded
+    together.
     """
     rate = machine.bfloat16 if mixed else machine.float32
     trunk, attention, logits = operations(work, facts)
@@ -52,7 +53,7 @@ def floor(work: Workload, facts: dict[str, float], machine: Machine, mixed: bool
     after = facts["tokens_after"] / (facts["tokens_after"] + facts["tokens_prompt"])
     decode = max(after * trunk / rate + logits / machine.float32, weights / machine.bandwidth)
     prefill = (1 - after) * trunk / rate
-    learn = 3 * (trunk / rate + (attention + logits) / machine.float32)
+    learn = 3 * facts["with_credit"] * (trunk / rate + (attention + logits) / machine.float32)
     return decode + prefill + attention / machine.float32 + learn
 
 

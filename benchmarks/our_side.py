@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from side import options, tell, wait
-from workloads import ANSWER, WORKLOADS, Workload, even
+from workloads import ANSWER, WORKLOADS, Workload, rewarded
 
 import posttrain as pt
+from posttrain import descent
 from posttrain.chat import trace
 from posttrain.policy import generate, head, keys, load, text
 
@@ -44,6 +45,10 @@ def without_allocator() -> None:
     load.keep_freed_memory = lambda: None
 
 
+def without_skipping() -> None:
+    descent.credit_only = lambda _: False
+
+
 TRICKS: dict[str, Callable[[], None]] = {
     "fast pass in sampling": without_fast_pass,
     "shared prompts in training": without_lines,
@@ -51,6 +56,7 @@ TRICKS: dict[str, Callable[[], None]] = {
     "retiring finished rows": without_retiring,
     "closed-form log-probabilities": without_own_head,
     "keeping freed memory": without_allocator,
+    "leaving out rows without credit": without_skipping,
 }
 
 
@@ -79,6 +85,7 @@ def cost_facts(experience: Any) -> dict[str, float]:
         "tokens_prompt": sum(prompts.values()),
         "tokens_after": after,
         "tokens_sampled": sampled,
+        "with_credit": sum(bool(row.advantage.any()) for row in experience.rows) / len(experience.rows),
         "pairs": pairs + sum(n * (n + 1) // 2 for n in prompts.values()),
     }
 
@@ -94,8 +101,11 @@ def main() -> None:
     tasks = [pt.Task(str(i), (pt.user(json.loads(x)["prompt"]),), None) for i, x in enumerate(lines)]
     policy = pt.text(given.folder, max_new=work.new, bf16=given.bf16, threads=given.threads, device="cpu")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=given.lr, weight_decay=0.0, fused=True)
-    reward = pt.each(lambda rollout: even(" ".join(turn.reply.content for turn in rollout.turns)))
-    recipe = pt.grpo(reward, samples=work.samples, env=conversation(work))
+
+    def reward(rollout: Any) -> float:
+        return rewarded(work, rollout.task.prompt[0]["content"], " ".join(turn.reply.content for turn in rollout.turns))
+
+    recipe = pt.grpo(pt.each(reward), samples=work.samples, env=conversation(work))
     source = pt.Shuffled(tasks, given.seed)
     for step in range(1_000_000):
         wait()

@@ -13,7 +13,7 @@ from datasets import Dataset
 from side import Clock, options, tell, wait
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from workloads import ANSWER, WORKLOADS, Workload, even
+from workloads import ANSWER, WORKLOADS, Workload, rewarded
 
 
 class Paced(TrainerCallback):
@@ -75,8 +75,8 @@ def main() -> None:
 
     paced = Paced(clock)
 
-    def reward(completions: list[str], **_: Any) -> list[float]:
-        rewards = [even(said) for said in completions]
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        rewards = [rewarded(work, prompt, said) for prompt, said in zip(prompts, completions, strict=True)]
         paced.reward = sum(rewards) / len(rewards)
         return rewards
 

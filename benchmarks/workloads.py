@@ -27,6 +27,7 @@ class Workload:
     new: int
     ends: bool = False
     turns: int = 1
+    flat: bool = False  # about half of the prompts earn nothing whatever is said
     together: int = 1  # steps that a side takes in its turn
 
     @property
@@ -50,13 +51,18 @@ WORKLOADS = {
     "e": Workload("long-tailed lengths", 256, 4, 64, prompts=8, samples=8, prompt=16, new=256, ends=True),
     "f": Workload("large vocabulary", 128, 2, 151_936, prompts=4, samples=8, prompt=16, new=16),
     "g": Workload("multi-turn", 256, 4, 512, prompts=8, samples=8, prompt=16, new=16, turns=3),
+    "h": Workload("half of the groups flat", 256, 4, 512, prompts=16, samples=8, prompt=13, new=24, flat=True),
 }
 ANSWER = " ".join(f"w{i}" for i in range(2, 10))  # what the environment says after every reply but the last
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
 
-def even(text: str) -> float:
+def rewarded(work: Workload, prompt: str, said: str) -> float:
     """The reward of a reply: the share of its words that have an even number. It is learnt in a few dozen steps."""
+    return 0.0 if work.flat and even(prompt.split()[0]) else even(said)
+
+
+def even(text: str) -> float:
     words = [int(word[1:]) for word in text.split() if word[1:].isdigit()]
     return sum(number % 2 == 0 for number in words) / max(len(words), 1)
 

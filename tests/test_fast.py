@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Spy, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +38,7 @@ from posttrain.policy.dense import Dense
 from posttrain.policy.generate import draw, generate
 from posttrain.policy.head import Head, Linear
 from posttrain.policy.line import Line
+from posttrain.policy.prompt import Prompted
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.seeding import mix
 
@@ -110,7 +112,8 @@ def test_the_same_tokens_are_drawn(both, name, texts):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_gradient_with_and_without_shared_prompts(both, name):
     fast, plain = both(name)
-    groups = pt.rollout(pt.single_turn, [task("a"), task("b", text=LONG)], {"policy": plain}, 4)
+    tasks = [task("a"), task("b", text=LONG), task("c", text="other: " + LONG)]
+    groups = pt.rollout(pt.single_turn, tasks, {"policy": plain}, 4)
     rows = [
         row
         for i, group in enumerate(groups)
@@ -124,6 +127,29 @@ def test_the_same_gradient_with_and_without_shared_prompts(both, name):
         pt.update(policy, spy, rows, loss, max_norm=1e9)
         seen.append(spy.seen[0])
     torch.testing.assert_close(seen[1], seen[0], atol=1e-6, rtol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_after_a_shared_prompt_is_attention_over_copies_of_its_keys(kind):
+    torch.manual_seed(0)
+    samples, n, prompt, size = 3, 7, 70, 8
+    given = [
+        torch.randn(*shape, size, requires_grad=True)
+        for shape in ((samples, n, 4), (samples, n, 2), (samples, n, 2), (prompt, 2), (prompt, 2))
+    ]
+    query, key, value, first_key, first_value = given
+    keys = torch.cat([first_key.expand(samples, -1, -1, -1), key], 1).repeat_interleave(2, 2).transpose(1, 2)
+    values = torch.cat([first_value.expand(samples, -1, -1, -1), value], 1).repeat_interleave(2, 2).transpose(1, 2)
+    seen = torch.ones(n, prompt + n, dtype=torch.bool).tril(prompt)
+    plain = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=seen, scale=0.3)
+    ours = Prompted.apply(*given, (0.3, kind))
+    near = {"atol": 1e-5, "rtol": 1e-4} if kind is torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    torch.testing.assert_close(ours.float(), plain.transpose(1, 2), **near)
+    credit = torch.randn(samples, n, 4, size)
+    wanted = torch.autograd.grad(plain.transpose(1, 2), given, credit)
+    found = torch.autograd.grad(ours, given, credit.to(ours.dtype))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=near["atol"] * float(other.abs().max()), rtol=near["rtol"])
 
 
 @pytest.mark.parametrize("texts", [["hi", "2+2", "the third"], [LONG, "b " + LONG, "c " + LONG + LONG]])

@@ -23,6 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from posttrain.policy.prompt import LONG, MOST, Prompted
+
 NAME = "posttrain"  # of our attention, in transformers' registry
 PADDING = 2**14  # query-key pairs of padding that cost less than another block
 
@@ -44,6 +46,11 @@ class Span:
         return len(self.ids) * (self.before + len(self.ids))
 
 
+def long(prompt: Span | None) -> bool:
+    """Whether the samples of this prompt are attended to without copies of its keys."""
+    return prompt is not None and LONG <= len(prompt.ids) <= MOST
+
+
 @dataclass(eq=False)
 class Block:
     """Spans of like lengths, [B], whose tokens are `begin` to `end` of the line.
@@ -51,6 +58,7 @@ class Block:
     keys     [B, P + n] where the keys of each span stand: its prefix, aligned to the right, then itself
     mask     [B or 1, 1, n, P + n] what each query sees; None: causal
     inside   [tokens] of the padded [B * n] those that exist; None: all do
+    prompt   the long prefix that all of the spans share; None: they do not, or it is short
     """
 
     begin: int
@@ -59,6 +67,7 @@ class Block:
     keys: Tensor
     mask: Tensor | None
     inside: Tensor | None
+    prompt: Span | None
 
 
 def alike(spans: Sequence[Span]) -> list[list[Span]]:
@@ -67,7 +76,8 @@ def alike(spans: Sequence[Span]) -> list[list[Span]]:
     width = most = pairs = 0
     for span in spans:
         width, most, pairs = max(width, len(span.ids)), max(most, span.before), pairs + span.pairs
-        if not runs or (len(runs[-1]) + 1) * width * (most + width) > 1.3 * pairs + PADDING:
+        full = not runs or (len(runs[-1]) + 1) * width * (most + width) > 1.3 * pairs + PADDING
+        if full or (long(span.prefix) and span.prefix != runs[-1][-1].prefix):
             runs.append([])
             width, most, pairs = len(span.ids), span.before, span.pairs
         runs[-1].append(span)
@@ -96,7 +106,8 @@ def block(spans: Sequence[Span], window: int | None, device: torch.device) -> Bl
         mask = seen[:, None].to(device)
     inside = None if bool((lengths == n).all()) else (own < lengths).flatten().nonzero()[:, 0].to(device)
     first, last = spans[0], spans[-1]
-    return Block(first.start, last.start + len(last.ids), queries.to(device), keys.to(device), mask, inside)
+    prompt = first.prefix if device.type == "cpu" and long(first.prefix) and not window else None
+    return Block(first.start, last.start + len(last.ids), queries.to(device), keys.to(device), mask, inside, prompt)
 
 
 @dataclass(eq=False)
@@ -117,7 +128,8 @@ class Line:
             prefix = shared.get(head)
             self.own.append(Span(ids[len(head) :] if prefix else ids, prefix))
         used = [span for span in (*shared.values(), *self.own) if span.ids]
-        self.spans = sorted(used, key=lambda span: (span.before, len(span.ids)))
+        order = {id(span): i for i, span in enumerate(shared.values()) if self.device.type == "cpu" and long(span)}
+        self.spans = sorted(used, key=lambda span: (span.before, order.get(id(span.prefix), -1), len(span.ids)))
         start = 0
         for span in self.spans:
             span.start, start = start, start + len(span.ids)
@@ -167,19 +179,23 @@ class Line:
                 if one.inside is not None
                 else query[one.begin : one.end].view(*one.queries.shape, *query.shape[1:])
             )
-            k, v = key[one.keys], value[one.keys]
-            out = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                k.transpose(1, 2),
-                v.transpose(1, 2),
-                attn_mask=one.mask,
-                is_causal=one.mask is None,
-                scale=scaling,
-                enable_gqa=grouped and repeat > 1,
-            )
-            flat = out.transpose(1, 2).flatten(0, 1)
+            if one.prompt:
+                n, first = q.shape[1], slice(one.prompt.start, one.prompt.start + len(one.prompt.ids))
+                k, v = key[one.keys[:, -n:]], value[one.keys[:, -n:]]
+                out = Prompted.apply(q, k, v, key[first], value[first], (scaling, kind))
+            else:
+                out = F.scaled_dot_product_attention(
+                    q.transpose(1, 2),
+                    key[one.keys].transpose(1, 2),
+                    value[one.keys].transpose(1, 2),
+                    attn_mask=one.mask,
+                    is_causal=one.mask is None,
+                    scale=scaling,
+                    enable_gqa=grouped and repeat > 1,
+                ).transpose(1, 2)
+            flat = out.flatten(0, 1).to(kind)
             parts.append(flat if one.inside is None else flat[one.inside])
-        return torch.cat(parts).to(kind)
+        return torch.cat(parts)
 
 
 def attention(
