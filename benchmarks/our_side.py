@@ -18,7 +18,7 @@ from workloads import ANSWER, WORKLOADS, Workload, rewarded
 import posttrain as pt
 from posttrain import descent
 from posttrain.chat import trace
-from posttrain.policy import generate, head, keys, load, text
+from posttrain.policy import generate, head, keys, line, load, text
 
 
 def without_fast_pass() -> None:
@@ -45,6 +45,10 @@ def without_allocator() -> None:
     load.keep_freed_memory = lambda: None
 
 
+def without_reading_prompts_in_place() -> None:
+    line.LONG = 10**9
+
+
 def without_skipping() -> None:
     descent.credit_only = lambda _: False
 
@@ -52,6 +56,7 @@ def without_skipping() -> None:
 TRICKS: dict[str, Callable[[], None]] = {
     "fast pass in sampling": without_fast_pass,
     "shared prompts in training": without_lines,
+    "long prompts' keys in place": without_reading_prompts_in_place,
     "shared keys in sampling": without_shared_keys,
     "retiring finished rows": without_retiring,
     "closed-form log-probabilities": without_own_head,
@@ -97,8 +102,8 @@ def main() -> None:
     if given.without:
         TRICKS[given.without]()
     work = WORKLOADS[given.work]
-    lines = Path(given.folder, "prompts.jsonl").read_text().splitlines()
-    tasks = [pt.Task(str(i), (pt.user(json.loads(x)["prompt"]),), None) for i, x in enumerate(lines)]
+    prompts = Path(given.folder, "prompts.jsonl").read_text().splitlines()
+    tasks = [pt.Task(str(i), (pt.user(json.loads(x)["prompt"]),), None) for i, x in enumerate(prompts)]
     policy = pt.text(given.folder, max_new=work.new, bf16=given.bf16, threads=given.threads, device="cpu")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=given.lr, weight_decay=0.0, fused=True)
 
