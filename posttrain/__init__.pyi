@@ -3,6 +3,7 @@
 from . import grade as grade
 from . import measure as measure
 from .advantage import best as best
+from .advantage import by_decision as by_decision
 from .advantage import centred as centred
 from .advantage import distilled as distilled
 from .advantage import fill as fill
@@ -18,7 +19,6 @@ from .check import check_loss as check_loss
 from .check import check_policy as check_policy
 from .check import check_reward as check_reward
 from .claim import Claim as Claim
-from .claim import run_claim as run_claim
 from .core import Advantage as Advantage
 from .core import Ask as Ask
 from .core import Batch as Batch
@@ -93,7 +93,6 @@ from .preference import kto as kto
 from .preference import orpo as orpo
 from .preference import prefer as prefer
 from .preference import simpo as simpo
-from .preference import train_reward_model as train_reward_model
 from .recipe import Recipe as Recipe
 from .recipe import credited as credited
 from .recipe import finished as finished
@@ -105,12 +104,15 @@ from .reward import informative as informative
 from .reward import overlong as overlong
 from .reward import reshaped as reshaped
 from .reward import weighted as weighted
+from .reward_training import bradley_terry as bradley_terry
+from .reward_training import train_reward_model as train_reward_model
 from .row import flatten as flatten
 from .row import rows as rows
 from .run import Run as Run
 from .run import Session as Session
 from .step import gather as gather
 from .step import learn as learn
+from .step import practised as practised
 from .step import train as train
 from .stream import Shuffled as Shuffled
 from .stream import Source as Source

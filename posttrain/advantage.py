@@ -120,6 +120,11 @@ def discounted(rewards: Tensor, gamma: float) -> Tensor:
     return out
 
 
+def by_decision(group: Group, scores: list[Score]) -> list[Tensor]:
+    """The reward of each decision as its own credit, without a baseline: for rewards that are Q-values already."""
+    return [decision_rewards(rollout, score) for rollout, score in zip(group, scores, strict=True)]
+
+
 def to_go(gamma: float = 1.0) -> Advantage:
     """Returns-to-go of decision rewards: A_t = sum over k >= t of gamma^(k - t) r_k. No baseline: see `whitened`."""
 

@@ -132,6 +132,7 @@ class Row:
     turns: list[Turn]
     advantage: Tensor  # [N] over the decisions of `turns`, in order
     group: int = 0  # rows of one task's rollouts in this step share it
+    score: Score | None = None  # of the rollout that the row is of, for losses that look at it
 
     @property
     def logp(self) -> Tensor:
@@ -149,6 +150,22 @@ class Batch:
     row: Tensor  # [N] int, the row each decision belongs to
     logp_ref: Tensor | None = None  # [N] under the recipe's reference policy, if it names one
     marks: Mapping[Any, Tensor] = field(default_factory=dict)  # [N] each, by the `WholeStep` loss that made them
+    scores: tuple[Score | None, ...] = ()  # of each row's rollout
+
+    def earned(self, part: str | None = None) -> Tensor:
+        """[N] what the rollout of each decision earned, or one named part of it, whatever its advantage became.
+
+        Raises ValueError when a row has no score, or its score no such part.
+        """
+        values = [
+            score if score is None else score.parts.get(part, None) if part else score.value for score in self.scores
+        ]
+        if None in values or len(values) < (int(self.row[-1]) + 1 if len(self.row) else 0):
+            known = sorted({name for score in self.scores if score for name in score.parts})
+            raise ValueError(
+                f"the loss reads the reward{f' part {part!r}' if part else ''}, and a row has none: {known}"
+            )
+        return torch.tensor(values, dtype=torch.float32, device=self.row.device)[self.row]
 
     def row_mean(self, values: Tensor) -> Tensor:
         """[N] -> [N] every decision with the mean of its row. Rows are never split, so this is exact."""

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Pair:
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    kind: str = ""  # of a category, where results are told apart by it
 
 
 def read(
@@ -88,11 +89,13 @@ def read_pairs(
     rejected: str = "rejected",
     *,
     system: str | None = None,
+    kind: str | None = None,
     **options: Any,
 ) -> list[Pair]:
     """Preference pairs: a prompt and two replies, each plain text or chat messages.
 
     Where `chosen` and `rejected` are whole conversations, the prompt is what they share before the last message.
+    `kind` names a column of categories.
     """
     out = []
     for place, record in records(data, **options):
@@ -107,6 +110,8 @@ def read_pairs(
         else:
             asked = prompt_of(record, prompt, place)
         pair = Pair((*before, *asked), reply_text(good, place, chosen), reply_text(bad, place, rejected))
+        if kind:
+            pair = replace(pair, kind=str(column(record, kind, place, "--kind")))
         if pair.chosen == pair.rejected:
             raise ValueError(f"{place}: {chosen!r} and {rejected!r} are the same text, so there is nothing to prefer")
         out.append(pair)

@@ -173,6 +173,7 @@ def on_device(batch: Batch, device: torch.device, marks: Mapping[Loss, Sequence[
         advantage=batch.advantage.to(device),
         row=batch.row.to(device),
         logp_ref=None if batch.logp_ref is None else batch.logp_ref.to(device),
+        scores=batch.scores,
         marks={part: torch.cat(list(values)).to(device) for part, values in marks.items()},
     )
 

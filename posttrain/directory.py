@@ -215,7 +215,11 @@ def plain(thing: Any) -> Any:
 def function_name(function: Any) -> Any:
     """A function as `module.name`, with the settings that its closure holds; an object by its class and numbers."""
     if not isinstance(function, FunctionType | type):
-        kept = {key: value for key, value in vars(function).items() if isinstance(value, bool | int | float | str)}
+        kept = {
+            key: value
+            for key, value in getattr(function, "__dict__", {}).items()
+            if isinstance(value, bool | int | float | str)
+        }
         return {f"{type(function).__module__}.{type(function).__qualname__}": kept}
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)

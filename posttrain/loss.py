@@ -151,6 +151,7 @@ class WholeStep:
 
     mark: Callable[[Batch, Density], Tensor]
     cost: Callable[[Batch, Density, Tensor], tuple[Tensor, Metrics]]  # (batch, now, marks [N])
+    needs_updates: bool = False  # it does nothing with one update per batch of rollouts
 
     def __call__(self, batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         return self.cost(batch, now, batch.marks[self])

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,6 +64,50 @@ def majority_of(
         marks = {answers[i]: values[i] >= RIGHT for i in index}
         won += statistics.fmean(marks[answer] for answer in top) if top else 0.0
     return won / draws
+
+
+def auc(values: Sequence[float], right: Sequence[bool]) -> float:
+    """The chance that a right one's value is above a wrong one's, ties by half. NaN when there is only one kind."""
+    ranks = np.argsort(np.argsort(np.asarray(values), kind="stable"), kind="stable") + 1.0
+    array, marks = np.asarray(values, float), np.asarray(right, bool)
+    for value in np.unique(array):  # ties share their mean rank
+        ranks[array == value] = ranks[array == value].mean()
+    good = int(marks.sum())
+    bad = len(marks) - good
+    return float((ranks[marks].sum() - good * (good + 1) / 2) / (good * bad)) if good and bad else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """R = -a exp(H) + b, reward against policy entropy in nats (entropy mechanism, arXiv:2505.22617, Eq. 6)."""
+
+    a: float
+    b: float
+    r_squared: float
+
+    def reward(self, entropy: float) -> float:
+        return -self.a * math.exp(entropy) + self.b
+
+    @property
+    def ceiling(self) -> float:
+        """The reward when no entropy is left."""
+        return self.b - self.a
+
+
+def entropy_law(entropy: Sequence[float], reward: Sequence[float]) -> Law:
+    """The law by least squares over a run's steps. Raises ValueError for fewer than three, or for one entropy."""
+    if len(entropy) < 3 or len(set(entropy)) < 2:
+        raise ValueError(f"the law of entropy needs three steps of different entropy, not {len(entropy)}")
+    x, y = np.exp(np.asarray(entropy, float)), np.asarray(reward, float)
+    slope, b = np.polyfit(x, y, 1)
+    left = y - (slope * x + b)
+    total = float(((y - y.mean()) ** 2).sum())
+    return Law(-float(slope), float(b), 1 - float((left**2).sum()) / total if total else 0.0)
+
+
+def moving(values: Sequence[float], width: int) -> list[float]:
+    """Means of `width` neighbours, one for every full window."""
+    return np.convolve(np.asarray(values, float), np.ones(width) / width, "valid").tolist()
 
 
 def potential_at_k(greedy: Sequence[float], values: Sequence[Sequence[float]], k: int) -> float:

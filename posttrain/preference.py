@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from posttrain.core import Metrics, Row
 from posttrain.data import Pair
 from posttrain.descent import Averages, descend
 from posttrain.policy.text import TextPolicy
-from posttrain.policy.value import RewardModel
 from posttrain.row import scored, split
 from posttrain.run import Run, Session
 
@@ -47,6 +46,17 @@ class Judged:
 
 
 PairLoss: TypeAlias = Callable[[Judged], Tensor]
+Made = TypeVar("Made", bound=Callable)
+
+
+def together(loss: Made) -> Made:
+    """Mark a loss in which a pair's cost depends on the other pairs of the step."""
+    loss.together = True  # type: ignore[attr-defined]
+    return loss
+
+
+def looks_around(loss: Callable) -> bool:
+    return getattr(loss, "together", False)
 
 
 def dpo(beta: float = 0.1, smoothing: float = 0.0) -> PairLoss:
@@ -199,15 +209,51 @@ def prefer(
             log = Averages()
             session.optimizer.zero_grad()
             kl = divergence(policy, reference, batch, run.micro_tokens) if isinstance(loss, Kto) else None
-            for piece in pair_batches(policy, batch, run.micro_tokens):
-                found = judged(policy, reference, piece, kl)
-                cost = loss(found)
-                (cost.sum() / len(batch)).backward()
-                log.add({"loss": cost.mean().item(), **preferred(found)}, len(piece))
+            pieces = pair_batches(policy, batch, run.micro_tokens)
+            found = whole_step(pieces, lambda piece: judged(policy, reference, piece, kl), loss, looks_around(loss))  # noqa: B023
+            log.add({"loss": loss(found).mean().item(), **preferred(found)}, 1)
             stepped = descend(session.optimizer, run.max_norm)
             policy.version += 1
             session.log(log.means() | stepped | {"pairs": float(len(batch))})
     return session
+
+
+def whole_step(
+    pieces: Sequence[list[Any]], score: Callable[[list[Any]], Judged], loss: PairLoss, whole: bool
+) -> Judged:
+    """Add the gradient of the loss's mean over all pairs of a step; returns them judged, without gradients.
+
+    Pieces change memory, never the gradient: for a loss that looks at all pairs (`together`) they are judged twice,
+    once to know what the loss makes of each, and once more to carry that back.
+    """
+    total = sum(map(len, pieces))
+    if len(pieces) == 1 or not whole:
+        done = []
+        for piece in pieces:
+            found = score(piece)
+            (loss(found).mean() * len(piece) / total).backward()
+            done.append(detached([found]))
+        return detached(done)
+    with torch.no_grad():
+        found = detached([score(piece) for piece in pieces])
+    chosen, rejected = found.chosen.requires_grad_(), found.rejected.requires_grad_()
+    wanted = torch.autograd.grad(loss(found).mean(), (chosen, rejected))
+    sizes = [len(piece) for piece in pieces]
+    for piece, good, bad in zip(pieces, *(gradient.split(sizes) for gradient in wanted), strict=True):
+        again = score(piece)
+        torch.autograd.backward((again.chosen, again.rejected), (good, bad))
+    return detached([found])
+
+
+def detached(parts: Sequence[Judged]) -> Judged:
+    """Pieces as one, without gradients."""
+
+    def together(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values).detach()
+
+    names = ("chosen", "rejected", "chosen_length", "rejected_length", "chosen_ref", "rejected_ref")
+    return Judged(*(together(name) for name in names), parts[0].kl)  # type: ignore[arg-type]
 
 
 def preferred(pairs: Judged) -> Metrics:
@@ -227,29 +273,3 @@ def pair_batches(policy: TextPolicy, pairs: Sequence[Pair], tokens: int) -> list
     both = [[row(policy, pair, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
     sized = split(range(len(pairs)), lambda piece: policy.size([one for i in piece for one in both[i]]), tokens)
     return [[pairs[i] for i in piece] for piece in sized]
-
-
-def train_reward_model(model: RewardModel, pairs: Sequence[Pair], run: Run, *, margin: float = 0.0) -> Session:
-    """Bradley-Terry (InstructGPT, arXiv:2203.02155, Eq. 1): -log sigmoid(r(chosen) - r(rejected) - margin)."""
-    for number, pair in enumerate(pairs, 1):
-        longest = max(len(model.ids(pair.prompt, text)) for text in (pair.chosen, pair.rejected))
-        if longest > model.context:
-            raise ValueError(f"pair {number} has {longest} tokens, but the model has {model.context} positions")
-    with Session(run, model, pairs, kind="reward-model", settings={"margin": margin}) as session:  # type: ignore[arg-type]
-        for _ in session:
-            batch: list[Pair] = session.source.take(run.tasks)
-            sequences = [model.ids(p.prompt, text) for p in batch for text in (p.chosen, p.rejected)]
-            log = Averages()
-            session.optimizer.zero_grad()
-            size = 2 * max(run.micro_tokens // (2 * max(map(len, sequences))), 1)
-            for start in range(0, len(sequences), size):
-                score = model.scores(sequences[start : start + size])
-                gap = score[::2] - score[1::2]
-                cost = -F.logsigmoid(gap - margin)
-                (cost.sum() / len(batch)).backward()
-                metrics = {"loss": cost.mean().item(), "accuracy": (gap > 0).float().mean().item()}
-                log.add(metrics | {"margin": gap.mean().item(), "score": score.mean().item()}, len(gap))
-            stepped = descend(session.optimizer, run.max_norm)
-            model.version += 1
-            session.log(log.means() | stepped | {"pairs": float(len(batch))})
-    return session

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from posttrain.advantage import GROUP_BASELINES, normalised
 from posttrain.core import Across, Advantage, Env, Invalid, Loss, Metrics, Policy, Reduce, Reward, Row, Sampler, Score
 from posttrain.episode import single_turn
-from posttrain.loss import clipped, token_mean
+from posttrain.loss import clipped, parts, token_mean
 
 
 def always(_: object) -> bool:
@@ -24,6 +25,9 @@ def credited(row: Row) -> bool:
 def finished(row: Row) -> bool:
     """The row was not cut off by the length limit: keeping only these is DAPO's overlong filtering."""
     return row.turns[-1].reply.stop != "length"
+
+
+Part: TypeAlias = "Callable[[Recipe, bool], Recipe]"  # changes a recipe; True: with the numbers of tiny worlds
 
 
 @runtime_checkable
@@ -51,6 +55,7 @@ class Recipe:
     rounds: int = 1  # most rounds of sampling to replace groups that were not admitted
     others: Mapping[str, Sampler] = field(default_factory=dict)  # frozen players, by the name episodes ask for
     reference: Policy | None = None  # frozen, for losses that read `logp_ref`
+    evaluation: Reward | None = None  # grades held-out tasks where the reward itself is not what one wants to know
     max_invalid: float = 0.2  # largest share of rollouts that may be ungradable in a step
 
     def __post_init__(self):
@@ -58,4 +63,10 @@ class Recipe:
             raise ValueError(
                 f"samples={self.samples} with the advantage {self.advantage.__name__}: a group of one has no baseline; "
                 "take at least 2 samples per task, or an advantage without a group baseline (raw, to_go, gae)"
+            )
+        if self.updates * self.epochs == 1 and any(getattr(part, "needs_updates", False) for part in parts(self.loss)):
+            warnings.warn(
+                "this loss restrains by the distance from the policy that sampled, which is zero with one update per "
+                "batch of rollouts: give updates=2 or more (the paper's runs take 8)",
+                stacklevel=3,
             )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from posttrain.core import Batch, Group, Policy, Rollout, Row, Turn
+from posttrain.core import Batch, Group, Policy, Rollout, Row, Score, Turn
 
 
-def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0) -> list[Row]:
+def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0, score: Score | None = None) -> list[Row]:
     """Pack a rollout's turns: a turn that continues the last one joins its row, any other opens a new row.
 
     turns   (P1 C1) (P1 C1 E1 C2) (P2 C3)      P prompt, C completion, E environment
@@ -29,9 +29,9 @@ def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0) ->
         stop = start + len(turn.reply.logp)
         credit, start = advantage[start:stop], stop
         if packed and policy.extends(packed[-1].turns[-1], turn):
-            packed[-1] = Row([*packed[-1].turns, turn], torch.cat([packed[-1].advantage, credit]), group)
+            packed[-1] = Row([*packed[-1].turns, turn], torch.cat([packed[-1].advantage, credit]), group, score)
         else:
-            packed.append(Row([turn], credit, group))
+            packed.append(Row([turn], credit, group, score))
     return [row for row in packed if len(row.advantage)]
 
 
@@ -50,6 +50,7 @@ def flatten(rows: Sequence[Row], logp_old: Tensor | None = None, logp_ref: Tenso
         advantage=torch.cat([row.advantage for row in rows]).float(),
         row=torch.repeat_interleave(torch.tensor([len(row.advantage) for row in rows])),
         logp_ref=logp_ref,
+        scores=tuple(row.score for row in rows),
     )
 
 

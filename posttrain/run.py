@@ -197,7 +197,11 @@ class Session:
         assert self.recipe is not None
         players = {"policy": self.policy, **self.recipe.others}
         found = evaluate(
-            players, self.held_out, self.recipe.reward, self.recipe.env, seed=mix(self.run.seed, "held out")
+            players,
+            self.held_out,
+            self.recipe.evaluation or self.recipe.reward,
+            self.recipe.env,
+            seed=mix(self.run.seed, "held out"),
         )
         return {"held_out/reward": found.reward, "held_out/length": found.length}
 

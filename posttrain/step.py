@@ -9,9 +9,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from posttrain.core import Group, Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Task
@@ -21,8 +22,8 @@ from posttrain.recipe import Learner, Recipe
 from posttrain.reward import graded, spread_of
 from posttrain.row import rows
 from posttrain.run import Run, Session
-from posttrain.seeding import mix
-from posttrain.stream import Source
+from posttrain.seeding import mix, seed_everything
+from posttrain.stream import Shuffled, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def gather(
         for i, group in enumerate(credit)
         for one in group
         if one.advantage is not None
-        for row in rows(policy, one.rollout, one.advantage, group=i)
+        for row in rows(policy, one.rollout, one.advantage, i, one.score if isinstance(one.score, Score) else None)
         if recipe.keep(row)
     ]
     refused = {"groups_refused": float(len(seen) - len(admitted)), "rows": float(len(packed))}
@@ -189,6 +190,42 @@ def learn(
     if isinstance(recipe.advantage, Learner):
         metrics |= recipe.advantage.learn()
     return metrics | {"seconds_learn": time.perf_counter() - clock}
+
+
+def practised(
+    policy: Policy,
+    tasks: Sequence[Task] | Source,
+    recipe: Recipe,
+    *,
+    steps: int,
+    per_step: int = 16,
+    lr: float = 3e-4,
+    max_norm: float = 1.0,
+    seed: int = 0,
+    watch: Callable[[int], Metrics | None] = lambda step: None,
+) -> list[Metrics]:
+    """As `train`, without a directory, checkpoints or progress: the metrics of every step. For experiments.
+
+    `watch(step)` is called before each step and after the last; the metrics that it returns join the step's.
+    """
+    source: Source = Shuffled(tasks, seed) if isinstance(tasks, Sequence) else tasks
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
+    history: list[Metrics] = []
+    for step in range(steps):
+        found = watch(step) or {}
+        now = mix(seed, step)
+        seed_everything(mix(seed, "step", step))
+        experience = gather(policy, source, recipe, per_step, seed=now)
+        options: dict = {"updates": recipe.updates, "epochs": recipe.epochs, "max_norm": max_norm, "seed": now}
+        if experience.rows:
+            found |= update(policy, optimizer, experience.rows, recipe.loss, recipe.reduce, recipe.reference, **options)
+        if isinstance(recipe.advantage, Learner):
+            found |= recipe.advantage.learn()
+        history.append({"step": step, **experience.metrics, **found})
+    last = watch(steps)
+    if last:
+        history.append({"step": steps, **last})
+    return history
 
 
 def train(

@@ -40,6 +40,24 @@ def settled(text: object) -> str:
     return str(text).rpartition("####")[2].strip()
 
 
+def last_boxed(text: str) -> str | None:
+    """The content of the last \\boxed{...} of a reply, or what follows its last `####`; None without either."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return text.rpartition("####")[2].strip() or None if "####" in text else None
+    depth, begin = 0, start + len("\\boxed{")
+    for i in range(begin - 1, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[begin:i].strip() or None
+    return None
+
+
+def equivalent(a: str, b: str) -> bool:
+    """Two answers are the same mathematics, or the same text where one of them cannot be read."""
+    return a == b or checker.check(f"${a}$", f"\\boxed{{{b}}}") == "right"
+
+
 class Checker:
     """One child process, started at the first question and again after it had to be killed."""
 

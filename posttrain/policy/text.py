@@ -149,19 +149,20 @@ class TextPolicy:
         chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for row in rows for turn in row.turns])
         return self.head.density(hidden, chosen.to(hidden.device), torch.tensor(warmth, device=hidden.device))
 
-    def hidden(self, rows: Sequence[Row]) -> Tensor:
-        """[N, D] the last hidden state before every decision of the rows."""
+    def hidden(self, rows: Sequence[Row], after: bool = False) -> Tensor:
+        """[N, D] the last hidden state before every decision of the rows; `after`: having read it."""
+        before = 0 if after else 1
         sequences = [unroll(row.turns) for row in rows]
         ids = [ids for ids, _ in sequences]
         if self.lines:
             line = Line(ids, [len(trace(row.turns[0].reply).prompt) for row in rows], self.device)
             inputs = line.inputs()
-            at = [line.place(row, p - 1) for row, (_, sampled) in enumerate(sequences) for p in sampled]
+            at = [line.place(row, p - before) for row, (_, sampled) in enumerate(sequences) for p in sampled]
         else:  # padded on the right, which causal attention never looks at
             width = max(map(len, ids))
             padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=self.device)
             inputs = {"input_ids": padded, "use_cache": False}
-            at = [row * width + p - 1 for row, (_, sampled) in enumerate(sequences) for p in sampled]
+            at = [row * width + p - before for row, (_, sampled) in enumerate(sequences) for p in sampled]
         with self.mode(training=torch.is_grad_enabled()):
             out = self.head.trunk(**inputs).last_hidden_state
         return out.flatten(0, 1)[torch.tensor(at, device=self.device)]

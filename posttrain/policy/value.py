@@ -102,8 +102,10 @@ class Gae:
     A rollout that was cut off is a finished episode here, as the reward has judged it as it stands.
     """
 
-    def __init__(self, critic: Critic, gamma: float = 1.0, lam: float = 0.95, passes: int = 1):
+    def __init__(self, critic: Critic, gamma: float = 1.0, lam: float = 0.95, passes: int = 1, warmup: int = 0):
         self.critic, self.gamma, self.lam, self.passes = critic, gamma, lam, passes
+        self.warmup = warmup  # steps in which only the critic learns
+        self.steps = 0
         self.seen: list[tuple[list[Row], Tensor, Tensor]] = []  # rows, returns [N], values [N] of each rollout
 
     def __call__(self, group: Group, scores: list[Score]) -> list[Tensor]:
@@ -114,7 +116,7 @@ class Gae:
         for rollout, score, rows, value in zip(group, scores, packed, values, strict=True):
             advantage = estimated(decision_rewards(rollout, score), value, self.gamma, self.lam)
             self.seen.append((rows, advantage + value, value))
-            out.append(advantage)
+            out.append(torch.zeros_like(advantage) if self.steps < self.warmup else advantage)
         return out
 
     def learn(self) -> Metrics:
@@ -122,7 +124,7 @@ class Gae:
         sizes = [len(row.advantage) for row in rows]
         returns = torch.cat([returns for _, returns, _ in self.seen])
         before = torch.cat([values for _, _, values in self.seen])
-        self.seen = []
+        self.seen, self.steps = [], self.steps + 1
         metrics: Metrics = {}
         for _ in range(self.passes):
             metrics = self.critic.learn(rows, returns.split(sizes), before.split(sizes))
@@ -130,10 +132,11 @@ class Gae:
         return metrics | {"value_explained": 1 - unexplained.item()}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.critic.state_dict()
+        return {"steps": self.steps, "critic": self.critic.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.critic.load_state_dict(state)
+        self.steps = state["steps"]
+        self.critic.load_state_dict(state["critic"])
 
 
 class RewardModel:

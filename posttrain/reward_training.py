@@ -1,0 +1,79 @@
+"""Reward models from pairs: Bradley-Terry, regression, or any loss over the scores of chosen and rejected replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posttrain.core import Metrics
+from posttrain.data import Pair
+from posttrain.descent import descend
+from posttrain.policy.value import RewardModel
+from posttrain.preference import Judged, looks_around, whole_step
+from posttrain.row import split
+from posttrain.run import Run, Session
+
+ScoreLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # scores of chosen and rejected [B] -> cost [B] or []
+
+
+def bradley_terry(margin: float = 0.0) -> ScoreLoss:
+    """InstructGPT (arXiv:2203.02155, Eq. 1): -log sigmoid(r(chosen) - r(rejected) - margin)."""
+    return lambda chosen, rejected: -F.logsigmoid(chosen - rejected - margin)
+
+
+def regression(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Half the squared distance from 1 for the chosen reply and from 0 for the rejected one, for scores in [0, 1]."""
+    return ((chosen - 1).square() + rejected.square()) / 2
+
+
+def train_reward_model(
+    model: RewardModel, pairs: Sequence[Pair], run: Run, *, loss: ScoreLoss = bradley_terry()
+) -> Session:
+    """Train a sequence classifier on pairs; `run.tasks` is the number of pairs in a step.
+
+    The loss sees all pairs of a step at once, whatever the micro-batches. Raises ValueError, naming the pair, when a
+    reply does not fit the model's context.
+    """
+    for number, pair in enumerate(pairs, 1):
+        longest = max(len(model.ids(pair.prompt, text)) for text in (pair.chosen, pair.rejected))
+        if longest > model.context:
+            raise ValueError(f"pair {number} has {longest} tokens, but the model has {model.context} positions")
+    with Session(run, model, pairs, kind="reward-model", settings={"loss": loss}) as session:  # type: ignore[arg-type]
+        for _ in session:
+            batch: list[Pair] = session.source.take(run.tasks)
+            session.optimizer.zero_grad()
+            metrics = reward_step(model, batch, loss, run.micro_tokens)
+            stepped = descend(session.optimizer, run.max_norm)
+            model.version += 1
+            session.log(metrics | stepped | {"pairs": float(len(batch))})
+    return session
+
+
+def reward_step(model: RewardModel, pairs: Sequence[Pair], loss: ScoreLoss, micro_tokens: int = 16384) -> Metrics:
+    """Add the gradient of one step over the pairs; the metrics."""
+    ids = [[model.ids(pair.prompt, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
+
+    def size(piece: Sequence[int]) -> int:
+        return 2 * len(piece) * max(len(one) for i in piece for one in ids[i])
+
+    def score(piece: Sequence[int]) -> Judged:
+        both = [one for i in piece for one in ids[i]]
+        found, lengths = model.scores(both), torch.tensor([len(one) for one in both])
+        return Judged(found[::2], found[1::2], lengths[::2], lengths[1::2])
+
+    def cost(found: Judged) -> Tensor:
+        return loss(found.chosen, found.rejected)
+
+    pieces = split(range(len(pairs)), size, micro_tokens)
+    found = whole_step(pieces, score, cost, looks_around(loss))
+    gap = found.chosen - found.rejected
+    return {
+        "loss": cost(found).mean().item(),
+        "accuracy": (gap > 0).float().mean().item(),
+        "margin": gap.mean().item(),
+        "score": torch.cat([found.chosen, found.rejected]).mean().item(),
+    }
