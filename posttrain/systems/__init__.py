@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -22,9 +23,12 @@ def load(name: str) -> ModuleType:
 
 def first_line(name: str) -> str:
     """The first line of a system's docstring, read without importing it."""
+    return (ast.get_docstring(tree_of(name)) or "").partition("\n")[0]
+
+
+def tree_of(name: str) -> ast.Module:
     path = HERE / f"{name}.py"
-    source = path if path.is_file() else HERE / name / "__init__.py"
-    return (ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n")[0]
+    return ast.parse((path if path.is_file() else HERE / name / "__init__.py").read_text())
 
 
 def method_lines() -> Iterator[tuple[str, str]]:
@@ -34,3 +38,47 @@ def method_lines() -> Iterator[tuple[str, str]]:
         doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
         if doc and isinstance(node, ast.FunctionDef) and node.name not in ("needing", "with_kl"):
             yield node.name, doc.partition("\n")[0]
+
+
+def parts() -> list[str]:
+    """`system.part` of every part, read without importing the systems."""
+    found = []
+    for name in names():
+        for node in tree_of(name).body:
+            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "PARTS":
+                keys = getattr(node.value, "keys", [])
+                found += [f"{name}.{key.value}" for key in keys if isinstance(key, ast.Constant)]
+    return found
+
+
+def claims_page(tables: Mapping[str, str], values: Mapping[str, Mapping[str, Mapping[int, Any]]], seeds: int) -> str:
+    """docs/claims.md: every system's table, with the command and what it cost."""
+    minutes = {
+        name: sum(value["cpu_s"] for by_seed in arms.values() for value in by_seed.values()) / 60
+        for name, arms in values.items()
+    }
+    names = " ".join(name.replace("_", "-") for name in tables)
+    lines = [
+        "# Claims",
+        "",
+        f"What the papers claim, measured here at laptop scale over {seeds} seeds. Made by",
+        "",
+        f"```sh\nposttrain claims {names} --seeds {seeds} --write docs/claims.md\n```",
+        "",
+        f"in {sum(minutes.values()):.0f} CPU minutes. Intervals are 95 %: of an arm by bootstrap, of a paired "
+        "difference by Student's t. *Holds* means that the difference's interval lies above zero (or above what the "
+        "measure's column allows), *reversed* below, *not separated* neither. Controls are ours. Every seed's value is "
+        "in [claims.json](claims.json).",
+    ]
+    for name, table in tables.items():
+        page = HERE.parent.parent / "docs" / "systems" / f"{name.replace('_', '-')}.md"
+        link = f" [About it](systems/{page.name})." if page.is_file() else ""
+        lines += [
+            "",
+            f"## {name.replace('_', '-')}",
+            "",
+            f"{first_line(name)}{link} {minutes[name]:.1f} CPU minutes.",
+            "",
+            table,
+        ]
+    return "\n".join(lines) + "\n"

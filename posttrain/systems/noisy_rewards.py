@@ -1,0 +1,366 @@
+"""Noisy rewards and the reasoning pattern reward, RPR (arXiv:2505.22653).
+
+How much of a reward may be wrong before learning stops: whole questions are graded upside down with some probability.
+How far phrases of reasoning alone carry, without any correctness. And how a noisy reward model is calibrated by them:
+where it is low, the pattern reward is added, since it may have missed a good answer.
+"""
+
+from __future__ import annotations
+
+import statistics
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from posttrain.advantage import normalised
+from posttrain.claim import Claim
+from posttrain.core import Group, Invalid, Reward, Rollout, Score
+from posttrain.evaluation import evaluate
+from posttrain.loss import clipped, entropy_bonus, sequence_mean, total
+from posttrain.measure import mean_pass_at_k
+from posttrain.options import ModelOptions, RunOptions, TaskOptions
+from posttrain.policy.value import Critic, Gae
+from posttrain.recipe import Part, Recipe
+from posttrain.reward import each, graded
+from posttrain.run import Session
+from posttrain.seeding import mix
+from posttrain.step import practised, train
+from posttrain.world.habits import Habits, right, works
+from posttrain.world.words import Size, base
+
+By = Literal["question", "reply"]
+
+
+def flipped(reward: Reward, share: float, *, seed: int = 0, by: By = "question") -> Reward:
+    """With probability `share` a question's samples are graded upside down, 1 - r, all of them.
+
+    `by="reply"` flips every sample by a coin of its own, which only makes the reward sparse, says the paper. The coin
+    belongs to the question and to the samples' seeds: it falls anew every time the question is played, and the same
+    when the same rollouts are graded again. Raises ValueError for a share outside [0, 1], or a reward outside it.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share}: the probability of a flip is a number in [0, 1]")
+
+    def wrapped(group: Group) -> list[Score | Invalid]:
+        out: list[Score | Invalid] = []
+        for i, score in enumerate(graded(reward, group)):
+            if isinstance(score, Score):
+                if not 0 <= score.value <= 1:
+                    raise ValueError(f"a reward of {score.value:g} cannot be flipped: 1 - r is for rewards in [0, 1]")
+                heads = coin(group[0] if by == "question" else group[i], seed) < share
+                parts = {**score.parts, "raw": score.value, "flipped": float(heads)}
+                score = replace(score, value=1 - score.value if heads else score.value, parts=parts)
+            out.append(score)
+        return out
+
+    return wrapped
+
+
+def coin(rollout: Rollout, seed: int) -> float:
+    played = rollout.turns[0].ask.seed if rollout.turns else 0
+    return mix(seed, "flip", rollout.task.key, played) / 2**63
+
+
+PHRASES = (
+    "i need to",
+    "we need to",
+    "wait",
+    "alternatively",
+    "let me check",
+    "let me see",
+    "let's focus on",
+    "we know that",
+    "we can observe ",
+    "we can see ",
+    "let me try",
+    "let's try",
+    "let us try",
+    "first, ",
+    "firstly, ",
+    "next, ",
+    "finally, ",
+    "let us first",
+    "let's first",
+    "let me first",
+    "try again",
+    "still not",
+    "not working",
+    "not correct",
+    "does not work",
+    "doesn't work",
+    "makes sence",
+    "since we ",
+    "because we ",
+    "consequently",
+    "as a result",
+    "thus",
+    "therefore",
+    "hence",
+    "so that",
+    "thereby",
+    "if we",
+    "given there ",
+    "for instance ",
+    "for example ",
+)  # fmt: skip  (as released, with its misspelling)
+OPEN_PHRASES = (
+    *PHRASES, "1. ", "2. ", "3. ", "4. ", "step 1 ", "step 2 ", "step 3 ", "step 4 ", "considering the", "i'll",
+    "i will", "i would", "i should",
+)  # fmt: skip
+
+
+def pattern(text: str, phrases: Sequence[str] = PHRASES, weight: float = 1 / 20) -> float:
+    """The reasoning pattern reward of a reply, in [0, 1].
+
+    Distinct phrases that occur, times `weight` (1/20 as released, 1/40 in the paper), at most 1; less the share of
+    20-word sequences that are repeats, and one for every "user: ".
+    """
+    lower = text.lower()
+    found = min(sum(phrase in lower for phrase in phrases) * weight, 1.0)
+    return max(found - repeated(lower) - lower.count("user: "), 0.0)
+
+
+def repeated(text: str, length: int = 20) -> float:
+    """Kinds of `length`-word sequences that occur more than once, over all such sequences."""
+    words = text.split()
+    counts = Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
+    return sum(count > 1 for count in counts.values()) / counts.total() if counts else 0.0
+
+
+def patterned(phrases: Sequence[str] = PHRASES, weight: float = 1 / 20) -> Reward:
+    """The pattern reward alone: no correctness."""
+    return each(lambda rollout: pattern(rollout.text, phrases, weight))
+
+
+def calibrated(judge: Reward, patterns: Reward, *, threshold: float = 0.5, weight: float = 0.1) -> Reward:
+    """Below `threshold` a judge's score is raised by `weight` times the pattern reward, to at most 1."""
+
+    def wrapped(group: Group) -> list[Score | Invalid]:
+        out: list[Score | Invalid] = []
+        for score, found in zip(graded(judge, group), graded(patterns, group), strict=True):
+            if isinstance(score, Score) and isinstance(found, Score):
+                raised = min(1.0, score.value + weight * found.value) if score.value < threshold else score.value
+                score = replace(score, value=raised, parts={**score.parts, "judge": score.value, "rpr": found.value})
+            out.append(score)
+        return out
+
+    return wrapped
+
+
+class Switched:
+    """`early` for so many groups, then `late`: RPR as a warm-up of correctness. A run saves the count."""
+
+    def __init__(self, early: Reward, late: Reward, groups: int):
+        self.early, self.late, self.groups, self.seen = early, late, groups, 0
+
+    def __call__(self, group: Group) -> Sequence[Score | Invalid]:
+        self.seen += 1
+        return (self.early if self.seen <= self.groups else self.late)(group)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def recipe(reward: Reward, raw: Reward, samples: int = 4) -> Recipe:
+    """GRPO on the noisy reward; held-out tasks are graded by the raw one."""
+    return Recipe(reward, advantage=normalised, loss=clipped(), reduce=sequence_mean, samples=samples, evaluation=raw)
+
+
+PARTS: Mapping[str, Part] = {
+    "flipped_20": lambda plain, tiny: replace(
+        plain, reward=flipped(plain.reward, 0.2), evaluation=plain.evaluation or plain.reward
+    ),
+    "flipped_40": lambda plain, tiny: replace(
+        plain, reward=flipped(plain.reward, 0.4), evaluation=plain.evaluation or plain.reward
+    ),
+    "patterns": lambda plain, tiny: replace(
+        plain, reward=calibrated(plain.reward, patterned()), evaluation=plain.reward
+    ),
+}
+
+
+# ---- at two scales
+
+Kind = Literal["flips", "patterns", "judge", "calibrated"]
+WORKING = patterned(("w ",), 1.0)  # in the tiny world, reasoning is one word
+
+
+def laptop(
+    kind: Kind = "flips",
+    share: float = 0.4,
+    run: RunOptions = RunOptions("runs/noisy-rewards", steps=120, tasks=64, lr=1e-3),
+) -> Session:
+    """Two habits: a base model that can reason and seldom does. `share` of flips, or of the judge's mistakes."""
+    world = Habits(run.seed)
+    made = recipe(noisy(kind, share, run.seed), each(right))
+    described = {"kind": kind, "share": share}
+    return train(base(world, run.seed), world.training(), made, run.run(**described), held_out=world.held_out())
+
+
+def noisy(kind: Kind, share: float, seed: int) -> Reward:
+    judge = each(lambda rollout: hasty(rollout, share, seed))
+    kinds: dict[str, Reward] = {
+        "flips": flipped(each(right), share, seed=seed),
+        "patterns": WORKING,
+        "judge": judge,
+        "calibrated": calibrated(judge, WORKING),
+    }
+    return kinds[kind]
+
+
+def hasty(rollout: Rollout, share: float, seed: int) -> float:
+    """A judge that misses `share` of the right answers that were worked out, and likes a tenth of the wrong guesses.
+
+    Its mistakes belong to the text. It is the judge whom patterns can help: most of its misses are good reasoning.
+    """
+    drawn = zlib.crc32(f"{seed} {rollout.task.key} {rollout.text}".encode()) / 2**32
+    if right(rollout):
+        return 0.2 if works(rollout) and drawn < share else 1.0
+    return 0.8 if not works(rollout) and drawn < 0.1 else 0.0
+
+
+def full(
+    task: TaskOptions,
+    model: ModelOptions,
+    run: RunOptions = RunOptions("runs/noisy-rewards", steps=400, tasks=128, lr=1e-6),
+    kind: Kind = "flips",
+    share: float = 0.4,
+    judge: str | None = None,
+    held_out: str | None = None,
+    samples: int = 4,
+) -> Session:
+    """PPO as published (gamma 1, lambda 1, critic warmed up over 20 steps), on your checkpoint, data and grader.
+
+    share    probability of a flip
+    judge    for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward
+    Give --max-new 4096 for the published length. The critic copies the whole policy: no --lora.
+    """
+    policy, raw = model.policy(), task.reward()
+    if (kind in ("judge", "calibrated")) != (judge is not None):
+        raise ValueError(f"--kind {kind}: --judge, a sequence classifier, goes with the kinds judge and calibrated")
+    noisy_one: Reward = flipped(raw, share, seed=run.seed) if kind == "flips" else patterned()
+    if judge:
+        from posttrain.policy.value import reward_model
+
+        judging = reward_model(judge, device=model.device)
+        noisy_one = calibrated(judging, patterned(OPEN_PHRASES)) if kind == "calibrated" else judging
+    made = Recipe(
+        noisy_one,
+        advantage=Gae(Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=20),
+        loss=total((1.0, clipped()), (0.001, entropy_bonus)),
+        samples=samples,
+        evaluation=raw,
+    )
+    described = {"kind": kind, "share": share, "judge": judge, **task.describe(), **vars(model)}
+    tests = task.tasks(held_out, "test") if held_out else []
+    return train(policy, task.tasks(), made, run.run(**described), held_out=tests)
+
+
+# ---- claims
+
+EVERY, SAMPLES = 10, 4  # steps between evaluations; samples of a held-out question
+
+
+def arm(reward: Callable[[int], Reward]) -> Callable[[int, bool], dict[str, float]]:
+    def run(seed: int, quick: bool) -> dict[str, float]:
+        world, steps = Habits(seed), 4 if quick else 120
+        policy = base(world, seed, Size(steps=60) if quick else Size())
+        curve: list[float] = []
+
+        def watch(step: int) -> None:
+            if step % EVERY == 0 or step == steps:
+                found = evaluate({"policy": policy}, world.held_out(), each(right), samples=SAMPLES, seed=seed)
+                curve.append(found.reward)
+
+        made = recipe(reward(seed), each(right))
+        practised(policy, world.training(), made, steps=steps, per_step=64, lr=1e-3, seed=seed, watch=watch)
+        return {"start": curve[0], "accuracy": curve[-1], "peak": max(curve)}
+
+    return run
+
+
+def base_arm(seed: int, quick: bool) -> dict[str, float]:
+    world = Habits(seed)
+    policy = base(world, seed, Size(steps=60) if quick else Size())
+    found = evaluate({"policy": policy}, world.held_out(), each(right), samples=16, seed=seed)
+    return {"accuracy": found.reward, "pass@16": mean_pass_at_k(found.values, 16), "works": statistics.fmean(
+        works(rollout) for group in found.groups for rollout in group
+    )}  # fmt: skip
+
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+ARMS = {
+    "base": base_arm,
+    **{f"flips {share:.0%}": arm(lambda seed, share=share: flipped(each(right), share, seed=seed)) for share in SHARES},
+    "flips 40% by reply": arm(lambda seed: flipped(each(right), 0.4, seed=seed, by="reply")),
+    "patterns only": arm(lambda seed: WORKING),
+    "judge": arm(lambda seed: noisy("judge", 0.6, seed)),
+    "judge, calibrated": arm(lambda seed: noisy("calibrated", 0.6, seed)),
+    "judge, calibrated, weight 1": arm(
+        lambda seed: calibrated(each(lambda rollout: hasty(rollout, 0.6, seed)), WORKING, weight=1.0)
+    ),
+}
+CLAIMS = (
+    Claim(
+        "four tenths of flips still teach",
+        "MATH-500 72.0 with 40 % of flips, 75.9 without, from about 5",
+        "accuracy",
+        "flips 40%",
+        "base",
+    ),
+    Claim(
+        "a fifth of flips costs little",
+        "the curve falls slowly up to 40 %",
+        "accuracy",
+        "flips 20%",
+        "flips 0%",
+        margin=0.1,
+    ),
+    Claim("less noise is better: 0 against 20 %", "the same curve", "accuracy", "flips 0%", "flips 20%"),
+    Claim("less noise is better: 20 against 40 %", "the same curve", "accuracy", "flips 20%", "flips 40%"),
+    Claim("half of flips teach nothing", "50 % collapses", "accuracy", "base", "flips 50%"),
+    Claim(
+        "flips of single replies hardly matter",
+        "they only make the reward sparse",
+        "accuracy",
+        "flips 40% by reply",
+        "flips 0%",
+        margin=0.1,
+    ),
+    Claim(
+        "patterns alone teach for a while",
+        "a peak of 70.2 on MATH-500 without any correctness; both peaks are the largest of 13 evaluations",
+        "peak",
+        "patterns only",
+        "flips 50%",
+    ),
+    Claim(
+        "and then no more",
+        "it declines: endless re-checking",
+        "peak",
+        "patterns only",
+        "patterns only",
+        against="accuracy",
+        margin=-0.1,
+    ),
+    Claim(
+        "patterns calibrate a noisy judge",
+        "net win of 30 % over the judge alone, at 65 % accuracy",
+        "accuracy",
+        "judge, calibrated",
+        "judge",
+    ),
+    Claim(
+        "and more strongly",
+        "ten times the paper's weight: tried first, before its own",
+        "accuracy",
+        "judge, calibrated, weight 1",
+        "judge",
+        control=True,
+    ),
+)

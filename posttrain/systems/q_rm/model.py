@@ -1,0 +1,126 @@
+"""The Q model: scores of tokens, learnt from pairs, and paid as rewards."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posttrain.chat import trace
+from posttrain.core import Group, Metrics, Reward, Row, Score
+from posttrain.data import Pair
+from posttrain.descent import descend
+from posttrain.policy.text import TextPolicy
+from posttrain.preference import Judged, PairLoss, row, whole_step
+from posttrain.row import rows_of, split
+from posttrain.stream import Shuffled
+
+Head = Literal["vocabulary", "scalar"]
+
+
+PER_STEP, RATE = 16, 1e-3  # pairs of a step, and learning rate, of every reward model of the tiny world
+
+
+class QModel:
+    """Z of every token, on a copy of a policy's trunk with a fresh head.
+
+    head  vocabulary  the paper's definition: a score of every token at the state before it
+          scalar      as released: one score, of the state that has read the token
+    """
+
+    def __init__(self, policy: TextPolicy, head: Head = "vocabulary"):
+        if policy.body is not policy.model:
+            raise ValueError("a Q model copies the policy's whole body, so it does not go with LoRA: leave --lora")
+        self.policy = copy.copy(policy)
+        self.policy.model = copy.deepcopy(policy.model).requires_grad_(True)
+        self.policy.body = self.policy.model
+        self.policy.head = copy.copy(policy.head)
+        self.policy.head.trunk = self.policy.body.base_model
+        self.head = head
+        config = policy.body.config
+        self.out = nn.Linear(config.hidden_size, config.vocab_size if head == "vocabulary" else 1, bias=False)
+        nn.init.normal_(self.out.weight, std=config.hidden_size**-0.5)
+        self.out.to(policy.device)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.policy.head.trunk.parameters(), *self.out.parameters()]
+
+    def values(self, rows: Sequence[Row]) -> Tensor:
+        """[N] differentiable, Z of every decision of the rows."""
+        hidden = self.policy.hidden(rows, after=self.head == "scalar").float()
+        if self.head == "scalar":
+            return self.out(hidden)[:, 0]
+        chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for one in rows for turn in one.turns])
+        return (hidden * self.out.weight[chosen.to(hidden.device)]).sum(-1)
+
+    @torch.no_grad()
+    def valued(self, group: Group) -> list[Tensor]:
+        """[G][N] of every rollout's decisions, on the CPU."""
+        packed = [rows_of(self.policy, rollout, rollout.turns) for rollout in group]
+        every = [one for part in packed for one in part]
+        found = iter(self.values(every).cpu().split([len(one.advantage) for one in every])) if every else iter(())
+        return [torch.cat([torch.zeros(0), *[next(found) for _ in part]]) for part in packed]
+
+
+def preference(beta: float = 0.2, gamma: float = 2.0) -> PairLoss:
+    """-log sigmoid(beta (mean Z(chosen) - mean Z(rejected)) - gamma), the pair's means as its scores."""
+    return lambda pairs: -F.logsigmoid(beta * (pairs.chosen - pairs.rejected) - gamma)
+
+
+def q_step(model: QModel, pairs: Sequence[Pair], loss: PairLoss, micro_tokens: int = 16384) -> Metrics:
+    """Add the gradient of one step over the pairs. Pair accuracy is of the same means as the loss."""
+    both = [[row(model.policy, pair, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
+
+    def score(piece: Sequence[int]) -> Judged:
+        rows = [one for i in piece for one in both[i]]
+        lengths = torch.tensor([len(one.advantage) for one in rows])
+        mean = torch.stack([part.mean() for part in model.values(rows).split(lengths.tolist())])
+        return Judged(mean[::2], mean[1::2], lengths[::2], lengths[1::2])
+
+    pieces = split(
+        range(len(pairs)), lambda piece: model.policy.size([one for i in piece for one in both[i]]), micro_tokens
+    )
+    found = whole_step(pieces, score, loss, False)
+    return {
+        "loss": loss(found).mean().item(),
+        "accuracy": (found.chosen > found.rejected).float().mean().item(),
+    }
+
+
+def taught_by_pairs(
+    model: QModel, pairs: Sequence[Pair], *, steps: int, per_step: int, lr: float, seed: int, loss: PairLoss
+) -> Metrics:
+    """Train a Q model; the mean metrics of the last tenth of the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    source, log = Shuffled(pairs, seed), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        log.append(q_step(model, source.take(per_step), loss))
+        descend(optimizer, 1.0)
+    last = log[-max(steps // 10, 1) :]
+    return {name: statistics.fmean(one[name] for one in last) for name in last[0]}
+
+
+def by_token(values: Callable[[Group], list[Tensor]], *, end_is_mean: bool = True, whole: bool = False) -> Reward:
+    """Z of every decision as its reward; the reply's mean is the score.
+
+    `end_is_mean`: the end token, which is no step of the solution, gets the mean (as released). `whole`: every token
+    gets the mean, the control that takes the credit assignment out and leaves the model.
+    """
+
+    def reward(group: Group) -> list[Score]:
+        out = []
+        for found in values(group):
+            mean = found.mean() if len(found) else torch.tensor(0.0)
+            paid = mean.expand_as(found).clone() if whole else found.clone()
+            if end_is_mean and len(paid):
+                paid[-1] = mean
+            out.append(Score(float(mean), decisions=paid))
+        return out
+
+    return reward

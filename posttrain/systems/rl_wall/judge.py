@@ -1,0 +1,72 @@
+"""Plan, Execute and Verify of any model on any task, by a judge. The prompts are ours: the paper's are not released."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from posttrain.core import Ask, Rollout, Sampler
+from posttrain.episode import user
+from posttrain.seeding import mix
+
+QUESTIONS = {
+    "plan": (
+        "Judge only the plan of this solution: are its steps the right ones, in the right order, whatever mistakes are "
+        "made in carrying them out?"
+    ),
+    "execute": (
+        "Judge only the execution of this solution: is every step carried out without a mistake, whether or not it was "
+        "the right step to take?"
+    ),
+    "verify": "Is the final answer of this solution right?",
+}
+VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a judge said of one solution; None where it said neither yes nor no."""
+
+    plan: bool | None
+    execute: bool | None
+    verify: bool | None
+
+
+def assessed(judge: Sampler, rollouts: Sequence[Rollout], seed: int = 0) -> list[Assessment]:
+    """Ask the judge three questions of every solution, each by itself; its last yes or no counts."""
+    asks = [
+        Ask(
+            (
+                user(
+                    f"{question} Think, then answer with yes or no.\n\nProblem:\n{shown(one)}\n\nSolution:\n{one.text}"
+                ),
+            ),
+            who="judge",
+            seed=mix(seed, name, i),
+        )
+        for i, one in enumerate(rollouts)
+        for name, question in QUESTIONS.items()
+    ]
+    found = [verdict(str(reply.content)) for reply in judge.sample(asks)]
+    return [Assessment(*found[i : i + 3]) for i in range(0, len(found), 3)]
+
+
+def shown(rollout: Rollout) -> str:
+    return "\n".join(str(message["content"]) for message in rollout.task.prompt if message["role"] == "user")
+
+
+def verdict(text: str) -> bool | None:
+    said = VERDICT.findall(text)
+    return said[-1].lower() == "yes" if said else None
+
+
+def shares(found: Sequence[Assessment], right: Sequence[bool]) -> dict[str, float]:
+    """Shares of good plans and executions among those judged; how often the verdict on the answer was true."""
+    out = {}
+    for name in ("plan", "execute"):
+        said = [getattr(one, name) for one in found if getattr(one, name) is not None]
+        out[name] = statistics.fmean(said) if said else 0.0
+    agreed = [one.verify == truth for one, truth in zip(found, right, strict=True) if one.verify is not None]
+    return out | {"verify": statistics.fmean(agreed) if agreed else 0.0, "judged": len(agreed) / max(len(found), 1)}

@@ -1,0 +1,139 @@
+"""Tiny models that speak in whole words, made from a world's demonstrations and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from posttrain.core import Task
+from posttrain.data import Demonstration
+from posttrain.episode import assistant, user
+from posttrain.seeding import mix
+
+if TYPE_CHECKING:
+    from posttrain.policy.text import TextPolicy
+    from posttrain.policy.value import RewardModel
+
+END, PAD = "<end>", "<pad>"
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }} "
+    "{% if message['role'] == 'assistant' %}" + END + " {% endif %}{% endfor %}"
+)
+
+
+class World(Protocol):
+    """What a base model is made from."""
+
+    @property
+    def vocabulary(self) -> Sequence[str]: ...  # every word of prompts and replies
+    @property
+    def longest(self) -> int: ...  # words of a reply, at most
+    def demonstration(self, draw: random.Random) -> Demonstration: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a base model, and how long it is trained on demonstrations."""
+
+    hidden: int = 48
+    layers: int = 2
+    steps: int = 600
+    rows: int = 64
+    rate: float = 3e-3
+
+
+def said(prompt: str, reply: str) -> Demonstration:
+    return Demonstration((user(prompt), assistant(reply)))
+
+
+def task(key: str, prompt: str, truth: Any) -> Task:
+    return Task(key, (user(prompt),), truth)
+
+
+def spoken(vocabulary: Sequence[str]) -> Any:
+    """A tokenizer whose tokens are these words, separated by blanks; replies are closed by an end token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate((PAD, END, *vocabulary))}
+    core = Tokenizer(models.WordLevel(ids, unk_token=PAD))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    made: Any = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+    made.chat_template = TEMPLATE
+    return made
+
+
+def base(world: World, seed: int = 0, size: Size = Size()) -> TextPolicy:
+    """A policy that has learnt the world's demonstrations: built on first use, then read from the cache.
+
+    The same for the same world, seed, size, code and torch.
+    """
+    from posttrain.policy.load import text
+
+    return text(str(folder(world, seed, size)), max_new=world.longest, device="cpu", threads=1)
+
+
+def folder(world: World, seed: int, size: Size) -> Path:
+    import torch
+    from filelock import FileLock
+
+    from posttrain import tiny
+
+    code = inspect.getsource(type(world)) + inspect.getsource(tiny.warm_start) + inspect.getsource(tiny.network)
+    recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()
+    name = tiny.cache() / f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
+    tiny.cache().mkdir(parents=True, exist_ok=True)
+    with FileLock(name.with_suffix(".lock"), timeout=1800):
+        if not (name / "config.json").is_file():
+            scratch = name.with_name(f".{name.name}-{os.getpid()}")
+            taught(world, seed, size).save(scratch)
+            shutil.rmtree(name, ignore_errors=True)
+            os.replace(scratch, name)
+    return name
+
+
+def taught(world: World, seed: int, size: Size) -> TextPolicy:
+    """The base model, trained here and now."""
+    import torch
+
+    from posttrain import tiny
+    from posttrain.policy.text import Sampling, TextPolicy
+
+    words = spoken(world.vocabulary)
+    network = tiny.network(words, mix(seed, "network") % 2**32, size.hidden, size.layers, positions=128)
+    policy = TextPolicy(network, words, Sampling(world.longest))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tiny.warm_start(policy, demonstrations(world, seed), size.steps, size.rows, size.rate)
+    torch.set_num_threads(threads)
+    return policy
+
+
+def fresh_judge(words: Any, seed: int = 0, hidden: int = 32, layers: int = 1, positions: int = 64) -> RewardModel:
+    """A reward model from random weights."""
+    from transformers import Qwen3ForSequenceClassification
+
+    from posttrain import tiny
+    from posttrain.policy.value import RewardModel
+
+    body = tiny.network(words, mix(seed, "judge") % 2**32, hidden, layers, positions)
+    body.config.num_labels = 1
+    judge: Any = Qwen3ForSequenceClassification(body.config)
+    judge.model.load_state_dict(body.model.state_dict())
+    judge.score.weight.data.zero_()
+    return RewardModel(judge.eval(), words)
+
+
+def demonstrations(world: World, seed: int) -> Iterator[Demonstration]:
+    draw = random.Random(mix(seed, "demonstrations"))
+    while True:
+        yield world.demonstration(draw)
