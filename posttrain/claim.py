@@ -1,71 +1,89 @@
-"""A paper's claim as an experiment: named arms, seeds, one metric, a verdict that may go against the paper."""
+"""A paper's claim as an experiment: named arms, seeds, one measure, a verdict that may go against the paper.
+
+A system's module holds `ARMS`, functions of a seed that return measures, and `CLAIMS`, which compare them. Arms are
+run by `posttrain claims`, each in a process of its own, and kept on disk: none is run twice.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from posttrain.measure import interval
 
 Verdict = Literal["holds", "not separated", "reversed"]
+Arm: TypeAlias = Callable[[int, bool], Mapping[str, float]]  # (seed, quick) -> measures; quick: a smoke test
+Values: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm, seed: {"measures", "cpu_s"}
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """`better` beats `baseline` in `metric`, says the paper.
+    """`better` beats `baseline` in `measure`, says the paper.
 
-    arms     by name, functions of a seed that run the arm and return its metric; every arm sees the same seeds
-    larger   a larger metric is better
+    better     an arm
+    baseline   another arm, or a number
+    against    the baseline's measure, if it is another one
+    larger     a larger value is better
+    margin     by how much it may fall short and still hold, for "no worse than"; negative: by how much it must lead
+    control    the claim is ours and not the paper's: a control that says what the paper's claim is worth
     """
 
     name: str
-    says: str  # the paper's sentence, with its place
-    metric: str
+    says: str  # the paper's sentence, with its place; for a control, what it is for
+    measure: str
     better: str
-    baseline: str
-    arms: Mapping[str, Callable[[int], float]]
+    baseline: str | float
+    against: str | None = None
     larger: bool = True
+    margin: float = 0.0
+    control: bool = False
 
-    def __post_init__(self):
-        for arm in (self.better, self.baseline):
-            if arm not in self.arms:
-                raise ValueError(f"claim {self.name!r} compares the arm {arm!r}, but its arms are {sorted(self.arms)}")
+    @property
+    def arms(self) -> list[str]:
+        return [arm for arm in (self.better, self.baseline) if isinstance(arm, str)]
+
+    def judged(self, values: Values, seeds: Sequence[int]) -> Finding:
+        """Raises KeyError when a value is missing."""
+        ours = [values[self.better][seed]["measures"][self.measure] for seed in seeds]
+        if isinstance(self.baseline, str):
+            measure = self.against or self.measure
+            theirs = [values[self.baseline][seed]["measures"][measure] for seed in seeds]
+        else:
+            theirs = [float(self.baseline)] * len(seeds)
+        cost = sum(values[arm][seed]["cpu_s"] for arm in set(self.arms) for seed in seeds)
+        return Finding(self, list(seeds), ours, theirs, cost)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """What came out, as it is written to JSON."""
+    """What came out of a claim; `ours` and `theirs` one per seed."""
 
-    name: str
-    says: str
-    metric: str
-    better: str
-    baseline: str
-    larger: bool
+    claim: Claim
     seeds: list[int]
-    values: dict[str, list[float]]  # by arm, one per seed
-    cpu_s: dict[str, list[float]] = field(default_factory=dict)
+    ours: list[float]
+    theirs: list[float]
+    cpu_s: float
 
     def difference(self) -> tuple[float, float, float]:
         """Mean paired difference in favour of `better`, with its 95 % interval."""
-        sign = 1.0 if self.larger else -1.0
-        pairs = zip(self.values[self.better], self.values[self.baseline], strict=True)
-        paired = [sign * (a - b) for a, b in pairs]
+        sign = 1.0 if self.claim.larger else -1.0
+        paired = [sign * (a - b) for a, b in zip(self.ours, self.theirs, strict=True)]
         return statistics.fmean(paired), *paired_interval(paired)
 
     @property
     def verdict(self) -> Verdict:
-        """`holds` when the interval of the paired difference lies above zero, `reversed` when below."""
+        """`holds` when the interval of the paired difference lies above minus the margin, `reversed` when below.
+
+        A lead that is there and smaller than the one asked for is not reversed but not separated.
+        """
         _, low, high = self.difference()
-        if low > 0:
+        if low > -self.claim.margin:
             return "holds"
-        return "reversed" if high < 0 else "not separated"
+        return "reversed" if high < min(-self.claim.margin, 0.0) else "not separated"
 
 
 def paired_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -83,57 +101,55 @@ def student(freedom: int) -> float:
     return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.4 / freedom
 
 
-def run_claim(
-    claim: Claim,
-    seeds: Sequence[int],
-    out: Path | None = None,
-    watch: Callable[[str, int], None] = lambda arm, seed: None,
-) -> Finding:
-    """Run every arm on every seed. With `out`, each value is written as it comes and none is computed twice."""
-    finding = Finding(
-        claim.name, claim.says, claim.metric, claim.better, claim.baseline, claim.larger, list(seeds), {}, {}
-    )
-    done: dict[str, dict[str, list[float]]] = json.loads(out.read_text()) if out and out.is_file() else {}
-    for arm, run in claim.arms.items():
-        known = done.setdefault(arm, {})
-        for seed in seeds:
-            if str(seed) not in known:
-                watch(arm, seed)
-                clock = time.process_time()
-                known[str(seed)] = [run(seed), time.process_time() - clock]
-                if out:
-                    out.parent.mkdir(parents=True, exist_ok=True)
-                    out.write_text(json.dumps(done, indent=1))
-        finding.values[arm] = [known[str(seed)][0] for seed in seeds]
-        finding.cpu_s[arm] = [known[str(seed)][1] for seed in seeds]
-    return finding
-
-
-def as_json(findings: Sequence[Finding]) -> str:
+def as_json(findings: Mapping[str, Sequence[Finding]]) -> str:
+    """Every system's findings, with the values of each seed."""
     rows = []
-    for finding in findings:
-        mean, low, high = finding.difference()
-        shown = {"difference": mean, "low": low, "high": high, "verdict": finding.verdict}
-        rows.append(
-            asdict(finding) | {key: None if value in (-math.inf, math.inf) else value for key, value in shown.items()}
-        )
-    return json.dumps(rows, indent=2)
+    for system, found in findings.items():
+        for one in found:
+            mean, low, high = one.difference()
+            shown: dict[str, Any] = {"system": system, "claim": one.claim.name, "says": one.claim.says}
+            shown |= {"measure": one.claim.measure, "better": one.claim.better, "baseline": one.claim.baseline}
+            shown |= {
+                "against": one.claim.against,
+                "larger": one.claim.larger,
+                "margin": one.claim.margin,
+                "control": one.claim.control,
+                "seeds": one.seeds,
+            }
+            shown |= {"ours": one.ours, "theirs": one.theirs, "cpu_s": one.cpu_s}
+            shown |= {"difference": mean, "low": finite(low), "high": finite(high), "verdict": one.verdict}
+            rows.append(shown)
+    return json.dumps(rows, indent=1)
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def as_table(findings: Sequence[Finding]) -> str:
-    """A Markdown table: every arm's mean with its 95 % interval, the paired difference, the verdict."""
-    lines = ["| claim | metric | arms | difference | verdict | CPU min |", "|---|---|---|---|---|---|"]
-    for finding in findings:
-        arms = "; ".join(
-            f"{arm} {statistics.fmean(values):.3f}{spread(interval(values))}" for arm, values in finding.values.items()
+    """A Markdown table: both sides with their 95 % intervals over seeds, the paired difference, the verdict."""
+    lines = ["| claim | measure | ours | against | difference | verdict | CPU min |", "|---|---|---|---|---|---|---|"]
+    for found in findings:
+        claim = found.claim
+        mean, low, high = found.difference()
+        baseline = (
+            f"{claim.baseline} {shown(found.theirs)}" if isinstance(claim.baseline, str) else f"{claim.baseline:g}"
         )
-        mean, low, high = finding.difference()
-        cost = sum(sum(seconds) for seconds in finding.cpu_s.values()) / 60
+        measure = f"{claim.measure} (less is better)" if not claim.larger else claim.measure
+        if isinstance(claim.baseline, str) and claim.against:
+            measure = f"{claim.measure} against {claim.against}"
+        if claim.margin:
+            measure += f", {'within' if claim.margin > 0 else 'by more than'} {abs(claim.margin):g}"
+        name = f"*control:* {claim.name}" if claim.control else claim.name
         lines.append(
-            f"| {finding.name} | {finding.metric}, {len(finding.seeds)} seeds | {arms} | "
-            f"{mean:+.3f}{spread((low, high))} | **{finding.verdict}** | {cost:.1f} |"
+            f"| {name} | {measure} | {claim.better} {shown(found.ours)} | {baseline} | "
+            f"{mean:+.3f}{spread((low, high))} | **{found.verdict}** | {found.cpu_s / 60:.1f} |"
         )
     return "\n".join(lines)
+
+
+def shown(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f}{spread(interval(values))}"
 
 
 def spread(bounds: tuple[float, float]) -> str:

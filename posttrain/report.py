@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.core import Metrics, Score
 from posttrain.directory import Directory, read_json, read_metrics, read_rollouts
-from posttrain.measure import coverage, interval, majority_at_k, mean_pass_at_k, potential_at_k
+from posttrain.measure import coverage, entropy_law, interval, majority_at_k, mean_pass_at_k, potential_at_k
 
 if TYPE_CHECKING:
     from posttrain.evaluation import Evaluation
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FIRST = ("reward", "held_out/reward", "accuracy", "loss", "entropy", "length", "groups_flat", "grad_norm", "truncated")
 SHOWN = 6  # curves shown at once; the others are folded away
 SMOOTHED = 10  # steps in a moving average
+LAW_STEPS = 10  # steps from which on the law of entropy is worth fitting
 STEPS_SHOWN, ROLLOUTS_SHOWN = 12, 16  # in the browser of rollouts
 
 
@@ -140,6 +141,13 @@ def headline(about: dict[str, Any], metrics: Sequence[Metrics]) -> list[str]:
         part = max(min(len(rewards) // 5, 20), 1)
         first, last = statistics.fmean(rewards[:part]), statistics.fmean(rewards[-part:])
         lines.append(f"reward {first:.3f} over the first {part} steps, {last:.3f} over the last {part}")
+    both = [line for line in metrics if "entropy" in line and "reward" in line]
+    if len(both) >= LAW_STEPS and len({line["entropy"] for line in both}) > 1:
+        law = entropy_law([line["entropy"] for line in both], [line["reward"] for line in both])
+        lines.append(
+            f"law of entropy: reward = {-law.a:.3g} exp(entropy) + {law.b:.3g}, R2 {law.r_squared:.2f}, so that "
+            f"{law.ceiling:.3f} would be left when no entropy is (arXiv:2505.22617)"
+        )
     return lines
 
 
@@ -160,6 +168,55 @@ def figures(metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
             "name": f"mean of {SMOOTHED}",
         }
         yield {"name": name, "data": [thin, thick], "constant": min(values) == max(values)}
+
+
+# ---- several runs
+
+
+def write_comparison(paths: Mapping[str, Sequence[Path]], folder: Path) -> Path:
+    """One page with a curve for every run of every name, each name in one colour."""
+    from plotly.colors import qualitative
+    from plotly.graph_objects import Figure
+
+    names = [name for name in FIRST if any(name in line for runs in paths.values() for line in read_metrics(runs[0]))]
+    parts = []
+    for metric in names:
+        figure = Figure(layout={"title": metric, "xaxis_title": "step", "height": 380})
+        for colour, (name, runs) in enumerate(paths.items()):
+            for number, run in enumerate(runs):
+                points = [(line["step"], line[metric]) for line in read_metrics(run) if metric in line]
+                figure.add_scatter(
+                    x=[p[0] for p in points],
+                    y=moving([p[1] for p in points]),
+                    name=name,
+                    legendgroup=name,
+                    showlegend=number == 0,
+                    line={"color": qualitative.D3[colour % len(qualitative.D3)], "width": 2},
+                )
+        parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
+    target = folder / "comparison.html"
+    table = f"<pre>{comparison_table(paths)}</pre>"
+    target.write_text(f"<!doctype html><meta charset=utf-8><title>comparison</title>{table}{''.join(parts)}")
+    return target
+
+
+def comparison_table(paths: Mapping[str, Sequence[Path]], last: int = 10) -> str:
+    """Final values of every name, means over its runs with 95 % intervals; the first name is the baseline."""
+    from posttrain.claim import paired_interval, spread
+
+    lines = [f"{'':44} {'reward, last ' + str(last):>16} {'held out':>10}   held out against the first"]
+    first: list[float] = []
+    for name, runs in paths.items():
+        metrics = [read_metrics(run) for run in runs]
+        reward = statistics.fmean(line["reward"] for run in metrics for line in run[-last:] if "reward" in line)
+        held = [[line["held_out/reward"] for line in run if "held_out/reward" in line] for run in metrics]
+        final = [values[-1] for values in held if values]
+        first = first or final
+        gains = [a - b for a, b in zip(final, first, strict=True)]
+        gain = f"{statistics.fmean(gains):+.3f}{spread(paired_interval(gains))}" if gains and gains != [0.0] else ""
+        shown = f"{statistics.fmean(final):10.3f}" if final else f"{'':10}"
+        lines.append(f"{name:44} {reward:16.3f} {shown}   {gain}")
+    return "\n".join(lines)
 
 
 def moving(values: Sequence[float]) -> list[float]:

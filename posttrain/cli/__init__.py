@@ -14,6 +14,7 @@ DESCRIPTION = """Reinforcement learning for language models.
 
   posttrain train --data questions.jsonl --prompt question --answer answer --grade math --model tiny --out runs/first
   posttrain show runs/first
+  posttrain run entropy                a published system; `posttrain list` names them all
 
 Every command explains itself: posttrain train --help"""
 
@@ -27,15 +28,20 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro
 
     from posttrain.cli.commands import COMMANDS
+    from posttrain.cli.run import run
 
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="posttrain",
-        description=DESCRIPTION,
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
-    )
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        if given[:1] == ["run"]:  # its options are those of the system that is named
+            run(given[1:])
+            return
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="posttrain",
+            description=DESCRIPTION,
+            args=given,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        )
         command.run()
     except KeyboardInterrupt as stop:
         print("\n".join(["interrupted", *getattr(stop, "__notes__", [])]), file=sys.stderr)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
+from posttrain.cli.compare import Compare
+from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
     from posttrain.core import Loss, Reward, Row
@@ -38,6 +39,8 @@ class Train:
     """Weight of an entropy bonus."""
     updates: int | None = None
     """Optimizer steps per batch of rollouts; the method's own number if not given."""
+    with_: Annotated[str | None, tyro.conf.arg(name="with")] = None
+    """Parts of published systems, separated by commas, such as entropy.kl_cov,diversity.positive (see list)."""
     truncated: str = "train"
     """Replies cut off by --max-new: train (as they were graded), mask (not trained), penalise (DAPO's soft penalty)."""
     held_out: str | None = None
@@ -94,6 +97,13 @@ class Train:
         if self.truncated == "penalise":
             reward = overlong(reward, self.model_options.max_new, max(self.model_options.max_new // 5, 1))
         recipe = method.METHODS[self.method](reward, **options)
+        if self.with_:
+            from posttrain.cli.combination import named, with_parts
+            from posttrain.core import SMALL_MODEL
+
+            recipe = with_parts(
+                recipe, named(self.with_), sum(p.numel() for p in policy.model.parameters()) < SMALL_MODEL
+            )
         loss: Loss = total((1.0, recipe.loss), (self.entropy, entropy_bonus)) if self.entropy else recipe.loss
         keep = recipe.keep
 
@@ -209,14 +219,16 @@ class Prefer:
             return
         if self.loss == "reward-model":
             from posttrain.policy.value import reward_model
+            from posttrain.reward_training import train_reward_model
 
             unused = [name for name in ("lora", "bf16", "checkpointing") if getattr(options, name)]
             if unused or self.beta is not None:
                 raise ValueError(f"--loss reward-model does not take --{(unused or ['beta'])[0]}: leave it out")
+
             model = reward_model(
                 options.model, template=options.template, device=options.device, threads=options.threads
             )
-            finish(preference.train_reward_model(model, pairs, run).directory.path)
+            finish(train_reward_model(model, pairs, run).directory.path)
             return
         policy = options.policy()
         make: Any = preference.PAIR_LOSSES[self.loss]
@@ -241,30 +253,67 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Claims:
-    """Run a system's claims against their baselines, and print a table with verdicts."""
+class Published:  # for the list of commands: its options are those of the system that is named, see `posttrain.cli.run`
+    """Run a published system, at laptop scale or on your own checkpoint and data: posttrain run SYSTEM --help."""
 
-    system: Annotated[str, tyro.conf.Positional]
-    """A system of `posttrain list`."""
+
+@dataclass(frozen=True)
+class Claims:
+    """Run systems' claims against their baselines, and print a table with verdicts.
+
+    Arms run in parallel, one process a core; an interrupted run continues where it was.
+    """
+
+    systems: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Systems of `posttrain list`; all of them if none is named."""
     seeds: int = 5
+    quick: bool = False
+    """One seed at reduced size: a smoke test, whose verdicts mean nothing."""
+    workers: int = 0
+    """Processes at a time; as many as there are cores if 0."""
     out: str = "runs/claims"
-    """Where values are kept; an interrupted run continues from them."""
+    """Where values are kept, a file for each system."""
+    write: str | None = None
+    """Also write the tables to this Markdown file, all values to the JSON file beside it, and pictures to systems/."""
 
     def run(self) -> None:
         from posttrain import systems
-        from posttrain.claim import as_json, as_table, run_claim
+        from posttrain.claim import as_json, as_table
+        from posttrain.cli.laboratory import run_all
 
-        module = systems.load(one_of(self.system, tuple(systems.names()), "claims"))
-        findings = []
-        for claim in module.claims():
-            out = Path(self.out) / f"{self.system}-{claim.name}.json"
-            findings.append(
-                run_claim(
-                    claim, range(self.seeds), out, lambda arm, seed: print(f"{arm}, seed {seed}", file=sys.stderr)
-                )
-            )
-        print(as_table(findings))
-        (Path(self.out) / f"{self.system}.json").write_text(as_json(findings))
+        if self.seeds < 1:
+            raise ValueError(f"--seeds {self.seeds}: it must be at least 1")
+        known = systems.names()
+        names = [one_of(name.replace("-", "_"), known, "claims") for name in self.systems] or known
+        modules = {name: systems.load(name) for name in names}
+        seeds = range(1 if self.quick else self.seeds)
+        arms = {name: list(module.ARMS) for name, module in modules.items()}
+        values = run_all(arms, seeds, Path(self.out), quick=self.quick, workers=self.workers)
+        findings = {
+            name: [claim.judged(values[name], seeds) for claim in module.CLAIMS] for name, module in modules.items()
+        }
+        tables = {name: as_table(found) for name, found in findings.items()}
+        for name, table in tables.items():
+            print(f"\n{systems.first_line(name)}\n\n{table}")
+        if self.write:
+            path = Path(self.write)
+            path.write_text(systems.claims_page(tables, values, len(seeds)))
+            path.with_suffix(".json").write_text(as_json(findings) + "\n")
+            for name, module in modules.items():
+                draw(path.parent / "systems" / f"{name.replace('_', '-')}.svg", module, values[name])
+
+
+def draw(path: Path, module: Any, values: Any) -> None:
+    """The picture of a system's first claim: its measure, in every arm that has it."""
+    from posttrain.picture import dots
+
+    measure = getattr(module, "SHOWN", module.CLAIMS[0].measure)
+    arms = {
+        arm: [value["measures"][measure] for value in by_seed.values() if measure in value["measures"]]
+        for arm, by_seed in values.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dots(measure, {arm: found for arm, found in arms.items() if found}))
 
 
 @dataclass(frozen=True)
@@ -280,8 +329,7 @@ class List:
         print("systems")
         for name in systems.names():
             print(f"  {name:18} {systems.first_line(name)}")
-        if not systems.names():
-            print("  none in this version: it holds the core that they will run on (see CHANGELOG.md)")
+        print("parts of systems, for --with and compare\n  " + ", ".join(systems.parts()))
 
 
 @dataclass(frozen=True)
@@ -308,6 +356,8 @@ COMMANDS: dict[str, Any] = {
     "prefer": Prefer,
     "show": Show,
     "claims": Claims,
+    "run": Published,
+    "compare": Compare,
     "list": List,
     "doctor": Doctor,
 }
