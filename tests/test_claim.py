@@ -1,4 +1,4 @@
-"""Claims: verdicts from paired seeds, resumable, printed with intervals."""
+"""Claims: verdicts from paired seeds, controls and margins, and the laboratory that runs and keeps them."""
 
 from __future__ import annotations
 
@@ -7,32 +7,50 @@ import math
 
 import pytest
 
-from posttrain.claim import Claim, as_json, as_table, paired_interval, run_claim
+from posttrain import systems
+from posttrain.claim import Claim, as_json, as_table, paired_interval
+from posttrain.cli import laboratory, main
+from posttrain.cli.laboratory import Job, Notebook, run_all
+from posttrain.picture import dots, ticks
 
 
-def claim(gap: float, noise=lambda seed: 0.0, larger: bool = True) -> Claim:
-    arms = {"new": lambda seed: 0.5 + gap + 0.01 * seed + noise(seed), "old": lambda seed: 0.5 + 0.01 * seed}
-    return Claim("gain", "new beats old (Table 1)", "accuracy", "new", "old", arms, larger)
+def values(new, old, measure: str = "accuracy"):
+    return {
+        arm: {seed: {"measures": {measure: value}, "cpu_s": 30.0} for seed, value in enumerate(found)}
+        for arm, found in (("new", new), ("old", old))
+    }
+
+
+def judged(new, old, **options):
+    return Claim("gain", "Table 1", "accuracy", "new", "old", **options).judged(values(new, old), range(len(new)))
+
+
+LEVEL = [0.50, 0.51, 0.52, 0.53, 0.54]
 
 
 @pytest.mark.parametrize(
-    ("gap", "noise", "larger", "verdict"),
+    ("gap", "noise", "options", "verdict"),
     [
-        (0.1, lambda seed: 0.0, True, "holds"),
-        (0.1, lambda seed: 0.0, False, "reversed"),
-        (-0.1, lambda seed: 0.01 * (-1) ** seed, True, "reversed"),
-        (0.01, lambda seed: 0.2 * (-1) ** seed, True, "not separated"),
+        (0.1, 0.0, {}, "holds"),
+        (0.1, 0.0, {"larger": False}, "reversed"),
+        (-0.1, 0.01, {}, "reversed"),
+        (0.01, 0.2, {}, "not separated"),
+        (-0.01, 0.001, {"margin": 0.05}, "holds"),  # no worse than
+        (0.03, 0.001, {"margin": -0.05}, "not separated"),  # by 0.05 at least: it leads by less
+        (-0.03, 0.001, {"margin": -0.05}, "reversed"),
+        (0.07, 0.001, {"margin": -0.05}, "holds"),
     ],
 )
-def test_verdicts(gap, noise, larger, verdict):
-    assert run_claim(claim(gap, noise, larger), range(5)).verdict == verdict
+def test_verdicts(gap, noise, options, verdict):
+    new = [value + gap + noise * (-1) ** i for i, value in enumerate(LEVEL)]
+    assert judged(new, LEVEL, **options).verdict == verdict
 
 
 def test_one_seed_separates_nothing():
-    found = run_claim(claim(0.1), [0])
+    found = judged([0.9], [0.1])
     assert found.verdict == "not separated"
-    assert "not separated" in as_table([found])
-    assert json.loads(as_json([found]))[0]["low"] is None
+    assert "**not separated**" in as_table([found])
+    assert json.loads(as_json({"s": [found]}))[0]["low"] is None
 
 
 def test_the_interval_is_students():
@@ -41,32 +59,91 @@ def test_the_interval_is_students():
     assert (low, high) == (pytest.approx(2 - 4.303 * 1 / math.sqrt(3)), pytest.approx(2 + 4.303 * 1 / math.sqrt(3)))
 
 
-def test_an_interrupted_claim_computes_nothing_twice(tmp_path):
-    calls: list[tuple[str, int]] = []
-
-    def arm(name, fail_at):
-        def run(seed):
-            if (name, seed) == fail_at:
-                raise RuntimeError("killed")
-            calls.append((name, seed))
-            return float(seed)
-
-        return run
-
-    def build(fail_at):
-        return Claim("c", "s", "m", "new", "old", {name: arm(name, fail_at) for name in ("new", "old")})
-
-    out = tmp_path / "deep" / "c.json"
-    with pytest.raises(RuntimeError):
-        run_claim(build(("old", 1)), range(3), out)
-    found = run_claim(build(None), range(3), out)
-    assert len(calls) == len(set(calls)) == 6
-    assert found.values == {"new": [0.0, 1.0, 2.0], "old": [0.0, 1.0, 2.0]}
+def test_a_number_or_another_measure_as_the_baseline():
+    against = Claim("law", "Eq. 6", "accuracy", "new", 0.4, control=True).judged(values(LEVEL, LEVEL), range(5))
+    assert against.verdict == "holds"
+    assert against.cpu_s == 150.0  # of one arm
+    assert "*control:* law" in as_table([against])
+    both = {"new": {0: {"measures": {"peak": 0.9, "end": 0.2}, "cpu_s": 1.0}}}
+    falls = Claim("falls", "Fig. 4", "peak", "new", "new", against="end").judged(both, [0])
+    assert falls.difference()[0] == pytest.approx(0.7)
+    assert falls.cpu_s == 1.0
 
 
-def test_the_table_reads():
-    table = as_table([run_claim(claim(0.1), range(3))])
-    assert "| gain | accuracy, 3 seeds | new 0.610" in table
-    assert "+0.100 [0.100, 0.100] | **holds**" in table
-    with pytest.raises(ValueError, match="compares the arm 'newer'"):
-        Claim("c", "s", "m", "newer", "old", {"new": float, "old": float})
+def test_the_table_tells_what_was_measured():
+    table = as_table([judged([v + 0.1 for v in LEVEL], LEVEL, margin=0.02)])
+    for part in ("gain", "accuracy, within 0.02", "new 0.620", "old 0.520", "+0.100", "**holds**", "5.0"):
+        assert part in table
+
+
+def test_every_claim_names_arms_that_its_system_has():
+    for name in systems.names():
+        module = systems.load(name)
+        for claim in module.CLAIMS:
+            assert set(claim.arms) <= set(module.ARMS), (name, claim.name)
+        assert len({claim.name for claim in module.CLAIMS}) == len(module.CLAIMS)
+
+
+def test_what_is_known_is_not_run_again(tmp_path, monkeypatch):
+    asked: list[Job] = []
+
+    def outcomes(jobs, workers):
+        for job in jobs:
+            asked.append(job)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            yield job, {"measures": {"m": float(job.seed)}, "cpu_s": 0.1}
+
+    monkeypatch.setattr(laboratory, "outcomes", outcomes)
+    arms = {"grpovi": ["a", "b"]}
+    with pytest.raises(KeyboardInterrupt):
+        run_all(arms, range(2), tmp_path)
+    found = run_all(arms, range(2), tmp_path)
+    assert found["grpovi"]["b"][1]["measures"] == {"m": 1.0}
+    assert [(job.arm, job.seed) for job in asked] == [("a", 0), ("a", 1), ("b", 0), ("b", 0), ("b", 1)]
+
+
+def test_values_of_other_code_are_not_taken(tmp_path):
+    book = Notebook(tmp_path, "grpovi", quick=False)
+    book.write(Job("grpovi", "a", 0, False), {"measures": {}, "cpu_s": 1.0})
+    assert Notebook(tmp_path, "grpovi", quick=False).values == {"a": {0: {"measures": {}, "cpu_s": 1.0}}}
+    written = json.loads(book.path.read_text())
+    book.path.write_text(json.dumps(written | {"code": "another"}))
+    again = Notebook(tmp_path, "grpovi", quick=False)
+    assert (again.values, again.stale) == ({}, True)
+
+
+def test_an_arm_that_raises_is_named(tmp_path):
+    with pytest.raises(KeyError) as raised:
+        run_all({"grpovi": ["no such arm"]}, [3], tmp_path, quick=True, workers=1)
+    assert "raised by the arm 'no such arm' of grpovi, seed 3" in raised.value.__notes__
+
+
+@pytest.mark.slow
+def test_every_arm_of_every_system_runs_quickly(tmp_path, capsys):
+    """`posttrain claims --quick`: one seed of everything, in processes of their own; and again, from what is kept."""
+    page = tmp_path / "docs" / "claims.md"
+    page.parent.mkdir()
+    main(["claims", "--quick", "--out", str(tmp_path / "values"), "--write", str(page)])
+    shown = capsys.readouterr().out
+    for name in systems.names():
+        assert systems.first_line(name) in shown
+        assert (page.parent / "systems" / f"{name.replace('_', '-')}.svg").read_text().startswith("<svg")
+    assert "not separated" in page.read_text()
+    found = json.loads(page.with_suffix(".json").read_text())
+    assert len(found) == sum(len(systems.load(name).CLAIMS) for name in systems.names())
+    main(["claims", "--quick", "--out", str(tmp_path / "values")])
+
+
+def test_an_unknown_system_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["claims", "entropi"])
+    assert "did you mean entropy?" in capsys.readouterr().err
+
+
+def test_the_picture_shows_every_arm():
+    shown = dots("accuracy", {"a <b>": [0.1, 0.2, 0.3], "c": [0.5], "none": [math.nan]})
+    assert "a &lt;b&gt;" in shown
+    assert shown.count("<circle") == 3 + 1 + 2  # seeds, and means
+    assert ">none<" not in shown
+    assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]

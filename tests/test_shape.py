@@ -107,10 +107,13 @@ def test_the_commands_of_the_documents_parse():
 
 def test_every_logged_metric_is_in_the_glossary(make, tmp_path):
     """Runs of every kind, each name they log looked up in docs/metrics.md."""
+    import torch
     from conftest import digits, task
 
     from posttrain import preference
     from posttrain.policy.value import Critic, Gae
+    from posttrain.systems.diversity import diversity
+    from posttrain.systems.entropy import kl_cov, probed
 
     glossary = set(re.findall(r"^\| `([^`]+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     reward = pt.weighted(digits=(1.0, pt.each(digits)))
@@ -131,10 +134,10 @@ def test_every_logged_metric_is_in_the_glossary(make, tmp_path):
     for i, recipe in enumerate(recipes):
         logged |= set(pt.train(policy, [task()], recipe, run(f"t{i}"), held_out=[task("h")]).history[0])
     got = pt.gather(policy, pt.Shuffled([task()]), recipes[0], 1)
-    spied = pt.update(
-        policy, __import__("torch").optim.SGD(policy.parameters(), 0.1), got.rows, pt.entropy_bonus, corrected=True
-    )
+    spied = pt.update(policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, pt.entropy_bonus, corrected=True)
     logged |= set(spied)
+    restrained = pt.total((1.0, probed(kl_cov(0.5))), (0.1, diversity(False)))
+    logged |= set(pt.update(policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, restrained))
     demonstrations = [pt.Demonstration((pt.user("hi"), pt.assistant("yes")))]
     logged |= set(pt.sft(policy, demonstrations, run("s")).history[0])
     logged |= set(pt.prefer(policy, pairs, preference.dpo(), run("p"), reference=policy.frozen()).history[0])

@@ -1,0 +1,280 @@
+"""Every published system runs by its command at both scales, composes with the others, and has its page."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import task
+
+import posttrain as pt
+from posttrain import systems, tiny
+from posttrain.advantage import by_decision, centred, leave_one_out, normalised
+from posttrain.cli import main
+from posttrain.cli.combination import named, with_parts
+from posttrain.systems.diversity import diversity
+from posttrain.systems.entropy import clip_cov, kl_cov
+from posttrain.systems.grpovi import varied
+from posttrain.systems.mm_upt import majority
+from posttrain.systems.noisy_rewards import calibrated, flipped, patterned
+from posttrain.systems.q_rm.model import by_token
+
+ROOT = Path(__file__).parent.parent
+NAMES = systems.names()
+
+
+@pytest.fixture
+def briefly(monkeypatch, tmp_path):
+    """Base models of tiny worlds after twenty steps, in a cache of the test's own."""
+    plain = tiny.warm_start
+
+    def warm_start(policy, demonstrations, steps, rows=8, rate=1e-3, watch=lambda step, loss: None):
+        plain(policy, demonstrations, min(steps, 20), 8, rate, watch)
+
+    monkeypatch.setattr(tiny, "warm_start", warm_start)
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+
+
+LAPTOP = {
+    "diversity": [["--method", "all"]],
+    "entropy": [["--method", "clip_cov"], ["--method", "grpo"]],
+    "grpovi": [["--weights", "policy_mean_token"], ["--no-increase", "--std"]],
+    "mm_upt": [["--no-reliable"], ["--labels"]],
+    "noisy_rewards": [["--kind", "patterns"], ["--kind", "calibrated", "--share", "0.6"]],
+    "q_rm": [],
+    "reward_fairness": [["--kind", "published coefficient"]],
+    "rl_wall": [],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, more) for name in NAMES for more in ([], *LAPTOP[name])])
+def test_at_laptop_scale(name, options, briefly, tmp_path, monkeypatch, capsys):
+    from posttrain.systems import q_rm, rl_wall
+
+    monkeypatch.setattr(q_rm, "STEPS", 4)
+    monkeypatch.setattr(
+        q_rm,
+        "pairs_of",
+        lambda policy, world, count, seed: [pt.Pair(t.prompt, t.truth, "y0 y1") for t in world.problems(20, "pairs")],
+    )  # fmt: skip  (twenty steps do not teach a right answer)
+    monkeypatch.setattr(rl_wall, "TEMPERATURES", (1.0,))
+    out = tmp_path / "run"
+    size = ["--steps", "2", "--tasks", "2", "--out", str(out), "--quiet"]
+    main(["run", name.replace("_", "-"), *options, *size])
+    assert (out / "model" / "model.safetensors").is_file()
+    assert len(pt.read_metrics(out)) == 2
+    assert json.loads((out / "run.json").read_text())["run"]["steps"] == 2
+    assert str(out / "report.html") in capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, words) -> str:
+    """A Llama checkpoint in the format of the Hub, with its tokenizer and template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory, checkpoint) -> str:
+    """A reward model in the format of the Hub, of the same tokenizer."""
+    model = pt.reward_model(checkpoint)
+    folder = tmp_path_factory.mktemp("judge")
+    model.save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def questions(tmp_path) -> str:
+    path = tmp_path / "questions.jsonl"
+    lines = [{"prompt": f"What is {i}+{i}?", "answer": str(2 * i)} for i in range(6)]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return str(path)
+
+
+@pytest.fixture
+def pairs(tmp_path) -> str:
+    path = tmp_path / "pairs.jsonl"
+    lines = [
+        {"prompt": f"q{i}", "chosen": f"good {i}", "rejected": "bad " * (i + 1), "category": "ab"[i % 2]}
+        for i in range(8)
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return str(path)
+
+
+FULL = {
+    "diversity": [["--data", "{questions}", "--max-new", "6"]],
+    "entropy": [["--data", "{questions}", "--max-new", "6", "--method", "clip_cov"]],
+    "grpovi": [
+        ["--data", "{questions}", "--max-new", "6"],
+        ["--data", "{questions}", "--max-new", "6", "--reward-model", "{classifier}", "--low", "-3", "--high", "3"],
+    ],
+    "mm_upt": [["--data", "{questions}", "--max-new", "6", "--held-out", "{questions}"]],
+    "noisy_rewards": [
+        ["--data", "{questions}", "--max-new", "6"],
+        ["--data", "{questions}", "--max-new", "6", "--kind", "calibrated", "--judge", "{classifier}"],
+    ],
+    "q_rm": [
+        ["--data", "{questions}", "--max-new", "6", "--pairs", "{pairs}", "--pair-steps", "2"],
+        ["--data", "{questions}", "--max-new", "6", "--pairs", "{pairs}", "--pair-steps", "2", "--method", "ppo"],
+    ],
+    "reward_fairness": [
+        ["--data", "{pairs}", "--category", "category"],
+        ["--data", "{pairs}", "--target", "policy", "--kind", "coefficient"],
+    ],
+    "rl_wall": [
+        ["--data", "{questions}", "--held-out", "{questions}", "--max-new", "6", "--samples", "2"],
+        ["--data", "{questions}", "--held-out", "{questions}", "--max-new", "6", "--samples", "2", "--judge", "self"],
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in NAMES for options in FULL[name]])
+def test_at_full_scale_on_a_checkpoint_of_the_hub_s_format(
+    name, options, checkpoint, classifier, questions, pairs, tmp_path
+):
+    from transformers import AutoConfig
+
+    out = tmp_path / "run"
+    places = {"questions": questions, "pairs": pairs, "classifier": classifier}
+    given = [option.format(**places) for option in options]
+    size = ["--steps", "1", "--tasks", "2", "--out", str(out), "--quiet"]
+    main(["run", name, "--scale", "full", "--model", checkpoint, *given, *size])
+    assert AutoConfig.from_pretrained(out / "model").model_type == "llama"
+    assert (out / "report.html").is_file()
+
+
+def test_the_command_teaches(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown and systems.first_line(name) in shown for name in NAMES)
+    with pytest.raises(SystemExit):
+        main(["run", "entropy", "--help"])
+    assert "--method {kl_cov,clip_cov,grpo,clip_higher,entropy_bonus}" in " ".join(capsys.readouterr().out.split())
+    for arguments, message in (
+        (["run", "entropi"], "did you mean entropy?"),
+        (["run", "entropy", "--scale", "huge"], "--scale huge: unknown, the choices are laptop, full"),
+        (["train", "--data", "x.jsonl", "--out", "r", "--with", "entropy.klcov"], "there is no such file"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_system_has_its_page(name):
+    page = (ROOT / "docs" / "systems" / f"{name.replace('_', '-')}.md").read_text()
+    for part in ("arXiv", f"posttrain run {name.replace('_', '-')}", ".svg", "## What differs"):
+        assert part in page, part
+    assert name.replace("_", "-") in (ROOT / "docs" / "claims.md").read_text()
+
+
+# ---- composition: an idea of one paper with an idea of another
+
+ADVANTAGES = {"normalised": normalised, "centred": centred, "leave one out": leave_one_out, "by decision": by_decision}
+LOSSES = {
+    "clipped": lambda: pt.clipped(),
+    "kl_cov": lambda: kl_cov(0.3, 2.0),
+    "clip_cov": lambda: clip_cov(0.3, 0.0),
+    "likelihood": lambda: pt.likelihood,
+}
+PLAIN = pt.each(lambda rollout: sum(map(ord, rollout.text)) % 7 / 6)  # in [0, 1], and varies with any sample
+REWARDS = {
+    "plain": lambda policy: PLAIN,
+    "varied": lambda policy: varied(PLAIN),
+    "varied, policy's weights": lambda policy: varied(PLAIN, weights="policy", reference=policy),
+    "flipped": lambda policy: flipped(PLAIN, 0.4),
+    "calibrated": lambda policy: calibrated(PLAIN, patterned()),
+    "majority": lambda policy: majority(lambda text: text[:1] or None),
+    "by token": lambda policy: by_token(lambda group: [torch.linspace(0, 1, one.decisions) for one in group]),
+    "varied of flipped": lambda policy: varied(flipped(PLAIN, 0.4)),
+}
+REGULARISERS = {
+    "none": [],
+    "diversity": [(0.5, diversity())],
+    "diversity of all": [(0.5, diversity(False))],
+    "entropy": [(0.01, pt.entropy_bonus)],
+    "kl": [(0.04, pt.kl_to_reference())],
+}
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_any_advantage_with_any_loss_reward_and_regulariser(make, advantage):
+    """One step each of all 640 combinations: parameters change and stay finite. Its matrix stands in docs/systems.md."""
+    policy = make(max_new=3)
+    reference = policy.frozen()
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    for loss, reward, more in product(LOSSES, REWARDS, REGULARISERS):
+        policy.load_state_dict(start)
+        recipe = pt.Recipe(
+            REWARDS[reward](reference),
+            advantage=ADVANTAGES[advantage],
+            loss=pt.total((1.0, LOSSES[loss]()), *REGULARISERS[more]),
+            samples=3,
+            updates=2,
+            reference=reference if more == "kl" else None,
+        )
+        source = pt.Shuffled([task("a"), task("b")])
+        experience = pt.gather(policy, source, recipe, 2, seed=1)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+        metrics = pt.update(
+            policy, optimizer, experience.rows, recipe.loss, reference=recipe.reference, updates=recipe.updates
+        )
+        where = (advantage, loss, reward, more)
+        assert all(torch.isfinite(value).all() for value in policy.state_dict().values()), where
+        taught = any(one.advantage.any() for one in experience.rows)
+        flat = not taught and more in ("none", "diversity", "kl")  # nothing to learn from, or not yet
+        assert metrics["grad_norm"] > 0 or flat, where
+
+
+def test_parts_join_by_name(make):
+    recipe = pt.grpo(PLAIN, samples=3)
+    made = with_parts(recipe, named("entropy.kl_cov + diversity.positive, grpovi.varied"), tiny=True)
+    assert made.updates >= 4
+    assert made.samples == 3
+    assert len(systems.parts()) == sum(len(systems.load(name).PARTS) for name in NAMES)
+    for wrong, message in (("entropi.kl_cov", "did you mean entropy"), ("entropy.klcov", "did you mean kl_cov")):
+        with pytest.raises(ValueError, match=message):
+            with_parts(recipe, [wrong], tiny=True)
+
+
+def test_combinations_are_trained_side_by_side(briefly, tmp_path, capsys):
+    out = tmp_path / "comparison"
+    arguments = ["compare", "grpo", "grpo + entropy.kl_cov + diversity.positive", "--out", str(out)]
+    size = ["--steps", "2", "--tasks", "2", "--samples", "3", "--seeds", "2", "--quiet"]
+    main([*arguments, *size])
+    shown = capsys.readouterr().out
+    assert "held out against the first" in shown
+    assert "grpo + entropy.kl_cov + diversity.positive" in (out / "comparison.html").read_text()
+    main([*arguments, *size])  # what has been run is read
+    assert capsys.readouterr().out == shown
+
+
+def test_training_takes_parts_of_systems(checkpoint, questions, tmp_path):
+    out = tmp_path / "run"
+    parts = ["--with", "entropy.kl_cov,diversity.positive"]
+    options = ["--data", questions, "--model", checkpoint, "--max-new", "6", "--steps", "1", "--tasks", "2", *parts]
+    main(["train", *options, "--out", str(out), "--quiet"])
+    assert json.loads((out / "run.json").read_text())["run"]["settings"]["with_"] == "entropy.kl_cov,diversity.positive"
+    assert "cov_share" in pt.read_metrics(out)[0]
