@@ -14,7 +14,7 @@ import posttrain as pt
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "posttrain").rglob("*.py"))
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def imports(path: Path) -> set[str]:
