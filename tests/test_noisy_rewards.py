@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from conftest import said, task, values
@@ -102,6 +104,25 @@ def test_the_phrases_are_those_released():
     ],
 )
 def test_the_pattern_reward(text, wanted):
+    assert pattern(text) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_pattern_reward_on_random_texts_by_an_independent_derivation(seed):
+    """Phrases are looked for one by one, and repeated sequences are found by comparing every two of them."""
+    draw = random.Random(seed)
+    said = [
+        draw.choice([*PHRASES, "Therefore", "WAIT", "four", "user: no", "is", "x"]) for _ in range(draw.randint(5, 60))
+    ]
+    text = " ".join(said * draw.randint(1, 2))
+    hits = 0
+    for phrase in PHRASES:
+        hits += text.lower().find(phrase) >= 0
+    words = text.lower().split()
+    runs = [words[i : i + 20] for i in range(max(len(words) - 19, 0))]
+    again = [i for i, one in enumerate(runs) if one in runs[:i] and runs[:i].count(one) == 1]  # second occurrences
+    share = len(again) / len(runs) if runs else 0.0
+    wanted = max(min(hits / 20, 1.0) - share - len(text.lower().split("user: ")) + 1, 0.0)
     assert pattern(text) == pytest.approx(wanted)
 
 
