@@ -9,7 +9,7 @@ import torch
 
 import posttrain as pt
 from posttrain.preference import dpo, judged, whole_step
-from posttrain.reward_training import reward_step
+from posttrain.reward_training import regression, reward_step
 from posttrain.systems.reward_fairness import fair, fairness, for_policy, for_scores, unfairness
 from posttrain.world.preferences import Preferences
 from posttrain.world.words import fresh_judge, spoken
@@ -97,6 +97,12 @@ def test_a_policy_s_gradient_is_that_of_the_whole_step(make, loss):
         whole_step(pieces, lambda piece: judged(policy, reference, piece), loss, whole=True)
         seen.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     torch.testing.assert_close(seen[1], seen[0], atol=1e-6, rtol=1e-4)
+
+
+def test_a_judge_s_regression_on_labels_by_hand():
+    """HelpSteer's labels in noisy rewards: 1 for the better reply, 0 for the other, half the squares of both."""
+    chosen, rejected = torch.tensor([0.7, 1.0]), torch.tensor([0.4, 0.0])
+    assert regression(chosen, rejected).tolist() == pytest.approx([(0.3**2 + 0.4**2) / 2, 0.0])
 
 
 def test_pairs_of_equal_texts_are_refused(tmp_path):
