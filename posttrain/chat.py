@@ -12,6 +12,7 @@ prompt) is rendered afresh for that turn, which `Policy.extends` then sees: the 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +43,7 @@ class Tokens:
     asked: tuple[Message, ...]  # the messages that `prompt` renders
     before: str  # their text
     said: str  # the text of `reply`, without the stop token
-    tokenizer: Any  # that made them: to another one they mean nothing
+    vocabulary: int  # of the tokenizer that made them: to another one they mean nothing
     entropy: Tensor | None = None  # [N] nats, at the temperature of the reply
 
 
@@ -97,7 +98,7 @@ class Chat:
             if reply is None:
                 continue
             trace = reply.trace
-            ours = isinstance(trace, Tokens) and trace.tokenizer is self.tokenizer and trace.asked == messages[:i]
+            ours = isinstance(trace, Tokens) and trace.vocabulary == self.fingerprint and trace.asked == messages[:i]
             tail = after_reply(text, trace) if ours else None
             if tail is not None:
                 return self.continued(trace, tail), text
@@ -113,6 +114,11 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply, without its stop token and other special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """The same for the same vocabulary, in every process: of tokens whose ids mean the same."""
+        return zlib.crc32(repr(sorted(self.tokenizer.get_vocab().items())).encode())
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -132,7 +138,7 @@ class Chat:
         """The trace of a reply that somebody else wrote, closed as the template closes it."""
         ids, before = self.prompt(messages)
         closed = self.encode(reply) + ([self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else [])
-        return Tokens(ids, tuple(closed), messages, before, reply, self.tokenizer)
+        return Tokens(ids, tuple(closed), messages, before, reply, self.fingerprint)
 
 
 def after_reply(text: str, trace: Tokens) -> str | None:

@@ -8,6 +8,7 @@ step, a retrieval, a layer choice. Log-probabilities are in nats.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -203,6 +204,13 @@ class Streaming(Sampler, Protocol):
     """A sampler that hands out each reply, with the index of its ask, when it is finished."""
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]: ...
+
+
+@runtime_checkable
+class Spread(Sampler, Protocol):
+    """A sampler whose parameters lie on several ranks, and that samples while they are `whole` on each."""
+
+    def whole(self) -> AbstractContextManager[None]: ...
 
 
 class Policy(Sampler, Protocol):

@@ -13,12 +13,14 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from posttrain import ranks
 from posttrain.core import Batch, Density, Loss, Metrics, Policy, Reduce, Row
 from posttrain.loss import Corrected, credit_only, token_mean, whole_step_parts
-from posttrain.row import flatten, micro_batches, scored
+from posttrain.row import flatten, micro_batches
 
 Result = TypeVar("Result")
 
@@ -46,7 +48,8 @@ def update(
     """
     log, old = Averages(), [row.logp for row in rows]
     if corrected or updates * epochs > 1:
-        old, micro_tokens = fitting(policy, rows, micro_tokens, lambda tokens: scored(policy, rows, tokens))
+        surveyed, micro_tokens = fitting(policy, rows, micro_tokens, lambda tokens: survey(policy, rows, tokens))
+        old = [now.logp for now in surveyed]
     loss = Corrected(loss) if corrected else loss
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
@@ -67,12 +70,15 @@ def update(
 def fitting(policy: Policy, rows: Sequence[Row], tokens: int, attempt: Callable[[int], Result]) -> tuple[Result, int]:
     """`attempt(tokens)`, in micro-batches half as large as often as memory runs out; and the size that fitted.
 
-    Raises the error of the last attempt when a single row does not fit.
+    Raises the error of the last attempt when a single row does not fit, or where other ranks are in step with this one.
     """
     while True:
         try:
             return attempt(tokens), tokens
         except RuntimeError as error:
+            if out_of_memory(error) and ranks.world() > 1:
+                error.add_note(f"rank {ranks.rank()} ran out of memory: continue with --resume and less --micro-tokens")
+                raise
             bins = micro_batches(policy, rows, tokens)
             if not out_of_memory(error) or all(len(piece) == 1 for piece in bins):
                 raise
@@ -89,6 +95,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 def descend(optimizer: Optimizer, max_norm: float) -> Metrics:
     """Clip the gradient and take the optimizer's step. Raises FloatingPointError before it when it is not finite."""
     norm = clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"the gradient's norm is {norm.item()}: no step was taken. Look at the advantages and log-probabilities of "
@@ -117,7 +124,7 @@ def accumulate(
     marks = first_pass(policy, rows, old, loss, reference, micro_tokens)
     taught = [i for i, row in enumerate(rows) if row.advantage.any()] if credit_only(loss) else list(range(len(rows)))
     whole = 0.0
-    for part in micro_batches(policy, [rows[i] for i in taught], micro_tokens):
+    for part, counts in dealt_rows(policy, [rows[i] for i in taught], micro_tokens):
         piece = [taught[i] for i in part]
         chosen = [rows[i] for i in piece]
         with torch.no_grad():
@@ -128,16 +135,39 @@ def accumulate(
         if now.logp.shape != batch.logp_old.shape:
             raise ValueError(f"{len(batch.logp_old)} decisions were sampled, but density scored {len(now.logp)}")
         cost, metrics = loss(batch, now)  # [N]
-        step_cost = (weight[piece].to(cost.device)[batch.row] * cost).sum()
+        step_cost = (weight[piece].to(cost.device)[batch.row] * cost).sum() * float(counts)
         step_cost.backward()
         whole += step_cost.item()
         gap = (now.logp.detach() - batch.logp_sampler).abs()
         metrics |= {"entropy": now.entropy.mean().item(), "sampler_gap": gap.mean().item()}
-        log.add(metrics, len(cost))
+        if counts:
+            log.add(metrics, len(cost))
     for p in policy.parameters() if not taught else ():
         p.grad = torch.zeros_like(p)  # the optimizer's moments move on, as after any other step
+    log = joined(log)
+    whole = sum(ranks.everyone(whole, "for the loss"))
     log.add({"loss": whole, "rows_skipped": 1 - len(taught) / len(rows)}, 1)
     return log
+
+
+def dealt_rows(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[tuple[list[int], bool]]:
+    """This rank's micro-batches, and whether each of them counts; all of them, where there is one rank."""
+    if ranks.world() > 1 and rows:
+        micro_tokens = min(micro_tokens, max(policy.size(rows) // ranks.world(), 1))
+    return ranks.dealt(micro_batches(policy, rows, micro_tokens))
+
+
+def survey(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[Density]:
+    """[B] the density of every row under the current parameters, without gradients, on the CPU; each rank scores some."""
+    found: dict[int, Density] = {}
+    with torch.no_grad():
+        for piece, counts in dealt_rows(policy, rows, micro_tokens):
+            now = policy.density([rows[i] for i in piece])
+            sizes = [len(rows[i].advantage) for i in piece]
+            parts = zip(piece, now.logp.cpu().split(sizes), now.entropy.cpu().split(sizes), strict=True)
+            found |= {i: Density(logp, entropy) for i, logp, entropy in parts if counts}
+    found = {i: now for part in ranks.everyone(found, "for log-probabilities") for i, now in part.items()}
+    return [found[i] for i in range(len(rows))]
 
 
 def first_pass(
@@ -152,18 +182,20 @@ def first_pass(
     wanting = whole_step_parts(loss)
     if not wanting:
         return {}
-    logp: list[Tensor] = [torch.empty(0)] * len(rows)
-    entropy = list(logp)
-    with torch.no_grad():
-        for piece in micro_batches(policy, rows, micro_tokens):
-            now = policy.density([rows[i] for i in piece])
-            sizes = [len(rows[i].advantage) for i in piece]
-            for i, a, b in zip(piece, now.logp.cpu().split(sizes), now.entropy.cpu().split(sizes), strict=True):
-                logp[i], entropy[i] = a, b
-    logp_ref = torch.cat(scored(reference, rows, micro_tokens)) if reference else None
-    batch, density = flatten(rows, torch.cat(list(old)), logp_ref), Density(torch.cat(logp), torch.cat(entropy))
+    now = survey(policy, rows, micro_tokens)
+    logp_ref = torch.cat([one.logp for one in survey(reference, rows, micro_tokens)]) if reference else None
+    batch = flatten(rows, torch.cat(list(old)), logp_ref)
+    density = Density(torch.cat([one.logp for one in now]), torch.cat([one.entropy for one in now]))
     sizes = [len(row.advantage) for row in rows]
     return {part: list(part.mark(batch, density).split(sizes)) for part in wanting}
+
+
+def joined(log: Averages) -> Averages:
+    """The averages of all ranks."""
+    whole = Averages()
+    for one in ranks.everyone(log, "for metrics"):
+        whole.join(one)
+    return whole
 
 
 def on_device(batch: Batch, device: torch.device, marks: Mapping[Loss, Sequence[Tensor]]) -> Batch:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from posttrain import ranks
 from posttrain.core import Invalid, Metrics, Policy
 
 if TYPE_CHECKING:
@@ -124,13 +125,23 @@ class Directory:
         os.replace(scratch, final)
 
     def export(self, policy: Policy) -> None:
-        """Write `model/`, in the format that others load."""
+        """Write `model/`, in the format that others load; all ranks take part."""
         scratch = self.path / ".writing-model"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+        ranks.first(lambda: fresh(scratch), "for the model's folder")
         policy.save(scratch)
-        shutil.rmtree(self.model, ignore_errors=True)
-        os.replace(scratch, self.model)
+        ranks.first(lambda: placed(scratch, self.model), "for the model")
+
+
+def fresh(folder: Path) -> None:
+    """An empty folder, whatever was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def placed(scratch: Path, final: Path) -> None:
+    """Put a folder in the place of another."""
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(scratch, final)
 
 
 def as_record(step: int, policy: Policy, played: Played) -> dict[str, Any]:

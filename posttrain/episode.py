@@ -157,8 +157,12 @@ def rollout(
     samples: int,
     seed: int = 0,
     ended: Callable[[int, Group], None] = lambda i, group: None,
+    numbers: Sequence[int] = (),
 ) -> list[Group]:
-    """[P] tasks -> [P] groups of `samples` rollouts; `ended` is handed each group when its last episode is over."""
+    """[P] tasks -> [P] groups of `samples` rollouts; `ended` is handed each group when its last episode is over.
+
+    What task i draws depends on `seed` and `numbers[i]` (i when none are given): its place among more tasks than these.
+    """
     groups: list[dict[int, Rollout]] = [{} for _ in tasks]
 
     def place(i: int, one: Rollout) -> None:
@@ -167,6 +171,6 @@ def rollout(
         if len(group) == samples:
             ended(i // samples, [group[j] for j in range(samples)])
 
-    seeds = [mix(seed, i, j) for i in range(len(tasks)) for j in range(samples)]
+    seeds = [mix(seed, i, j) for i in numbers or range(len(tasks)) for j in range(samples)]
     played = play([task for task in tasks for _ in range(samples)], env, samplers, seeds, place)
     return [played[i : i + samples] for i in range(0, len(played), samples)]

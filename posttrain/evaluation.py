@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from posttrain.core import Env, Group, Invalid, Reward, Sampler, Score, Task
-from posttrain.episode import rollout, single_turn
-from posttrain.reward import graded
+from posttrain.episode import single_turn
+from posttrain.group import played_and_graded
 
 GROUPS_AT_ONCE = 64  # tasks sampled together
 
@@ -55,9 +55,9 @@ def evaluate(
     """
     found = Evaluation()
     for start in range(0, len(tasks), GROUPS_AT_ONCE):
-        groups = rollout(env, tasks[start : start + GROUPS_AT_ONCE], players, samples, seed=seed + start)
-        found.groups += groups
-        found.scores += [graded(reward, group) for group in groups]
+        some, _ = played_and_graded(tasks[start : start + GROUPS_AT_ONCE], env, reward, players, samples, seed + start)
+        found.groups += [one.group for one in some]
+        found.scores += [one.scores for one in some]
         watch(len(found.groups))
     if tasks and not any(found.values):
         reason = next(score.reason for score in found.scores[0] if isinstance(score, Invalid))

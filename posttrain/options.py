@@ -65,6 +65,7 @@ class ModelOptions:
     """torch threads; one for models under 2 M parameters if not given."""
 
     def policy(self) -> TextPolicy:
+        from posttrain import ranks
         from posttrain.policy.load import text
 
         return text(
@@ -76,7 +77,7 @@ class ModelOptions:
             lora=self.lora,
             bf16=self.bf16,
             checkpointing=self.checkpointing,
-            device=self.device,
+            device=self.device if ranks.world() == 1 else "cpu",  # laid over the ranks' devices later
             threads=self.threads,
         )
 

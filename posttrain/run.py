@@ -14,14 +14,15 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from posttrain import ranks
 from posttrain.checkpoint import Checkpoints, stateful
-from posttrain.core import SMALL_MODEL, Metrics, Policy, Task
+from posttrain.core import SMALL_MODEL, Metrics, Policy, Stateful, Task
 from posttrain.directory import Directory
 from posttrain.progress import Progress, alarms
 from posttrain.seeding import mix, seed_everything
@@ -107,7 +108,9 @@ class Session:
         held_out: Sequence[Task] = (),
         kind: str = "train",
         settings: Mapping[str, Any] | None = None,
+        memory: Mapping[str, Stateful] | None = None,
     ):
+        self.memory = memory or {}  # more that checkpoints must hold
         self.run, self.policy, self.recipe, self.held_out = run, policy, recipe, held_out
         self.settings = settings or {}
         self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
@@ -130,17 +133,17 @@ class Session:
 
     def remembering(self) -> dict[str, Any]:
         """Everything besides the policy and the optimizer that a checkpoint must hold."""
-        return {"source": self.source, **stateful(self.recipe)}
+        return {"source": self.source, **stateful(self.recipe), **self.memory}
 
     def __enter__(self) -> Session:
         settings = {"kind": self.kind, "lr": self.lr, "recipe": self.recipe, "run": self.run, **self.settings}
-        self.directory.prepare(settings, self.run)
+        ranks.first(lambda: self.directory.prepare(settings, self.run), "for the run's directory")
         state = self.checkpoints.latest() if self.run.resume else None
         if state:
             self.step = self.checkpoints.restore(state, self.policy, self.optimizer, self.remembering())
-        self.history = self.directory.truncate(self.step)
-        self.trackers = trackers(self.run.track, self.directory)
-        self.progress = Progress(self.run, self.step).__enter__()
+        self.history = ranks.first(lambda: self.directory.truncate(self.step), "for the run's metrics")
+        self.trackers = trackers(self.run.track, self.directory) if ranks.primary() else []
+        self.progress = Progress(self.run if ranks.primary() else replace(self.run, quiet=True), self.step).__enter__()
         self.handler = signal.getsignal(signal.SIGINT)
         if in_main_thread():
             signal.signal(signal.SIGINT, self.interrupt)
@@ -160,7 +163,7 @@ class Session:
             seed_everything(mix(self.run.seed, "step", self.step))  # for users' code; ours draws by counters
             self.clock = time.perf_counter()
             yield self.step
-            if self.interrupted:
+            if any(ranks.everyone(self.interrupted, "at the end of a step")):
                 self.save()
                 raise KeyboardInterrupt
         if self.checkpoints.step != self.step:
@@ -172,13 +175,15 @@ class Session:
         line = {"step": self.step, **metrics, "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         if "decisions" in metrics:
             line["decisions_per_s"] = metrics["decisions"] / seconds
-        self.directory.write_rollouts(self.step, self.policy, played)
+        if ranks.primary():
+            self.directory.write_rollouts(self.step, self.policy, played)
         self.step += 1
         if self.step == self.run.steps and self.held_out:
             self.found = self.evaluated()
         line |= self.found
         self.history.append(line)
-        self.directory.append_metrics(line)
+        if ranks.primary():
+            self.directory.append_metrics(line)
         for tracker in self.trackers:
             tracker.log(line)
         self.progress.step(line, played)

@@ -6,36 +6,22 @@ rows --density--> log-probabilities --loss--> cost, weighed once --> optimizer  
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from posttrain.core import Group, Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Task
+from posttrain.core import Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Task
 from posttrain.descent import update
-from posttrain.episode import rollout
+from posttrain.group import Graded, described, limit_invalid, played_and_graded
 from posttrain.recipe import Learner, Recipe
-from posttrain.reward import graded, spread_of
 from posttrain.row import rows
 from posttrain.run import Run, Session
 from posttrain.seeding import mix, seed_everything
 from posttrain.stream import Shuffled, Source
-
-
-@dataclass(frozen=True, slots=True)
-class Graded:
-    """A group with its scores, [G] each."""
-
-    group: Group
-    scores: list[Score | Invalid]
-
-    @property
-    def valid(self) -> list[tuple[Rollout, Score]]:
-        return [(r, s) for r, s in zip(self.group, self.scores, strict=True) if isinstance(s, Score)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +53,25 @@ def gather(
     seconds: dict[str, float] = defaultdict(float)
     for attempt in range(recipe.rounds):
         drawn: list[Task] = source.take(tasks - len(admitted))
-        fresh, spent = played_and_graded(drawn, recipe, players, mix(seed, attempt))
+        fresh, spent = played_and_graded(
+            drawn, recipe.env, recipe.reward, players, recipe.samples, mix(seed, attempt)
+        )
         for name, value in spent.items():
             seconds[name] += value
         seen += fresh
         admitted += [one for one in fresh if recipe.admit(one.scores)]
         if len(admitted) >= tasks:
             break
+    return experienced(policy, recipe, seen, admitted, seconds)
+
+
+def experienced(
+    policy: Policy, recipe: Recipe, seen: Sequence[Graded], admitted: Sequence[Graded], metrics: Metrics
+) -> Experience:
+    """Credit and rows of the admitted groups, and the metrics of all that were seen.
+
+    Raises ValueError when more than `recipe.max_invalid` of the rollouts cannot be graded.
+    """
     limit_invalid(seen, recipe.max_invalid)
     credit = credited_groups(recipe, admitted)
     packed = [
@@ -85,36 +83,7 @@ def gather(
         if recipe.keep(row)
     ]
     refused = {"groups_refused": float(len(seen) - len(admitted)), "rows": float(len(packed))}
-    return Experience(packed, [one for group in credit for one in group], {**described(seen), **refused, **seconds})
-
-
-def played_and_graded(
-    tasks: Sequence[Task], recipe: Recipe, players: Mapping[str, Sampler], seed: int
-) -> tuple[list[Graded], Metrics]:
-    """[P] groups with their scores: each graded as soon as its last episode is over, while others are still sampled."""
-    done: dict[int, Graded] = {}
-    grading = 0.0
-
-    def grade(i: int, group: Group) -> None:
-        nonlocal grading
-        clock = time.perf_counter()
-        done[i] = Graded(group, graded(recipe.reward, group))
-        grading += time.perf_counter() - clock
-
-    clock = time.perf_counter()
-    rollout(recipe.env, tasks, players, recipe.samples, seed, grade)
-    sampling = time.perf_counter() - clock - grading
-    return [done[i] for i in range(len(tasks))], {"seconds_sample": sampling, "seconds_grade": grading}
-
-
-def limit_invalid(seen: Sequence[Graded], most: float) -> None:
-    scores = [score for one in seen for score in one.scores]
-    reasons = [score.reason for score in scores if isinstance(score, Invalid)]
-    if len(reasons) > most * len(scores):
-        raise ValueError(
-            f"{len(reasons)} of {len(scores)} rollouts could not be graded (limit: a share of {most}); "
-            f"the first because: {reasons[0]}"
-        )
+    return Experience(packed, [one for group in credit for one in group], {**described(seen), **refused, **metrics})
 
 
 def credited_groups(recipe: Recipe, groups: Sequence[Graded]) -> list[list[Played]]:
@@ -139,30 +108,6 @@ def credited_groups(recipe: Recipe, groups: Sequence[Graded]) -> list[list[Playe
         ]
         for one in groups
     ]
-
-
-def described(seen: Sequence[Graded]) -> Metrics:
-    """What a person wants to know of all that was played and graded in a step; see docs/metrics.md."""
-    played = [rollout for one in seen for rollout in one.group]
-    valid = [score for one in seen for _, score in one.valid]
-    values = [score.value for score in valid]
-    compared = [spread_of(one.scores) == 0 for one in seen if len(one.valid) > 1]
-    metrics = {
-        "reward": statistics.fmean(values) if values else 0.0,
-        "reward_std": statistics.pstdev(values) if values else 0.0,
-        "groups_flat": statistics.fmean(compared) if compared else 0.0,
-        "invalid": 1 - len(valid) / len(played),
-        "length": statistics.fmean(rollout.decisions for rollout in played),
-        "truncated": statistics.fmean(rollout.truncated for rollout in played),
-        "turns": statistics.fmean(len(rollout.turns) for rollout in played),
-        "rollouts": float(len(played)),
-        "decisions": float(sum(rollout.decisions for rollout in played)),
-    }
-    named: dict[str, list[float]] = defaultdict(list)
-    for score in valid:
-        for name, value in score.parts.items():
-            named[f"part/{name}"].append(value)
-    return metrics | {name: statistics.fmean(part) for name, part in named.items()}
 
 
 def learn(

@@ -49,14 +49,21 @@ class Train:
     """Its split, if it is a Hugging Face dataset."""
 
     def run(self) -> None:
-        from posttrain.step import train
+        from posttrain.ranks import joined
 
         one_of(self.method, METHODS, "--method")
         one_of(self.truncated, TRUNCATED, "--truncated")
+        if self.run_options.eval_every and not self.held_out:
+            raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
+        with joined(self.model_options.device):
+            self.train()
+
+    def train(self) -> None:
+        """On this process, or on each rank of several."""
+        from posttrain.step import train
+
         tasks, reward = self.task.tasks(), self.task.reward()
         held_out = self.task.tasks(self.held_out, self.held_out_split) if self.held_out else []
-        if self.run_options.eval_every and not held_out:
-            raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
         described = {**own_settings(self), **self.task.describe(), **vars(self.model_options)}
         run = self.run_options.run(**described)
         policy = self.model_options.policy()
@@ -67,6 +74,7 @@ class Train:
             policy.check(tasks)
             plan(policy, tasks, recipe, run, described).show()
             return
+        spread_if_several(policy)
         session = train(policy, tasks, recipe, run, held_out=held_out)
         finish(session.directory.path)
 
@@ -171,19 +179,22 @@ class Sft:
 
     def run(self) -> None:
         from posttrain.data import read_demonstrations
+        from posttrain.ranks import joined
         from posttrain.supervised import sft
 
         demonstrations = read_demonstrations(
             self.data, self.prompt, self.response, system=self.system, limit=self.limit
         )
         run = self.run_options.run(**own_settings(self), **hashed(self.data), **vars(self.model_options))
-        policy = self.model_options.policy()
         if self.run_options.dry_run:
             from posttrain.plan import plan_supervised
 
-            plan_supervised(policy, demonstrations, run).show()
+            plan_supervised(self.model_options.policy(), demonstrations, run).show()
             return
-        finish(sft(policy, demonstrations, run).directory.path)
+        with joined(self.model_options.device):
+            policy = self.model_options.policy()
+            spread_if_several(policy)
+            finish(sft(policy, demonstrations, run).directory.path)
 
 
 @dataclass(frozen=True)
@@ -342,11 +353,23 @@ class Doctor:
         examine()
 
 
+def spread_if_several(policy: TextPolicy) -> None:
+    """Lay the policy over the ranks, where `torchrun` has started several."""
+    from posttrain import ranks
+
+    if ranks.world() > 1:
+        from posttrain.scale.shards import spread
+
+        spread(policy)
+
+
 def finish(path: Path) -> None:
     """Write the report of a finished run, and say where things are."""
+    from posttrain.ranks import primary
     from posttrain.report import write_report
 
-    print(f"model:  {path / 'model'}\nreport: {write_report(path)}", file=sys.stderr)
+    if primary():
+        print(f"model:  {path / 'model'}\nreport: {write_report(path)}", file=sys.stderr)
 
 
 COMMANDS: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from posttrain.chat import Chat, Tokens, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
-from posttrain.policy.dense import Dense
+from posttrain.policy.dense import Dense, weight
 from posttrain.policy.generate import Sampled, Wanted, generate
 from posttrain.policy.head import Head
 from posttrain.policy.line import Line, fits
 from posttrain.policy.stops import Stops
+from posttrain.ranks import primary
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class TextPolicy:
         self.chat = Chat(tokenizer, template)
         self.bf16, self.adapter, self.plain = bf16, adapter, plain
         self.version = 0
+        self.shards: list[Any] = []  # one, once the model lies on several ranks; the twin of `frozen` shares the list
         without_dropout(model)
         self.body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.head = Head(self.body)
@@ -98,7 +101,7 @@ class TextPolicy:
 
     def reply(self, ask: Ask, before: str, wanted: Wanted, got: Sampled) -> Reply:
         said = self.chat.decode(got.ids)
-        tokens = Tokens(wanted.prompt, got.ids, ask.messages, before, said, self.tokenizer, got.entropy)
+        tokens = Tokens(wanted.prompt, got.ids, ask.messages, before, said, self.chat.fingerprint, got.entropy)
         return Reply(said, got.logp, tokens, got.stop, self.version, wanted.temperature)
 
     def ends(self) -> set[int]:
@@ -145,9 +148,14 @@ class TextPolicy:
         warmth = [turn.reply.temperature for row in rows for turn in row.turns for _ in range(len(turn.reply.logp))]
         if not all(warmth):
             raise ValueError("a reply sampled at temperature 0 has no density: train on samples of a positive one")
-        hidden = self.hidden(rows)
         chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for row in rows for turn in row.turns])
-        return self.head.density(hidden, chosen.to(hidden.device), torch.tensor(warmth, device=hidden.device))
+
+        def scored() -> tuple[Tensor, Tensor]:
+            hidden = self.hidden(rows)
+            now = self.head.density(hidden, chosen.to(hidden.device), torch.tensor(warmth, device=hidden.device))
+            return now.logp, now.entropy
+
+        return Density(*(self.shards[0].run(scored) if self.shards else scored()))
 
     def hidden(self, rows: Sequence[Row], after: bool = False) -> Tensor:
         """[N, D] the last hidden state before every decision of the rows; `after`: having read it."""
@@ -183,6 +191,10 @@ class TextPolicy:
             if not self.adapter:
                 stack.enter_context(self.model.disable_adapter())  # type: ignore[operator]
             yield
+
+    def whole(self) -> AbstractContextManager[None]:
+        """While the parameters of a model that lies on several ranks are whole on each, and ranks need not keep step."""
+        return self.shards[0].whole() if self.shards else nullcontext()
 
     # ---- what training changes, and what others load
 
@@ -220,14 +232,38 @@ class TextPolicy:
                 value.copy_(state[name])
 
     def save(self, path: Path) -> None:
-        """A Hugging Face checkpoint; a LoRA adapter is merged into it, and kept beside it in `adapter/`."""
+        """A Hugging Face checkpoint; a LoRA adapter is merged into it, and kept beside it in `adapter/`.
+
+        Of a model that lies on several ranks, all of them call this, and the primary one writes.
+        """
+        tensors = dict(exported(self)) if self.shards else None
+        if not primary():
+            return
         model = self.body
-        if hasattr(self.model, "merge_and_unload"):
+        if hasattr(self.model, "merge_and_unload") and not self.shards:
             self.model.save_pretrained(path / "adapter")  # type: ignore[operator]
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
         with quiet():
-            model.save_pretrained(path)
+            model.save_pretrained(path, **({"state_dict": tensors} if tensors else {}))
         self.tokenizer.save_pretrained(path)
+
+
+def exported(policy: TextPolicy) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the Hugging Face checkpoint, one after another: whole, on the CPU, LoRA adapters merged.
+
+    All ranks take part in each; it is a copy, and tied tensors come once.
+    """
+    seen: set[int] = set()
+    merged = {id(m.base_layer.weight): m for m in policy.model.modules() if hasattr(m, "get_delta_weight")}
+    names = {id(p): name for name, p in policy.body.named_parameters()}
+    for p in policy.body.parameters():
+        name = names[id(p)]
+        if id(p) in seen or ".lora_" in name:
+            continue
+        seen.add(id(p))
+        value = weight(merged[id(p)]) if id(p) in merged else p.detach()
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        yield name.replace(".base_layer.", "."), value.to("cpu", copy=True)
 
 
 def length_of(row: Row) -> int:

@@ -26,6 +26,7 @@ class Critic:
                 "a critic copies the policy's whole body, so it does not go with LoRA: leave --lora, or use grpo"
             )
         self.policy = copy.copy(policy)
+        self.policy.shards = []  # a critic stands whole on every rank
         self.policy.model = copy.deepcopy(policy.model).requires_grad_(True)
         self.policy.body = self.policy.model
         self.policy.head = copy.copy(policy.head)
