@@ -126,6 +126,17 @@ class Invalid:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The facts of a rollout that could not be played to its end: it is `Invalid`, and no reward sees it."""
+
+    reason: str
+
+
+class EpisodeFailed(Exception):
+    """For an environment to raise when an episode cannot go on through no fault of the policy: a tool that is down."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """One training sequence: turns that share a growing prefix, and the credit of each decision."""
@@ -204,6 +215,13 @@ class Streaming(Sampler, Protocol):
     """A sampler that hands out each reply, with the index of its ask, when it is finished."""
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]: ...
+
+
+@runtime_checkable
+class Remote(Sampler, Protocol):
+    """A sampler that answers from any thread, `at_once` asks side by side: a server. Episodes need not keep step."""
+
+    at_once: int
 
 
 @runtime_checkable

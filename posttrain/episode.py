@@ -16,6 +16,7 @@ No model is needed to test it: drive it by hand with `next` and `.send`.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +24,23 @@ from functools import partial
 from typing import Any
 
 from posttrain.background import ahead
-from posttrain.core import Ask, Env, Episode, Group, Message, Reply, Rollout, Sampler, Streaming, Task, Turn
+from posttrain.concurrency import finished_in_time
+from posttrain.core import (
+    Ask,
+    Env,
+    Episode,
+    EpisodeFailed,
+    Failed,
+    Group,
+    Message,
+    Remote,
+    Reply,
+    Rollout,
+    Sampler,
+    Streaming,
+    Task,
+    Turn,
+)
 from posttrain.seeding import mix
 
 
@@ -106,6 +123,70 @@ def play(
     return rollouts
 
 
+def play_concurrently(
+    tasks: Sequence[Task],
+    env: Env,
+    samplers: Mapping[str, Sampler],
+    seeds: Sequence[int] = (),
+    ended: Callable[[int, Rollout], None] = lambda i, rollout: None,
+    *,
+    at_once: int = 256,
+    deadline_s: float = 1800.0,
+    retries: int = 1,
+) -> list[Rollout]:
+    """As `play`, for samplers that answer side by side: no episode waits for another, `at_once` are under way.
+
+    Each is begun again up to `retries` times when a server fails or it raises `EpisodeFailed`; one that still fails, or
+    takes longer than `deadline_s`, has `Failed` as its facts and harms no other. Anything else that an environment
+    raises is a mistake and is raised here, with the task's key. Rollouts come back in the order of the tasks.
+    """
+    shared = {who: one if isinstance(one, Remote) else Locked(one) for who, one in samplers.items()}
+    rollouts = [Rollout(task, []) for task in tasks]
+
+    def attempt(i: int) -> Rollout:
+        return alone(tasks[i], env, shared, seeds[i] if seeds else i)
+
+    passing = (EpisodeFailed, ConnectionError, TimeoutError)
+    for i, found in finished_in_time(attempt, len(tasks), at_once, deadline_s, retries, passing):
+        if isinstance(found, Rollout):
+            rollouts[i] = found
+        elif isinstance(found, passing):
+            rollouts[i].facts = Failed(f"{type(found).__name__}: {found}")
+        else:
+            found.add_note(f"raised by the episode of task {tasks[i].key!r}")
+            raise found
+        ended(i, rollouts[i])
+    return rollouts
+
+
+def alone(task: Task, env: Env, samplers: Mapping[str, Sampler], seed: int) -> Rollout:
+    """One episode, from its beginning to its end."""
+    rollout, asked = Rollout(task, []), 0
+    episode = started(env, task)
+    try:
+        asks = next(episode)
+        while True:
+            asks = [replace(ask, seed=mix(seed, asked + j)) for j, ask in enumerate(asks)]
+            asked += len(asks)
+            replies = next((replies for _, replies in answers({0: asks}, samplers)))
+            rollout.turns += [Turn(ask, got) for ask, got in zip(asks, replies, strict=True) if ask.who == "policy"]
+            asks = episode.send(replies)
+    except StopIteration as stop:
+        rollout.facts = stop.value
+    return rollout
+
+
+class Locked:
+    """A sampler that answers one thread at a time, among others that need not."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler, self.lock = sampler, threading.Lock()
+
+    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
+        with self.lock:
+            return self.sampler.sample(asks)
+
+
 def started(env: Env, task: Task) -> Episode:
     episode = env(task)
     if not isinstance(episode, Generator):
@@ -172,5 +253,6 @@ def rollout(
             ended(i // samples, [group[j] for j in range(samples)])
 
     seeds = [mix(seed, i, j) for i in numbers or range(len(tasks)) for j in range(samples)]
-    played = play([task for task in tasks for _ in range(samples)], env, samplers, seeds, place)
+    drive = play_concurrently if isinstance(samplers.get("policy"), Remote) else play
+    played = drive([task for task in tasks for _ in range(samples)], env, samplers, seeds, place)
     return [played[i : i + samples] for i in range(0, len(played), samples)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from posttrain.core import Group, Invalid, Reward, Rollout, Score
+from posttrain.core import Failed, Group, Invalid, Reward, Rollout, Score
 
 
 def each(grade: Callable[[Rollout], Any]) -> Reward:
@@ -40,7 +40,14 @@ def as_score(value: Any) -> Score | Invalid:
 
 
 def graded(reward: Reward, group: Group) -> list[Score | Invalid]:
-    """The group's scores, checked: one per rollout, finite. What the reward raises is raised, with the sample shown."""
+    """The group's scores, checked: one per rollout, finite. What the reward raises is raised, with the sample shown.
+
+    It does not see rollouts that `Failed`: they are invalid.
+    """
+    played = [one for one in group if not isinstance(one.facts, Failed)]
+    if len(played) < len(group):
+        left = iter(graded(reward, played) if played else [])
+        return [Invalid(one.facts.reason) if isinstance(one.facts, Failed) else next(left) for one in group]
     try:
         scores = list(reward(group))
         if len(scores) != len(group):

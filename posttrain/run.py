@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from posttrain import ranks
 from posttrain.checkpoint import Checkpoints, stateful
-from posttrain.core import SMALL_MODEL, Metrics, Policy, Stateful, Task
+from posttrain.core import SMALL_MODEL, Metrics, Policy, Sampler, Stateful, Task
 from posttrain.directory import Directory
 from posttrain.progress import Progress, alarms
 from posttrain.seeding import mix, seed_everything
@@ -30,6 +30,7 @@ from posttrain.stream import Shuffled, Source
 from posttrain.track import check_trackers, trackers
 
 if TYPE_CHECKING:
+    from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
     from posttrain.step import Played
 
@@ -109,8 +110,11 @@ class Session:
         kind: str = "train",
         settings: Mapping[str, Any] | None = None,
         memory: Mapping[str, Stateful] | None = None,
+        sampler: Sampler | None = None,
     ):
         self.memory = memory or {}  # more that checkpoints must hold
+        self.sampler = sampler  # plays in the policy's place; an engine is given the policy's weights before it does
+        self.probe: tuple[tuple[int, ...], ...] | None = None
         self.run, self.policy, self.recipe, self.held_out = run, policy, recipe, held_out
         self.settings = settings or {}
         self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
@@ -159,7 +163,8 @@ class Session:
         while self.step < self.run.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.run.rate(self.step, self.lr)
-            self.found = self.evaluated() if self.due(self.step) else {}
+            self.found = self.synchronised()
+            self.found |= self.evaluated() if self.due(self.step) else {}
             seed_everything(mix(self.run.seed, "step", self.step))  # for users' code; ours draws by counters
             self.clock = time.perf_counter()
             yield self.step
@@ -179,7 +184,8 @@ class Session:
             self.directory.write_rollouts(self.step, self.policy, played)
         self.step += 1
         if self.step == self.run.steps and self.held_out:
-            self.found = self.evaluated()
+            self.synchronised()
+            self.found |= self.evaluated()
         line |= self.found
         self.history.append(line)
         if ranks.primary():
@@ -200,7 +206,7 @@ class Session:
         from posttrain.evaluation import evaluate
 
         assert self.recipe is not None
-        players = {"policy": self.policy, **self.recipe.others}
+        players = {"policy": self.sampler or self.policy, **self.recipe.others}
         found = evaluate(
             players,
             self.held_out,
@@ -209,6 +215,23 @@ class Session:
             seed=mix(self.run.seed, "held out"),
         )
         return {"held_out/reward": found.reward, "held_out/length": found.length}
+
+    def synchronised(self) -> Metrics:
+        """Give an engine the policy's weights, if it has others. Raises SyncError when it has not taken them."""
+        if self.sampler is None or not hasattr(self.sampler, "load"):
+            return {}
+        from posttrain.sampler.weights import Engine, probe_of, published, synchronise
+
+        engine, policy = cast("Engine", self.sampler), cast("TextPolicy", self.policy)
+        if engine.version == policy.version:
+            return {}
+        if self.probe is None:
+            self.probe = probe_of(policy, [task for task in getattr(self.source, "items", ()) if isinstance(task, Task)])
+        clock = time.perf_counter()
+        weights = published(policy, self.probe, engine.merged)
+        metrics = ranks.first(lambda: synchronise(engine, weights), "for the engine to take the weights")
+        engine.version = policy.version
+        return metrics | {"seconds_sync": time.perf_counter() - clock}
 
     def save(self) -> None:
         self.checkpoints.save(self.step, self.policy, self.optimizer, self.remembering())

@@ -184,10 +184,10 @@ def train(
 ) -> Session:
     """Train a policy on tasks by a recipe, in a run directory; returns the session, whose `history` holds the metrics.
 
-    `sampler` plays in the policy's place; its replies are corrected for the difference. `held_out` tasks are
-    graded every `run.eval_every` steps and never trained on.
+    `sampler` plays in the policy's place; its replies are corrected for the difference, and if it is an engine it is
+    given the weights before every step. `held_out` tasks are graded every `run.eval_every` steps and never trained on.
     """
-    with Session(run, policy, tasks, recipe, held_out=held_out) as session:
+    with Session(run, policy, tasks, recipe, held_out=held_out, sampler=sampler) as session:
         for _ in session:
             experience = gather(policy, session.source, recipe, run.tasks, seed=session.seed, sampler=sampler)
             metrics = learn(policy, session, experience, recipe, corrected=sampler is not None)

@@ -78,5 +78,7 @@ def spread(policy: TextPolicy) -> None:
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
     root(lambda: None)  # the root must be the first whose forward pass runs
+    with root.whole():
+        pass  # it leaves its own parameters gathered: an optimizer must see the shards
     policy.shards.append(root)
     policy.stops = Stops(policy.chat, policy.ends(), policy.head.out.weight.shape[0], policy.device)

