@@ -264,6 +264,35 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """Serve a model behind OpenAI's interface, and record the episodes of the agents that use it."""
+
+    model_options: ModelOptions = ModelOptions()
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every network of this machine."""
+    port: int = 8000
+    """0 takes a free one."""
+    name: str | None = None
+    """What the model is called; the folder or Hub id if not given."""
+    record: str | None = None
+    """Append every reply, with its tokens and log-probabilities, to this JSON lines file (posttrain.read_episodes)."""
+    trainable: bool = False
+    """Let a learner load weights (posttrain train --sampler http://...): whoever reaches the port can do so."""
+
+    def run(self) -> None:
+        from posttrain.serve.listen import listen
+
+        listen(
+            self.model_options.policy(),
+            self.name or self.model_options.model,
+            host=self.host,
+            port=self.port,
+            record=Path(self.record) if self.record else None,
+            trainable=self.trainable,
+        )
+
+
+@dataclass(frozen=True)
 class Published:  # for the list of commands: its options are those of the system that is named, see `posttrain.cli.run`
     """Run a published system, at laptop scale or on your own checkpoint and data: posttrain run SYSTEM --help."""
 
@@ -378,6 +407,7 @@ COMMANDS: dict[str, Any] = {
     "sft": Sft,
     "prefer": Prefer,
     "show": Show,
+    "serve": Serve,
     "claims": Claims,
     "run": Published,
     "compare": Compare,

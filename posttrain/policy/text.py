@@ -87,11 +87,15 @@ class TextPolicy:
         for i in set(range(len(asks))) - set(open_):
             none = Sampled((), torch.zeros(0), torch.zeros(0), "length")
             yield i, self.reply(asks[i], prompts[i][1], wanted[i], none)
-        dense = partial(Dense, self.head, torch.bfloat16 if self.bf16 else torch.float32) if self.dense else None
         if open_:
-            for k, got in generate(self.head, [wanted[i] for i in open_], self.stops, dense, self.mode):
+            for k, got in self.drawn([wanted[i] for i in open_]):
                 i = open_[k]
                 yield i, self.reply(asks[i], prompts[i][1], wanted[i], got)
+
+    def drawn(self, wanted: Sequence[Wanted]) -> Iterator[tuple[int, Sampled]]:
+        """Tokens sampled after prompts of tokens, with their indices, as they finish."""
+        dense = partial(Dense, self.head, torch.bfloat16 if self.bf16 else torch.float32) if self.dense else None
+        return generate(self.head, wanted, self.stops, dense, self.mode)
 
     def wanted(self, ask: Ask, prompt: tuple[int, ...]) -> Wanted:
         room = self.context - len(prompt)

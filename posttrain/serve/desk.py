@@ -1,0 +1,71 @@
+"""One thread that owns the model: it samples whatever has been asked meanwhile together, and does all else in between."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from posttrain.policy.generate import Sampled, Wanted
+from posttrain.policy.text import TextPolicy
+
+Job = tuple[Wanted | Callable[[], Any], Future]
+
+
+class Desk:
+    """Futures for samples and for work; requests that come while others are sampled are answered after those."""
+
+    def __init__(self, policy: TextPolicy):
+        self.policy = policy
+        self.mail: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self.serve, name="posttrain desk", daemon=True)
+        self.thread.start()
+
+    def sample(self, wanted: Wanted) -> Future[Sampled]:
+        return self.put(wanted)
+
+    def do(self, work: Callable[[], Any]) -> Future[Any]:
+        """Work that must not meet a sampler at work, such as loading weights."""
+        return self.put(work)
+
+    def put(self, job: Wanted | Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.mail.put((job, future))
+        return future
+
+    def close(self) -> None:
+        self.mail.put(None)
+        self.thread.join(timeout=60)
+
+    def serve(self) -> None:
+        while True:
+            jobs: list[Job | None] = [self.mail.get()]
+            while not self.mail.empty():
+                jobs.append(self.mail.get())
+            batch = [job for job in jobs if job is not None]
+            for work, future in batch:
+                if not isinstance(work, Wanted):
+                    answer(future, work)
+            self.sampled([(job, future) for job, future in batch if isinstance(job, Wanted)])
+            if len(batch) < len(jobs):
+                return
+
+    def sampled(self, batch: list[tuple[Wanted, Future]]) -> None:
+        if not batch:
+            return
+        try:
+            for k, got in self.policy.drawn([wanted for wanted, _ in batch]):
+                batch[k][1].set_result(got)
+        except Exception as error:  # the request fails, the server goes on
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+
+
+def answer(future: Future, work: Callable[[], Any]) -> None:
+    try:
+        future.set_result(work())
+    except Exception as error:  # as above
+        future.set_exception(error)
