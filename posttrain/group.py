@@ -28,12 +28,20 @@ class Graded:
 
 
 def played_and_graded(
-    tasks: Sequence[Task], env: Env, reward: Reward, players: Mapping[str, Sampler], samples: int, seed: int
+    tasks: Sequence[Task],
+    env: Env,
+    reward: Reward,
+    players: Mapping[str, Sampler],
+    samples: int,
+    seed: int,
+    places: Sequence[int] = (),
 ) -> tuple[list[Graded], Metrics]:
     """[P] groups with their scores: each graded as soon as its last episode is over, while others are still sampled.
 
-    Where there are several ranks, each plays its share of the tasks, and all of them get all groups.
+    Where there are several ranks, each plays its share of the tasks, and all of them get all groups. `places` are the
+    tasks' places among those of the step, on which their draws depend; in order from 0 if not given.
     """
+    places = places or range(len(tasks))
     numbers = ranks.share(range(len(tasks)))
     done: dict[int, Graded] = {}
     grading = 0.0
@@ -49,7 +57,7 @@ def played_and_graded(
         for player in players.values():
             if isinstance(player, Spread):
                 stack.enter_context(player.whole())
-        rollout(env, [tasks[i] for i in numbers], players, samples, seed, grade, numbers)
+        rollout(env, [tasks[i] for i in numbers], players, samples, seed, grade, [places[i] for i in numbers])
     sampling = time.perf_counter() - clock - grading
     found = ranks.gathered([done[i] for i in range(len(numbers))], "for the rollouts of a step")
     return found, {"seconds_sample": sampling, "seconds_grade": grading}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posttrain.core import Reward, Task
+    from posttrain.core import Reward, Sampler, Task
     from posttrain.policy.text import TextPolicy
     from posttrain.run import Run
 
@@ -168,3 +170,69 @@ class RunOptions:
         from posttrain.run import Run
 
         return Run(**self.plan(), settings=settings)
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Who samples and who learns, if it is not this process alone (docs/scale.md)."""
+
+    sampler: str | None = None
+    """vllm, or the address of a server that takes weights (http://host:8000/v1): it samples in the policy's place."""
+    sampler_options: str | None = None
+    """Options of `vllm serve`, such as tensor-parallel-size=4,gpu-memory-utilization=0.5."""
+    cluster: str | None = None
+    """Learn and sample on a Ray cluster: local (one of this machine), auto, or ray://host:10001."""
+    learners: int = 1
+    """Learners on the cluster: the ranks over which the policy lies (FSDP2)."""
+    samplers: int = 2
+    """Samplers on the cluster: the policy itself, or a vLLM each with --sampler vllm."""
+    at_once: int = 1
+    """Groups that one of them samples side by side; more suits vLLM."""
+    gpus: float = 0.0
+    """GPUs that each learner and each sampler holds of the cluster."""
+    staleness: int = 0
+    """Steps by which the weights that sampled a group may be older than those that learn from it."""
+    stale: str = "block"
+    """What keeps the bound: block (the learner waits for old groups), drop (they are lost), interrupt (begun again)."""
+
+    def check(self) -> None:
+        """Raises ValueError for options that do not go together."""
+        one_of(self.stale, ("block", "drop", "interrupt"), "--stale")
+        if self.staleness and not self.cluster:
+            raise ValueError(f"--staleness {self.staleness} needs --cluster: local, auto or ray://host:10001")
+        if self.cluster and self.sampler not in (None, "vllm"):
+            raise ValueError(f"--sampler {self.sampler}: on a cluster every sampler is the policy itself, or vllm")
+        if self.sampler_options and self.sampler != "vllm":
+            raise ValueError("--sampler-options are those of --sampler vllm")
+        for name in ("learners", "samplers", "at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be at least 1")
+
+    def engine_options(self) -> dict[str, Any]:
+        """Raises ValueError for one without a value."""
+        pairs = [pair.partition("=") for pair in (self.sampler_options or "").split(",") if pair]
+        if bad := [name for name, sign, _ in pairs if not sign]:
+            raise ValueError(f"--sampler-options: {bad[0]!r} has no value; write {bad[0]}=VALUE")
+        return {name.strip().lstrip("-"): True if value == "true" else value for name, _, value in pairs}
+
+    @contextmanager
+    def engine(self, policy: TextPolicy, out: str) -> Iterator[Sampler | None]:
+        """What samples in the policy's place, while the run goes on; None: the policy itself."""
+        from pathlib import Path
+
+        from posttrain import ranks
+
+        if self.sampler is None:
+            yield None
+        elif self.sampler == "vllm":
+            if ranks.world() > 1:
+                raise ValueError("--sampler vllm with several ranks: start vLLM by itself and give its address")
+            from posttrain.sampler.vllm import vllm
+
+            with vllm(policy, options=self.engine_options(), log=Path(out) / "vllm.log") as started:
+                yield started
+        else:
+            from posttrain.sampler.engine import ServedEngine
+            from posttrain.sampler.server import Server
+
+            yield ServedEngine(Server(self.sampler), policy)

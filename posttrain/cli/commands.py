@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from posttrain.cli.compare import Compare
-from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
+from posttrain.options import ModelOptions, RunOptions, ScaleOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
-    from posttrain.core import Loss, Reward, Row
+    from posttrain.core import Loss, Reward, Row, Task
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
+    from posttrain.run import Run
 
 METHODS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration")
 PAIR_LOSSES = ("dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model")
@@ -29,6 +30,7 @@ class Train:
     task: TaskOptions
     run_options: RunOptions
     model_options: ModelOptions = ModelOptions()
+    scale: ScaleOptions = ScaleOptions()
     method: str = "grpo"
     """grpo, dr_grpo, dapo, rloo, reinforce_pp, ppo, gspo, cispo or expert_iteration."""
     samples: int | None = None
@@ -53,30 +55,66 @@ class Train:
 
         one_of(self.method, METHODS, "--method")
         one_of(self.truncated, TRUNCATED, "--truncated")
+        self.scale.check()
         if self.run_options.eval_every and not self.held_out:
             raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
-        with joined(self.model_options.device):
-            self.train()
+        if self.run_options.dry_run:
+            from posttrain.plan import plan
+
+            policy, recipe = self.prepared()
+            tasks, _ = self.tasks()
+            policy.check(tasks)
+            plan(policy, tasks, recipe, self.settled(), self.described()).show()
+        elif self.scale.cluster:
+            self.train_on_cluster(self.scale.cluster)
+        else:
+            with joined(self.model_options.device):
+                self.train()
 
     def train(self) -> None:
         """On this process, or on each rank of several."""
         from posttrain.step import train
 
-        tasks, reward = self.task.tasks(), self.task.reward()
-        held_out = self.task.tasks(self.held_out, self.held_out_split) if self.held_out else []
-        described = {**own_settings(self), **self.task.describe(), **vars(self.model_options)}
-        run = self.run_options.run(**described)
-        policy = self.model_options.policy()
-        recipe = self.recipe(policy, reward)
-        if self.run_options.dry_run:
-            from posttrain.plan import plan
-
-            policy.check(tasks)
-            plan(policy, tasks, recipe, run, described).show()
-            return
+        tasks, held_out = self.tasks()
+        policy, recipe = self.prepared()
         spread_if_several(policy)
-        session = train(policy, tasks, recipe, run, held_out=held_out)
+        with self.scale.engine(policy, self.run_options.out) as sampler:
+            session = train(policy, tasks, recipe, self.settled(), held_out=held_out, sampler=sampler)
         finish(session.directory.path)
+
+    def train_on_cluster(self, address: str) -> None:
+        from posttrain.scale.asynchronous import Players
+        from posttrain.scale.cluster import Work, train_on_cluster
+
+        scale = self.scale
+        players = Players(
+            scale.samplers,
+            scale.sampler or "policy",
+            tuple(scale.engine_options().items()),
+            scale.at_once,
+            gpus=scale.gpus,
+            staleness=scale.staleness,
+            rule=scale.stale,  # type: ignore[arg-type]  (checked)
+        )
+        self.tasks()  # mistakes in data and reward show here, before there is a cluster
+        self.task.reward()
+        work = Work(self.prepared, self.tasks, self.settled(), players)
+        finish(train_on_cluster(address, work, scale.learners, scale.gpus))
+
+    def tasks(self) -> tuple[list[Task], list[Task]]:
+        """Those to train on, and those that are held out."""
+        held_out = self.task.tasks(self.held_out, self.held_out_split) if self.held_out else []
+        return self.task.tasks(), held_out
+
+    def prepared(self) -> tuple[TextPolicy, Recipe]:
+        policy = self.model_options.policy()
+        return policy, self.recipe(policy, self.task.reward())
+
+    def settled(self) -> Run:
+        return self.run_options.run(**self.described())
+
+    def described(self) -> dict[str, Any]:
+        return {**own_settings(self), **self.task.describe(), **vars(self.model_options)}
 
     def recipe(self, policy: TextPolicy, reward: Reward) -> Recipe:
         """The method's recipe with this command's options in it."""

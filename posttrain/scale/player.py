@@ -1,0 +1,113 @@
+"""A process that plays: it takes the newest weights, plays a task, grades the group, and hands it over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
+
+from posttrain.advantage import normalised
+from posttrain.core import Ask, Metrics, Reply, Sampler, Streaming, Task
+from posttrain.episode import indexed
+from posttrain.group import Graded, played_and_graded
+from posttrain.policy.text import TextPolicy
+from posttrain.recipe import Recipe
+from posttrain.sampler.weights import Engine, Twin, Weights, synchronise
+
+Build: TypeAlias = "Callable[[], tuple[TextPolicy, Recipe]]"  # what every process makes for itself
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A task to be played, and what its draws depend on: the same whoever plays it, and however often."""
+
+    task: Task
+    step: int  # of the run that it is drawn for
+    attempt: int  # 0, or the round in which it replaces a group that was not admitted
+    place: int  # among the tasks of its step and attempt
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A group as it was played."""
+
+    graded: Graded
+    metrics: Metrics
+
+
+class Interrupted(Exception):
+    """The learner no longer wants the group that was being played."""
+
+
+class Player:
+    """An engine with the recipe's environment and reward. Made in a process of its own, by `build`.
+
+    kind   "policy": the policy itself, in this process; "vllm": a vLLM server that it starts
+    """
+
+    def __init__(self, build: Build, kind: str = "policy", options: Mapping[str, Any] | None = None):
+        policy, recipe = build()
+        self.recipe = replace(recipe, reference=None, advantage=normalised)  # those are the learner's, and large
+        self.stack = ExitStack()
+        if kind == "vllm":
+            from posttrain.sampler.vllm import vllm
+
+            self.engine: Engine = self.stack.enter_context(vllm(policy, options=options))
+        else:
+            self.engine = Twin(policy)
+        self.broken: set[int] = set()
+        self.gap: Metrics = {}
+
+    def play(self, number: int, draw: Draw, weights: Callable[[], Weights], version: int) -> Outcome:
+        """Raises SyncError when the weights did not arrive, Interrupted after `interrupt(number)`."""
+        if self.engine.version != version:
+            self.gap = synchronise(self.engine, weights())
+        players = {"policy": self.watched(number), **self.recipe.others}
+        try:
+            [graded], seconds = played_and_graded(
+                [draw.task], self.recipe.env, self.recipe.reward, players, self.recipe.samples, draw.seed, [draw.place]
+            )
+        finally:
+            self.broken.discard(number)
+        return Outcome(graded, seconds | self.gap)
+
+    def interrupt(self, number: int) -> None:
+        self.broken.add(number)
+
+    def watched(self, number: int) -> Sampler:
+        """The engine, which raises Interrupted at the next reply once the group is not wanted."""
+        watch = Watched(self.engine, lambda: number in self.broken)
+        at_once = getattr(self.engine, "at_once", 0)
+        return cast(Sampler, WatchedServer(watch, at_once)) if at_once else watch
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A sampler that looks, before each of its replies, whether anybody still wants them."""
+
+    engine: Engine
+    unwanted: Callable[[], bool]
+
+    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
+        found = dict(self.stream(asks))
+        return [found[i] for i in range(len(asks))]
+
+    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        sampler = self.engine.policy if isinstance(self.engine, Twin) else self.engine
+        for found in sampler.stream(asks) if isinstance(sampler, Streaming) else indexed(sampler, asks):
+            if self.unwanted():
+                raise Interrupted
+            yield found
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedServer:
+    """The same for an engine that answers from many threads."""
+
+    watched: Watched
+    at_once: int
+
+    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
+        return self.watched.sample(asks)
