@@ -57,7 +57,7 @@ class Crew:
     ):
         self.ray = imported()
         actor = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=at_once + 1)(Actor)
-        self.hire = lambda: actor.remote(build, kind, dict(options or {}))
+        self.hire = lambda: actor.remote(build, kind, dict(options or {}), at_once)
         self.players = [self.hire() for _ in range(count)]
         self.at_once, self.deadline_s = at_once, deadline_s
         self.flights: dict[Any, Flight] = {}
@@ -133,8 +133,8 @@ class Crew:
 class Actor:
     """A `Player` as Ray calls it."""
 
-    def __init__(self, build: Build, kind: str, options: Mapping[str, Any]):
-        self.player = Player(build, kind, options)
+    def __init__(self, build: Build, kind: str, options: Mapping[str, Any], at_once: int):
+        self.player = Player(build, kind, options, at_once)
 
     def play(self, number: int, draw: Draw, weights: list[Any], version: int) -> Outcome:
         return self.player.play(number, draw, lambda: imported().get(weights[0]), version)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any, TypeAlias, cast
 
 from posttrain.advantage import normalised
@@ -42,44 +44,50 @@ class Interrupted(Exception):
 
 
 class Player:
-    """An engine with the recipe's environment and reward. Made in a process of its own, by `build`.
+    """Engines with the recipe's environment and reward. Made in a process of its own, by `build`.
 
-    kind   "policy": the policy itself, in this process; "vllm": a vLLM server that it starts
+    kind      "policy": the policy itself, in this process; "vllm": a vLLM server that it starts
+    at_once   groups played side by side, in threads: by as many copies of the policy, or by the one server
     """
 
-    def __init__(self, build: Build, kind: str = "policy", options: Mapping[str, Any] | None = None):
+    def __init__(self, build: Build, kind: str = "policy", options: Mapping[str, Any] | None = None, at_once: int = 1):
         policy, recipe = build()
         self.recipe = replace(recipe, reference=None, advantage=normalised)  # those are the learner's, and large
-        self.stack = ExitStack()
+        self.free: SimpleQueue[Engine] = SimpleQueue()
+        self.stack, self.lock = ExitStack(), Lock()
         if kind == "vllm":
             from posttrain.sampler.vllm import vllm
 
-            self.engine: Engine = self.stack.enter_context(vllm(policy, options=options))
+            engine = self.stack.enter_context(vllm(policy, options=options))
+            engines: list[Engine] = [engine] * at_once
         else:
-            self.engine = Twin(policy)
+            engines = [Twin(policy), *(Twin(build()[0]) for _ in range(at_once - 1))]
+        for engine in engines:
+            self.free.put(engine)
         self.broken: set[int] = set()
-        self.gap: Metrics = {}
 
     def play(self, number: int, draw: Draw, weights: Callable[[], Weights], version: int) -> Outcome:
         """Raises SyncError when the weights did not arrive, Interrupted after `interrupt(number)`."""
-        if self.engine.version != version:
-            self.gap = synchronise(self.engine, weights())
-        players = {"policy": self.watched(number), **self.recipe.others}
+        engine = self.free.get()
         try:
+            with self.lock:
+                gap = synchronise(engine, weights()) if engine.version < version else {}
+            players = {"policy": self.watched(engine, number), **self.recipe.others}
             [graded], seconds = played_and_graded(
                 [draw.task], self.recipe.env, self.recipe.reward, players, self.recipe.samples, draw.seed, [draw.place]
             )
         finally:
             self.broken.discard(number)
-        return Outcome(graded, seconds | self.gap)
+            self.free.put(engine)
+        return Outcome(graded, seconds | gap)
 
     def interrupt(self, number: int) -> None:
         self.broken.add(number)
 
-    def watched(self, number: int) -> Sampler:
-        """The engine, which raises Interrupted at the next reply once the group is not wanted."""
-        watch = Watched(self.engine, lambda: number in self.broken)
-        at_once = getattr(self.engine, "at_once", 0)
+    def watched(self, engine: Engine, number: int) -> Sampler:
+        """An engine that raises Interrupted at its next reply once the group is not wanted."""
+        watch = Watched(engine, lambda: number in self.broken)
+        at_once = getattr(engine, "at_once", 0)
         return cast(Sampler, WatchedServer(watch, at_once)) if at_once else watch
 
 

@@ -61,14 +61,13 @@ class Schedule:
         job.version = self.version
         return job
 
-    def finish(self, number: int, result: Any, worth: float = 0.0, version: int | None = None) -> bool:
-        """A job has been played, by weights of `version` if not those it was begun with; False: it came too late.
+    def finish(self, number: int, result: Any, worth: float = 0.0) -> bool:
+        """A job has been played; False: it came too late.
 
         Raises KeyError for a job that is not under way: nothing is accepted twice.
         """
         job = self.running.pop(number)
         job.result, job.worth = result, worth
-        job.version = job.version if version is None else version
         if self.rule in ("drop", "interrupt") and self.age(job) > self.staleness:
             self.dropped += 1
             return False
@@ -84,14 +83,27 @@ class Schedule:
         return self.version - job.version
 
     def ready(self) -> bool:
-        """A step may be taken: there are enough jobs, and none under way would become too old by it."""
-        held = self.rule == "block" and any(self.age(job) >= self.staleness for job in self.running.values())
-        return len(self.waiting) >= self.batch and not held
+        """A step may be taken: there are enough jobs, and those that it leaves can all be trained in time."""
+        return len(self.waiting) >= self.batch and (self.rule != "block" or self.in_time())
+
+    def in_time(self) -> bool:
+        """Of what the next step leaves, no more has to be trained within k more steps than k steps take, for every k.
+
+        A job begun with weights v has to be trained at version v + staleness or before.
+        """
+        chosen = {job.number for job in self.ranked()[: self.batch]}
+        left = [job for job in (*self.running.values(), *self.waiting.values()) if job.number not in chosen]
+        return all(
+            sum(self.age(job) + k >= self.staleness for job in left) <= k * self.batch for k in range(self.staleness + 1)
+        )
+
+    def ranked(self) -> list[Job]:
+        """The jobs that wait: the oldest first, and among those the ones that teach most."""
+        return sorted(self.waiting.values(), key=lambda job: (job.version, -job.worth, job.number))
 
     def take(self) -> list[Job]:
-        """The jobs of a step, in order of submission: the oldest, and among those the ones that teach most."""
-        ranked = sorted(self.waiting.values(), key=lambda job: (job.version, -job.worth, job.number))
-        chosen = sorted(ranked[: self.batch], key=lambda job: job.number)
+        """The jobs of a step, in order of submission."""
+        chosen = sorted(self.ranked()[: self.batch], key=lambda job: job.number)
         for job in chosen:
             del self.waiting[job.number]
         self.trained += len(chosen)

@@ -1,0 +1,130 @@
+"""Episodes side by side against a server: order, isolation, deadlines, retries."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from conftest import Canned, task
+
+import posttrain as pt
+from posttrain.core import EpisodeFailed, Failed
+from posttrain.episode import play_concurrently
+from posttrain.group import played_and_graded
+from posttrain.reward import graded
+
+
+class Desk:
+    """A player that answers from any thread, each time with the number of asks that are under way."""
+
+    at_once = 8
+
+    def __init__(self, pause_s=0.0):
+        self.pause_s, self.under_way, self.most, self.lock = pause_s, 0, 0, threading.Lock()
+
+    def sample(self, asks):
+        with self.lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        time.sleep(self.pause_s)
+        with self.lock:
+            self.under_way -= 1
+        return [pt.Reply(f"{ask.messages[0]['content']} {ask.seed}", torch.zeros(0), None) for ask in asks]
+
+
+def talk(one):
+    """Two turns."""
+    first = yield from pt.ask(one.prompt)
+    second = yield from pt.ask([*one.prompt, pt.assistant(first), pt.user("and?")])
+    return first.content, second.content
+
+
+def test_the_same_asks_and_seeds_as_in_lock_step_in_the_order_of_the_tasks():
+    tasks = [task(str(i)) for i in range(12)]
+    lock_step = pt.play(tasks, talk, {"policy": Desk()}, seeds=range(12))
+    desk = Desk(0.002)
+    ended: list[int] = []
+    side_by_side = play_concurrently(
+        tasks, talk, {"policy": desk}, range(12), lambda i, one: ended.append(i), at_once=5
+    )
+    assert [one.facts for one in side_by_side] == [one.facts for one in lock_step]
+    assert [one.task.key for one in side_by_side] == [str(i) for i in range(12)]
+    assert sorted(ended) == list(range(12))
+    assert 1 < desk.most <= 5
+
+
+def test_rollout_plays_so_when_the_policy_is_a_server():
+    desk = Desk(0.01)
+    groups = pt.rollout(talk, [task("a"), task("b")], {"policy": desk, "judge": Canned("fine")}, 3)
+    assert [len(group) for group in groups] == [3, 3]
+    assert desk.most > 1
+
+
+def test_one_that_fails_is_begun_again_then_invalid_and_harms_no_other():
+    tries: dict[str, int] = {}
+
+    def shaky(one):
+        tries[one.key] = tries.get(one.key, 0) + 1
+        yield from pt.ask(one.prompt)
+        if one.key == "once" and tries[one.key] == 1:
+            raise ConnectionError("reset by peer")
+        if one.key == "always":
+            raise EpisodeFailed("the tool is down")
+        return "done"
+
+    tasks = [task(key) for key in ("fine", "once", "always")]
+    fine, once, always = play_concurrently(tasks, shaky, {"policy": Desk()}, retries=2)
+    assert fine.facts == once.facts == "done"
+    assert always.facts == Failed("EpisodeFailed: the tool is down")
+    assert tries == {"fine": 1, "once": 2, "always": 3}
+    seen: list[int] = []
+
+    def reward(group):
+        seen.append(len(group))
+        return [pt.Score(1.0) for _ in group]
+
+    scores = graded(reward, [fine, always, once])
+    assert scores == [scores[0], pt.Invalid("EpisodeFailed: the tool is down"), scores[2]]
+    assert seen == [2], "no reward sees what was not played to its end"
+    assert graded(reward, [always]) == [pt.Invalid("EpisodeFailed: the tool is down")]
+
+
+def test_one_that_hangs_is_given_up_at_its_deadline():
+    gate = threading.Event()
+
+    def hangs(one):
+        yield from pt.ask(one.prompt)
+        if one.key == "stuck":
+            gate.wait(30)
+        return "done"
+
+    clock = time.monotonic()
+    stuck, fine = play_concurrently([task("stuck"), task("fine")], hangs, {"policy": Desk()}, deadline_s=0.3)
+    gate.set()
+    assert time.monotonic() - clock < 5
+    assert stuck.facts == Failed("TimeoutError: not finished after 0.3 s")
+    assert fine.facts == "done"
+
+
+def test_a_mistake_in_an_environment_is_raised_with_the_task():
+    def wrong(one):
+        yield from pt.ask(one.prompt)
+        raise KeyError("gold")
+
+    with pytest.raises(KeyError) as caught:
+        play_concurrently([task("q7")], wrong, {"policy": Desk()})
+    assert "raised by the episode of task 'q7'" in caught.value.__notes__
+
+
+def test_too_many_that_fail_stop_the_run():
+    def down(one):
+        yield from pt.ask(one.prompt)
+        raise EpisodeFailed("the page does not load")
+
+    from posttrain.group import limit_invalid
+
+    found, _ = played_and_graded([task("a")], down, pt.each(lambda one: 1.0), {"policy": Desk()}, 2, 0)
+    with pytest.raises(ValueError, match="2 of 2 rollouts could not be graded .*the page does not load"):
+        limit_invalid(found, 0.2)
