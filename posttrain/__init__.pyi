@@ -25,6 +25,7 @@ from .core import Batch as Batch
 from .core import Density as Density
 from .core import Env as Env
 from .core import Episode as Episode
+from .core import EpisodeFailed as EpisodeFailed
 from .core import Group as Group
 from .core import Invalid as Invalid
 from .core import Loss as Loss
@@ -52,6 +53,7 @@ from .episode import ask as ask
 from .episode import ask_all as ask_all
 from .episode import assistant as assistant
 from .episode import play as play
+from .episode import play_concurrently as play_concurrently
 from .episode import rollout as rollout
 from .episode import single_turn as single_turn
 from .episode import system as system
@@ -114,6 +116,8 @@ from .step import gather as gather
 from .step import learn as learn
 from .step import practised as practised
 from .step import train as train
+from .sampler.server import server as server
+from .serve.record import read_episodes as read_episodes
 from .stream import Shuffled as Shuffled
 from .stream import Source as Source
 from .supervised import sft as sft

@@ -22,6 +22,7 @@ from posttrain.policy.text import TextPolicy
 from posttrain.sampler.server import Server, ServerError, side_by_side, stop_of
 from posttrain.sampler.weights import SyncError, Weights, checked, compared
 
+ADAPTER = "policy-adapter"  # what the server calls the LoRA adapter
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,11 +31,18 @@ class ServedEngine:
 
     folder    where weights are handed over: memory (/dev/shm) or a disk that learner and server share
     dtype     in which the server keeps them
+    adapter   only a LoRA adapter is sent, to a vLLM that allows it; else it is merged into the whole weights
     """
 
-    merged = True
-
-    def __init__(self, server: Server, policy: TextPolicy, folder: Path | None = None, dtype: str = "float32"):
+    def __init__(
+        self,
+        server: Server,
+        policy: TextPolicy,
+        folder: Path | None = None,
+        dtype: str = "float32",
+        adapter: bool = False,
+    ):
+        self.adapter, self.merged = adapter, not adapter
         self.server, self.policy, self.dtype = server, policy, DTYPES[dtype]
         self.folder = folder or Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=shared_memory()))
         self.at_once = server.at_once
@@ -58,11 +66,11 @@ class ServedEngine:
         if wanted.max_new == 0:
             return self.reply(ask, before, prompt, (), torch.zeros(0), "length", wanted.temperature, version)
         body = {
-            "model": self.server.model,
+            "model": self.model,
             "prompt": list(prompt),
             "max_tokens": wanted.max_new,
             "temperature": wanted.temperature,
-            "seed": wanted.seed % 2**31,
+            "seed": wanted.seed,
             "logprobs": 0,
             "return_token_ids": True,
             "top_p": 1.0,
@@ -101,13 +109,19 @@ class ServedEngine:
             [choice] = answer["choices"]
         except (KeyError, TypeError, ValueError) as error:
             raise ServerError(f"{self.server.url} gave no completion: {str(answer)[:300]}") from error
+        if choice.get("finish_reason") == "abort":
+            raise ServerError(f"{self.server.url} broke a reply off")
         return choice
+
+    @property
+    def model(self) -> str:
+        return ADAPTER if self.adapter and self.version >= 0 else self.server.model
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
         """[n - 1] each: the server's log-probabilities of a sequence's tokens after its first, at temperature 1."""
         out = []
         for ids in sequences:
-            body = {"model": self.server.model, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": 0}
+            body = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": 0}
             found = self.choice(body).get("prompt_logprobs")
             if not found:
                 raise ServerError(f"{self.server.url} does not score prompts (prompt_logprobs): it cannot be checked")
@@ -117,32 +131,48 @@ class ServedEngine:
     # ---- weights
 
     def load(self, weights: Weights) -> None:
-        """Hand the weights over, and have the server show that it has them: the version, and the sums of tensors.
+        """Hand the weights over; requests that are under way end with the old ones first.
 
-        Requests that are under way end with the old weights first. Raises SyncError when it has not taken them.
+        Raises SyncError when the server does not show that it has taken them.
         """
-        names = checked(weights.tensors)
-        place = self.folder / "weights"
+        place = self.folder / f"weights-{weights.version}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        save_file({name: value.contiguous() for name, value in weights.tensors.items()}, place / "model.safetensors")
         self.server.post(f"{self.server.root}/pause?mode=wait", {})
         try:
-            arguments = {"folder": str(place), "version": weights.version, "names": names}
-            read = self.call("posttrain_load", arguments)
-            held = self.call("posttrain_held", {"names": names})
+            if self.adapter:
+                self.load_adapter(weights, place)
+            else:
+                self.load_whole(weights, place)
         finally:
             self.server.post(f"{self.server.root}/resume", {})
             shutil.rmtree(place, ignore_errors=True)
-        sums = weights.sums(self.dtype)
+        self.version = weights.version
+
+    def load_adapter(self, weights: Weights, place: Path) -> None:
+        """A LoRA adapter in PEFT's format. vLLM tells nothing of what it took: the probe has to."""
+        from peft import get_peft_model_state_dict
+
+        self.policy.model.peft_config["default"].save_pretrained(str(place))
+        tensors = get_peft_model_state_dict(self.policy.model, state_dict=dict(weights.tensors))
+        save_file({name: value.contiguous() for name, value in tensors.items()}, place / "adapter_model.safetensors")
+        body = {"lora_name": ADAPTER, "lora_path": str(place), "load_inplace": True}
+        self.server.post(f"{self.server.url}/load_lora_adapter", body)
+
+    def load_whole(self, weights: Weights, place: Path) -> None:
+        """All tensors; the server shows the version, and the sums of tensors as it read them and as it holds them."""
+        names = checked(weights.tensors)
+        save_file({name: value.contiguous() for name, value in weights.tensors.items()}, place / "model.safetensors")
+        read = self.call("posttrain_load", {"folder": str(place), "version": weights.version, "names": names})
+        held = self.call("posttrain_held", {"names": names})
         for worker in (*read, *held):
             if worker["version"] != weights.version:
                 raise SyncError(f"{self.server.url} has weights of version {worker['version']}, not {weights.version}")
+        sums = weights.sums(self.dtype)
         for worker in read:
             compared(sums, worker["sums"], f"{self.server.url} (as read)")
         found = joined([worker["sums"] for worker in held], {name: t.numel() for name, t in weights.tensors.items()})
         compared({name: sums[name] for name in found}, found, f"{self.server.url} (as held)")
-        self.version = weights.version
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> list[Any]:
         """A method of the server's workers: one result of each."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
@@ -52,6 +53,7 @@ class Server:
         limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(headers=headers, limits=limits)
+        weakref.finalize(self, self.client.close)
 
     @property
     def root(self) -> str:

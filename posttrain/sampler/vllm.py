@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from posttrain.policy.text import TextPolicy
+from posttrain.policy.text import TextPolicy, exported
 from posttrain.sampler.engine import ServedEngine, shared_memory
 from posttrain.sampler.server import Server
 
 EXTENSION = Path(__file__).parent / "inside_vllm"
 PYTHON = "POSTTRAIN_VLLM_PYTHON"  # an interpreter that has vLLM, if it is not this one
 START_S = 900.0  # the longest wait for a server to come up
-END_S = 15.0
+END_S = 8.0  # for SIGTERM, which a vLLM that is still starting does not heed
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA adapters, as vLLM allots them
+SMALLEST_HEAD = 32  # of the attention kernels for CPUs
 
 
 @contextlib.contextmanager
@@ -38,15 +41,22 @@ def vllm(
     log      where its output goes; a file beside the weights if not given
     Raises ValueError when vLLM is not installed, RuntimeError with the end of its log when it does not come up.
     """
+    config = policy.body.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if policy.device.type == "cpu" and head < SMALLEST_HEAD:
+        raise ValueError(
+            f"vLLM on a CPU has no attention for heads of {head}, only of {SMALLEST_HEAD} and more: take another --model "
+            "(`tiny` has 16), or leave --sampler vllm"
+        )
     folder = Path(tempfile.mkdtemp(prefix="posttrain-vllm-", dir=shared_memory()))
-    policy.save(folder / "model")
+    saved(policy, folder / "model")
     log = log or folder / "vllm.log"
     port = free_port()
-    process = started(command(policy, folder / "model", port, options or {}), log, policy.device.type)
+    process = started(command(policy, folder / "model", port, options or {}), log)
     server = Server(f"http://127.0.0.1:{port}/v1", model="policy", at_once=at_once)
     try:
         wait_for(server, process, log)
-        yield ServedEngine(server, policy, folder, dtype_of(policy))
+        yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)))
     finally:
         end(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,6 +74,23 @@ def interpreter() -> str:
     )
 
 
+def saved(policy: TextPolicy, folder: Path) -> None:
+    """The checkpoint that vLLM starts with: under LoRA the base model alone, as adapters come by themselves."""
+    if not rank_of(policy):
+        policy.save(folder)
+        return
+    with policy.model.disable_adapter():
+        tensors = dict(exported(policy))
+    policy.body.config.save_pretrained(folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    policy.tokenizer.save_pretrained(folder)
+
+
+def rank_of(policy: TextPolicy) -> int:
+    """Of the policy's LoRA adapter; 0 without one."""
+    return max((one.r for one in getattr(policy.model, "peft_config", {}).values()), default=0)
+
+
 def dtype_of(policy: TextPolicy) -> str:
     return "bfloat16" if policy.bf16 else "float32"
 
@@ -79,6 +106,8 @@ def command(policy: TextPolicy, model: Path, port: int, options: Mapping[str, An
         "generation-config": "vllm",  # not the checkpoint's own top-p and top-k
         "worker-extension-cls": "posttrain_vllm.Weights",
     }
+    if rank := rank_of(policy):
+        plain |= {"enable-lora": True, "max-loras": 1, "max-lora-rank": next(r for r in RANKS if r >= rank)}
     if policy.device.type == "cpu":
         plain |= {"kv-cache-memory-bytes": 2**26, "max-num-seqs": 64, "enforce-eager": True}
     words = [interpreter(), "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
@@ -87,15 +116,14 @@ def command(policy: TextPolicy, model: Path, port: int, options: Mapping[str, An
     return words
 
 
-def started(words: list[str], log: Path, device: str) -> subprocess.Popen:
+def started(words: list[str], log: Path) -> subprocess.Popen:
     """The server in a process group of its own, which `end` ends whole."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(EXTENSION), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VLLM_SERVER_DEV_MODE": "1",  # the calls that load weights
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     }
-    if device == "cpu":
-        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # the learner's, not its
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,243 @@
+"""`posttrain serve` as a process: what OpenAI's client sees, what a learner needs, and what is recorded."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from conftest import digits, task
+
+import posttrain as pt
+from posttrain import tiny
+from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.row import rows_of, scored
+from posttrain.sampler.engine import ServedEngine, joined
+from posttrain.sampler.server import Server, ServerError
+from posttrain.sampler.weights import SyncError, given, probe_of, published, scores, synchronise
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, words):
+    """A tiny random model behind a real server: its address, its folder, and the file of its episodes."""
+    folder = tmp_path_factory.mktemp("served")
+    TextPolicy(tiny.network(words, 5, hidden=32, layers=2, positions=256), words).save(folder / "model")
+    record = folder / "episodes.jsonl"
+    options = ["--model", str(folder / "model"), "--port", "0", "--record", str(record), "--trainable"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "posttrain", "serve", *options, "--name", "small", "--max-new", "12"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    found = re.search(r"serving small at (http://127.0.0.1:\d+/v1)", said)
+    assert found, said + process.stderr.read()
+    yield found.group(1), folder / "model", record
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+@pytest.fixture
+def twin(served) -> TextPolicy:
+    """The same model in this process."""
+    return pt.text(str(served[1]), max_new=12)
+
+
+def test_openai_s_client_and_the_record_of_its_episode(served, twin):
+    from openai import BadRequestError, OpenAI
+
+    url, _, record = served
+    client = OpenAI(base_url=url, api_key="none")
+    assert [model.id for model in client.models.list()] == ["small"]
+    asked = [{"role": "user", "content": "hello"}]
+    headers = {"x-posttrain-task": "greeting"}
+    first = client.chat.completions.create(model="small", messages=asked, seed=3, logprobs=True, extra_headers=headers)
+    said = first.choices[0].message.content
+    [local] = twin.sample([pt.Ask((pt.user("hello"),), seed=3)])
+    assert said == local.content
+    assert [one.logprob for one in first.choices[0].logprobs.content] == pytest.approx(local.logp.tolist(), abs=1e-5)
+    asked += [{"role": "assistant", "content": said}, {"role": "user", "content": "and again"}]
+    streamed = client.chat.completions.create(model="small", messages=asked, seed=4, stream=True, max_tokens=5)
+    pieces = [event.choices[0].delta.content or "" for event in streamed]
+    episode = first.choices[0].episode
+    assert httpx.post(f"{url}/episodes/{episode}/reward", json={"reward": 0.5}).status_code == 200
+    [rollout] = [one for one in pt.read_episodes(record) if one.task.key == "greeting"]
+    assert [turn.reply.content for turn in rollout.turns] == [said, "".join(pieces)]
+    assert rollout.facts == 0.5
+    rows = rows_of(twin, rollout, rollout.turns)
+    assert len(rows) == 1, "the second prompt continues the sampled tokens themselves"
+    assert torch.allclose(torch.cat(scored(twin, rows)), rows[0].logp, atol=1e-5)
+    with pytest.raises(BadRequestError, match="top_p: 0.9 cuts the distribution short"):
+        client.chat.completions.create(model="small", messages=asked, top_p=0.9)
+    with pytest.raises(BadRequestError, match="'large' is not served here, but 'small'"):
+        client.chat.completions.create(model="large", messages=asked)
+    with pytest.raises(BadRequestError, match="model 256 positions"):
+        client.completions.create(model="small", prompt=[5] * 300)
+    with pytest.raises(BadRequestError, match="list of token ids of the model's vocabulary"):
+        client.completions.create(model="small", prompt=[10**6])
+
+
+def test_a_player_behind_a_server(served):
+    judge = pt.server(served[0], max_new=6)
+    asks = [pt.Ask((pt.user(f"hi {i}"),), seed=i) for i in range(5)]
+    replies = judge.sample(asks)
+    assert [one.content for one in replies] == [one.content for one in judge.sample(asks)], "seeds decide"
+    assert all(one.stop in ("end", "length") and len(one.logp) == 0 for one in replies)
+    [greedy, again] = judge.sample([pt.Ask(asks[0].messages, temperature=0.0, seed=s) for s in (1, 2)])
+    assert greedy.content == again.content
+    last = greedy.content[-1]
+    stopped = judge.sample([pt.Ask(asks[0].messages, temperature=0.0, stop=(last,))])[0]
+    assert (stopped.content, stopped.stop) == (greedy.content.partition(last)[0], "string")
+
+
+def test_a_server_samples_in_the_policy_s_place_and_is_trained(served, twin, tmp_path):
+    """Weights, versions, sums and parity at every step; the rewards are those of the local sampler."""
+    tasks = [task(str(i)) for i in range(4)]
+    histories = {}
+    for name in ("served", "local"):
+        policy = pt.text(str(served[1]), max_new=6)
+        engine = ServedEngine(Server(served[0]), policy) if name == "served" else None
+        run = pt.Run(tmp_path / name, steps=6, tasks=2, lr=3e-3, quiet=True)
+        held_out = [task("held")]
+        histories[name] = pt.train(
+            policy, tasks, pt.grpo(pt.each(digits), samples=8), run, held_out=held_out, sampler=engine
+        ).history
+    assert [line["reward"] for line in histories["served"]] == pytest.approx(
+        [line["reward"] for line in histories["local"]], abs=1e-6
+    )
+    assert histories["served"][-1]["reward"] > histories["served"][0]["reward"]
+    assert all(line["parity_gap"] < 1e-5 for line in histories["served"])
+    assert histories["served"][-1]["held_out/reward"] == pytest.approx(histories["local"][-1]["held_out/reward"])
+    records = list(pt.read_rollouts(tmp_path / "served", 5))
+    assert {turn["version"] for record in records for turn in record["turns"]} == {5}
+
+
+def test_turns_continue_the_tokens_that_the_server_sampled(served, twin):
+    engine = ServedEngine(Server(served[0]), twin)
+    synchronise(engine, published(twin, (), merged=True))
+
+    def two(one):
+        first = yield from pt.ask(one.prompt, temperature=0.7)
+        yield from pt.ask([*one.prompt, pt.assistant(first), pt.user("go on")])
+
+    [[rollout]] = pt.rollout(two, [task()], {"policy": engine}, 1)
+    [row] = rows_of(twin, rollout, rollout.turns)
+    assert len(row.turns) == 2
+    assert torch.allclose(torch.cat(scored(twin, [row])), row.logp, atol=1e-5), "at the temperature of each turn"
+
+
+def test_the_gate_stops_what_is_not_in_step(served, twin, words):
+    engine = ServedEngine(Server(served[0]), twin)
+    probe = probe_of(twin, [task("a"), task("b")])
+    good = published(twin, probe, merged=True)
+    assert synchronise(engine, good)["parity_gap"] < 1e-5
+    other = TextPolicy(tiny.network(words, 9, hidden=32, layers=2, positions=256), words)
+    wrong = type(good)(good.version, good.tensors, probe, tuple(scores(other, probe)))
+    with pytest.raises(SyncError, match=r"is .* nats from the learner on the probe \(allowed 0.1\)"):
+        synchronise(engine, wrong)
+    shallow = TextPolicy(tiny.network(words, 5, hidden=32, layers=1, positions=256), words)
+    with pytest.raises(SyncError, match="the weights have no tensor model.layers.1.*posttrain.s extension"):
+        engine.load(published(shallow, (), merged=True))
+    stale = published(twin, (), merged=True)
+    with pytest.raises(SyncError, match="has weights of version 0, not 7"):
+        engine.call = lambda method, arguments: [{"version": 0, "sums": {}}]
+        engine.load(type(stale)(7, stale.tensors, (), ()))
+
+
+def test_sums_that_differ_are_named(twin):
+    weights = published(twin, (), merged=True)
+    sums = dict(weights.sums())
+    assert {"model.norm.weight", "model.layers.1.mlp.down_proj.weight", "lm_head.weight"} <= set(sums)
+    from posttrain.sampler.weights import compared
+
+    compared(sums, sums, "it")
+    with pytest.raises(SyncError, match=r"it did not take the weights: model.norm.weight sums to 1, the learner's to"):
+        compared(sums, sums | {"model.norm.weight": (1.0, 1.0)}, "it")
+    with pytest.raises(SyncError, match=r"it has no tensor lm_head.weight"):
+        compared(sums, {k: v for k, v in sums.items() if k != "lm_head.weight"}, "it")
+
+
+def test_sums_of_tensors_that_several_workers_hold():
+    """A norm stands whole in both, a matrix half in each, a padded one cannot be compared."""
+    parts = [{"norm": [3.0, 4.0, 8], "o_proj": [1.0, 2.0, 6], "lm_head": [5.0, 5.0, 9]} for _ in range(2)]
+    assert joined(parts, {"norm": 8, "o_proj": 12, "lm_head": 16}) == {"norm": (3.0, 4.0), "o_proj": (2.0, 4.0)}
+
+
+def test_a_sequence_is_scored_as_the_policy_scores_it(twin):
+    ids = list(twin.chat.prompt((pt.user("hello"),))[0])
+    [found] = scores(twin, [ids])
+    assert len(found) == len(ids) - 1 == len(given(ids).logp)
+    with torch.no_grad():
+        logits = twin.model(torch.tensor([ids])).logits[0]
+    assert torch.allclose(found, logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])], atol=1e-5)
+
+
+def test_servers_that_fail_say_so(served):
+    gone = pt.server("http://127.0.0.1:9/v1", model="m", deadline_s=0.5)
+    with pytest.raises(ServerError, match=r"127.0.0.1:9/v1/.*ConnectError.*Is the server up\?"):
+        gone.sample([pt.Ask((pt.user("hi"),))])
+    with pytest.raises(ServerError, match="does not serve 'huge', but small"):
+        pt.server(served[0], model="huge").sample([pt.Ask((pt.user("hi"),))])
+    with pytest.raises(ServerError, match=r"refused \(status 400\): .*max_tokens must be at least 1"):
+        pt.server(served[0], max_new=-1).sample([pt.Ask((pt.user("hi"),))])
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Overloaded twice, then well; or it answers nonsense."""
+
+    asked = 0
+
+    def do_POST(self):
+        Moody.asked += 1
+        nonsense = self.path.startswith("/nonsense")
+        status = 503 if Moody.asked % 3 and not nonsense else 200
+        body = b"<html>" if nonsense else b'{"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}'
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST
+
+    def log_message(self, *_):
+        pass
+
+
+def test_what_may_pass_is_tried_again_and_nonsense_is_named():
+    http = HTTPServer(("127.0.0.1", 0), Moody)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{http.server_port}"
+    patient = Server(f"{address}/v1")
+    patient.__dict__["model"] = "m"
+    from posttrain.sampler.server import Player
+
+    assert Player(patient).sample([pt.Ask((pt.user("hi"),))])[0].content == "yes"
+    assert Moody.asked == 3
+    confused = Server(f"{address}/nonsense/v1")
+    with pytest.raises(ServerError, match="did not answer in JSON: <html>"):
+        _ = confused.model
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_record_that_cannot_be_read_names_the_line(tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    path.write_text('{"episode": "e"}\n')
+    with pytest.raises(ValueError, match=r"episodes.jsonl, line 1: not a recorded reply: KeyError"):
+        pt.read_episodes(path)
+
+
+def test_the_extension_for_vllm_stands_alone():
+    """It is imported where posttrain is not installed."""
+    from posttrain.sampler.vllm import EXTENSION
+
+    text = (EXTENSION / "posttrain_vllm.py").read_text()
+    assert not re.search(r"^\s*(from|import) posttrain", text, re.MULTILINE)
+    assert Path(EXTENSION / "posttrain_vllm.py").is_file()
