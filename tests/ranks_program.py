@@ -1,0 +1,85 @@
+"""Run by tests/test_ranks.py under torchrun, and by itself: gradients and runs of a learner on one rank or on several."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from conftest import Spy, digits, task
+
+import posttrain as pt
+from posttrain import ranks, tiny
+from posttrain.descent import update
+from posttrain.policy.load import adapted
+from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.scale.shards import spread
+from posttrain.systems.entropy import kl_cov
+
+LOSSES = {
+    "clipped": (pt.clipped(), pt.token_mean),
+    "sequence mean": (pt.clipped(), pt.sequence_mean),
+    "whole step": (kl_cov(0.3, 2.0), pt.token_mean),
+    "entropy": (pt.total((1.0, pt.clipped()), (0.01, pt.entropy_bonus)), pt.prompt_mean),
+}
+
+
+def made(kind: str) -> TextPolicy:
+    words = tiny.tokenizer()
+    network = tiny.network(words, 0, hidden=32, layers=2, positions=256)
+    if kind == "tied":
+        network.config.tie_word_embeddings = True
+        network.tie_weights()
+    if kind == "lora":
+        torch.manual_seed(3)
+        network = adapted(network, 4)
+        with torch.no_grad():  # a fresh adapter is zero: make it do something
+            for name, p in network.named_parameters():
+                if "lora_B" in name:
+                    p.normal_(0, 0.1)
+    return TextPolicy(network, words, Sampling(6))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gradients(kind: str, out: Path) -> None:
+    """The gradient of every loss on the same rows, by name of the parameter."""
+    policy = made(kind)
+    reference = policy.frozen()
+    if ranks.world() > 1:
+        spread(policy)
+    source = pt.Shuffled([task(str(i)) for i in range(5)])
+    varied = pt.each(lambda rollout: sum(map(ord, rollout.text)) % 7 / 6)  # differs with any two samples
+    experience = pt.gather(policy, source, pt.grpo(varied, samples=4), 5, seed=1)
+    found = {"logp": torch.cat([row.logp for row in experience.rows])}
+    for name, (loss, reduce) in LOSSES.items():
+        spy = Spy(policy)
+        more = {"reference": reference if name == "clipped" else None, "micro_tokens": 64}
+        loss = pt.total((1.0, loss), (0.1, pt.kl_to_reference())) if name == "clipped" else loss
+        update(policy, spy, experience.rows, loss, reduce, max_norm=1e9, **more)
+        for key, p in policy.model.named_parameters():
+            if p.grad is not None:
+                found[f"{name}/{key}"] = whole(p.grad).clone()
+    if ranks.primary():
+        torch.save(found, out)
+
+
+def run(kind: str, out: Path, steps: int, resume: bool) -> None:
+    policy = made(kind)
+    recipe = pt.dapo(pt.each(digits), max_new=6, samples=4)
+    if ranks.world() > 1:
+        spread(policy)
+    settings = pt.Run(out, steps=steps, tasks=3, lr=1e-2, save_every=2, resume=resume, quiet=True)
+    pt.train(policy, [task(str(i)) for i in range(7)], recipe, settings, held_out=[task("held")])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, kind, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    with ranks.joined():
+        if what == "gradients":
+            gradients(kind, place)
+        else:
+            run(kind, place, int(sys.argv[4]), resume="--resume" in sys.argv)

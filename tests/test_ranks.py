@@ -1,0 +1,108 @@
+"""FSDP2 over two ranks (gloo, CPU): the gradients, runs and checkpoints of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import posttrain as pt
+from posttrain import ranks
+
+HERE = Path(__file__).parent
+
+
+def ran(world: int, *arguments: str, fails: bool = False) -> str:
+    """The program on so many ranks; returns what it said."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(world)] if world > 1 else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    done = subprocess.run(
+        [sys.executable, *launch, str(HERE / "ranks_program.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "tied", "lora"])
+def test_two_ranks_have_the_gradient_of_one(kind, tmp_path):
+    """For a loss with a reference, two reductions, statistics of the whole step, and an entropy term."""
+    for world in (1, 2):
+        ran(world, "gradients", kind, str(tmp_path / f"{world}.pt"))
+    one, two = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
+    assert one.keys() == two.keys()
+    assert torch.allclose(one["logp"], two["logp"], atol=1e-5), "the same rollouts, in the same order"
+    assert any(value.abs().sum() > 0 for name, value in one.items() if name.startswith("whole step"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_a_run_on_two_ranks_and_its_resumption(tmp_path):
+    """The same run as on one rank to float tolerance; cut in the middle and resumed, the same to the last bit."""
+    ran(1, "run", "plain", str(tmp_path / "one"), "6")
+    ran(2, "run", "plain", str(tmp_path / "two"), "6")
+    ran(2, "run", "plain", str(tmp_path / "cut"), "4")
+    assert "written by 2 ranks and cannot be read by 1" in ran(
+        1, "run", "plain", str(tmp_path / "cut"), "6", "--resume", fails=True
+    )
+    ran(2, "run", "plain", str(tmp_path / "cut"), "6", "--resume")
+    one, two, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two", "cut"))
+    assert one.keys() == two.keys() == cut.keys()
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3
+    assert all(torch.equal(two[name], cut[name]) for name in two)
+    histories = [pt.read_metrics(tmp_path / name) for name in ("one", "two", "cut")]
+    for name in ("reward", "rows", "groups_refused", "grad_norm", "entropy", "loss"):
+        first, *others = ([line[name] for line in history] for history in histories)
+        assert all(other == pytest.approx(first, rel=2e-2, abs=1e-3) for other in others), name
+    assert len(list(pt.read_rollouts(tmp_path / "two"))) == len(list(pt.read_rollouts(tmp_path / "one")))
+    shards = next((tmp_path / "two" / "checkpoints").iterdir()) / "shards"
+    assert len(list(shards.glob("*.distcp"))) == 2, "each rank writes its own"
+
+
+def test_a_process_that_is_alone_exchanges_nothing():
+    assert (ranks.world(), ranks.rank(), ranks.primary()) == (1, 0, True)
+    assert list(ranks.share(range(5))) == list(range(5))
+    assert ranks.gathered([3, 4], "") == [3, 4]
+    assert ranks.first(lambda: 7, "") == 7
+    assert ranks.dealt(["a", "b"]) == [("a", True), ("b", True)]
+
+
+def test_bins_are_dealt_so_that_ranks_keep_step(monkeypatch):
+    monkeypatch.setattr(ranks, "world", lambda: 3)
+    hands = []
+    for rank in range(3):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        hands.append(ranks.dealt(list("abcde")))
+    assert hands == [
+        [("a", True), ("d", True)],
+        [("b", True), ("e", True)],
+        [("c", True), ("a", False)],
+    ]
+    assert ranks.dealt([]) == []
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_come_is_named(tmp_path):
+    program = tmp_path / "late.py"
+    program.write_text(
+        "import time\nfrom posttrain import ranks\n"
+        "with ranks.joined():\n"
+        "    if ranks.rank() == 1:\n        time.sleep(30)\n"
+        "    ranks.meet('for the rollouts of a step')\n"
+    )
+    environment = os.environ | {"POSTTRAIN_PATIENCE_S": "3", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode != 0
+    assert "rank 0 waited 3 s for the rollouts of a step" in done.stderr
+    assert "Rank 1" in done.stderr or "[1]" in done.stderr or "rank 1" in done.stderr
