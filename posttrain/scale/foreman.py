@@ -132,11 +132,14 @@ class Foreman:
             fill.refused += 1
         else:
             self.schedule.finish(number, graded, spread_of(graded.scores))
-        if not fill.running and fill.refused:
+        drawn = fill.attempt > 0 or self.first >= (draw.step + 1) * self.schedule.batch
+        if fill.running or not drawn:
+            return
+        if fill.refused:
             fill.attempt += 1
             self.owed += [(draw.step, fill.attempt, place) for place in range(fill.refused)]
             fill.running, fill.refused = fill.refused, 0
-        elif not fill.running and self.first >= (draw.step + 1) * self.schedule.batch:
+        else:
             del self.filling[draw.step]
 
     def described(self, jobs: Sequence[Job]) -> Metrics:

@@ -1,0 +1,183 @@
+"""A Ray cluster on this machine: one learner and two samplers, killed in part and as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import posttrain as pt
+from posttrain import tiny
+from posttrain.policy.text import TextPolicy
+
+STEPS, TASKS, SAMPLES = 24, 4, 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, words) -> Path:
+    """A tiny model, a task for every group of a run, and a reward that is learnt in a few steps."""
+    folder = tmp_path_factory.mktemp("cluster")
+    TextPolicy(tiny.network(words, 0, hidden=32, layers=2, positions=256), words).save(folder / "base")
+    lines = [json.dumps({"prompt": f"hi {i}", "answer": "x"}) for i in range(STEPS * TASKS)]
+    (folder / "tasks.jsonl").write_text("\n".join(lines))
+    (folder / "reward.py").write_text(
+        "import time\n"
+        "def digits(rollout):\n"
+        "    time.sleep(0.004)\n"
+        "    return sum(c.isdigit() for c in rollout.text) / max(len(rollout.text), 1)\n"
+    )
+    return folder
+
+
+def command(place: Path, out: str, *more: str, steps: int = STEPS) -> list[str]:
+    words = ["train", "--data", str(place / "tasks.jsonl"), "--grade", f"{place / 'reward.py'}:digits"]
+    words += ["--model", str(place / "base"), "--max-new", "6", "--steps", str(steps)]
+    words += [] if "--lr" in more else ["--lr", "2e-2"]
+    words += ["--tasks", str(TASKS), "--samples", str(SAMPLES), "--save-every", "2", "--out", str(place / out)]
+    return [sys.executable, "-m", "posttrain", *words, *more]
+
+
+def ran(words: list[str]) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def started(words: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def rewards(folder: Path) -> list[float]:
+    return [line["reward"] for line in pt.read_metrics(folder)]
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below one, with what they call themselves."""
+    parents, names = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+        except (OSError, ValueError):
+            continue  # it has just ended
+    found, more = {pid}, {pid}
+    while more:
+        more = {one for one, parent in parents.items() if parent in more} - found
+        found |= more
+    return {one: names.get(one, "") for one in found}
+
+
+def wait_for_steps(process: subprocess.Popen, out: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if len(pt.read_metrics(out)) >= count:
+            return
+        assert process.poll() is None
+        time.sleep(0.05)
+    raise AssertionError(f"no {count} steps in 120 s")
+
+
+def trained_once(out: Path) -> None:
+    """Every step has its groups, and no task of this single epoch was trained twice."""
+    seen = Counter(record["task"] for record in pt.read_rollouts(out))
+    assert len(seen) == STEPS * TASKS
+    assert set(seen.values()) == {SAMPLES}
+    assert [line["step"] for line in pt.read_metrics(out)] == list(range(STEPS))
+
+
+@pytest.mark.slow
+def test_staleness_zero_is_the_loop_of_one_process(place):
+    """Group for group, with dynamic sampling, two learners and two samplers."""
+    gently = ["--method", "dapo", "--lr", "1e-4"]  # Adam makes steps of rounding errors: they stay small
+    ran(command(place, "alone", *gently, steps=4))
+    ran(command(place, "spread", *gently, "--cluster", "local", "--learners", "2", steps=4))
+    assert rewards(place / "spread") == pytest.approx(rewards(place / "alone"), abs=1e-6)
+    tasks = [[record["task"] for record in pt.read_rollouts(place / name)] for name in ("alone", "spread")]
+    assert tasks[0] == tasks[1]
+    one, two = (load_file(place / name / "model" / "model.safetensors") for name in ("alone", "spread"))
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3
+    assert all(line["age_max"] == 0 for line in pt.read_metrics(place / "spread"))
+
+
+@pytest.mark.slow
+def test_a_sampler_is_killed_and_replaced_and_the_run_ends_as_well(place):
+    ran(command(place, "laptop"))
+    out = place / "killed"
+    process = started(command(place, "killed", "--cluster", "local", "--samplers", "2", "--staleness", "1"))
+    wait_for_steps(process, out, 3)
+    players = [pid for pid, name in descendants(process.pid).items() if name.startswith("ray::Actor")]
+    assert len(players) == 2
+    os.kill(players[0], signal.SIGKILL)
+    assert process.wait(180) == 0
+    lines = pt.read_metrics(out)
+    assert lines[-1]["players_replaced"] == 1
+    assert sum(line["groups_lost"] for line in lines) >= 1
+    trained_once(out)
+    assert max(line["age_max"] for line in lines) == 1
+    assert sum(line["age/0"] for line in lines if "age/0" in line) > 0
+    assert all(line["parity_gap"] < 1e-4 for line in lines if "parity_gap" in line)
+    ends = [statistics.fmean(rewards(place / name)[-5:]) for name in ("laptop", "killed")]
+    assert ends[0] > 0.5
+    assert abs(ends[0] - ends[1]) < 0.25, "the same band"
+
+
+@pytest.mark.slow
+def test_the_whole_run_is_killed_and_resumed_with_nothing_lost(place):
+    out = place / "cut"
+    options = ["--cluster", "local", "--staleness", "1"]
+    process = started(command(place, "cut", *options))
+    wait_for_steps(process, out, 7)
+    for pid in descendants(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # a child of one that was killed first
+    process.wait(30)
+    ran(command(place, "cut", *options, "--resume"))
+    lines = pt.read_metrics(out)
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    seen = Counter(record["task"] for record in pt.read_rollouts(out))
+    assert set(seen.values()) == {SAMPLES}, "no group was trained twice"
+    assert len(seen) == STEPS * TASKS
+    assert json.loads((out / "run.json").read_text())["resumed"]
+    assert statistics.fmean(rewards(out)[-5:]) > statistics.fmean(rewards(out)[:3]) + 0.2
+
+
+@pytest.mark.slow
+def test_what_a_reward_raises_on_a_player_reaches_the_user(place):
+    (place / "broken.py").write_text("def gold(rollout):\n    return rollout.task.truth['gold']\n")
+    words = command(place, "broken", "--cluster", "local", steps=2)
+    words[words.index("--grade") + 1] = f"{place / 'broken.py'}:gold"
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "raised by the reward on task" in done.stderr
+    assert "raised on player" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--staleness", "2"], "--staleness 2 needs --cluster"),
+        (["--cluster", "local", "--sampler", "http://x/v1"], "on a cluster every sampler is the policy itself, or vllm"),
+        (["--sampler-options", "a=1"], "are those of --sampler vllm"),
+        (["--cluster", "local", "--stale", "wait"], "--stale wait: unknown, the choices are block, drop, interrupt"),
+        (["--samplers", "0"], "--samplers 0: it must be at least 1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(place, options, message, capsys):
+    from posttrain.cli import main
+
+    with pytest.raises(SystemExit):
+        main([*command(place, "never")[3:], *options])
+    assert message in capsys.readouterr().err
+    assert not (place / "never").exists()
