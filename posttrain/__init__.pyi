@@ -112,12 +112,12 @@ from .row import flatten as flatten
 from .row import rows as rows
 from .run import Run as Run
 from .run import Session as Session
+from .sampler.server import server as server
+from .serve.record import read_episodes as read_episodes
 from .step import gather as gather
 from .step import learn as learn
 from .step import practised as practised
 from .step import train as train
-from .sampler.server import server as server
-from .serve.record import read_episodes as read_episodes
 from .stream import Shuffled as Shuffled
 from .stream import Source as Source
 from .supervised import sft as sft

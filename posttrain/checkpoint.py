@@ -104,8 +104,8 @@ class Checkpoints:
             ) from error
         if (about["ranks"] == 1) != (ranks.world() == 1):
             raise ValueError(
-                f"checkpoint {folder} was written by {about['ranks']} ranks and cannot be read by {ranks.world()}: resume "
-                f"with {'one process' if about['ranks'] == 1 else 'two ranks or more (torchrun --nproc-per-node)'}"
+                f"checkpoint {folder} was written by {about['ranks']} ranks and cannot be read by {ranks.world()}: "
+                f"resume with {'one process' if about['ranks'] == 1 else 'two ranks or more (torchrun)'}"
             )
         if len(tensors) != about.get("parameters", 0):
             raise ValueError(f"checkpoint {folder} is incomplete: {len(tensors)} of {about['parameters']} parameters")
@@ -126,23 +126,24 @@ class Checkpoints:
 
 def save_shards(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """What each rank has of the trained parameters and of the optimizer, by torch.distributed.checkpoint."""
-    import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-    distributed.save(sharded_state(policy, optimizer), checkpoint_id=str(folder), process_group=ranks.talk[0])
+    save_tensors(sharded_state(policy, optimizer), checkpoint_id=str(folder), process_group=ranks.talk[0])
 
 
 def load_shards(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Read them again, in place. Raises ValueError for the checkpoint of another model."""
-    import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-    written = distributed.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    written = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
     if any(name.startswith("optimizer.") for name in written):
         with_moments(optimizer)
     state = sharded_state(policy, optimizer)
     wrong = [name for name, value in state.items() if getattr(written.get(name), "size", None) != value.shape]
     if wrong:
         raise ValueError(f"the checkpoint is of another model: it has no {wrong[0]} of shape {state[wrong[0]].shape}")
-    distributed.load(state, checkpoint_id=str(folder), process_group=ranks.talk[0])
+    load_tensors(state, checkpoint_id=str(folder), process_group=ranks.talk[0])
 
 
 def sharded_state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

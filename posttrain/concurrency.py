@@ -21,8 +21,8 @@ def finished_in_time(
 ) -> Iterator[tuple[int, Result | BaseException]]:
     """`work(i)` for every i below `count`, as they finish: what it returned, or what it raised.
 
-    What raises one of `passing` is done again, up to `retries` times. Work that takes longer than `deadline_s` gives a
-    TimeoutError at that moment; its thread cannot be ended, is not waited for, and what it still returns is thrown away.
+    What raises one of `passing` is done again, up to `retries` times. Work that takes longer than `deadline_s` gives
+    a TimeoutError at that moment; its thread cannot be ended, is not waited for, and what it returns is thrown away.
     """
     results: queue.SimpleQueue[tuple[int, int, Result | BaseException]] = queue.SimpleQueue()
     waiting = list(range(count))[::-1]

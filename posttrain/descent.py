@@ -158,7 +158,7 @@ def dealt_rows(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[t
 
 
 def survey(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[Density]:
-    """[B] the density of every row under the current parameters, without gradients, on the CPU; each rank scores some."""
+    """[B] the density of every row under the current parameters, on the CPU, without gradients; ranks share it."""
     found: dict[int, Density] = {}
     with torch.no_grad():
         for piece, counts in dealt_rows(policy, rows, micro_tokens):

@@ -115,7 +115,7 @@ def first(work: Callable[[], Item], why: str) -> Item:
 
 
 def dealt(bins: Sequence[Item]) -> list[tuple[Item, bool]]:
-    """This rank's bins, as many as every other rank has; False: the last is there only to keep step, and weighs nothing.
+    """This rank's bins, as many as every other rank has; False: it only keeps step, and weighs nothing.
 
     A model that is spread over ranks is computed by all of them together, so none may have a pass more than another.
     """

@@ -226,7 +226,9 @@ class Session:
         if engine.version == policy.version:
             return {}
         if self.probe is None:
-            self.probe = probe_of(policy, [task for task in getattr(self.source, "items", ()) if isinstance(task, Task)])
+            self.probe = probe_of(
+                policy, [task for task in getattr(self.source, "items", ()) if isinstance(task, Task)]
+            )
         clock = time.perf_counter()
         weights = published(policy, self.probe, engine.merged)
         metrics = ranks.first(lambda: synchronise(engine, weights), "for the engine to take the weights")

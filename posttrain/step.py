@@ -53,9 +53,7 @@ def gather(
     seconds: dict[str, float] = defaultdict(float)
     for attempt in range(recipe.rounds):
         drawn: list[Task] = source.take(tasks - len(admitted))
-        fresh, spent = played_and_graded(
-            drawn, recipe.env, recipe.reward, players, recipe.samples, mix(seed, attempt)
-        )
+        fresh, spent = played_and_graded(drawn, recipe.env, recipe.reward, players, recipe.samples, mix(seed, attempt))
         for name, value in spent.items():
             seconds[name] += value
         seen += fresh

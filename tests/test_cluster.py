@@ -168,7 +168,10 @@ def test_what_a_reward_raises_on_a_player_reaches_the_user(place):
     ("options", "message"),
     [
         (["--staleness", "2"], "--staleness 2 needs --cluster"),
-        (["--cluster", "local", "--sampler", "http://x/v1"], "on a cluster every sampler is the policy itself, or vllm"),
+        (
+            ["--cluster", "local", "--sampler", "http://x/v1"],
+            "on a cluster every sampler is the policy itself, or vllm",
+        ),
         (["--sampler-options", "a=1"], "are those of --sampler vllm"),
         (["--cluster", "local", "--stale", "wait"], "--stale wait: unknown, the choices are block, drop, interrupt"),
         (["--samplers", "0"], "--samplers 0: it must be at least 1"),

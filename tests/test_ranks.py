@@ -43,7 +43,9 @@ def test_two_ranks_have_the_gradient_of_one(kind, tmp_path):
     assert torch.allclose(one["logp"], two["logp"], atol=1e-5), "the same rollouts, in the same order"
     assert any(value.abs().sum() > 0 for name, value in one.items() if name.startswith("whole step"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            two[name], value, atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.slow

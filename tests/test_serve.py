@@ -16,7 +16,7 @@ from conftest import digits, task
 
 import posttrain as pt
 from posttrain import tiny
-from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.policy.text import TextPolicy
 from posttrain.row import rows_of, scored
 from posttrain.sampler.engine import ServedEngine, joined
 from posttrain.sampler.server import Server, ServerError
@@ -146,8 +146,8 @@ def test_the_gate_stops_what_is_not_in_step(served, twin, words):
     with pytest.raises(SyncError, match="the weights have no tensor model.layers.1.*posttrain.s extension"):
         engine.load(published(shallow, (), merged=True))
     stale = published(twin, (), merged=True)
+    engine.call = lambda method, arguments: [{"version": 0, "sums": {}}]
     with pytest.raises(SyncError, match="has weights of version 0, not 7"):
-        engine.call = lambda method, arguments: [{"version": 0, "sums": {}}]
         engine.load(type(stale)(7, stale.tensors, (), ()))
 
 

@@ -43,6 +43,7 @@ LAPTOP = {
     "entropy": [["--method", "clip_cov"], ["--method", "grpo"]],
     "grpovi": [["--weights", "policy_mean_token"], ["--no-increase", "--std"]],
     "mm_upt": [["--no-reliable"], ["--labels"]],
+    "pangu_embedded": [["--no-adaptive"]],
     "noisy_rewards": [["--kind", "patterns"], ["--kind", "calibrated", "--share", "0.6"]],
     "q_rm": [],
     "reward_fairness": [["--kind", "published coefficient"]],
@@ -133,6 +134,10 @@ FULL = {
     "noisy_rewards": [
         ["--data", "{questions}", "--max-new", "6"],
         ["--data", "{questions}", "--max-new", "6", "--kind", "calibrated", "--judge", "{classifier}"],
+    ],
+    "pangu_embedded": [
+        ["--data", "{questions}", "--max-new", "6", "--kl", "0.1", "--curriculum"],
+        ["--data", "{questions}", "--max-new", "6", "--also", "chat={questions}={classifier},more={questions}=exact"],
     ],
     "q_rm": [
         ["--data", "{questions}", "--max-new", "6", "--pairs", "{pairs}", "--pair-steps", "2"],

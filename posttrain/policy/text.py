@@ -197,7 +197,7 @@ class TextPolicy:
             yield
 
     def whole(self) -> AbstractContextManager[None]:
-        """While the parameters of a model that lies on several ranks are whole on each, and ranks need not keep step."""
+        """While a model that lies on several ranks is whole on each of them, and they need not keep step."""
         return self.shards[0].whole() if self.shards else nullcontext()
 
     # ---- what training changes, and what others load

@@ -1,4 +1,4 @@
-"""A server that samples in the policy's place, and takes its weights: token ids in, token ids and log-probabilities out.
+"""A server that samples in the policy's place and takes its weights: tokens in, tokens and log-probabilities out.
 
 The prompt is rendered here, by the policy's own chat, so that later turns continue the sampled tokens themselves; the
 server never sees a template. It is asked for the distribution as it is at the ask's temperature, not truncated.
@@ -82,8 +82,8 @@ class ServedEngine:
         ids, logp = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if ids is None or logp is None or len(ids) != len(logp):
             raise ServerError(
-                f"{self.server.url} gives no token ids with their log-probabilities (return_token_ids, logprobs): it can "
-                "play as a judge or a teacher (pt.server), not sample in the policy's place"
+                f"{self.server.url} gives no token ids with their log-probabilities (return_token_ids, logprobs): it "
+                "can play as a judge or a teacher (pt.server), not sample in the policy's place"
             )
         reason = stop_of(choice)
         return self.reply(ask, before, prompt, tuple(ids), torch.tensor(logp), reason, wanted.temperature, version)
@@ -138,15 +138,18 @@ class ServedEngine:
         place = self.folder / f"weights-{weights.version}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        self.server.post(f"{self.server.root}/pause?mode=wait", {})
+        self.server.tell(f"{self.server.root}/pause?mode=wait", {})
         try:
             if self.adapter:
                 self.load_adapter(weights, place)
             else:
                 self.load_whole(weights, place)
         finally:
-            self.server.post(f"{self.server.root}/resume", {})
-            shutil.rmtree(place, ignore_errors=True)
+            self.server.tell(f"{self.server.root}/resume", {})
+            # vLLM reads an adapter when it is first asked for, and perhaps again later
+            unneeded = [old for old in self.folder.glob("weights-*") if old != place] if self.adapter else [place]
+            for old in unneeded:
+                shutil.rmtree(old, ignore_errors=True)
         self.version = weights.version
 
     def load_adapter(self, weights: Weights, place: Path) -> None:
@@ -157,7 +160,7 @@ class ServedEngine:
         tensors = get_peft_model_state_dict(self.policy.model, state_dict=dict(weights.tensors))
         save_file({name: value.contiguous() for name, value in tensors.items()}, place / "adapter_model.safetensors")
         body = {"lora_name": ADAPTER, "lora_path": str(place), "load_inplace": True}
-        self.server.post(f"{self.server.url}/load_lora_adapter", body)
+        self.server.tell(f"{self.server.url}/load_lora_adapter", body)
 
     def load_whole(self, weights: Weights, place: Path) -> None:
         """All tensors; the server shows the version, and the sums of tensors as it read them and as it holds them."""
@@ -182,8 +185,8 @@ class ServedEngine:
             return self.server.post(url, body)["results"]
         except ServerError as error:
             raise SyncError(
-                f"{error}. To be trained against, vLLM is started with posttrain's extension: see docs/scale.md, or let "
-                "posttrain start it (--sampler vllm)"
+                f"{error}. To be trained against, vLLM is started with posttrain's extension: see docs/scale.md, or "
+                "let posttrain start it (--sampler vllm)"
             ) from error
 
 

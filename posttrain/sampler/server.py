@@ -71,37 +71,43 @@ class Server:
         return self.named or names[0]
 
     def get(self, url: str) -> Any:
-        return self.request("GET", url, None)
+        return understood(self.request("GET", url, None), url)
 
-    def post(self, url: str, body: Mapping[str, Any], deadline_s: float | None = None) -> Any:
-        return self.request("POST", url, body, deadline_s)
+    def post(self, url: str, body: Mapping[str, Any]) -> Any:
+        """The answer's JSON; raises as `request`."""
+        return understood(self.request("POST", url, body), url)
 
-    def request(self, method: str, url: str, body: Mapping[str, Any] | None, deadline_s: float | None = None) -> Any:
-        """The answer's JSON. Raises ServerError, with what the server said, when it refuses or the deadline passes."""
-        limit = deadline_s or self.deadline_s
-        end, pause, said = time.monotonic() + limit, FIRST_PAUSE_S, "no answer"
+    def tell(self, url: str, body: Mapping[str, Any]) -> None:
+        """As `post`, where there is nothing to be answered."""
+        self.request("POST", url, body)
+
+    def request(self, method: str, url: str, body: Mapping[str, Any] | None) -> httpx.Response:
+        """Raises ServerError, with what the server said, when it refuses or the deadline passes."""
+        end, pause, said = time.monotonic() + self.deadline_s, FIRST_PAUSE_S, "no answer"
         for attempt in range(self.retries + 1):
             left = end - time.monotonic()
             if left <= 0:
                 break
             try:
                 answer = self.client.request(method, url, json=body, timeout=left)
+                if not answer.is_error:
+                    return answer
                 if answer.status_code not in RETRIED:
-                    return understood(answer, url)
+                    raise ServerError(f"{url} refused (status {answer.status_code}): {excerpt(answer)}")
                 said = f"status {answer.status_code}: {excerpt(answer)}"
             except httpx.TransportError as error:
                 said = f"{type(error).__name__}: {error}"
             if attempt < self.retries:
                 time.sleep(min(pause, max(end - time.monotonic(), 0.0)))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
-        raise ServerError(f"{method} {url}: {said} ({self.retries} retries, {limit:g} s at most). Is the server up?")
+        raise ServerError(
+            f"{method} {url}: {said} ({self.retries} retries, {self.deadline_s:g} s at most). Is the server up?"
+        )
 
 
 def understood(answer: httpx.Response, url: str) -> Any:
-    if answer.is_error:
-        raise ServerError(f"{url} refused (status {answer.status_code}): {excerpt(answer)}")
     try:
-        return answer.json() if answer.content else {}
+        return answer.json()
     except ValueError as error:
         raise ServerError(f"{url} did not answer in JSON: {excerpt(answer)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import os
 import shutil
@@ -45,8 +46,8 @@ def vllm(
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if policy.device.type == "cpu" and head < SMALLEST_HEAD:
         raise ValueError(
-            f"vLLM on a CPU has no attention for heads of {head}, only of {SMALLEST_HEAD} and more: take another --model "
-            "(`tiny` has 16), or leave --sampler vllm"
+            f"vLLM on a CPU has no attention for heads of {head}, only of {SMALLEST_HEAD} and more: take another "
+            "--model (`tiny` has 16), or leave --sampler vllm"
         )
     folder = Path(tempfile.mkdtemp(prefix="posttrain-vllm-", dir=shared_memory()))
     saved(policy, folder / "model")
@@ -81,7 +82,9 @@ def saved(policy: TextPolicy, folder: Path) -> None:
         return
     with policy.model.disable_adapter():
         tensors = dict(exported(policy))
-    policy.body.config.save_pretrained(folder)
+    config = copy.deepcopy(policy.body.config)
+    config.architectures = [type(policy.body).__name__]
+    config.save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     policy.tokenizer.save_pretrained(folder)
 
@@ -138,7 +141,9 @@ def wait_for(server: Server, process: subprocess.Popen, log: Path) -> None:
     begun = time.monotonic()
     while time.monotonic() - begun < START_S:
         if process.poll() is not None:
-            raise RuntimeError(f"vLLM ended while starting (exit code {process.returncode}); its log ends so:\n{tail(log)}")
+            raise RuntimeError(
+                f"vLLM ended while starting (exit code {process.returncode}); its log ends so:\n{tail(log)}"
+            )
         with contextlib.suppress(httpx.TransportError):
             if server.client.get(f"{server.root}/health", timeout=2.0).status_code == 200:
                 return
@@ -168,10 +173,10 @@ def free_port() -> int:
 def sleep(engine: ServedEngine) -> None:
     """Give the engine's GPU memory to the learner. vLLM has no such thing on a CPU."""
     if torch.cuda.is_available():
-        engine.server.post(f"{engine.server.root}/sleep?level=2", {})
+        engine.server.tell(f"{engine.server.root}/sleep?level=2", {})
 
 
 def wake(engine: ServedEngine) -> None:
     """Take it back, before weights are loaded."""
     if torch.cuda.is_available():
-        engine.server.post(f"{engine.server.root}/wake_up", {})
+        engine.server.tell(f"{engine.server.root}/wake_up", {})

@@ -1,7 +1,7 @@
 """Weights on their way from the learner to those who sample, and the proof that they arrived.
 
-Each publication has a version, sums of a few tensors of every layer, and a probe: token sequences with the learner's own
-log-probabilities. Whoever takes the weights must show the version and the sums, and score the probe alike.
+Each publication has a version, sums of a few tensors of every layer, and a probe: token sequences with the learner's
+own log-probabilities. Whoever takes the weights must show the version and the sums, and score the probe alike.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def synchronise(engine: Engine, weights: Weights, widest: float = WIDEST_GAP) ->
     mean = float(gap.mean()) if len(gap) else 0.0
     if not mean <= widest:
         raise SyncError(
-            f"with the weights of version {weights.version}, {type(engine).__name__} is {mean:.3g} nats from the learner "
-            f"on the probe (allowed {widest:g}): another model, template, precision or quantization than the learner's?"
+            f"with the weights of version {weights.version}, {type(engine).__name__} is {mean:.3g} nats from the "
+            f"learner on the probe (allowed {widest:g}): another model, precision or quantization?"
         )
     return {"parity_gap": mean, "parity_gap_max": float(gap.max()) if len(gap) else 0.0}
 

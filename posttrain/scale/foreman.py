@@ -23,7 +23,6 @@ from posttrain.scale.schedule import Job, Schedule
 from posttrain.seeding import mix
 from posttrain.stream import Source
 
-
 REMEMBERED = ("schedule", "first", "filling", "owed", "seen", "lengths")
 
 
@@ -147,7 +146,10 @@ class Foreman:
         ages = [self.schedule.age(job) for job in jobs]
         metrics = {f"age/{age}": count / len(ages) for age, count in sorted(Counter(ages).items())}
         metrics |= {"age_mean": statistics.fmean(ages), "age_max": float(max(ages))}
-        metrics |= {"groups_waiting": float(len(self.schedule.waiting)), "groups_running": float(len(self.crew.flights))}
+        metrics |= {
+            "groups_waiting": float(len(self.schedule.waiting)),
+            "groups_running": float(len(self.crew.flights)),
+        }
         metrics |= {"groups_dropped": float(self.schedule.dropped), "players_replaced": float(self.crew.replaced)}
         for name in ("seconds_sample", "seconds_grade", "parity_gap"):
             found = [one[name] for one in self.outcomes if name in one]

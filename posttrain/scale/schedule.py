@@ -5,7 +5,7 @@ Admission alone does not bound it: with at most (s + version + 1) B rollouts beg
 arbitrarily old (Pangu Embedded, arXiv:2505.22375, promises the bound and does not say how it is kept). Four rules:
 
     block      the trainer waits for the rollouts that would become too old, and takes them first: none is lost
-    drop       what finishes too old is thrown away, and another takes its place; those that take long are lost more often
+    drop       what finishes too old is thrown away, and another takes its place: long ones are lost more often
     interrupt  what has become too old while under way is begun again with the new weights
     capacity   admission alone: no bound; for comparison
 
@@ -94,7 +94,8 @@ class Schedule:
         chosen = {job.number for job in self.ranked()[: self.batch]}
         left = [job for job in (*self.running.values(), *self.waiting.values()) if job.number not in chosen]
         return all(
-            sum(self.age(job) + k >= self.staleness for job in left) <= k * self.batch for k in range(self.staleness + 1)
+            sum(self.age(job) + k >= self.staleness for job in left) <= k * self.batch
+            for k in range(self.staleness + 1)
         )
 
     def ranked(self) -> list[Job]:
@@ -110,7 +111,7 @@ class Schedule:
         return chosen
 
     def advance(self) -> list[Job]:
-        """There are new weights: what waits and is too old now is dropped. Returns the jobs that must be begun again."""
+        """There are new weights; what waits and is too old now is dropped. Returns jobs that must be begun again."""
         self.version += 1
         if self.rule in ("drop", "interrupt"):
             for job in [job for job in self.waiting.values() if self.age(job) > self.staleness]:

@@ -83,7 +83,11 @@ class App:
             choice = {"index": i, "message": said, **self.ending(reply, one)}
             choices.append(choice | {"logprobs": logprobs if body.get("logprobs") else None, "episode": name})
         answer = self.answer("chat.completion", choices, prompt, wanted)
-        return StreamingResponse(events(answer), media_type="text/event-stream") if body.get("stream") else JSONResponse(answer)
+        return (
+            StreamingResponse(events(answer), media_type="text/event-stream")
+            if body.get("stream")
+            else JSONResponse(answer)
+        )
 
     async def complete(self, request: Request) -> Response:
         """Completions of a text, or of token ids: what a learner asks."""
@@ -118,7 +122,9 @@ class App:
             raise Refused(f"model: {body['model']!r} is not served here, but {self.name!r}")
         for name, plain in (("top_p", 1.0), ("top_k", -1), ("min_p", 0.0)):
             if body.get(name) not in (None, plain):
-                raise Refused(f"{name}: {body[name]!r} cuts the distribution short, which posttrain does not sample from")
+                raise Refused(
+                    f"{name}: {body[name]!r} cuts the distribution short, which posttrain does not sample from"
+                )
         return body
 
     def wanted(self, prompt: tuple[int, ...], body: Mapping[str, Any], most: Any) -> list[Wanted]:

@@ -1,4 +1,4 @@
-"""One thread that owns the model: it samples whatever has been asked meanwhile together, and does all else in between."""
+"""One thread that owns the model: it samples together what has been asked meanwhile, and does all else in between."""
 
 from __future__ import annotations
 

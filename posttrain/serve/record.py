@@ -120,9 +120,7 @@ def read_episodes(path: str | Path) -> list[Rollout]:
 
 def turn_of(line: Mapping[str, Any]) -> Turn:
     messages = tuple(line["messages"])
-    tokens = Tokens(
-        tuple(line["prompt_ids"]), tuple(line["ids"]), messages, "", line["content"], line["vocabulary"]
-    )
+    tokens = Tokens(tuple(line["prompt_ids"]), tuple(line["ids"]), messages, "", line["content"], line["vocabulary"])
     logp = torch.tensor(line["logp"], dtype=torch.float32)
     reply = Reply(line["content"], logp, tokens, line["stop"], line["version"], line["temperature"])
     return Turn(Ask(messages), reply)

@@ -1,4 +1,4 @@
-"""What vLLM's own processes do when the learner sends weights: `vllm serve --worker-extension-cls posttrain_vllm.Weights`.
+"""What vLLM's workers do when weights are sent: `vllm serve --worker-extension-cls posttrain_vllm.Weights`.
 
 This file imports nothing of posttrain: vLLM may have an environment of its own, with this folder on its PYTHONPATH.
 """
