@@ -101,9 +101,9 @@ def student(freedom: int) -> float:
     return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.4 / freedom
 
 
-def as_json(findings: Mapping[str, Sequence[Finding]]) -> str:
-    """Every system's findings, with the values of each seed."""
-    rows = []
+def as_json(findings: Mapping[str, Sequence[Finding]], before: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Every system's findings, with the values of each seed; `before`: rows of which those of other systems stay."""
+    rows = [row for row in before if row["system"] not in findings]
     for system, found in findings.items():
         for one in found:
             mean, low, high = one.difference()
@@ -119,7 +119,7 @@ def as_json(findings: Mapping[str, Sequence[Finding]]) -> str:
             shown |= {"ours": one.ours, "theirs": one.theirs, "cpu_s": one.cpu_s}
             shown |= {"difference": mean, "low": finite(low), "high": finite(high), "verdict": one.verdict}
             rows.append(shown)
-    return json.dumps(rows, indent=1)
+    return json.dumps(sorted(rows, key=lambda row: row["system"]), indent=1)
 
 
 def finite(value: float) -> float | None:

@@ -32,6 +32,7 @@ from posttrain.track import check_trackers, trackers
 if TYPE_CHECKING:
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
+    from posttrain.sampler.weights import Engine
     from posttrain.step import Played
 
 RATES = {"train": 1e-6, "sft": 1e-5, "prefer": 1e-6, "reward-model": 1e-5}  # for pretrained models, by kind of run
@@ -216,15 +217,18 @@ class Session:
         )
         return {"held_out/reward": found.reward, "held_out/length": found.length}
 
+    @property
+    def engine(self) -> Engine | None:
+        """The sampler, if it takes the policy's weights."""
+        return cast("Engine", self.sampler) if hasattr(self.sampler, "load") else None
+
     def synchronised(self) -> Metrics:
         """Give an engine the policy's weights, if it has others. Raises SyncError when it has not taken them."""
-        if self.sampler is None or not hasattr(self.sampler, "load"):
+        engine, policy = self.engine, cast("TextPolicy", self.policy)
+        if engine is None or engine.version == policy.version:
             return {}
-        from posttrain.sampler.weights import Engine, probe_of, published, synchronise
+        from posttrain.sampler.weights import probe_of, published, synchronise
 
-        engine, policy = cast("Engine", self.sampler), cast("TextPolicy", self.policy)
-        if engine.version == policy.version:
-            return {}
         if self.probe is None:
             self.probe = probe_of(
                 policy, [task for task in getattr(self.source, "items", ()) if isinstance(task, Task)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posttrain import ranks
 from posttrain.core import Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Task
 from posttrain.descent import update
 from posttrain.group import Graded, described, limit_invalid, played_and_graded
@@ -188,6 +189,8 @@ def train(
     with Session(run, policy, tasks, recipe, held_out=held_out, sampler=sampler) as session:
         for _ in session:
             experience = gather(policy, session.source, recipe, run.tasks, seed=session.seed, sampler=sampler)
+            if session.engine and ranks.primary():
+                session.engine.rest()
             metrics = learn(policy, session, experience, recipe, corrected=sampler is not None)
             session.log(experience.metrics | metrics, experience.played)
     return session

@@ -93,7 +93,7 @@ def test_the_commands_of_the_documents_parse():
 
     from posttrain.cli import main
 
-    for command in ("train", "eval", "sft", "prefer", "show", "list", "doctor", "claims"):
+    for command in ("train", "eval", "sft", "prefer", "show", "list", "doctor", "claims", "serve", "schedule"):
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             main([command, "--help"])
@@ -105,13 +105,17 @@ def test_the_commands_of_the_documents_parse():
                             assert option in shown.getvalue(), f"{path.name}: {line}"
 
 
-def test_every_logged_metric_is_in_the_glossary(make, tmp_path):
+def test_every_logged_metric_is_in_the_glossary(make, tmp_path, monkeypatch):
     """Runs of every kind, each name they log looked up in docs/metrics.md."""
     import torch
     from conftest import digits, task
+    from inline import Inline
 
     from posttrain import preference
     from posttrain.policy.value import Critic, Gae
+    from posttrain.sampler.weights import Twin
+    from posttrain.scale import asynchronous
+    from posttrain.scale.asynchronous import Players
     from posttrain.systems.diversity import diversity
     from posttrain.systems.entropy import kl_cov, probed
 
@@ -144,6 +148,14 @@ def test_every_logged_metric_is_in_the_glossary(make, tmp_path):
     policy.save(tmp_path / "base")
     model = pt.reward_model(str(tmp_path / "base"))
     logged |= set(pt.train_reward_model(model, pairs, run("m")).history[0])
-    plain = {"part/NAME" if name.startswith("part/") else name for name in logged}
+    logged |= set(pt.train(make(max_new=4), [task()], recipes[3], run("e"), sampler=Twin(make(max_new=4))).history[0])
+    monkeypatch.setattr(asynchronous, "crew_of", lambda build, players: Inline(build))
+    build = lambda: (make(max_new=4), pt.cispo(reward, samples=2))  # noqa: E731
+    players = Players(staleness=1)
+    logged |= set(
+        asynchronous.train_with_players(*build()[:1], [task()], build()[1], run("a"), build, players).history[0]
+    )
+    families = {"part/": "part/NAME", "age/": "age/N"}
+    plain = {next((family for start, family in families.items() if name.startswith(start)), name) for name in logged}
     assert plain <= glossary, f"not in docs/metrics.md: {sorted(plain - glossary)}"
     assert glossary <= plain, f"in docs/metrics.md, but logged by nothing: {sorted(glossary - plain)}"

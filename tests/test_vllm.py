@@ -67,7 +67,11 @@ def test_it_is_trained_as_the_local_sampler_is(served, words, tmp_path):
     histories = {}
     for name in ("vllm", "local"):
         policy = made(words)
-        engine.policy, engine.version = policy, -1
+        engine.policy, engine.version, engine.sleeps = (
+            policy,
+            -1,
+            True,
+        )  # on a CPU it frees nothing, and must do no harm
         run = pt.Run(tmp_path / name, steps=16, tasks=4, lr=1e-2, quiet=True)
         sampler = engine if name == "vllm" else None
         recipe = pt.grpo(pt.each(digits), samples=6)
@@ -85,7 +89,7 @@ def test_it_is_trained_as_the_local_sampler_is(served, words, tmp_path):
 
 def test_temperature_stops_and_turns(served):
     policy, engine = served
-    engine.policy, engine.version = policy, -1
+    engine.policy, engine.version, engine.sleeps = policy, -1, False
     synchronise(engine, published(policy, probe_of(policy, TASKS), merged=True))
 
     def two(one):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,153 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from posttrain.cli.compare import Compare
-from posttrain.options import ModelOptions, RunOptions, ScaleOptions, TaskOptions, hashed, one_of, own_settings
+from posttrain.cli.finish import finish, spread_if_several
+from posttrain.cli.scale import Schedule, Serve
+from posttrain.cli.train import Train
+from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
-    from posttrain.core import Loss, Reward, Row, Task
-    from posttrain.policy.text import TextPolicy
-    from posttrain.recipe import Recipe
-    from posttrain.run import Run
+    pass
 
-METHODS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration")
 PAIR_LOSSES = ("dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model")
-TRUNCATED = ("train", "mask", "penalise")
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train a model by reinforcement on your own data, with a grader or a reward function of your own."""
-
-    task: TaskOptions
-    run_options: RunOptions
-    model_options: ModelOptions = ModelOptions()
-    scale: ScaleOptions = ScaleOptions()
-    method: str = "grpo"
-    """grpo, dr_grpo, dapo, rloo, reinforce_pp, ppo, gspo, cispo or expert_iteration."""
-    samples: int | None = None
-    """Samples per task (the group); the method's own number if not given (grpo 8, dapo 16, rloo 4, ppo 1, ...)."""
-    kl: float = 0.0
-    """Weight of the divergence from the starting model; 0 loads no reference."""
-    entropy: float = 0.0
-    """Weight of an entropy bonus."""
-    updates: int | None = None
-    """Optimizer steps per batch of rollouts; the method's own number if not given."""
-    with_: Annotated[str | None, tyro.conf.arg(name="with")] = None
-    """Parts of published systems, separated by commas, such as entropy.kl_cov,diversity.positive (see list)."""
-    truncated: str = "train"
-    """Replies cut off by --max-new: train (as they were graded), mask (not trained), penalise (DAPO's soft penalty)."""
-    held_out: str | None = None
-    """Data file or dataset of tasks that are only evaluated, with the same columns."""
-    held_out_split: str = "test"
-    """Its split, if it is a Hugging Face dataset."""
-
-    def run(self) -> None:
-        from posttrain.ranks import joined
-
-        one_of(self.method, METHODS, "--method")
-        one_of(self.truncated, TRUNCATED, "--truncated")
-        self.scale.check()
-        if self.run_options.eval_every and not self.held_out:
-            raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
-        if self.run_options.dry_run:
-            from posttrain.plan import plan
-
-            policy, recipe = self.prepared()
-            tasks, _ = self.tasks()
-            policy.check(tasks)
-            plan(policy, tasks, recipe, self.settled(), self.described()).show()
-        elif self.scale.cluster:
-            self.train_on_cluster(self.scale.cluster)
-        else:
-            with joined(self.model_options.device):
-                self.train()
-
-    def train(self) -> None:
-        """On this process, or on each rank of several."""
-        from posttrain.step import train
-
-        tasks, held_out = self.tasks()
-        policy, recipe = self.prepared()
-        spread_if_several(policy)
-        with self.scale.engine(policy, self.run_options.out) as sampler:
-            session = train(policy, tasks, recipe, self.settled(), held_out=held_out, sampler=sampler)
-        finish(session.directory.path)
-
-    def train_on_cluster(self, address: str) -> None:
-        from posttrain.scale.asynchronous import Players
-        from posttrain.scale.cluster import Work, train_on_cluster
-
-        scale = self.scale
-        players = Players(
-            scale.samplers,
-            scale.sampler or "policy",
-            tuple(scale.engine_options().items()),
-            scale.at_once,
-            gpus=scale.gpus,
-            staleness=scale.staleness,
-            rule=scale.stale,  # type: ignore[arg-type]  (checked)
-        )
-        self.tasks()  # mistakes in data and reward show here, before there is a cluster
-        self.task.reward()
-        work = Work(self.prepared, self.tasks, self.settled(), players)
-        finish(train_on_cluster(address, work, scale.learners, scale.gpus))
-
-    def tasks(self) -> tuple[list[Task], list[Task]]:
-        """Those to train on, and those that are held out."""
-        held_out = self.task.tasks(self.held_out, self.held_out_split) if self.held_out else []
-        return self.task.tasks(), held_out
-
-    def prepared(self) -> tuple[TextPolicy, Recipe]:
-        policy = self.model_options.policy()
-        return policy, self.recipe(policy, self.task.reward())
-
-    def settled(self) -> Run:
-        return self.run_options.run(**self.described())
-
-    def described(self) -> dict[str, Any]:
-        return {**own_settings(self), **self.task.describe(), **vars(self.model_options)}
-
-    def recipe(self, policy: TextPolicy, reward: Reward) -> Recipe:
-        """The method's recipe with this command's options in it."""
-        from dataclasses import replace
-
-        from posttrain import method
-        from posttrain.loss import entropy_bonus, total
-        from posttrain.recipe import finished
-        from posttrain.reward import overlong
-
-        options: dict[str, Any] = {} if self.samples is None else {"samples": self.samples}
-        if self.method in ("dr_grpo", "dapo"):
-            options["max_new"] = self.model_options.max_new
-        if self.kl and self.method not in ("grpo", "rloo", "reinforce_pp", "ppo"):
-            raise ValueError(f"--kl {self.kl}: the method {self.method} has no divergence term; use grpo, or --kl 0")
-        if self.kl:
-            options |= {"kl": self.kl, "reference": policy.frozen()}
-        if self.method == "ppo":
-            from posttrain.policy.value import Critic, Gae
-
-            options["advantage"] = Gae(Critic(policy, lr=(self.run_options.lr or 1e-5)))
-        if self.updates is not None:
-            options["updates"] = self.updates
-        if self.truncated == "penalise" and self.method == "dapo":
-            raise ValueError("--truncated penalise: the method dapo does so already")
-        if self.truncated == "penalise":
-            reward = overlong(reward, self.model_options.max_new, max(self.model_options.max_new // 5, 1))
-        recipe = method.METHODS[self.method](reward, **options)
-        if self.with_:
-            from posttrain.cli.combination import named, with_parts
-            from posttrain.core import SMALL_MODEL
-
-            recipe = with_parts(
-                recipe, named(self.with_), sum(p.numel() for p in policy.model.parameters()) < SMALL_MODEL
-            )
-        loss: Loss = total((1.0, recipe.loss), (self.entropy, entropy_bonus)) if self.entropy else recipe.loss
-        keep = recipe.keep
-
-        def kept(row: Row) -> bool:
-            return keep(row) and finished(row)
-
-        return replace(recipe, loss=loss, keep=kept if self.truncated == "mask" else keep)
 
 
 @dataclass(frozen=True)
@@ -302,35 +164,6 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Serve:
-    """Serve a model behind OpenAI's interface, and record the episodes of the agents that use it."""
-
-    model_options: ModelOptions = ModelOptions()
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for every network of this machine."""
-    port: int = 8000
-    """0 takes a free one."""
-    name: str | None = None
-    """What the model is called; the folder or Hub id if not given."""
-    record: str | None = None
-    """Append every reply, with its tokens and log-probabilities, to this JSON lines file (posttrain.read_episodes)."""
-    trainable: bool = False
-    """Let a learner load weights (posttrain train --sampler http://...): whoever reaches the port can do so."""
-
-    def run(self) -> None:
-        from posttrain.serve.listen import listen
-
-        listen(
-            self.model_options.policy(),
-            self.name or self.model_options.model,
-            host=self.host,
-            port=self.port,
-            record=Path(self.record) if self.record else None,
-            trainable=self.trainable,
-        )
-
-
-@dataclass(frozen=True)
 class Published:  # for the list of commands: its options are those of the system that is named, see `posttrain.cli.run`
     """Run a published system, at laptop scale or on your own checkpoint and data: posttrain run SYSTEM --help."""
 
@@ -352,7 +185,8 @@ class Claims:
     out: str = "runs/claims"
     """Where values are kept, a file for each system."""
     write: str | None = None
-    """Also write the tables to this Markdown file, all values to the JSON file beside it, and pictures to systems/."""
+    """Also write the tables to this Markdown file, all values to the JSON file beside it, and pictures to systems/;
+    what the files hold of other systems stays."""
 
     def run(self) -> None:
         from posttrain import systems
@@ -375,8 +209,9 @@ class Claims:
             print(f"\n{systems.first_line(name)}\n\n{table}")
         if self.write:
             path = Path(self.write)
-            path.write_text(systems.claims_page(tables, values, len(seeds)))
-            path.with_suffix(".json").write_text(as_json(findings) + "\n")
+            page, rows = path.read_text() if path.is_file() else "", path.with_suffix(".json")
+            path.write_text(systems.claims_page(tables, values, len(seeds), page))
+            rows.write_text(as_json(findings, json.loads(rows.read_text()) if rows.is_file() else ()) + "\n")
             for name, module in modules.items():
                 draw(path.parent / "systems" / f"{name.replace('_', '-')}.svg", module, values[name])
 
@@ -420,25 +255,6 @@ class Doctor:
         examine()
 
 
-def spread_if_several(policy: TextPolicy) -> None:
-    """Lay the policy over the ranks, where `torchrun` has started several."""
-    from posttrain import ranks
-
-    if ranks.world() > 1:
-        from posttrain.scale.shards import spread
-
-        spread(policy)
-
-
-def finish(path: Path) -> None:
-    """Write the report of a finished run, and say where things are."""
-    from posttrain.ranks import primary
-    from posttrain.report import write_report
-
-    if primary():
-        print(f"model:  {path / 'model'}\nreport: {write_report(path)}", file=sys.stderr)
-
-
 COMMANDS: dict[str, Any] = {
     "train": Train,
     "eval": Evaluate,
@@ -446,6 +262,7 @@ COMMANDS: dict[str, Any] = {
     "prefer": Prefer,
     "show": Show,
     "serve": Serve,
+    "schedule": Schedule,
     "claims": Claims,
     "run": Published,
     "compare": Compare,

@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> None:
     """Raises ValueError for an unknown system or scale."""
     import tyro
 
-    from posttrain.cli.commands import finish
+    from posttrain.cli.finish import finish
     from posttrain.run import Session
 
     if not arguments or arguments[0] in ("-h", "--help"):

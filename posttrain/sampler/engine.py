@@ -32,6 +32,7 @@ class ServedEngine:
     folder    where weights are handed over: memory (/dev/shm) or a disk that learner and server share
     dtype     in which the server keeps them
     adapter   only a LoRA adapter is sent, to a vLLM that allows it; else it is merged into the whole weights
+    sleeps    the server shares the learner's GPU, and gives its memory back while the learner learns (vLLM)
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class ServedEngine:
         folder: Path | None = None,
         dtype: str = "float32",
         adapter: bool = False,
+        sleeps: bool = False,
     ):
         self.adapter, self.merged = adapter, not adapter
+        self.sleeps, self.asleep = sleeps, False
         self.server, self.policy, self.dtype = server, policy, DTYPES[dtype]
         self.folder = folder or Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=shared_memory()))
         self.at_once = server.at_once
@@ -138,6 +141,9 @@ class ServedEngine:
         place = self.folder / f"weights-{weights.version}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+        if self.asleep:
+            self.server.tell(f"{self.server.root}/wake_up", {})
+            self.asleep = False
         self.server.tell(f"{self.server.root}/pause?mode=wait", {})
         try:
             if self.adapter:
@@ -151,6 +157,12 @@ class ServedEngine:
             for old in unneeded:
                 shutil.rmtree(old, ignore_errors=True)
         self.version = weights.version
+
+    def rest(self) -> None:
+        """Nothing is sampled before weights are loaded again: let go of the memory, and at level 2 of the weights."""
+        if self.sleeps:
+            self.server.tell(f"{self.server.root}/sleep?level={1 if self.adapter else 2}", {})
+            self.asleep, self.version = True, -1
 
     def load_adapter(self, weights: Weights, place: Path) -> None:
         """A LoRA adapter in PEFT's format. vLLM tells nothing of what it took: the probe has to."""

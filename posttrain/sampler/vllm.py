@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from posttrain.policy.text import TextPolicy, exported
@@ -57,7 +56,8 @@ def vllm(
     server = Server(f"http://127.0.0.1:{port}/v1", model="policy", at_once=at_once)
     try:
         wait_for(server, process, log)
-        yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)))
+        on_gpu = policy.device.type == "cuda"
+        yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=on_gpu)
     finally:
         end(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,6 +111,8 @@ def command(policy: TextPolicy, model: Path, port: int, options: Mapping[str, An
     }
     if rank := rank_of(policy):
         plain |= {"enable-lora": True, "max-loras": 1, "max-lora-rank": next(r for r in RANKS if r >= rank)}
+    if policy.device.type == "cuda":
+        plain |= {"enable-sleep-mode": True}
     if policy.device.type == "cpu":
         plain |= {"kv-cache-memory-bytes": 2**26, "max-num-seqs": 64, "enforce-eager": True}
     words = [interpreter(), "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
@@ -168,15 +170,3 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
-
-
-def sleep(engine: ServedEngine) -> None:
-    """Give the engine's GPU memory to the learner. vLLM has no such thing on a CPU."""
-    if torch.cuda.is_available():
-        engine.server.tell(f"{engine.server.root}/sleep?level=2", {})
-
-
-def wake(engine: ServedEngine) -> None:
-    """Take it back, before weights are loaded."""
-    if torch.cuda.is_available():
-        engine.server.tell(f"{engine.server.root}/wake_up", {})

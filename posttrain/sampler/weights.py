@@ -52,6 +52,7 @@ class Engine(Sampler, Protocol):
     version: int  # of the weights that it has
     merged: bool  # it wants the tensors of the whole checkpoint, not those that are trained
 
+    def rest(self) -> None: ...  # until weights are loaded again nothing is asked
     def load(self, weights: Weights) -> None: ...  # raises SyncError when version or sums are not those of `weights`
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]: ...  # as `Weights.expected`
 
@@ -137,6 +138,9 @@ class Twin:
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         return self.policy.sample(asks)
+
+    def rest(self) -> None:
+        """It shares no memory with the learner."""
 
     def load(self, weights: Weights) -> None:
         self.policy.load_state_dict(weights.tensors)

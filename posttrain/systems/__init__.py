@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -51,34 +52,29 @@ def parts() -> list[str]:
     return found
 
 
-def claims_page(tables: Mapping[str, str], values: Mapping[str, Mapping[str, Mapping[int, Any]]], seeds: int) -> str:
-    """docs/claims.md: every system's table, with the command and what it cost."""
-    minutes = {
-        name: sum(value["cpu_s"] for by_seed in arms.values() for value in by_seed.values()) / 60
-        for name, arms in values.items()
-    }
-    names = " ".join(name.replace("_", "-") for name in tables)
+def claims_page(
+    tables: Mapping[str, str], values: Mapping[str, Mapping[str, Mapping[int, Any]]], seeds: int, before: str = ""
+) -> str:
+    """docs/claims.md: every system's table, with the command and what it cost. Others keep what `before` says."""
+    sections = dict(re.findall(r"^## ([\w-]+)\n\n(.*?)\n(?=^## |\Z)", before, re.MULTILINE | re.DOTALL))
+    for name, table in tables.items():
+        minutes = sum(value["cpu_s"] for by_seed in values[name].values() for value in by_seed.values()) / 60
+        shown = name.replace("_", "-")
+        page = HERE.parent.parent / "docs" / "systems" / f"{shown}.md"
+        link = f" [About it](systems/{page.name})." if page.is_file() else ""
+        sections[shown] = f"{first_line(name)}{link} {minutes:.1f} CPU minutes.\n\n{table}\n"
+    spent = sum(map(float, re.findall(r" ([\d.]+) CPU minutes\.\n", "".join(sections.values()))))
     lines = [
         "# Claims",
         "",
         f"What the papers claim, measured here at laptop scale over {seeds} seeds. Made by",
         "",
-        f"```sh\nposttrain claims {names} --seeds {seeds} --write docs/claims.md\n```",
+        f"```sh\nposttrain claims {' '.join(sorted(sections))} --seeds {seeds} --write docs/claims.md\n```",
         "",
-        f"in {sum(minutes.values()):.0f} CPU minutes. Intervals are 95 %: of an arm by bootstrap, of a paired "
-        "difference by Student's t. *Holds* means that the difference's interval lies above zero (or above what the "
-        "measure's column allows), *reversed* below, *not separated* neither. Controls are ours. Every seed's value is "
-        "in [claims.json](claims.json).",
+        f"in {spent:.0f} CPU minutes; each system's part may be made again by itself. Intervals are 95 %: of an arm by "
+        "bootstrap, of a paired difference by Student's t. *Holds* means that the difference's interval lies above "
+        "zero (or above what the measure's column allows), *reversed* below, *not separated* neither. Controls are "
+        "ours. Every seed's value is in [claims.json](claims.json).",
+        "",
     ]
-    for name, table in tables.items():
-        page = HERE.parent.parent / "docs" / "systems" / f"{name.replace('_', '-')}.md"
-        link = f" [About it](systems/{page.name})." if page.is_file() else ""
-        lines += [
-            "",
-            f"## {name.replace('_', '-')}",
-            "",
-            f"{first_line(name)}{link} {minutes[name]:.1f} CPU minutes.",
-            "",
-            table,
-        ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + "\n".join(f"## {name}\n\n{sections[name]}" for name in sorted(sections))
