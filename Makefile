@@ -36,13 +36,13 @@ demo: setup
 	$(BIN)/posttrain show runs/demo
 
 test: setup-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: setup-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 format: setup-test
 	$(BIN)/ruff format .

@@ -19,6 +19,7 @@ import posttrain as pt
 from posttrain import tiny
 from posttrain.policy.text import TextPolicy
 
+pytestmark = pytest.mark.xdist_group("processes")  # one after another: each starts several processes
 STEPS, TASKS, SAMPLES = 24, 4, 6
 
 

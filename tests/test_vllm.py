@@ -20,6 +20,7 @@ from posttrain.sampler.weights import SyncError, probe_of, published, scores, sy
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("processes"),
     pytest.mark.skipif(not (ENVIRONMENT.is_file() or os.environ.get(PYTHON)), reason="no environment: make vllm"),
 ]
 TASKS = [task(str(i)) for i in range(8)]

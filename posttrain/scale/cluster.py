@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -103,7 +104,8 @@ def start(ray: Any, address: str, learners: int, players: Players) -> None:
     wanted = learners + players.count * players.cpus
     quiet = {"log_to_driver": True, "logging_level": "ERROR"}
     if address == "local":
-        ray.init(num_cpus=max(os.cpu_count() or 1, int(-(-wanted // 1))), include_dashboard=False, **quiet)
+        cpus = max(os.cpu_count() or 1, math.ceil(wanted))
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         return
     ray.init(address=address, **quiet)
     have = ray.cluster_resources()
