@@ -147,3 +147,30 @@ def test_the_picture_shows_every_arm():
     assert shown.count("<circle") == 3 + 1 + 2  # seeds, and means
     assert ">none<" not in shown
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_the_page_of_claims_keeps_what_other_systems_say():
+    from posttrain.systems import claims_page
+
+    def values(cpu_s):
+        return {"arm": {0: {"measures": {}, "cpu_s": cpu_s}}}
+
+    first = claims_page({"q_rm": "| q |", "rl_wall": "| r |"}, {"q_rm": values(60), "rl_wall": values(120)}, 5)
+    assert first.index("## q-rm") < first.index("## rl-wall")
+    assert "in 3 CPU minutes" in first
+    assert "posttrain claims q-rm rl-wall --seeds 5" in first
+    again = claims_page({"entropy": "| e |"}, {"entropy": values(600)}, 5, first)
+    renewed = claims_page({"entropy": "| e2 |"}, {"entropy": values(30)}, 5, again)
+    for page, kept in ((again, "| e |"), (renewed, "| e2 |")):
+        assert [text in page for text in (kept, "| q |", "| r |")] == [True] * 3
+        assert page.count("## ") == 3
+    assert "| e |" not in renewed
+    assert claims_page({}, {}, 5, renewed) == renewed, "and writing it again changes nothing"
+    assert "in 4 CPU minutes" in renewed
+
+
+def test_rows_of_other_systems_stay_in_the_json():
+    before = [{"system": "z", "claim": "old"}, {"system": "s", "claim": "stale"}]
+    found = Claim("c", "says", "m", "a", 0.0).judged({"a": {0: {"measures": {"m": 1.0}, "cpu_s": 1.0}}}, [0])
+    rows = json.loads(as_json({"s": [found]}, before))
+    assert [(row["system"], row["claim"]) for row in rows] == [("s", "c"), ("z", "old")]

@@ -56,13 +56,14 @@ def claims_page(
     tables: Mapping[str, str], values: Mapping[str, Mapping[str, Mapping[int, Any]]], seeds: int, before: str = ""
 ) -> str:
     """docs/claims.md: every system's table, with the command and what it cost. Others keep what `before` says."""
-    sections = dict(re.findall(r"^## ([\w-]+)\n\n(.*?)\n(?=^## |\Z)", before, re.MULTILINE | re.DOTALL))
+    known = re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", before, re.MULTILINE | re.DOTALL)
+    sections = {name: text.strip() for name, text in known}
     for name, table in tables.items():
         minutes = sum(value["cpu_s"] for by_seed in values[name].values() for value in by_seed.values()) / 60
         shown = name.replace("_", "-")
         page = HERE.parent.parent / "docs" / "systems" / f"{shown}.md"
         link = f" [About it](systems/{page.name})." if page.is_file() else ""
-        sections[shown] = f"{first_line(name)}{link} {minutes:.1f} CPU minutes.\n\n{table}\n"
+        sections[shown] = f"{first_line(name)}{link} {minutes:.1f} CPU minutes.\n\n{table}"
     spent = sum(map(float, re.findall(r" ([\d.]+) CPU minutes\.\n", "".join(sections.values()))))
     lines = [
         "# Claims",
@@ -77,4 +78,4 @@ def claims_page(
         "ours. Every seed's value is in [claims.json](claims.json).",
         "",
     ]
-    return "\n".join(lines) + "\n" + "\n".join(f"## {name}\n\n{sections[name]}" for name in sorted(sections))
+    return "\n".join(lines) + "\n" + "\n".join(f"## {name}\n\n{sections[name]}\n" for name in sorted(sections))
