@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -95,8 +96,22 @@ class Train:
         )
         self.tasks()  # mistakes in data and reward show here, before there is a cluster
         self.task.reward()
-        work = Work(self.prepared, self.tasks, self.settled(), players)
+        there = self.from_anywhere()
+        work = Work(there.prepared, there.tasks, there.settled(), players)
         finish(train_on_cluster(address, work, scale.learners, scale.gpus))
+
+    def from_anywhere(self) -> Train:
+        """The same with absolute paths: processes of a cluster have working directories of their own."""
+        file, colon, function = self.task.grade.rpartition(":")
+        task = replace(self.task, data=absolute(self.task.data), grade=f"{absolute(file)}{colon}{function}")
+        model = "tiny" if self.model_options.model == "tiny" else absolute(self.model_options.model)
+        return replace(
+            self,
+            task=task,
+            held_out=self.held_out and absolute(self.held_out),
+            run_options=replace(self.run_options, out=str(Path(self.run_options.out).absolute())),
+            model_options=replace(self.model_options, model=model),
+        )
 
     def tasks(self) -> tuple[list[Task], list[Task]]:
         """Those to train on, and those that are held out."""
@@ -115,8 +130,6 @@ class Train:
 
     def recipe(self, policy: TextPolicy, reward: Reward) -> Recipe:
         """The method's recipe with this command's options in it."""
-        from dataclasses import replace
-
         from posttrain import method
         from posttrain.loss import entropy_bonus, total
         from posttrain.recipe import finished
@@ -154,3 +167,8 @@ class Train:
             return keep(row) and finished(row)
 
         return replace(recipe, loss=loss, keep=kept if self.truncated == "mask" else keep)
+
+
+def absolute(path: str) -> str:
+    """A path that is there, in full; anything else (a Hub id, nothing) as it is."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
