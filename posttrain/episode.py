@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -221,6 +221,11 @@ def answers(asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]) -> 
             replies[i][j] = reply
             if len(replies[i]) == len(asked[i]):
                 yield i, [replies[i][j] for j in range(len(asked[i]))]
+
+
+def in_order(found: Iterable[tuple[int, Reply]]) -> list[Reply]:
+    """The replies of a stream by their indices: `sample` of a sampler that can `stream`."""
+    return [reply for _, reply in sorted(found, key=lambda pair: pair[0])]
 
 
 def indexed(player: Sampler, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -232,6 +233,38 @@ def test_a_record_that_cannot_be_read_names_the_line(tmp_path):
     path.write_text('{"episode": "e"}\n')
     with pytest.raises(ValueError, match=r"episodes.jsonl, line 1: not a recorded reply: KeyError"):
         pt.read_episodes(path)
+
+
+def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path):
+    """Its whole process group goes, by a guard that sees the run's end; and on an orderly end, at once."""
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import subprocess, sys, time\n"
+        "from posttrain.sampler.vllm import guarded\n"
+        "server = subprocess.Popen(['sh', '-c', 'sleep 60 & echo $! && wait'], start_new_session=True)\n"
+        "with guarded(server):\n    time.sleep(float(sys.argv[1]))\n"
+    )
+    for seconds in ("30", "0.2"):
+        run = subprocess.Popen([sys.executable, str(program), seconds], stdout=subprocess.PIPE, text=True)
+        assert run.stdout is not None
+        child = Path("/proc") / run.stdout.readline().strip()
+        assert child.is_dir()
+        if seconds == "30":
+            run.kill()
+        run.wait(30)
+        run.stdout.close()
+        deadline = time.monotonic() + 10
+        while alive(child) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive(child)
+
+
+def alive(process: Path) -> bool:
+    """Whether a process is there and not only waiting to be reaped."""
+    try:
+        return "\nState:\tZ" not in (process / "status").read_text()
+    except OSError:
+        return False
 
 
 def test_the_extension_for_vllm_stands_alone():

@@ -45,7 +45,7 @@ class Wanted:
 class Sampled:
     ids: tuple[int, ...]  # [N]
     logp: Tensor  # [N] float32, CPU
-    entropy: Tensor  # [N] nats
+    entropy: Tensor | None  # [N] nats; None from a server that does not say it
     stop: Reason
 
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from posttrain.chat import Chat, Tokens, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
+from posttrain.episode import in_order
 from posttrain.policy.dense import Dense, weight
 from posttrain.policy.generate import Sampled, Wanted, generate
 from posttrain.policy.head import Head
@@ -74,8 +75,7 @@ class TextPolicy:
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """One reply for each ask, in order; a prompt that leaves no room gets an empty reply cut off by length."""
-        found = dict(self.stream(asks))
-        return [found[i] for i in range(len(asks))]
+        return in_order(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         """The same replies with their indices, as they finish."""

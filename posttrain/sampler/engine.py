@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from posttrain.chat import Tokens
 from posttrain.core import Ask, Reply
+from posttrain.episode import in_order
+from posttrain.policy.generate import Sampled
 from posttrain.policy.text import TextPolicy
 from posttrain.sampler.server import Server, ServerError, side_by_side, stop_of
 from posttrain.sampler.weights import SyncError, Weights, checked, compared
@@ -48,6 +51,8 @@ class ServedEngine:
         self.sleeps, self.asleep = sleeps, False
         self.server, self.policy, self.dtype = server, policy, DTYPES[dtype]
         self.folder = folder or Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=shared_memory()))
+        if folder is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.at_once = server.at_once
         self.version = -1
         self.ends = sorted(policy.ends())
@@ -55,8 +60,7 @@ class ServedEngine:
     # ---- sampling
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        found = dict(self.stream(asks))
-        return [found[i] for i in range(len(asks))]
+        return in_order(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         return side_by_side(self.answer, asks, self.at_once)
@@ -67,7 +71,8 @@ class ServedEngine:
         prompt, before = self.policy.chat.prompt(ask.messages)
         wanted = self.policy.wanted(ask, prompt)
         if wanted.max_new == 0:
-            return self.reply(ask, before, prompt, (), torch.zeros(0), "length", wanted.temperature, version)
+            got = Sampled((), torch.zeros(0), None, "length")
+            return replace(self.policy.reply(ask, before, wanted, got), version=version)
         body = {
             "model": self.model,
             "prompt": list(prompt),
@@ -88,23 +93,8 @@ class ServedEngine:
                 f"{self.server.url} gives no token ids with their log-probabilities (return_token_ids, logprobs): it "
                 "can play as a judge or a teacher (pt.server), not sample in the policy's place"
             )
-        reason = stop_of(choice)
-        return self.reply(ask, before, prompt, tuple(ids), torch.tensor(logp), reason, wanted.temperature, version)
-
-    def reply(
-        self,
-        ask: Ask,
-        before: str,
-        prompt: tuple[int, ...],
-        ids: tuple[int, ...],
-        logp: Tensor,
-        reason: Any,
-        temperature: float,
-        version: int,
-    ) -> Reply:
-        said = self.policy.chat.decode(ids)
-        tokens = Tokens(prompt, ids, ask.messages, before, said, self.policy.chat.fingerprint)
-        return Reply(said, logp.float(), tokens, reason, version, temperature)
+        got = Sampled(tuple(ids), torch.tensor(logp, dtype=torch.float32), None, stop_of(choice))
+        return replace(self.policy.reply(ask, before, wanted, got), version=version)
 
     def choice(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = self.server.post(f"{self.server.url}/completions", body)

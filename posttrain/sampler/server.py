@@ -18,6 +18,7 @@ import httpx
 import torch
 
 from posttrain.core import Ask, Message, Reply
+from posttrain.episode import in_order
 from posttrain.seeding import mix
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that may pass
@@ -138,8 +139,7 @@ class Player:
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """Raises ServerError for the first ask that was not answered in time."""
-        found = dict(self.stream(asks))
-        return [found[i] for i in range(len(asks))]
+        return in_order(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         return side_by_side(self.answer, asks, self.at_once)

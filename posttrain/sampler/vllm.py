@@ -25,6 +25,12 @@ from posttrain.sampler.server import Server
 
 EXTENSION = Path(__file__).parent / "inside_vllm"
 PYTHON = "POSTTRAIN_VLLM_PYTHON"  # an interpreter that has vLLM, if it is not this one
+GUARD = """
+import contextlib, os, signal, sys
+sys.stdin.read()
+with contextlib.suppress(ProcessLookupError):
+    os.killpg(int(sys.argv[1]), signal.SIGKILL)
+"""
 START_S = 900.0  # the longest wait for a server to come up
 END_S = 8.0  # for SIGTERM, which a vLLM that is still starting does not heed
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA adapters, as vLLM allots them
@@ -54,12 +60,12 @@ def vllm(
     port = free_port()
     process = started(command(policy, folder / "model", port, options or {}), log)
     server = Server(f"http://127.0.0.1:{port}/v1", model="policy", at_once=at_once)
+    on_gpu = policy.device.type == "cuda"
     try:
-        wait_for(server, process, log)
-        on_gpu = policy.device.type == "cuda"
-        yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=on_gpu)
+        with guarded(process):
+            wait_for(server, process, log)
+            yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=on_gpu)
     finally:
-        end(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -134,6 +140,22 @@ def started(words: list[str], log: Path) -> subprocess.Popen:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         return subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+@contextlib.contextmanager
+def guarded(process: subprocess.Popen) -> Iterator[None]:
+    """End the process group at the end, and have it killed should this process be killed before.
+
+    A guard waits for the end of a pipe that we hold open: a server that outlived a killed run would keep its GPU.
+    """
+    guard = subprocess.Popen(
+        [sys.executable, "-c", GUARD, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        end(process)
+        guard.communicate(timeout=END_S)
 
 
 def wait_for(server: Server, process: subprocess.Popen, log: Path) -> None:

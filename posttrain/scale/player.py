@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 
 from posttrain.advantage import normalised
 from posttrain.core import Ask, Metrics, Reply, Sampler, Streaming, Task
-from posttrain.episode import indexed
+from posttrain.episode import in_order, indexed
 from posttrain.group import Graded, played_and_graded
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
@@ -99,8 +99,7 @@ class Watched:
     unwanted: Callable[[], bool]
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        found = dict(self.stream(asks))
-        return [found[i] for i in range(len(asks))]
+        return in_order(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         sampler = self.engine.policy if isinstance(self.engine, Twin) else self.engine

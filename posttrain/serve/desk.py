@@ -44,12 +44,13 @@ class Desk:
             jobs: list[Job | None] = [self.mail.get()]
             while not self.mail.empty():
                 jobs.append(self.mail.get())
-            batch = [job for job in jobs if job is not None]
+            wanted = [job for job in jobs if job is not None]
+            batch = [job for job in wanted if job[1].set_running_or_notify_cancel()]  # its client may have gone
             for work, future in batch:
                 if not isinstance(work, Wanted):
                     answer(future, work)
             self.sampled([(job, future) for job, future in batch if isinstance(job, Wanted)])
-            if len(batch) < len(jobs):
+            if len(wanted) < len(jobs):
                 return
 
     def sampled(self, batch: list[tuple[Wanted, Future]]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from posttrain.core import Ask, Reply
+from posttrain.episode import in_order
 from posttrain.policy.generate import Wanted
 from posttrain.policy.text import TextPolicy
 from posttrain.seeding import mix
@@ -50,8 +51,7 @@ class Repaired:
         self.note = tuple(self.policy.chat.encode(NOTE))
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        found = dict(self.stream(asks))
-        return [found[i] for i in range(len(asks))]
+        return in_order(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         wanted = {i: self.policy.wanted(ask, self.policy.chat.prompt(ask.messages)[0]) for i, ask in enumerate(asks)}
