@@ -236,16 +236,19 @@ def test_a_record_that_cannot_be_read_names_the_line(tmp_path):
 
 
 def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path):
-    """Its whole process group goes, by a guard that sees the run's end; and on an orderly end, at once."""
+    """Its whole process group goes, and its folder, by a guard that sees the run's end; so on an orderly end."""
     program = tmp_path / "run.py"
     program.write_text(
-        "import subprocess, sys, time\n"
+        "import pathlib, subprocess, sys, time\n"
         "from posttrain.sampler.vllm import guarded\n"
         "server = subprocess.Popen(['sh', '-c', 'sleep 60 & echo $! && wait'], start_new_session=True)\n"
-        "with guarded(server):\n    time.sleep(float(sys.argv[1]))\n"
+        "with guarded(server, pathlib.Path(sys.argv[2])):\n    time.sleep(float(sys.argv[1]))\n"
     )
     for seconds in ("30", "0.2"):
-        run = subprocess.Popen([sys.executable, str(program), seconds], stdout=subprocess.PIPE, text=True)
+        folder = tmp_path / seconds
+        folder.mkdir()
+        words = [sys.executable, str(program), seconds, str(folder)]
+        run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None
         child = Path("/proc") / run.stdout.readline().strip()
         assert child.is_dir()
@@ -254,9 +257,10 @@ def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path):
         run.wait(30)
         run.stdout.close()
         deadline = time.monotonic() + 10
-        while alive(child) and time.monotonic() < deadline:
+        while (alive(child) or folder.exists()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not alive(child)
+        assert not folder.exists()
 
 
 def alive(process: Path) -> bool:

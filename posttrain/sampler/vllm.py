@@ -6,7 +6,6 @@ import contextlib
 import copy
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,10 +25,11 @@ from posttrain.sampler.server import Server
 EXTENSION = Path(__file__).parent / "inside_vllm"
 PYTHON = "POSTTRAIN_VLLM_PYTHON"  # an interpreter that has vLLM, if it is not this one
 GUARD = """
-import contextlib, os, signal, sys
+import contextlib, os, shutil, signal, sys
 sys.stdin.read()
 with contextlib.suppress(ProcessLookupError):
     os.killpg(int(sys.argv[1]), signal.SIGKILL)
+shutil.rmtree(sys.argv[2], ignore_errors=True)
 """
 START_S = 900.0  # the longest wait for a server to come up
 END_S = 8.0  # for SIGTERM, which a vLLM that is still starting does not heed
@@ -54,19 +54,17 @@ def vllm(
             f"vLLM on a CPU has no attention for heads of {head}, only of {SMALLEST_HEAD} and more: take another "
             "--model (`tiny` has 16), or leave --sampler vllm"
         )
+    python = interpreter()
     folder = Path(tempfile.mkdtemp(prefix="posttrain-vllm-", dir=shared_memory()))
     saved(policy, folder / "model")
     log = log or folder / "vllm.log"
     port = free_port()
-    process = started(command(policy, folder / "model", port, options or {}), log)
+    process = started(command(python, policy, folder / "model", port, options or {}), log)
     server = Server(f"http://127.0.0.1:{port}/v1", model="policy", at_once=at_once)
     on_gpu = policy.device.type == "cuda"
-    try:
-        with guarded(process):
-            wait_for(server, process, log)
-            yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=on_gpu)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with guarded(process, folder):
+        wait_for(server, process, log)
+        yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=on_gpu)
 
 
 def interpreter() -> str:
@@ -104,7 +102,7 @@ def dtype_of(policy: TextPolicy) -> str:
     return "bfloat16" if policy.bf16 else "float32"
 
 
-def command(policy: TextPolicy, model: Path, port: int, options: Mapping[str, Any]) -> list[str]:
+def command(python: str, policy: TextPolicy, model: Path, port: int, options: Mapping[str, Any]) -> list[str]:
     plain: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": port,
@@ -121,7 +119,7 @@ def command(policy: TextPolicy, model: Path, port: int, options: Mapping[str, An
         plain |= {"enable-sleep-mode": True}
     if policy.device.type == "cpu":
         plain |= {"kv-cache-memory-bytes": 2**26, "max-num-seqs": 64, "enforce-eager": True}
-    words = [interpreter(), "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
+    words = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
     for name, value in (plain | dict(options)).items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words
@@ -143,14 +141,13 @@ def started(words: list[str], log: Path) -> subprocess.Popen:
 
 
 @contextlib.contextmanager
-def guarded(process: subprocess.Popen) -> Iterator[None]:
-    """End the process group at the end, and have it killed should this process be killed before.
+def guarded(process: subprocess.Popen, folder: Path) -> Iterator[None]:
+    """End the process group and delete the folder at the end, and should this process be killed before.
 
-    A guard waits for the end of a pipe that we hold open: a server that outlived a killed run would keep its GPU.
+    A guard waits for the end of a pipe that we hold open: what outlived a killed run would keep its GPU and memory.
     """
-    guard = subprocess.Popen(
-        [sys.executable, "-c", GUARD, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
-    )
+    words = [sys.executable, "-c", GUARD, str(process.pid), str(folder)]
+    guard = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
     finally:
