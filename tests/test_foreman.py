@@ -107,6 +107,14 @@ def test_a_stopped_run_goes_on_where_it_was(loop, tmp_path):
     assert [line["step"] for line in pt.read_metrics(tmp_path / "cut")] == list(range(6))
 
 
+def test_a_critic_stays_with_the_learner(loop):
+    """PPO: one sample a task, and an advantage that only the learner can compute and teach."""
+    from posttrain.policy.value import Critic, Gae
+
+    session, _ = loop("ppo", recipe=lambda policy: pt.ppo(pt.each(digits), advantage=Gae(Critic(policy)), samples=1))
+    assert all("critic_loss" in line for line in session.history)
+
+
 def test_another_staleness_is_another_run(loop):
     loop("run", steps=2)
     with pytest.raises(ValueError, match="was started with staleness = 0, not 1"):

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from posttrain.policy.text import TextPolicy, exported
@@ -34,22 +35,29 @@ shutil.rmtree(sys.argv[2], ignore_errors=True)
 START_S = 900.0  # the longest wait for a server to come up
 END_S = 8.0  # for SIGTERM, which a vLLM that is still starting does not heed
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA adapters, as vLLM allots them
+SHARE = 0.45  # of a GPU's memory, where a learner needs the rest
 SMALLEST_HEAD = 32  # of the attention kernels for CPUs
 
 
 @contextlib.contextmanager
 def vllm(
-    policy: TextPolicy, *, options: Mapping[str, Any] | None = None, log: Path | None = None, at_once: int = 64
+    policy: TextPolicy,
+    *,
+    options: Mapping[str, Any] | None = None,
+    log: Path | None = None,
+    at_once: int = 64,
+    shared: bool = True,
 ) -> Iterator[ServedEngine]:
     """vLLM with the policy's architecture and tokenizer, as an `Engine`; its weights come with the first `load`.
 
     options  more of `vllm serve`'s options, such as {"tensor-parallel-size": 4, "gpu-memory-utilization": 0.5}
     log      where its output goes; a file beside the weights if not given
+    shared   its GPU is the learner's too: it sleeps while the learner learns, and is not given all of the memory
     Raises ValueError when vLLM is not installed, RuntimeError with the end of its log when it does not come up.
     """
     config = policy.body.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if policy.device.type == "cpu" and head < SMALLEST_HEAD:
+    if not torch.cuda.is_available() and head < SMALLEST_HEAD:
         raise ValueError(
             f"vLLM on a CPU has no attention for heads of {head}, only of {SMALLEST_HEAD} and more: take another "
             "--model (`tiny` has 16), or leave --sampler vllm"
@@ -59,12 +67,12 @@ def vllm(
     saved(policy, folder / "model")
     log = log or folder / "vllm.log"
     port = free_port()
-    process = started(command(python, policy, folder / "model", port, options or {}), log)
+    process = started(command(python, policy, folder / "model", port, options or {}, shared), log)
     server = Server(f"http://127.0.0.1:{port}/v1", model="policy", at_once=at_once)
-    on_gpu = policy.device.type == "cuda"
+    sleeps = shared and torch.cuda.is_available()
     with guarded(process, folder):
         wait_for(server, process, log)
-        yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=on_gpu)
+        yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=sleeps)
 
 
 def interpreter() -> str:
@@ -102,7 +110,9 @@ def dtype_of(policy: TextPolicy) -> str:
     return "bfloat16" if policy.bf16 else "float32"
 
 
-def command(python: str, policy: TextPolicy, model: Path, port: int, options: Mapping[str, Any]) -> list[str]:
+def command(
+    python: str, policy: TextPolicy, model: Path, port: int, options: Mapping[str, Any], shared: bool
+) -> list[str]:
     plain: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": port,
@@ -115,9 +125,9 @@ def command(python: str, policy: TextPolicy, model: Path, port: int, options: Ma
     }
     if rank := rank_of(policy):
         plain |= {"enable-lora": True, "max-loras": 1, "max-lora-rank": next(r for r in RANKS if r >= rank)}
-    if policy.device.type == "cuda":
-        plain |= {"enable-sleep-mode": True}
-    if policy.device.type == "cpu":
+    if shared and torch.cuda.is_available():
+        plain |= {"enable-sleep-mode": True, "gpu-memory-utilization": SHARE}
+    if not torch.cuda.is_available():
         plain |= {"kv-cache-memory-bytes": 2**26, "max-num-seqs": 64, "enforce-eager": True}
     words = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
     for name, value in (plain | dict(options)).items():

@@ -80,7 +80,8 @@ def compared(wanted: Sums, found: Sums, who: str) -> None:
 
 
 def probe_of(policy: TextPolicy, tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
-    """Prompts of the run, which exercise what it will be used for."""
+    """Prompts of the run, which exercise what it will be used for; any other, if its source does not show its tasks."""
+    tasks = tasks or [Task("probe", ({"role": "user", "content": "What is 17 + 25, and why?"},), None)]
     prompts = [policy.chat.prompt(task.prompt)[0][:LONGEST] for task in tasks[:PROBES]]
     return tuple(ids for ids in prompts if len(ids) > 1)
 

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any, TypeAlias, cast
 
-from posttrain.advantage import normalised
+from posttrain.advantage import raw
 from posttrain.core import Ask, Metrics, Reply, Sampler, Streaming, Task
 from posttrain.episode import in_order, indexed
 from posttrain.group import Graded, played_and_graded
@@ -52,13 +52,14 @@ class Player:
 
     def __init__(self, build: Build, kind: str = "policy", options: Mapping[str, Any] | None = None, at_once: int = 1):
         policy, recipe = build()
-        self.recipe = replace(recipe, reference=None, advantage=normalised)  # those are the learner's, and large
+        self.recipe = replace(recipe, reference=None, advantage=raw)  # those are the learner's, and large
         self.free: SimpleQueue[Engine] = SimpleQueue()
         self.stack, self.lock = ExitStack(), Lock()
         if kind == "vllm":
             from posttrain.sampler.vllm import vllm
 
-            engine = self.stack.enter_context(vllm(policy, options=options))
+            policy.model.to("cpu")  # it renders prompts and reads replies; the GPU is vLLM's
+            engine = self.stack.enter_context(vllm(policy, options=options, at_once=256, shared=False))
             engines: list[Engine] = [engine] * at_once
         else:
             engines = [Twin(policy), *(Twin(build()[0]) for _ in range(at_once - 1))]
