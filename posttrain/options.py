@@ -229,7 +229,7 @@ class ScaleOptions:
                 raise ValueError("--sampler vllm with several ranks: start vLLM by itself and give its address")
             from posttrain.sampler.vllm import vllm
 
-            with vllm(policy, options=self.engine_options(), log=Path(out) / "vllm.log") as started:
+            with vllm(policy, options=self.engine_options(), log=Path(f"{out}.vllm.log")) as started:
                 yield started
         else:
             from posttrain.sampler.engine import ServedEngine
