@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -118,6 +119,19 @@ def test_a_server_samples_in_the_policy_s_place_and_is_trained(served, twin, tmp
     assert histories["served"][-1]["held_out/reward"] == pytest.approx(histories["local"][-1]["held_out/reward"])
     records = list(pt.read_rollouts(tmp_path / "served", 5))
     assert {turn["version"] for record in records for turn in record["turns"]} == {5}
+
+
+def test_the_command_line_samples_by_a_server(served, tmp_path, capsys):
+    from posttrain.cli import main
+
+    data, out = tmp_path / "questions.jsonl", tmp_path / "run"
+    data.write_text("\n".join(json.dumps({"prompt": f"hi {i}", "answer": "7"}) for i in range(4)))
+    words = ["train", "--data", str(data), "--grade", "contains", "--model", str(served[1]), "--max-new", "6"]
+    main(
+        [*words, "--steps", "2", "--tasks", "2", "--samples", "2", "--quiet", "--out", str(out), "--sampler", served[0]]
+    )
+    assert all(line["parity_gap"] < 1e-5 for line in pt.read_metrics(out))
+    assert (out / "model" / "model.safetensors").is_file()
 
 
 def test_turns_continue_the_tokens_that_the_server_sampled(served, twin):

@@ -11,6 +11,7 @@ import torch
 from conftest import digits, task
 
 import posttrain as pt
+from posttrain.options import ScaleOptions
 from posttrain.policy.load import adapted
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.row import rows_of, scored
@@ -128,9 +129,11 @@ def test_weights_that_do_not_arrive_stop_the_run(served, words):
 def test_a_lora_adapter_goes_over_alone(words, tmp_path):
     policy = made(words, lora=4)
     start = {name: value.clone() for name, value in policy.state_dict().items()}
-    with vllm(policy) as engine:
+    out = tmp_path / "lora"
+    with ScaleOptions(sampler="vllm").engine(policy, str(out)) as engine:  # as the command line starts it
         assert engine.adapter
-        run = pt.Run(tmp_path / "lora", steps=6, tasks=4, lr=1e-2, quiet=True)
+        assert not out.exists(), "the run's directory is the run's"
+        run = pt.Run(out, steps=6, tasks=4, lr=1e-2, quiet=True)
         history = pt.train(policy, TASKS, pt.grpo(pt.each(digits), samples=6), run, sampler=engine).history
     assert all(line["parity_gap_max"] < 1e-4 for line in history)
     assert any((policy.state_dict()[name] - value).abs().max() > 1e-3 for name, value in start.items())
