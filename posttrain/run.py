@@ -207,7 +207,7 @@ class Session:
         from posttrain.evaluation import evaluate
 
         assert self.recipe is not None
-        players = {"policy": self.sampler or self.policy, **self.recipe.others}
+        players = {"policy": self.engine or self.policy, **self.recipe.others}
         found = evaluate(
             players,
             self.held_out,
