@@ -118,6 +118,11 @@ class Checkpoints:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}; give the --model this run was started with") from error
         policy.version = about["version"]
+        if ranks.primary() and set(more) != set(training["memory"]):
+            strange = sorted(set(more) ^ set(training["memory"]))
+            raise ValueError(
+                f"checkpoint {folder} and this run differ in {', '.join(strange)}: resume it as it was started"
+            )
         for name, part in more.items():
             part.load_state_dict(training["memory"][name])
         self.step = about["step"]

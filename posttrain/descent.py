@@ -165,7 +165,7 @@ def survey(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[Densi
             now = policy.density([rows[i] for i in piece])
             sizes = [len(rows[i].advantage) for i in piece]
             parts = zip(piece, now.logp.cpu().split(sizes), now.entropy.cpu().split(sizes), strict=True)
-            found |= {i: Density(logp, entropy) for i, logp, entropy in parts if counts}
+            found |= {i: Density(logp.clone(), entropy.clone()) for i, logp, entropy in parts if counts}  # not views
     found = {i: now for part in ranks.everyone(found, "for log-probabilities") for i, now in part.items()}
     return [found[i] for i in range(len(rows))]
 

@@ -258,6 +258,7 @@ def rollout(
             ended(i // samples, [group[j] for j in range(samples)])
 
     seeds = [mix(seed, i, j) for i in numbers or range(len(tasks)) for j in range(samples)]
-    drive = play_concurrently if isinstance(samplers.get("policy"), Remote) else play
+    player = samplers.get("policy")
+    drive = partial(play_concurrently, at_once=player.at_once) if isinstance(player, Remote) else play
     played = drive([task for task in tasks for _ in range(samples)], env, samplers, seeds, place)
     return [played[i : i + samples] for i in range(0, len(played), samples)]

@@ -180,6 +180,8 @@ class ScaleOptions:
     """vllm, or the address of a server that takes weights (http://host:8000/v1): it samples in the policy's place."""
     sampler_options: str | None = None
     """Options of `vllm serve`, such as tensor-parallel-size=4,gpu-memory-utilization=0.5."""
+    sampler_folder: str | None = None
+    """Where weights are handed to a server by address; on another machine, a disk that both see."""
     cluster: str | None = None
     """Learn and sample on a Ray cluster: local (one of this machine), auto, or ray://host:10001."""
     learners: int = 1
@@ -198,8 +200,10 @@ class ScaleOptions:
     def check(self) -> None:
         """Raises ValueError for options that do not go together."""
         one_of(self.stale, ("block", "drop", "interrupt"), "--stale")
-        if self.staleness and not self.cluster:
-            raise ValueError(f"--staleness {self.staleness} needs --cluster: local, auto or ray://host:10001")
+        for name in ("staleness", "stale", "learners", "samplers", "at_once", "gpus"):
+            value = getattr(self, name)
+            if not self.cluster and value != getattr(ScaleOptions, name):
+                raise ValueError(f"--{name.replace('_', '-')} {value} needs --cluster: local, auto or ray://host:10001")
         if self.cluster and self.sampler not in (None, "vllm"):
             raise ValueError(f"--sampler {self.sampler}: on a cluster every sampler is the policy itself, or vllm")
         if self.sampler_options and self.sampler != "vllm":
@@ -229,10 +233,11 @@ class ScaleOptions:
                 raise ValueError("--sampler vllm with several ranks: start vLLM by itself and give its address")
             from posttrain.sampler.vllm import vllm
 
-            with vllm(policy, options=self.engine_options(), log=Path(f"{out}.vllm.log")) as started:
+            with vllm(policy, options=self.engine_options(), log=Path(f"{Path(out)}.vllm.log")) as started:
                 yield started
         else:
             from posttrain.sampler.engine import ServedEngine
             from posttrain.sampler.server import Server
 
-            yield ServedEngine(Server(self.sampler), policy)
+            folder = Path(self.sampler_folder) if self.sampler_folder else None
+            yield ServedEngine(Server(self.sampler), policy, folder, "bfloat16" if policy.bf16 else "float32")

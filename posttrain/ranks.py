@@ -63,15 +63,15 @@ def joined(device: str | None = None) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def meet(why: str) -> None:
+def meet(why: str, patience: timedelta = PATIENCE) -> None:
     """Wait until every rank is here. Raises TimeoutError naming those that did not come."""
     if world() == 1:
         return
     try:
-        dist.monitored_barrier(talk[0], timeout=PATIENCE, wait_all_ranks=True)
+        dist.monitored_barrier(talk[0], timeout=patience, wait_all_ranks=True)
     except RuntimeError as error:
         raise TimeoutError(
-            f"rank {rank()} waited {PATIENCE.total_seconds():.0f} s {why}: {str(error).partition(chr(10))[0]} "
+            f"rank {rank()} waited {patience.total_seconds():.0f} s {why}: {str(error).partition(chr(10))[0]} "
             "Look at the output of the ranks that did not come; POSTTRAIN_PATIENCE_S sets how long to wait"
         ) from error
 
@@ -97,7 +97,7 @@ def everyone(thing: Item, why: str) -> list[Item]:
     return gathered([thing], why)
 
 
-def first(work: Callable[[], Item], why: str) -> Item:
+def first(work: Callable[[], Item], why: str, patience: timedelta = PATIENCE) -> Item:
     """What the primary rank makes of `work`, on every rank; what it raises is raised on every rank."""
     if world() == 1:
         return work()
@@ -107,7 +107,7 @@ def first(work: Callable[[], Item], why: str) -> Item:
             found[0] = work()
         except Exception as error:  # raised again below, on every rank, so that no other waits for this one
             found[1] = error
-    meet(why)
+    meet(why, patience)
     dist.broadcast_object_list(found, src=0, group=talk[0])
     if found[1] is not None:
         raise found[1]

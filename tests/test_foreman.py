@@ -107,6 +107,22 @@ def test_a_stopped_run_goes_on_where_it_was(loop, tmp_path):
     assert [line["step"] for line in pt.read_metrics(tmp_path / "cut")] == list(range(6))
 
 
+def test_dynamic_sampling_goes_with_staleness(loop, tmp_path):
+    recipe = lambda policy: pt.dapo(pt.each(digits), max_new=5, samples=3)  # noqa: E731
+    session, _ = loop("dynamic", steps=5, staleness=1, recipe=recipe, late=True, count=3)
+    assert max(line["age_max"] for line in session.history) <= 1
+    assert sum(line["groups_refused"] for line in session.history) > 0
+    counts = Counter(name for step in trained(tmp_path / "dynamic") for name in step)
+    assert set(counts.values()) == {1}
+
+
+def test_a_cluster_s_run_is_not_resumed_without_one(loop, make, tmp_path):
+    loop("cluster", steps=2)
+    run = pt.Run(tmp_path / "cluster", steps=3, tasks=3, lr=1e-4, save_every=1, resume=True, quiet=True)
+    with pytest.raises(ValueError, match="differ in foreman: resume it as it was started"):
+        pt.train(make(max_new=5), TASKS, pt.grpo(pt.each(digits), samples=3), run)
+
+
 def test_a_critic_stays_with_the_learner(loop):
     """PPO: one sample a task, and an advantage that only the learner can compute and teach."""
     from posttrain.policy.value import Critic, Gae

@@ -70,6 +70,10 @@ def test_openai_s_client_and_the_record_of_its_episode(served, twin):
     pieces = [event.choices[0].delta.content or "" for event in streamed]
     episode = first.choices[0].episode
     assert httpx.post(f"{url}/episodes/{episode}/reward", json={"reward": 0.5}).status_code == 200
+    assert httpx.post(f"{url}/episodes/nobody/reward", json={"reward": 0.5}).status_code == 400
+    assert httpx.post(f"{url}/completions", json={"prompt": [5], "seed": -1}).status_code == 400
+    assert httpx.post(f"{url}/completions", json={"prompt": [5], "n": "many"}).status_code == 400
+    assert httpx.post(f"{url}/completions", content=b'{"prompt": [5]}').status_code == 400, "not said to be JSON"
     [rollout] = [one for one in pt.read_episodes(record) if one.task.key == "greeting"]
     assert [turn.reply.content for turn in rollout.turns] == [said, "".join(pieces)]
     assert rollout.facts == 0.5
@@ -256,7 +260,7 @@ def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path):
         "import pathlib, subprocess, sys, time\n"
         "from posttrain.sampler.vllm import guarded\n"
         "server = subprocess.Popen(['sh', '-c', 'sleep 60 & echo $! && wait'], start_new_session=True)\n"
-        "with guarded(server, pathlib.Path(sys.argv[2])):\n    time.sleep(float(sys.argv[1]))\n"
+        "with guarded(server, pathlib.Path(sys.argv[2])):\n    print('guarded', flush=True)\n    time.sleep(float(sys.argv[1]))\n"
     )
     for seconds in ("30", "0.2"):
         folder = tmp_path / seconds
@@ -266,6 +270,7 @@ def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path):
         assert run.stdout is not None
         child = Path("/proc") / run.stdout.readline().strip()
         assert child.is_dir()
+        assert run.stdout.readline() == "guarded\n"
         if seconds == "30":
             run.kill()
         run.wait(30)

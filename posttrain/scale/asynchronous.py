@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from posttrain import ranks
 from posttrain.core import Task
@@ -22,6 +23,8 @@ from posttrain.scale.foreman import Foreman
 from posttrain.scale.player import Build
 from posttrain.scale.schedule import Rule, Schedule
 from posttrain.step import experienced, learn
+
+HARVEST = timedelta(days=7)  # for the first rank, whose own wait for players has a deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,11 @@ def train_with_players(
         foreman = Foreman(session.source, recipe, schedule, crew_of(build, players), run.seed)
         session.memory = {"foreman": foreman}
     probe = probe_of(policy, tasks)
+    whole = players.kind != "policy" and not hasattr(policy.model, "peft_config")  # an engine takes an adapter alone
+    corrected = players.staleness > 0 or players.kind != "policy"
 
     def publish() -> None:
-        weights = published(policy, probe, merged=players.kind != "policy")
+        weights = published(policy, probe, merged=whole)
         if foreman:
             foreman.crew.publish(weights)
 
@@ -72,9 +77,9 @@ def train_with_players(
         with session:
             publish()
             for _ in session:
-                harvest = ranks.first(lambda: foreman.harvest(), "for the groups of a step")  # type: ignore[union-attr]
+                harvest = ranks.first(lambda: foreman.harvest(), "for the groups of a step", HARVEST)  # type: ignore[union-attr]
                 experience = experienced(policy, recipe, harvest.seen, harvest.admitted, harvest.metrics)
-                metrics = learn(policy, session, experience, recipe, corrected=players.staleness > 0)
+                metrics = learn(policy, session, experience, recipe, corrected=corrected)
                 publish()
                 if foreman:
                     foreman.advance()

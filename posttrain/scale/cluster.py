@@ -77,7 +77,7 @@ def train_on_cluster(address: str, work: Work, learners: int = 1, gpus: float = 
     Raises ValueError when the cluster cannot hold what was asked for, KeyboardInterrupt once Ctrl-C has ended the run.
     """
     ray = imported()
-    start(ray, address, learners, work.players)
+    start(ray, address, learners, work.players, gpus)
     actor = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(Learner)
     found = [actor.remote() for _ in range(learners)]
     place = ray.get(found[0].address.remote(), timeout=300)
@@ -99,7 +99,7 @@ def train_on_cluster(address: str, work: Work, learners: int = 1, gpus: float = 
     return Path(out)
 
 
-def start(ray: Any, address: str, learners: int, players: Players) -> None:
+def start(ray: Any, address: str, learners: int, players: Players, gpus: float) -> None:
     """Join a cluster, or start one here that is large enough on paper: tiny models share cores."""
     wanted = learners + players.count * players.cpus
     quiet = {"log_to_driver": True, "logging_level": "ERROR"}
@@ -109,7 +109,7 @@ def start(ray: Any, address: str, learners: int, players: Players) -> None:
         return
     ray.init(address=address, **quiet)
     have = ray.cluster_resources()
-    for name, need in (("CPU", wanted), ("GPU", players.count * players.gpus)):
+    for name, need in (("CPU", wanted), ("GPU", learners * gpus + players.count * players.gpus)):
         if have.get(name, 0.0) < need:
             ray.shutdown()
             raise ValueError(f"the cluster at {address} has {have.get(name, 0.0):g} {name}s and the run wants {need:g}")

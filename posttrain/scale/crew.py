@@ -107,7 +107,7 @@ class Crew:
             self.losses = 0
             return flight.number, outcome
         except self.ray.exceptions.RayActorError as error:
-            self.replace(flight.seat, str(error).partition("\n")[0])
+            self.replace(flight.seat, str(error))
             return flight.number, Lost("its player died")
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error

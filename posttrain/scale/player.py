@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any, TypeAlias, cast
 
 from posttrain.advantage import raw
-from posttrain.core import Ask, Metrics, Reply, Sampler, Streaming, Task
+from posttrain.core import Ask, Group, Invalid, Metrics, Reply, Sampler, Score, Streaming, Task
 from posttrain.episode import in_order, indexed
 from posttrain.group import Graded, played_and_graded
 from posttrain.policy.text import TextPolicy
@@ -54,7 +54,7 @@ class Player:
         policy, recipe = build()
         self.recipe = replace(recipe, reference=None, advantage=raw)  # those are the learner's, and large
         self.free: SimpleQueue[Engine] = SimpleQueue()
-        self.stack, self.lock = ExitStack(), Lock()
+        self.stack, self.lock, self.grading = ExitStack(), Lock(), Lock()
         if kind == "vllm":
             from posttrain.sampler.vllm import vllm
 
@@ -75,12 +75,17 @@ class Player:
                 gap = synchronise(engine, weights()) if engine.version < version else {}
             players = {"policy": self.watched(engine, number), **self.recipe.others}
             [graded], seconds = played_and_graded(
-                [draw.task], self.recipe.env, self.recipe.reward, players, self.recipe.samples, draw.seed, [draw.place]
+                [draw.task], self.recipe.env, self.graded, players, self.recipe.samples, draw.seed, [draw.place]
             )
         finally:
             self.broken.discard(number)
             self.free.put(engine)
         return Outcome(graded, seconds | gap)
+
+    def graded(self, group: Group) -> Sequence[Score | Invalid]:
+        """The reward, one group at a time: it may remember."""
+        with self.grading:
+            return self.recipe.reward(group)
 
     def interrupt(self, number: int) -> None:
         self.broken.add(number)

@@ -35,7 +35,12 @@ class Shards(nn.Module):
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Work that all ranks do together, so many times each."""
-        return work() if self.open else self(work)
+        if self.open:
+            return work()
+        found = self(work)
+        if not torch.is_grad_enabled():  # no backward pass will: the optimizer must find the shards
+            self.units()[0].reshard()
+        return found
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -77,8 +77,8 @@ class App:
         for i, (one, got) in enumerate(zip(wanted, await self.sampled(wanted), strict=True)):
             ask = Ask(messages)
             reply = self.policy.reply(ask, before, one, got)
-            name = self.recorder.note(given, ask, reply, episode if i == 0 else "", task)
             said = {"role": "assistant", "content": without_stop(reply, one.stop)}
+            name = self.recorder.note(given, said["content"], ask, reply, episode if i == 0 else "", task)
             logprobs = {"content": [self.token(*pair) for pair in zip(got.ids, got.logp.tolist(), strict=True)]}
             choice = {"index": i, "message": said, **self.ending(reply, one)}
             choices.append(choice | {"logprobs": logprobs if body.get("logprobs") else None, "episode": name})
@@ -112,6 +112,8 @@ class App:
         return JSONResponse(self.answer("text_completion", choices, prompt, wanted))
 
     async def body(self, request: Request) -> Mapping[str, Any]:
+        if not request.headers.get("content-type", "").startswith("application/json"):
+            raise Refused("the request is not application/json (a web page of another site could send anything else)")
         try:
             body = await request.json()
         except ValueError as error:
@@ -140,6 +142,8 @@ class App:
         stop = body.get("stop") or ()
         strings = (stop,) if isinstance(stop, str) else tuple(stop)
         seed = uuid.uuid4().int % 2**31 if body.get("seed") is None else int(body["seed"])
+        if seed < 0:
+            raise Refused("seed: must not be negative")
         return [Wanted(prompt, min(limit, room), warmth, seed + i, strings) for i in range(count)]
 
     async def sampled(self, wanted: list[Wanted]) -> list[Sampled]:
@@ -170,7 +174,8 @@ class App:
         body = await self.body(request)
         if not isinstance(body.get("reward"), int | float):
             raise Refused("reward: a number")
-        self.recorder.reward(request.path_params["episode"], float(body["reward"]))
+        if not self.recorder.reward(request.path_params["episode"], float(body["reward"])):
+            raise Refused(f"episode: none is called {request.path_params['episode']!r}")
         return JSONResponse({})
 
     async def call(self, request: Request) -> Response:
@@ -213,7 +218,7 @@ def answered(work: Any) -> Any:
     async def endpoint(request: Request) -> Response:
         try:
             return await work(request)
-        except Refused as error:
+        except (Refused, TypeError, ValueError) as error:  # fields of wrong types
             said = {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}
             return JSONResponse({"error": said}, status_code=400)
 

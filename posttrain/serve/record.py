@@ -40,6 +40,7 @@ class Recorder:
         self.path, self.lock = path, threading.Lock()
         self.known: OrderedDict[str, Known] = OrderedDict()
         self.episodes = 0
+        self.named: set[str] = set()  # episodes of this process
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.episodes = sum(1 for _ in path.open()) if path.is_file() else 0
@@ -55,13 +56,16 @@ class Recorder:
                 out.append({**message, **assistant(found.reply)} if found else dict(message))
         return tuple(out), last
 
-    def note(self, messages: Sequence[Mapping[str, Any]], asked: Ask, reply: Reply, episode: str, task: str) -> str:
-        """Remember a reply and write it down; returns the name of its episode."""
+    def note(
+        self, messages: Sequence[Mapping[str, Any]], said: str, asked: Ask, reply: Reply, episode: str, task: str
+    ) -> str:
+        """Remember a reply, which the agent has seen as `said`, and write it down; returns the name of its episode."""
         with self.lock:
             if not episode:
                 episode, self.episodes = f"episode-{self.episodes}", self.episodes + 1
-            said = {"role": "assistant", "content": reply.content}
-            self.known[key_of([*messages, said])] = Known(reply, episode, task)
+            self.named.add(episode)
+            answer = {"role": "assistant", "content": said}
+            self.known[key_of([*messages, answer])] = Known(reply, episode, task)
             if len(self.known) > REMEMBERED:
                 self.known.popitem(last=False)
             tokens = trace(reply)
@@ -82,10 +86,12 @@ class Recorder:
             )
         return episode
 
-    def reward(self, episode: str, reward: float) -> None:
-        """What the agent's own judge says of an episode."""
+    def reward(self, episode: str, reward: float) -> bool:
+        """What the agent's own judge says of an episode; False: there is none of that name."""
         with self.lock:
-            self.write({"episode": episode, "reward": reward})
+            if episode in self.named:
+                self.write({"episode": episode, "reward": reward})
+            return episode in self.named
 
     def write(self, line: Mapping[str, Any]) -> None:
         if self.path:

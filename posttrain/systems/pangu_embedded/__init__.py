@@ -111,7 +111,7 @@ def full(
     taught = teacher_of(teacher, model, policy, repair)
     if stage == "distil":
         return distil(policy, task.tasks(), taught, task.reward(), run, described, count=iterations, merge=merge)
-    return fuse(policy, task.tasks(), task.reward(), run, described, taught if teacher else None)
+    return fuse(policy, task.tasks(), task.reward(), run, described, taught if teacher or repair else None)
 
 
 def teacher_of(teacher: str | None, model: ModelOptions, policy: TextPolicy, repair: bool) -> Sampler:

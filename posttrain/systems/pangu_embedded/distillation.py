@@ -86,7 +86,7 @@ def merged(
         if not old.is_floating_point():
             out[name] = checkpoints[-1][name].clone()
             continue
-        change = torch.stack([one[name].float() - old.float() for one in checkpoints]).mean(0)
+        change = torch.stack([one[name].to(old.device).float() - old.float() for one in checkpoints]).mean(0)
         out[name] = (old.float() + share * change).to(old.dtype)
     return out
 
