@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from posttrain import ranks
-from posttrain.core import Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Task
+from posttrain.core import Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Spread, Task
 from posttrain.descent import update
 from posttrain.group import Graded, described, limit_invalid, played_and_graded
 from posttrain.recipe import Learner, Recipe
@@ -54,7 +55,10 @@ def gather(
     seconds: dict[str, float] = defaultdict(float)
     for attempt in range(recipe.rounds):
         drawn: list[Task] = source.take(tasks - len(admitted))
-        fresh, spent = played_and_graded(drawn, recipe.env, recipe.reward, players, recipe.samples, mix(seed, attempt))
+        with policy.whole() if isinstance(policy, Spread) else nullcontext():  # a reward may score by the same model
+            fresh, spent = played_and_graded(
+                drawn, recipe.env, recipe.reward, players, recipe.samples, mix(seed, attempt)
+            )
         for name, value in spent.items():
             seconds[name] += value
         seen += fresh

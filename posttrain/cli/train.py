@@ -76,6 +76,8 @@ class Train:
         tasks, held_out = self.tasks()
         policy, recipe = self.prepared()
         spread_if_several(policy)
+        if recipe.reference is not None and not getattr(recipe.reference, "shards", None):
+            recipe.reference.model.to(policy.device)  # type: ignore[attr-defined]  (whole on every rank)
         with self.scale.engine(policy, self.run_options.out) as sampler:
             session = train(policy, tasks, recipe, self.settled(), held_out=held_out, sampler=sampler)
         finish(session.directory.path)

@@ -160,6 +160,10 @@ class ServedEngine:
 
         self.policy.model.peft_config["default"].save_pretrained(str(place))
         tensors = get_peft_model_state_dict(self.policy.model, state_dict=dict(weights.tensors))
+        if len(tensors) != len(weights.tensors):
+            raise SyncError(
+                f"of {len(weights.tensors)} tensors {len(tensors)} are an adapter's: the whole weights were sent"
+            )
         save_file({name: value.contiguous() for name, value in tensors.items()}, place / "adapter_model.safetensors")
         body = {"lora_name": ADAPTER, "lora_path": str(place), "load_inplace": True}
         self.server.tell(f"{self.server.url}/load_lora_adapter", body)
