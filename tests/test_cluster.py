@@ -25,10 +25,10 @@ STEPS, TASKS, SAMPLES = 24, 4, 6
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, words) -> Path:
-    """A tiny model, a task for every group of a run, and a reward that is learnt in a few steps."""
+    """A tiny model, more tasks than a run begins, so that none comes twice, and a reward that is learnt in few steps."""
     folder = tmp_path_factory.mktemp("cluster")
     TextPolicy(tiny.network(words, 0, hidden=32, layers=2, positions=256), words).save(folder / "base")
-    lines = [json.dumps({"prompt": f"hi {i}", "answer": "x"}) for i in range(STEPS * TASKS)]
+    lines = [json.dumps({"prompt": f"hi {i}", "answer": "x"}) for i in range((STEPS + 3) * TASKS)]
     (folder / "tasks.jsonl").write_text("\n".join(lines))
     (folder / "reward.py").write_text(
         "import time\n"
@@ -175,7 +175,8 @@ def test_what_a_reward_raises_on_a_player_reaches_the_user(place):
         ),
         (["--sampler-options", "a=1"], "are those of --sampler vllm"),
         (["--cluster", "local", "--stale", "wait"], "--stale wait: unknown, the choices are block, drop, interrupt"),
-        (["--samplers", "0"], "--samplers 0: it must be at least 1"),
+        (["--cluster", "local", "--samplers", "0"], "--samplers 0: it must be at least 1"),
+        (["--learners", "2"], "--learners 2 needs --cluster"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(place, options, message, capsys):
