@@ -101,10 +101,19 @@ class Gae:
     """An advantage that asks a critic, and teaches it after the policy's update (`learn`).
 
     A rollout that was cut off is a finished episode here, as the reward has judged it as it stands.
+    `by_turn`: every turn is an episode of its own, so that no turn is credited with what a later one earns.
     """
 
-    def __init__(self, critic: Critic, gamma: float = 1.0, lam: float = 0.95, passes: int = 1, warmup: int = 0):
-        self.critic, self.gamma, self.lam, self.passes = critic, gamma, lam, passes
+    def __init__(
+        self,
+        critic: Critic,
+        gamma: float = 1.0,
+        lam: float = 0.95,
+        passes: int = 1,
+        warmup: int = 0,
+        by_turn: bool = False,
+    ):
+        self.critic, self.gamma, self.lam, self.passes, self.by_turn = critic, gamma, lam, passes, by_turn
         self.warmup = warmup  # steps in which only the critic learns
         self.steps = 0
         self.seen: list[tuple[list[Row], Tensor, Tensor]] = []  # rows, returns [N], values [N] of each rollout
@@ -115,7 +124,9 @@ class Gae:
         values = [torch.cat([torch.zeros(0), *[next(left) for _ in rows]]) for rows in packed]
         out = []
         for rollout, score, rows, value in zip(group, scores, packed, values, strict=True):
-            advantage = estimated(decision_rewards(rollout, score), value, self.gamma, self.lam)
+            sizes = [len(turn.reply.logp) for turn in rollout.turns] if self.by_turn else [rollout.decisions]
+            pieces = zip(decision_rewards(rollout, score).split(sizes), value.split(sizes), strict=True)
+            advantage = torch.cat([torch.zeros(0), *[estimated(r, v, self.gamma, self.lam) for r, v in pieces]])
             self.seen.append((rows, advantage + value, value))
             out.append(torch.zeros_like(advantage) if self.steps < self.warmup else advantage)
         return out

@@ -1,0 +1,88 @@
+"""ToMAP: a persuader that is told what the other thinks, trained by PPO (arXiv:2505.22961).
+
+Alice argues with Bob about a claim, three turns each; what she earns is how far he moves. Two modules give her a theory
+of his mind: counterclaims that he may hold, proposed by herself beforehand, and a predictor that says from the dialogue
+how much he agrees with each.
+
+    dialogue        two players with private thoughts; Bob's attitude after every round
+    reward          persuasion, tags, format, repetition, length, for every turn
+    counterclaims   the tree of a topic, and how it is made
+    predictor       an encoder and a small network, learnt from logged dialogues
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from posttrain.options import ModelOptions, RunOptions
+from posttrain.recipe import Part
+from posttrain.run import Session
+from posttrain.step import train
+from posttrain.systems.tomap.claims import ARMS, CLAIMS, SHOWN
+from posttrain.systems.tomap.dialogue import Setting
+from posttrain.systems.tomap.experiments import prepared
+from posttrain.systems.tomap.recipe import recipe
+from posttrain.systems.tomap.stages import (
+    DialogueOptions,
+    LearningOptions,
+    PredictorOptions,
+    collect,
+    judged,
+    propose,
+    roomy,
+    teach,
+)
+
+__all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop", "recipe"]
+
+PARTS: Mapping[str, Part] = {}
+
+
+def laptop(
+    setting: Setting = "full", run: RunOptions = RunOptions("runs/tomap", steps=40, tasks=32, lr=1e-3)
+) -> Session:
+    """A persuader of few words against a simulated Bob, on topics of six counterclaims; held out: new topics.
+
+    setting  what Alice is told: rl (nothing), lite (counterclaims), full (and Bob's agreement with each as predicted),
+             white (as he says), black_random (guessed), black_max (always the most)
+    """
+    policy, tasks, tests, made = prepared(setting, run.seed)
+    return train(policy, tasks, made, run.run(setting=setting), held_out=tests)
+
+
+def full(
+    talk: DialogueOptions,
+    model: ModelOptions,
+    learning: LearningOptions,
+    predicting: PredictorOptions,
+    run: RunOptions = RunOptions("runs/tomap", steps=200, tasks=128, lr=1e-6, warmup=40),
+    stage: Literal["propose", "collect", "predictor", "train", "evaluate"] = "train",
+    held_out: str | None = None,
+) -> Session | None:
+    """Your checkpoint against Bob, stage by stage: propose, collect, predictor, then train, then evaluate.
+
+    stage     propose writes OUT/topics.jsonl with counterclaims; collect logs --steps times --tasks dialogues in which
+              Bob is asked for all his beliefs; predictor learns from --logs; evaluate writes OUT/evaluation.json
+    held_out  train: topics of the same form, on which Bob answers at temperature 0
+    """
+    if stage == "predictor":
+        teach(predicting, run, model.device)
+        return None
+    policy = model.policy()
+    if stage == "propose":
+        propose(policy, talk, run)
+        return None
+    tasks = talk.tasks(validation=stage == "evaluate")
+    tests = talk.tasks(held_out, validation=True) if held_out else []
+    roomy(policy, [*tasks, *tests], talk.turns, talk.most)
+    others = talk.players(model)
+    described = {**talk.describe(), **vars(learning), **vars(model)}
+    if stage == "evaluate":
+        judged(policy, tasks, talk.env(policy), others, run)
+        return None
+    if stage == "collect":
+        collect(policy, tasks, talk.env(policy, probe=True), others, run.run(**described))
+        return None
+    made = learning.recipe(policy, talk, others, run.tasks)
+    return train(policy, tasks, made, run.run(**described), held_out=tests)

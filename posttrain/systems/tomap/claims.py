@@ -1,0 +1,63 @@
+"""What the paper claims, what we ask of our own choices, and the arms that are compared."""
+
+from __future__ import annotations
+
+from posttrain.claim import Claim
+from posttrain.systems.tomap.experiments import arm
+
+SHOWN = "shift"  # the measure of the picture: agreement at the end less at the beginning, in hundredths
+
+ARMS = {
+    "base": arm("rl", learns=False),
+    "RL": arm("rl"),
+    "ToMAP-lite": arm("lite"),
+    "ToMAP": arm("full"),
+    "white": arm("white"),
+    "black, random": arm("black_random"),
+    "untrained ToMAP": arm("full", learns=False),
+}
+CLAIMS = (
+    Claim("reinforcement makes a better persuader", "13.84 against 11.76 on average", "shift", "RL", "base"),
+    Claim("ToMAP beats RL", "17.48 against 13.84 on average, 23.01 against 16.42 in training", "shift", "ToMAP", "RL"),
+    Claim(
+        "attitudes help beyond counterclaims",
+        "ToMAP against ToMAP-lite, which is not told how much Bob agrees",
+        "shift",
+        "ToMAP",
+        "ToMAP-lite",
+    ),
+    Claim("the truth is no worse than the predictor", "white, an oracle, against ToMAP", "shift", "white", "ToMAP"),
+    Claim("attitudes must be true", "random attitudes are worse", "shift", "ToMAP", "black, random"),
+    Claim(
+        "it lasts in long conversations",
+        "six turns instead of three: it goes on gaining",
+        "shift, 6 turns",
+        "ToMAP",
+        "RL",
+    ),
+    Claim("repetition falls", "during training", "repetition", "ToMAP", "untrained ToMAP", larger=False),
+    Claim(
+        "the predictor knows more than the commonest answer",
+        "an MLP on embeddings of statement and dialogue",
+        "predictor accuracy",
+        "untrained ToMAP",
+        "untrained ToMAP",
+        against="majority class",
+    ),
+    Claim(
+        "it is learnt, and not in the prompt alone",
+        "the base model, told all that ToMAP is told",
+        "shift",
+        "ToMAP",
+        "untrained ToMAP",
+        control=True,
+    ),
+    Claim(
+        "counterclaims help by themselves",
+        "ToMAP-lite against RL",
+        "shift",
+        "ToMAP-lite",
+        "RL",
+        control=True,
+    ),
+)

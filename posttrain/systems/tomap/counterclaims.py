@@ -1,0 +1,122 @@
+"""Topics, each with a tree of depth 1: a claim and its negation at the root, and what speaks for the negation.
+
+The persuader itself proposes the counterclaims, before training: first what speaks against the claim, strongest first,
+then the negation of each. They are kept as JSON lines, {"pos", "neg", "counterclaims": [{"statement", "negation"}]}.
+(The released trees are Python pickles, which run code when they are read: they are not taken.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from posttrain.core import Ask, Sampler
+from posttrain.data import Place, column, records
+from posttrain.episode import user
+from posttrain.seeding import mix
+
+PROPOSED = 10  # of a topic; the first three are used
+ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s*(.+?)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Counterclaim:
+    """A statement that supports the negation of the claim, and its own negation."""
+
+    statement: str
+    negation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """What is argued about."""
+
+    key: str
+    claim: str  # Q, of which Bob is to be persuaded
+    denial: str  # not Q
+    counterclaims: tuple[Counterclaim, ...] = ()
+    validation: bool = False  # the persuadee answers at temperature 0, as released for validation
+
+
+def topics(data: str | Path, *, validation: bool = False, limit: int | None = None) -> list[Topic]:
+    """The topics of a JSONL, CSV or Parquet file with columns `pos`, `neg` and, where there are any, `counterclaims`.
+
+    Raises ValueError naming file and line for a missing column, a claim that is its own negation, or a malformed tree.
+    """
+    found, seen = [], dict[str, int]()
+    for place, record in records(data, limit):
+        claim, denial = (text(column(record, name, place, "--data"), place, name) for name in ("pos", "neg"))
+        if claim == denial:
+            raise ValueError(f"{place}: 'pos' and 'neg' are the same text, so there is nothing to argue about")
+        key = str(record.get("id", place.line))
+        if key in seen:
+            raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
+        seen[key] = place.line
+        found.append(Topic(key, claim, denial, tuple(tree(record.get("counterclaims"), place)), validation))
+    return found
+
+
+def tree(value: Any, place: Place) -> Iterator[Counterclaim]:
+    value = json.loads(value) if isinstance(value, str) and value else value or []  # a cell of a table
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{place}: 'counterclaims' holds {type(value).__name__}, not a list")
+    for one in value:
+        if not isinstance(one, Mapping) or not {"statement", "negation"} <= set(one):
+            raise ValueError(f"{place}: a counterclaim is an object with 'statement' and 'negation', not {one!r}")
+        yield Counterclaim(*(text(one[name], place, name) for name in ("statement", "negation")))
+
+
+def text(value: Any, place: Place, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place}: {name!r} must be a text that is not empty, not {value!r}")
+    return " ".join(value.split())
+
+
+def write_topics(path: Path, found: Sequence[Topic]) -> None:
+    """The format that `topics` reads."""
+    with path.open("w", encoding="utf-8") as file:
+        for one in found:
+            branches = [{"statement": c.statement, "negation": c.negation} for c in one.counterclaims]
+            line = {"id": one.key, "pos": one.claim, "neg": one.denial, "counterclaims": branches}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def proposed(persuader: Sampler, found: Sequence[Topic], count: int = PROPOSED, seed: int = 0) -> list[Topic]:
+    """Every topic with what the persuader thinks speaks against its claim, strongest first, and the negations.
+
+    A statement whose negation it does not give is left out; a topic may end with fewer than `count`, or with none.
+    """
+    asks = [
+        Ask(
+            (
+                user(
+                    f'Someone holds that "{one.denial}" and disagrees with "{one.claim}". Which claims would they '
+                    f"bring forward? List {count} short statements, strongest first, one to a line, numbered."
+                ),
+            ),
+            seed=mix(seed, "counterclaims", one.key),
+        )
+        for one in found
+    ]
+    listed = [items(str(reply.content))[:count] for reply in persuader.sample(asks)]
+    denied = iter(persuader.sample([negating(s, mix(seed, s)) for of_one in listed for s in of_one]))
+    out = []
+    for one, statements in zip(found, listed, strict=True):
+        pairs = [(statement, " ".join(str(next(denied).content).split())) for statement in statements]
+        kept = tuple(Counterclaim(*pair) for pair in pairs if pair[1] and pair[1] != pair[0])
+        out.append(replace(one, counterclaims=kept))
+    return out
+
+
+def negating(statement: str, seed: int) -> Ask:
+    wish = f'Write the negation of this statement as one sentence, and nothing else: "{statement}"'
+    return Ask((user(wish),), seed=seed)
+
+
+def items(said: str) -> list[str]:
+    """The points of a numbered or bulleted list, each once."""
+    return list(dict.fromkeys(ITEM.findall(said)))
