@@ -407,7 +407,6 @@ def test_one_dialogue_that_the_server_fails_is_invalid_and_harms_no_other(counse
 def test_gae_does_not_cross_the_border_of_a_turn(make):
     from posttrain.policy.value import Critic, Gae
 
-    policy = make(max_new=4)
     env = dialogue(English(), SHOWN["rl"], turns=2)
     [task] = tasks_of([Topic("t", "a", "b")], English(), SHOWN["rl"])
     policy = make(max_new=4)
@@ -514,7 +513,7 @@ def test_a_predictor_learns_saves_and_answers_as_a_player(tmp_path):
         found.append(Example(about, f"so {said} then", 4 if about == said else 0, i))
     learnt, tested = divided(found, 0.5)
     assert not {one.source for one in learnt} & {one.source for one in tested}
-    assert (len(learnt), len(tested)) == (200, 20)
+    assert (len(learnt), len(tested)) == (200, 40)
     predictor = Predictor(Hashed(64), (32,), seed=1)
     predictor.learn(learnt, epochs=15, rows=16, lr=5e-3)
     assert predictor.accuracy(tested) == 1.0
@@ -693,8 +692,9 @@ def test_the_stages_one_after_another(persuader, arguable, encoder, counsel, tmp
 
 def test_bob_may_be_a_checkpoint(persuader, arguable, tmp_path, words):
     bob = TextPolicy(tiny.network(words, 4, hidden=32, layers=2, positions=2048), words, Sampling(16))
-    says = pt.Demonstration((pt.user("what is it?"), {"role": "assistant", "content": "<attitude>Agree</attitude>"}))
-    tiny.warm_start(bob, iter(lambda: says, None), 60, 4, 1e-2)
+    asked = English(8).attitude("0 is good", "0 is bad", English().greetings, "0 is good")
+    says = pt.Demonstration((*asked, {"role": "assistant", "content": "<attitude>Agree</attitude>"}))
+    tiny.warm_start(bob, iter(lambda: says, None), 40, 2, 1e-2)
     bob.save(tmp_path / "bob")
     options = ["--data", arguable, "--persuadee", str(tmp_path / "bob"), "--turns", "1", "--setting", "rl"]
     system(*options, "--max-new", "16", "--most", "8", "--limit", "2", out=tmp_path / "run", model=persuader)
