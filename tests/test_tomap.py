@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -349,6 +350,8 @@ def test_a_task_shows_the_first_prompt_and_needs_counterclaims():
 class Counsel(BaseHTTPRequestHandler):
     """A chat server that plays Bob. Its mood is the first part of its path."""
 
+    wbufsize = -1  # headers and body in one packet
+
     def log_message(self, *_):
         pass
 
@@ -378,9 +381,13 @@ class Counsel(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+class Crowd(ThreadingHTTPServer):
+    request_queue_size = 128  # as many ask at once
+
+
 @pytest.fixture(scope="module")
 def counsel():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Counsel)
+    server = Crowd(("127.0.0.1", 0), Counsel)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -691,13 +698,20 @@ def test_the_stages_one_after_another(persuader, arguable, encoder, counsel, tmp
 
 
 def test_bob_may_be_a_checkpoint(persuader, arguable, tmp_path, words):
-    bob = TextPolicy(tiny.network(words, 4, hidden=32, layers=2, positions=2048), words, Sampling(16))
-    asked = English(8).attitude("0 is good", "0 is bad", English().greetings, "0 is good")
-    says = pt.Demonstration((*asked, {"role": "assistant", "content": "<attitude>Agree</attitude>"}))
-    tiny.warm_start(bob, iter(lambda: says, None), 40, 2, 1e-2)
+    bob = TextPolicy(tiny.network(words, 4, hidden=32, layers=2, positions=2048), words, Sampling(40))
+    english = English(8)  # a random persuader makes no argument, and this Bob neither
+    silent = [*english.greetings, english.silence, english.silence]
+    prompts = [
+        english.attitude(f"{i} is good", f"{i} is bad", lines, f"{i} is {what}")
+        for i, what, lines in itertools.product(range(2), ("good", "bad"), (silent[:2], silent))
+    ]
+    shown = [
+        pt.Demonstration((*one, {"role": "assistant", "content": "<attitude>Agree</attitude>"})) for one in prompts
+    ]
+    tiny.warm_start(bob, itertools.cycle(shown), 50, 4, 1e-2)
     bob.save(tmp_path / "bob")
     options = ["--data", arguable, "--persuadee", str(tmp_path / "bob"), "--turns", "1", "--setting", "rl"]
-    system(*options, "--max-new", "16", "--most", "8", "--limit", "2", out=tmp_path / "run", model=persuader)
+    system(*options, "--max-new", "40", "--most", "8", "--limit", "2", out=tmp_path / "run", model=persuader)
     [one, _] = pt.read_rollouts(tmp_path / "run")
     assert one["facts"]["stances"] == [0.5, 0.5]
 

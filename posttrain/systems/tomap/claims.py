@@ -26,16 +26,19 @@ CLAIMS = (
         "ToMAP",
         "ToMAP-lite",
     ),
-    Claim("the truth is no worse than the predictor", "white, an oracle, against ToMAP", "shift", "white", "ToMAP"),
-    Claim("attitudes must be true", "random attitudes are worse", "shift", "ToMAP", "black, random"),
+    Claim("the truth is no worse than the prediction", "the oracle `white` against ToMAP", "shift", "white", "ToMAP"),
+    Claim("attitudes must be true", "ToMAP against random attitudes", "shift", "ToMAP", "black, random"),
     Claim(
-        "it lasts in long conversations",
-        "six turns instead of three: it goes on gaining",
+        "it beats RL in long conversations",
+        "suited to long conversations: here six turns, after training on three",
         "shift, 6 turns",
         "ToMAP",
         "RL",
     ),
-    Claim("repetition falls", "during training", "repetition", "ToMAP", "untrained ToMAP", larger=False),
+    Claim("and goes on gaining in them", "the same", "shift, 6 turns", "ToMAP", "ToMAP", against="shift"),
+    Claim(
+        "repetition falls", "repetition is reduced in training", "repetition", "ToMAP", "untrained ToMAP", larger=False
+    ),
     Claim(
         "the predictor knows more than the commonest answer",
         "an MLP on embeddings of statement and dialogue",
@@ -45,6 +48,9 @@ CLAIMS = (
         against="majority class",
     ),
     Claim(
+        "the form is learnt", "a reward for it: the share of well-formed replies", "format", "ToMAP", "untrained ToMAP"
+    ),
+    Claim(
         "it is learnt, and not in the prompt alone",
         "the base model, told all that ToMAP is told",
         "shift",
@@ -52,12 +58,13 @@ CLAIMS = (
         "untrained ToMAP",
         control=True,
     ),
+    Claim("counterclaims help by themselves", "ToMAP-lite against RL", "shift", "ToMAP-lite", "RL", control=True),
     Claim(
-        "counterclaims help by themselves",
-        "ToMAP-lite against RL",
-        "shift",
+        "attitudes still help in long conversations",
+        "ToMAP against ToMAP-lite at six turns",
+        "shift, 6 turns",
+        "ToMAP",
         "ToMAP-lite",
-        "RL",
         control=True,
     ),
 )

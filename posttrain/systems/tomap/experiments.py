@@ -24,7 +24,7 @@ from posttrain.world.words import Size, base
 TINY = Size(hidden=48, layers=2, steps=800, rows=32)
 WEIGHTS = Weights(width=2)  # two words of a tiny argument are what eight are of a long one
 STEPS, PER_STEP, UPDATES, RATE, CRITIC_RATE = 40, 32, 3, 1e-3, 1e-3
-LOGGED = 600  # dialogues that the predictor learns from
+LOGGED = 1200  # dialogues that the predictor learns from
 SIZES = (128, 64)
 
 
@@ -59,19 +59,19 @@ def players(world: Persuasion, setting: Setting, predictor: Predictor | None) ->
 def predictor_of(policy: TextPolicy, world: Persuasion, seed: int, count: int) -> tuple[Predictor, dict[str, float]]:
     """Learnt from dialogues of the base model in which Bob was asked for all that he believes."""
     env = dialogue(world, SHOWN["lite"], count=EACH, probe=True)
-    topics = tasks(world, "lite")[: count // 2]
+    topics = tasks(world, "lite")[: count // 4]
     found = evaluate(
         {"policy": policy, "persuadee": Bob(world)},
         topics,
         validated(WEIGHTS),
         env,
-        samples=2,
+        samples=4,
         seed=mix(seed, "logged"),
     )
     facts = [plain(one.facts) for group in found.groups for one in group]
     learnt, tested = divided(examples(facts, world), 0.9, seed)
-    predictor = Predictor(Hashed(), SIZES, seed=seed)
-    predictor.learn(learnt, epochs=6, lr=2e-3, seed=seed)
+    predictor = Predictor(Hashed(256), SIZES, seed=seed)
+    predictor.learn(learnt, epochs=4, rows=128, lr=3e-3, seed=seed)
     measures = {"predictor accuracy": predictor.accuracy(tested), "majority class": majority(tested)}
     return predictor, measures
 
