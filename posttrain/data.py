@@ -180,24 +180,36 @@ def with_pictures(messages: Sequence[Message], record: Record, name: str | None,
     value = column(record, name, place, "--image")
     given = list(value) if isinstance(value, list | tuple) else [value]
     left = [{"type": "image", "image": found_picture(one, place)} for one in given]
-    marks = sum(str(message["content"]).count(MARK) for message in messages)
-    if marks and marks != len(left):
-        raise ValueError(
-            f"{place}: the prompt says {MARK} {marks} times, and the column {name!r} has {len(left)} pictures"
-        )
+    split = [parts_of(message["content"]) for message in messages]
+    holes = sum(map(is_hole, (part for parts in split for part in parts)))
+    if holes and holes != len(left):
+        raise ValueError(f"{place}: the prompt has {holes} {MARK}, and the column {name!r} has {len(left)} pictures")
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
     out: list[Message] = []
-    for message in messages:
-        content = message["content"]
-        first, *rest = content.split(MARK) if isinstance(content, str) else [content]
-        if rest:
-            parts = [{"type": "text", "text": first}]
-            for text in rest:
-                parts += [left.pop(0), {"type": "text", "text": text}]
-            content = [part for part in parts if part.get("text") != ""]
-        elif not marks and left and message["role"] == "user":
-            content, left = [*left, {"type": "text", "text": first}], []
-        out.append({**message, "content": content})
+    for i, (message, parts) in enumerate(zip(messages, split, strict=True)):
+        if not holes and i == first:
+            out.append({**message, "content": [*left, *parts]})
+        elif any(map(is_hole, parts)):
+            out.append({**message, "content": [left.pop(0) if is_hole(part) else part for part in parts]})
+        else:
+            out.append(message)
     return tuple(out)
+
+
+def parts_of(content: Any) -> list[dict[str, Any]]:
+    """A message's content as parts, with an empty picture for every mark in a text."""
+    if not isinstance(content, str):
+        return list(content or ())
+    first, *rest = content.split(MARK)
+    parts = [{"type": "text", "text": first}]
+    for text in rest:
+        parts += [{"type": "image"}, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def is_hole(part: Mapping[str, Any]) -> bool:
+    """A picture that is yet to be given."""
+    return part.get("type") == "image" and not {"image", "path"} & set(part)
 
 
 def found_picture(image: Any, place: Place) -> Any:

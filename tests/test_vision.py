@@ -411,8 +411,13 @@ def test_chats_and_parquet_with_pictures(tmp_path):
 
     data = png(tmp_path / "0.png", 16, 16).read_bytes()
     chat = [{"role": "system", "content": "Look."}, {"role": "user", "content": "How many?"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "See "}, {"type": "image"}]}]  # as TRL's data sets
+    (tmp_path / "parts.jsonl").write_text(json.dumps({"prompt": parts, "images": ["0.png"], "answer": "1"}))
     table = pa.table({"chat": [chat], "images": [[{"bytes": data, "path": "0.png"}]], "answer": ["1"]})
     write_table(table, tmp_path / "data.parquet")
+    [filled] = read(tmp_path / "parts.jsonl", image="images")
+    assert [part["type"] for part in filled.prompt[0]["content"]] == ["text", "image"]
+    assert filled.prompt[0]["content"][1]["image"] == str(tmp_path / "0.png")
     [one] = read(tmp_path / "data.parquet", "chat", image="images")
     assert [in_words(message["content"]) for message in one.prompt] == ["Look.", "<image>How many?"]
     assert pictures(policy().chat.seen(one.prompt))[0].pixels.shape == (16, 16, 3)
@@ -424,7 +429,7 @@ def test_chats_and_parquet_with_pictures(tmp_path):
         ({"problem": "x", "images": "no.png"}, "data.jsonl, line 1: there is no picture .*no.png"),
         (
             {"problem": "<image> <image>", "images": "0.png"},
-            "line 1: the prompt says <image> 2 times, .* has 1 pictures",
+            "line 1: the prompt has 2 <image>, and .* has 1 pictures",
         ),
         ({"problem": "x", "picture": "0.png"}, "there is no column 'images'.*"),
     ],
