@@ -10,7 +10,6 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 START, PLACEHOLDER, STOP, VIDEO = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"
 MARKS = (START, PLACEHOLDER, STOP, VIDEO)
 PICTURE = f"{START} {PLACEHOLDER} {STOP}"  # as a template of whole words writes one
-LAYERS = 2  # of the vision tower
 
 
 def network(
@@ -22,8 +21,12 @@ def network(
     hidden: int = 64,
     layers: int = 2,
     positions: int = 128,
+    depth: int = 1,
 ) -> Any:
-    """A model from random weights, drawn as wide as the tiny text model's; `words` must know `MARKS`."""
+    """A model from random weights, drawn as wide as the tiny text model's; `words` must know `MARKS`.
+
+    layers of the language model, `depth` of those of the vision tower
+    """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -47,7 +50,7 @@ def network(
     config = AutoConfig.for_model(
         family,
         text_config=text,
-        vision_config=vision(family, preprocessing, hidden),
+        vision_config=vision(family, preprocessing, hidden, depth),
         tie_word_embeddings=False,
         **{f"{name}_token_id": value for name, value in ids.items()},
     )
@@ -60,11 +63,11 @@ def network(
     return model
 
 
-def vision(family: Family, preprocessing: Preprocessing, hidden: int) -> dict[str, Any]:
+def vision(family: Family, preprocessing: Preprocessing, hidden: int, depth: int) -> dict[str, Any]:
     """The configuration of a vision tower of `hidden` width, as each family spells it."""
     side = preprocessing.patch * preprocessing.merge
     same = {
-        "depth": LAYERS,
+        "depth": depth,
         "num_heads": 4,
         "patch_size": preprocessing.patch,
         "spatial_merge_size": preprocessing.merge,
@@ -75,7 +78,7 @@ def vision(family: Family, preprocessing: Preprocessing, hidden: int) -> dict[st
         return {**same, "embed_dim": hidden, "hidden_size": hidden, "mlp_ratio": 2}
     whole = {**same, "hidden_size": hidden, "intermediate_size": 2 * hidden, "out_hidden_size": hidden}
     if family == "qwen2_5_vl":
-        return {**whole, "window_size": 2 * side, "fullatt_block_indexes": [LAYERS - 1]}
+        return {**whole, "window_size": 2 * side, "fullatt_block_indexes": [depth - 1]}
     return {**whole, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
 
 

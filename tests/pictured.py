@@ -32,7 +32,7 @@ def tokenizer() -> Any:
 
 def policy(family: Any = "qwen2_5_vl", seed: int = 0, max_new: int = 12, **options: Any) -> VisionPolicy:
     words = tokenizer()
-    model = tiny_vision.network(words, SMALL, seed, family, hidden=32, positions=1024)
+    model = tiny_vision.network(words, SMALL, seed, family, hidden=32, positions=1024, depth=2)
     return VisionPolicy(model, words, SMALL, Sampling(max_new), **options)
 
 
