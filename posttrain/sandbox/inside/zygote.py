@@ -1,0 +1,112 @@
+"""A process that has Python ready and forks itself for each program; and the same for one program alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from typing import Any
+
+from . import keeper, kernel, view, walls
+
+OFTEN = (
+    *("bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq"),
+    *("inspect", "itertools", "math", "operator", "random", "re", "statistics", "string", "textwrap", "typing"),
+)
+
+
+def serve(control_number: int, empty: str) -> None:
+    """Answers requests until the other end of the control socket is closed. Each comes with a socket of its own, on
+    which the program is read and its outcome written."""
+    control = socket.socket(fileno=control_number)
+    found, lines = walls.examined(empty)
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY) if found.pids else -1
+    if found.user:
+        walls.in_new_user_namespace()
+    if found.mounts:
+        kernel.unshare(kernel.NEWNS)
+        view.enter(empty)
+    control.send(json.dumps({"walls": found, "isolates": found.isolates(), "lines": lines}).encode())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the keepers that end are reaped by the kernel
+    prepared()
+    while True:
+        message, descriptors, *_ = socket.recv_fds(control, 16, 1)
+        if not message:
+            return
+        if found.pids:
+            kernel.unshare(kernel.NEWPID)
+        with contextlib.suppress(
+            OSError
+        ):  # no memory for a process: the trainer sees its socket closed, and asks again
+            if os.fork() == 0:
+                control.close()
+                keep(socket.socket(fileno=descriptors[0]), found, empty)
+                os._exit(0)
+        if found.pids:
+            kernel.back_to(own)
+        os.close(descriptors[0])
+
+
+def prepared() -> None:
+    """Modules that programs use often are imported here once, and what is in memory now is not collected again."""
+    for name in OFTEN:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def keep(connection: socket.socket, found: walls.Walls, empty: str) -> None:
+    """This process keeps one program."""
+    kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
+    kernel.set_process(kernel.DUMPABLE, 0)
+    with connection, connection.makefile("rb") as file:
+        request = json.loads(file.read())
+        if found.network:
+            kernel.unshare(walls.APART)
+        if found.mounts:
+            kernel.unshare(kernel.NEWNS)
+            view.working_folder(request["limits"]["file_mib"])
+        connection.sendall(json.dumps(outcome(request, found, view.WORK if found.mounts else empty)).encode())
+
+
+def outcome(request: dict[str, Any], found: walls.Walls, folder: str) -> dict[str, Any]:
+    """The program's, run in the folder if that is a mount of its own, else in a new one below it."""
+    if found.mounts:
+        os.chdir(folder)
+        return keeper.kept(request, functools.partial(walls.confined, found, request["limits"], folder))
+    work = tempfile.mkdtemp(dir=folder)
+    if found.shed:
+        os.chown(work, view.NOBODY, view.NOBODY)
+    os.chdir(work)
+    try:
+        return keeper.kept(request, functools.partial(walls.confined, found, request["limits"], work))
+    finally:
+        os.chdir("/")
+        for inner, folders, _ in os.walk(work):
+            for name in folders:
+                with contextlib.suppress(OSError):
+                    os.chmod(os.path.join(inner, name), 0o700, follow_symlinks=False)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def alone(found: list[Any], folder: str) -> None:
+    """Keeps the one program that is read from stdin; its outcome goes to stdout."""
+    request = json.load(sys.stdin)
+    said = outcome(request, walls.Walls(*found), folder)
+    sys.stdout.write(json.dumps(said))
+    sys.stdout.flush()
+
+
+def examine() -> None:
+    """Writes what this machine offers to stdout."""
+    with tempfile.TemporaryDirectory() as empty:
+        found, lines = walls.examined(empty)
+    sys.stdout.write(json.dumps({"walls": found, "isolates": found.isolates(), "lines": lines}))
