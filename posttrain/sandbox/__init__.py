@@ -23,7 +23,7 @@ starts a container for each (about 0.1 s); plain isolates nothing, and warns.
 
 What it is not: a virtual machine. A program talks to the kernel that everything else runs on, and a defect there is a
 way out. Programs can tell what machine they run on, use a core for as long as `Limits.wall_s` says, and warm caches
-that the next one feels. Two programs see nothing of one another.
+that the next one feels. Two programs share no file that either can write, no memory, no socket.
 """
 
 from posttrain.sandbox.backends import probe, sandbox

@@ -99,6 +99,15 @@ def lacking(kind: str) -> str | None:
     return f"isolation of {', '.join(missing)}: {', '.join(reasons)}" if missing else None
 
 
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def removed(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Side:
     """What the sandboxes share: many programs side by side, and a folder that ends with the sandbox."""
 
@@ -108,7 +117,7 @@ class Side:
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="posttrain-sandbox-")
         os.chmod(self.folder, 0o711)
-        self._end = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._end = weakref.finalize(self, removed, self.folder, os.getpid())
 
     def run(self, program: Program, limits: Limits = USUAL) -> Outcome:
         return outcome(self.answer(request(program, limits)))
@@ -123,7 +132,7 @@ class Side:
     def answers(self, asked: Sequence[dict[str, Any]], at_once: int | None) -> list[dict[str, Any]]:
         if at_once is not None and at_once < 1:
             raise ValueError(f"at_once={at_once}: not above zero")
-        with ThreadPoolExecutor(at_once or os.cpu_count() or 1, "posttrain sandbox") as threads:
+        with ThreadPoolExecutor(at_once or cores(), "posttrain sandbox") as threads:
             return list(threads.map(self.answer, asked))
 
     def close(self) -> None:
@@ -138,9 +147,10 @@ class Side:
         self.close()
 
 
-LOST = dict(
-    status="killed", exit=None, stdout="", stderr="", cpu_s=0.0, wall_s=0.0, memory_kib=0, calls=[], broken=None
-)
+LOST = {
+    **dict(status="killed", exit=None, stdout="", stderr="what kept the program died, twice"),
+    **dict(cpu_s=0.0, wall_s=0.0, memory_kib=0, calls=[], broken=None),
+}
 
 
 def checked(said: dict[str, Any]) -> dict[str, Any]:
@@ -150,12 +160,16 @@ def checked(said: dict[str, Any]) -> dict[str, Any]:
 
 
 class Zygote(Side):
-    """Forks a prepared Python for each program, in namespaces of its own, behind Landlock and seccomp: about 10 ms."""
+    """Forks a prepared Python for each program, in namespaces of its own, behind Landlock and seccomp: about 10 ms.
+
+    without  names of `inside.walls.Walls` not to be put up although this machine could: to measure or test the rest
+    """
 
     name = "zygote"
 
-    def __init__(self) -> None:
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.without = without
         self._lock = threading.Lock()
         self._born: Born | None = None
         self.isolates = tuple(self._living().isolates)
@@ -180,7 +194,7 @@ class Zygote(Side):
             if self._born is None or self._born.process.poll() is not None:
                 if self._born is not None:
                     self._born.end()
-                self._born = Born(self.folder)
+                self._born = Born(self.folder, self.without)
             return self._born
 
     def close(self) -> None:
@@ -194,12 +208,12 @@ class Zygote(Side):
 class Born:
     """A zygote's process, the socket to it, and what it said of itself. Raises RuntimeError if it does not start."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, without: tuple[str, ...]) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = theirs.fileno()
         errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `ended`
         self.process = subprocess.Popen(
-            interpreter("serve", str(number), repr(folder)),
+            interpreter("serve", str(number), repr(folder), repr(without)),
             env=ENVIRONMENT,
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -209,7 +223,7 @@ class Born:
             start_new_session=True,
         )
         theirs.close()
-        self._end = weakref.finalize(self, ended, self.process, self.control, errors)
+        self._end = weakref.finalize(self, ended, self.process, self.control, errors, os.getpid())
         self.control.settimeout(BIRTH_S)
         hello = b""
         with contextlib.suppress(OSError):
@@ -248,24 +262,25 @@ class Born:
         self._end()
 
 
-def ended(process: subprocess.Popen, control: socket.socket, errors: IO[bytes]) -> None:
-    """Without its socket a zygote ends, and with it all that it keeps."""
+def ended(process: subprocess.Popen, control: socket.socket, errors: IO[bytes], owner: int) -> None:
+    """A zygote ends, and with it all that it keeps."""
     control.close()
     errors.close()
-    process.kill()
-    process.wait()
+    if os.getpid() == owner:  # not in a fork of it
+        process.kill()
+        process.wait()
 
 
 class Alone(Side):
     """A fresh interpreter for each program."""
 
-    def command(self, folder: str) -> list[str]:
+    def command(self, limits: dict[str, Any]) -> list[str]:
         raise AssertionError("each sandbox has its own")
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         for _ in range(2):
             done = subprocess.Popen(
-                self.command(self.folder),
+                self.command(asked["limits"]),
                 env=ENVIRONMENT,
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
@@ -296,8 +311,8 @@ class Plain(Alone):
         super().__init__()
         warnings.warn("the plain sandbox isolates nothing: run only programs that you trust", stacklevel=3)
 
-    def command(self, folder: str) -> list[str]:
-        return interpreter("alone", "[]", repr(folder))
+    def command(self, limits: dict[str, Any]) -> list[str]:
+        return interpreter("alone", "[]", repr(self.folder))
 
 
 class Bubblewrap(Alone):
@@ -307,11 +322,10 @@ class Bubblewrap(Alone):
 
     def __init__(self) -> None:
         super().__init__()
-        _, _, _, _, _, _, landlock, seccomp = examined()["walls"]
-        self.walls = [False, False, False, True, True, True, landlock, seccomp]
-        sized = "--size" in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
-        self.size = ["--size"] if sized else []
-        extra = (["disk"] if sized else []) + (["system calls"] if seccomp else [])
+        _, _, counted, _, _, _, landlock, seccomp = examined()["walls"]
+        self.walls = [False, False, counted, True, True, True, landlock, seccomp]
+        self.sized = "--size" in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
+        extra = (["disk"] if self.sized else []) + (["system calls"] if seccomp else [])
         self.isolates = ("memory", "network", "processes", "files", "privileges", *extra)
 
     @staticmethod
@@ -323,7 +337,7 @@ class Bubblewrap(Alone):
         )
         return None if tried.returncode == 0 else f"what bubblewrap needs: {tried.stderr.strip()}"
 
-    def command(self, folder: str) -> list[str]:
+    def command(self, limits: dict[str, Any]) -> list[str]:
         bound = []
         places = [os.path.realpath(p) for p in (sys.base_prefix, sys.base_exec_prefix, INSIDE)]
         for place in sorted({p for p in places if not p.startswith("/usr")}):
@@ -336,6 +350,7 @@ class Bubblewrap(Alone):
         return [
             *("bwrap", "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
             *("--uid", "65534", "--gid", "65534", "--ro-bind", "/usr", "/usr", *bound, "--dev", "/dev"),
+            *(("--size", str(limits["file_mib"] << 20)) if self.sized else ()),
             *("--tmpfs", "/work", "--symlink", "work", "/tmp", "--chdir", "/work"),
             *interpreter("alone", repr(self.walls), repr("/work")),
         ]

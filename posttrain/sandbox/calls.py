@@ -101,9 +101,11 @@ def called(
 ) -> list[Called]:
     """The calls of each of `calls` made in the sandbox, in order; `at_once` processes side by side.
 
-    Times are least noisy with `at_once=1`. The run that traces memory may take four times `limits.wall_s`, and twice
+    Each process is alone, whatever `limits.processes`: others' seconds would be in no clock. Times are least noisy with
+    `at_once=1`. The run that traces memory may take four times `limits.wall_s`, and twice
     the memory. Raises RuntimeError if the sandbox itself fails.
     """
+    limits = replace(limits, processes=1)
     traced_limits = replace(limits, wall_s=TRACED * limits.wall_s, memory_mib=TRACED // 2 * limits.memory_mib)
     requests = []
     for each in calls:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import atexit
 import json
+import linecache
 import os
 import sys
 import threading
 import time
+import traceback
 import tracemalloc
 import types
 from collections.abc import Callable
@@ -19,14 +21,19 @@ from typing import Any
 
 NAME = "program.py"
 MESSAGE = 1000  # characters of an exception's message
+OUR_FRAMES = 2  # above the program's own in a traceback
 DEPTH = 100  # of nested lists and dictionaries in a value
 
 
-def main_module() -> dict[str, Any]:
+def loaded(source: str) -> dict[str, Any]:
+    """The names of a main module in which the source has run."""
     module = types.ModuleType("__main__")
+    module.__file__ = NAME
     sys.modules["__main__"] = module
     sys.argv = [NAME]
     sys.path.append(os.getcwd())  # last: a file of the program never hides the standard library
+    linecache.cache[NAME] = len(source), None, source.splitlines(keepends=True), NAME  # for tracebacks
+    exec(compile(source, NAME, "exec"), module.__dict__)
     return module.__dict__
 
 
@@ -41,7 +48,7 @@ def ran(source: str, files: dict[str, str]) -> int:
     """The exit code of the source, run as the main module with all that Python does at the end of one."""
     try:
         written(files)
-        exec(compile(source, NAME, "exec"), main_module())
+        loaded(source)
         code = 0
     except BaseException as error:
         code = told(error)
@@ -72,12 +79,12 @@ def told(error: BaseException) -> int:
         os.write(2, f"{error.code}\n".encode(errors="replace"))
         return 1
     try:
-        above = error.__traceback__ and error.__traceback__.tb_next  # the frame of this module is not the program's
-        sys.__excepthook__(type(error), error.with_traceback(above), above)
-        sys.stderr.flush()
+        for _ in range(OUR_FRAMES):
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
     except BaseException:  # a traceback may be too deep or too large to print
-        os.write(2, b"the traceback cannot be printed\n")
-    if isinstance(error, MemoryError):
+        os.write(2, f"{type(error).__name__}\n".encode())
+    if isinstance(error, MemoryError) and type(error) is not MemoryError:
         os.write(2, b"MemoryError\n")  # the keeper looks for it in the last line
     return 1
 
@@ -93,8 +100,7 @@ def calls(channel: int, source: str, files: dict[str, str], function: str, trace
     start, peak, stop = tracemalloc.start, tracemalloc.get_traced_memory, tracemalloc.stop
     try:
         written(files)
-        namespace = main_module()
-        exec(compile(source, NAME, "exec"), namespace)
+        namespace = loaded(source)
     except BaseException as error:
         send(encode({"error": f"{type(error).__name__}: {message(error)}"}))
         return told(error)

@@ -23,6 +23,7 @@ CHUNK = 65536
 PATIENCE = 5.0  # seconds that killed processes may take to end
 HIGH = 20  # descriptors are moved above this before they get their final numbers
 CHANNEL = 3
+TOO_MUCH = "its answers are larger than the limit of a file"
 
 
 def kept(request: dict[str, Any], confine: Callable[[], None]) -> dict[str, Any]:
@@ -138,6 +139,7 @@ class Conversation:
     def __init__(self, channel: socket.socket, asked: dict[str, Any] | None, program: int, cap: int) -> None:
         self.channel, self.program, self.cap = channel, program, cap
         self.waiting: list[str] = asked["arguments"][::-1] if asked else []
+        self.count = len(self.waiting)
         self.heard: list[tuple[str, float | None]] = []
         self.broken: str | None = None
         self.outgoing, self.incoming = memoryview(b""), bytearray()
@@ -165,7 +167,7 @@ class Conversation:
         if b"\n" in data:
             self.answered()
         elif len(self.incoming) > self.cap:
-            self.broken = "it answered more than the limit of its files"
+            self.broken = TOO_MUCH
         return bool(data)
 
     def finish(self) -> None:
@@ -178,8 +180,11 @@ class Conversation:
         now = walls.processor_seconds(self.program)
         line, _, more = self.incoming.partition(b"\n")
         self.cap -= len(line)
-        if more or self.outgoing or self.cap < 0:
-            self.broken = "it answered before it was asked" if self.cap >= 0 else "it answered more than its limit"
+        if self.cap < 0:
+            self.broken = TOO_MUCH
+        elif more or self.outgoing or len(self.heard) > self.count:
+            self.broken = "it answered before it was asked"
+        if self.broken:
             return
         self.heard.append((line.decode("utf-8", "replace"), None if now is None else now - self.since))
         self.incoming.clear()

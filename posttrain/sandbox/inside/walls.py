@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -174,9 +175,11 @@ def subreaper() -> None:
 
 
 def processor_seconds(process: int) -> float | None:
-    """CPU seconds of another process and its threads, from the kernel's clock for it; None where there is none."""
+    """CPU seconds of a child and its threads, from the kernel's clock for it; None where there are no such clocks."""
     if sys.platform != "linux":
         return None
-    import time
-
-    return time.clock_gettime((~process << 3) | 2)
+    try:
+        return time.clock_gettime((~process << 3) | 2)
+    except OSError:  # it has ended and been waited for
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
