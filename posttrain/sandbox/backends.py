@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
+from posttrain.sandbox.inside.view import DEVICES
 from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, outcome, request
 
 INSIDE = Path(__file__).parent / "inside"
@@ -153,6 +154,12 @@ LOST = {
 }
 
 
+def framed(asked: dict[str, Any]) -> bytes:
+    """The request as a keeper reads it: the arguments of calls apart, since it reads them later."""
+    parts = [json.dumps({**asked, "arguments": None}).encode(), json.dumps(asked["arguments"]).encode()]
+    return b"".join(b"%012d" % len(part) + part for part in parts)
+
+
 def checked(said: dict[str, Any]) -> dict[str, Any]:
     if "failed" in said:
         raise RuntimeError(f"the sandbox cannot confine a program: {said['failed']}")
@@ -175,7 +182,7 @@ class Zygote(Side):
         self.isolates = tuple(self._living().isolates)
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        text = json.dumps(asked).encode()
+        text = framed(asked)
         alive = False
         for _ in range(2):
             born = self._living()
@@ -290,7 +297,7 @@ class Alone(Side):
             )
             with done:
                 try:
-                    said, errors = done.communicate(json.dumps(asked).encode(), asked["limits"]["wall_s"] + BIRTH_S)
+                    said, errors = done.communicate(framed(asked), asked["limits"]["wall_s"] + BIRTH_S)
                 except subprocess.TimeoutExpired:
                     said, errors = b"", b""
                     done.kill()
@@ -349,8 +356,9 @@ class Bubblewrap(Alone):
                 bound += ["--ro-bind", place, place]
         return [
             *("bwrap", "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
-            *("--uid", "65534", "--gid", "65534", "--ro-bind", "/usr", "/usr", *bound, "--dev", "/dev"),
+            *("--uid", "65534", "--gid", "65534", "--ro-bind", "/usr", "/usr", *bound),
+            *(word for device in DEVICES for word in ("--dev-bind", device, device)),
             *(("--size", str(limits["file_mib"] << 20)) if self.sized else ()),
-            *("--tmpfs", "/work", "--symlink", "work", "/tmp", "--chdir", "/work"),
+            *("--tmpfs", "/work", "--symlink", "work", "/tmp", "--remount-ro", "/", "--chdir", "/work"),
             *interpreter("alone", repr(self.walls), repr("/work")),
         ]

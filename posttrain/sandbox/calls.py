@@ -79,7 +79,7 @@ class Raised:
 class Called:
     """What came of the calls.
 
-    outcome    of the first timed run; of the first that failed, if one did
+    outcome    of the first run; of the first that failed, if one did
     results    one for each call that was answered before the run ended
     seconds    CPU seconds of each of these calls, the least of the repeats
     peak_kib   KiB allocated by Python at the peak of each call, above what was allocated when it began; measured in a
@@ -102,36 +102,55 @@ def called(
     """The calls of each of `calls` made in the sandbox, in order; `at_once` processes side by side.
 
     Each process is alone, whatever `limits.processes`: others' seconds would be in no clock. Times are least noisy with
-    `at_once=1`. The run that traces memory may take four times `limits.wall_s`, and twice
-    the memory. Raises RuntimeError if the sandbox itself fails.
+    `at_once=1`. Calls that fail in their first run are not repeated. The run that traces memory may take four times
+    `limits.wall_s`, and twice the memory. Raises RuntimeError if the sandbox itself fails.
     """
     limits = replace(limits, processes=1)
+    first = [
+        Spoken(said, each) for said, each in zip(sandbox.answers(asked(calls, limits), at_once), calls, strict=True)
+    ]
+    sound = [i for i, run in enumerate(first) if run.error is None]
+    again = [each for i in sound for each in [calls[i]] * (calls[i].repeats - 1)]
     traced_limits = replace(limits, wall_s=TRACED * limits.wall_s, memory_mib=TRACED // 2 * limits.memory_mib)
-    requests = []
-    for each in calls:
-        lines = [json.dumps(arguments) for arguments in each.arguments]
-        for traced in (*[False] * each.repeats, True):
-            asked = {"function": each.function, "arguments": lines, "traced": traced}
-            requests.append(request(Program(each.source), traced_limits if traced else limits, asked))
-    replies = iter(sandbox.answers(requests, at_once))
-    return [judged(each, [Spoken(next(replies), each.arguments) for _ in range(each.repeats + 1)]) for each in calls]
+    requests = asked(again, limits) + asked([calls[i] for i in sound], traced_limits, traced=True)
+    replies = sandbox.answers(requests, at_once)
+    repeats, traced = iter(replies[: len(again)]), dict(zip(sound, replies[len(again) :], strict=True))
+    return [
+        judged(run, [Spoken(next(repeats), each) for _ in range(each.repeats - 1)], Spoken(traced[i], each))
+        if i in traced
+        else judged(run, [], None)
+        for i, (run, each) in enumerate(zip(first, calls, strict=True))
+    ]
 
 
-def judged(calls: Calls, runs: list[Spoken]) -> Called:
-    """One account of all the runs, the last of which traced memory."""
-    *timed, traced = runs
+def asked(calls: Sequence[Calls], limits: Limits, traced: bool = False) -> list[dict[str, Any]]:
+    return [
+        request(
+            Program(each.source),
+            limits,
+            {"function": each.function, "traced": traced},
+            [json.dumps(arguments) for arguments in each.arguments],
+        )
+        for each in calls
+    ]
+
+
+def judged(first: Spoken, repeats: list[Spoken], traced: Spoken | None) -> Called:
+    """One account of all the runs."""
+    timed = [first, *repeats]
+    runs = [*timed, traced] if traced else timed
     failed = next((run for run in runs if run.error), None)
     answered = min(len(run.results) for run in timed)
-    results = list(timed[0].results[:answered])
+    results = list(first.results[:answered])
     for run in runs:
         for i, (one, other) in enumerate(zip(results, run.results, strict=False)):
             if json.dumps(plain(one)) != json.dumps(plain(other)):
                 results[i] = Raised("Inconsistent", "the same call came out differently in another process")
     return Called(
-        outcome=(failed or timed[0]).outcome,
+        outcome=(failed or first).outcome,
         results=tuple(results),
         seconds=tuple(min(run.seconds[i] for run in timed) for i in range(answered)),
-        peak_kib=() if traced.error else tuple(traced.peaks),
+        peak_kib=tuple(traced.peaks) if traced and not traced.error else (),
         error=failed.error if failed else None,
         loading_s=min(run.loading_s for run in timed),
     )
@@ -144,16 +163,18 @@ def plain(result: Returned | Raised) -> list[Any]:
 class Spoken:
     """What one process said, and what is believed of it."""
 
-    def __init__(self, said: dict[str, Any], arguments: tuple[tuple[Any, ...], ...]) -> None:
+    def __init__(self, said: dict[str, Any], calls: Calls) -> None:
+        arguments = calls.arguments
         self.outcome = outcome(said)
         self.results: list[Returned | Raised] = []
         self.seconds: list[float] = []
         self.peaks: list[float] = []
-        self.error: str | None = said["broken"]
+        self.error: str | None = None
         self.loading_s = 0.0
         for i, (line, window) in enumerate(said["calls"]):
             if self.error is None:
                 self.hear(i, line, window, arguments)
+        self.error = self.error or said["broken"]
         if self.error is None and len(self.results) < len(arguments):
             where = f"in call {len(self.results)}" if said["calls"] else "before the first call"
             self.error = f"{self.outcome.status} {where}"

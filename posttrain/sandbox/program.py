@@ -18,7 +18,8 @@ class Limits:
     wall_s      seconds from its first to its last instruction
     memory_mib  MiB of address space of each of its processes, the interpreter's own 30 or so included
     output_kib  KiB of stdout, and as many of stderr
-    processes   processes and threads at a time, the program itself included
+    processes   processes and threads at a time, the program itself included; where there is no pid namespace to end
+                them all with, never more than one
     file_mib    MiB of one file; and of its working folder, where a sandbox isolates "disk"
     Raises ValueError for a limit that is not positive.
     """
@@ -111,14 +112,18 @@ class Sandbox(Protocol):
     ) -> None: ...
 
 
-def request(program: Program, limits: Limits, calls: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a keeper is asked, in JSON's types. `calls`: the function to call, the lines of arguments, traced or not."""
+def request(
+    program: Program, limits: Limits, calls: dict[str, Any] | None = None, arguments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a keeper is asked, in JSON's types. `calls`: the function to call, traced or not; a line of `arguments` for
+    each call."""
     return {
         "source": program.source,
         "stdin": program.stdin,
         "files": dict(program.files),
         "limits": asdict(limits),
         "calls": calls,
+        "arguments": list(arguments),
     }
 
 

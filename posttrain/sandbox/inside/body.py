@@ -21,6 +21,7 @@ from typing import Any
 
 NAME = "program.py"
 MESSAGE = 1000  # characters of an exception's message
+TRACEBACK = 10_000  # characters of a traceback, of which the last ones matter
 OUR_FRAMES = 2  # above the program's own in a traceback
 DEPTH = 100  # of nested lists and dictionaries in a value
 
@@ -52,7 +53,8 @@ def ran(source: str, files: dict[str, str]) -> int:
         code = 0
     except BaseException as error:
         code = told(error)
-    return max(code, ended())
+    after = ended()
+    return code or after
 
 
 def ended() -> int:
@@ -81,7 +83,8 @@ def told(error: BaseException) -> int:
     try:
         for _ in range(OUR_FRAMES):
             error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
-        os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
+        text = "".join(traceback.format_exception(error))[-TRACEBACK:]
+        os.write(2, text.encode(errors="replace"))
     except BaseException:  # a traceback may be too deep or too large to print
         os.write(2, f"{type(error).__name__}\n".encode())
     if isinstance(error, MemoryError) and type(error) is not MemoryError:

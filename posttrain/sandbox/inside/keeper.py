@@ -26,8 +26,11 @@ CHANNEL = 3
 TOO_MUCH = "its answers are larger than the limit of a file"
 
 
-def kept(request: dict[str, Any], confine: Callable[[], None]) -> dict[str, Any]:
-    """Runs the request's program in a child that calls `confine` first; says how it ended and what it used."""
+def kept(request: dict[str, Any], arguments: Callable[[], list[str]], confine: Callable[[], None]) -> dict[str, Any]:
+    """Runs the request's program in a child that calls `confine` first; says how it ended and what it used.
+
+    arguments  reads those of the calls, if there are any; not before the child is born, which so has none of them
+    """
     limits = request["limits"]
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else nonblocking_pipe()
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -48,10 +51,13 @@ def kept(request: dict[str, Any], confine: Callable[[], None]) -> dict[str, Any]
         return {"failed": failure}
     began = time.monotonic()
     streams = {out: bytearray(), err: bytearray()}
-    conversation = Conversation(ours, request["calls"], program, limits["file_mib"] << 20)
-    status, code = watched(program, woken, streams, conversation, limits)
+    conversation = Conversation(ours, program, limits["file_mib"] << 20)
+    asked = arguments()
+    if request["calls"]:
+        conversation.begin(asked)
+    status, ended = watched(program, woken, streams, conversation, limits)
     took = time.monotonic() - began
-    code = swept(program, code)
+    code = swept(program, ended)
     conversation.finish()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cap = limits["output_kib"] << 10
@@ -62,7 +68,7 @@ def kept(request: dict[str, Any], confine: Callable[[], None]) -> dict[str, Any]
     texts = [bytes(held[:cap]).decode("utf-8", "replace") for held in streams.values()]
     return {
         "status": status,
-        "exit": code if status in ("finished", "error", "memory", "killed") else None,
+        "exit": None if ended is None else code,
         "stdout": texts[0],
         "stderr": texts[1],
         "cpu_s": used.ru_utime + used.ru_stime,
@@ -122,7 +128,7 @@ def become(request: dict[str, Any], ends: list[int], ready: int, confine: Callab
         source, files = request["source"], request["files"]
         if asked := request["calls"]:
             code = body.calls(CHANNEL, source, files, asked["function"], asked["traced"])
-            code = max(code, body.ended())
+            code = body.ended() or code
         else:
             code = body.ran(source, files)
     finally:
@@ -136,15 +142,18 @@ class Conversation:
     broken  why it ended early, if it spoke out of turn or too much
     """
 
-    def __init__(self, channel: socket.socket, asked: dict[str, Any] | None, program: int, cap: int) -> None:
+    def __init__(self, channel: socket.socket, program: int, cap: int) -> None:
         self.channel, self.program, self.cap = channel, program, cap
-        self.waiting: list[str] = asked["arguments"][::-1] if asked else []
-        self.count = len(self.waiting)
+        self.waiting: list[str] = []
+        self.count = 0
         self.heard: list[tuple[str, float | None]] = []
         self.broken: str | None = None
         self.outgoing, self.incoming = memoryview(b""), bytearray()
-        self.goes_on, self.since = asked is not None, 0.0
+        self.goes_on, self.since = False, 0.0
         channel.setblocking(False)
+
+    def begin(self, arguments: list[str]) -> None:
+        self.waiting, self.count, self.goes_on = arguments[::-1], len(arguments), True
 
     def events(self) -> int:
         return select.POLLIN | (select.POLLOUT if self.outgoing else 0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 
 from . import kernel
 
@@ -20,7 +19,7 @@ NOBODY = 65534
 
 def interpreter() -> list[str]:
     """The folders of the running Python that do not lie below the system's own."""
-    given = (sys.base_prefix, sys.base_exec_prefix, sysconfig.get_path("stdlib"))
+    given = (sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.__file__))
     places = {*given, *map(os.path.realpath, given)}
     inner = ("/usr", "/lib", "/lib64", *places)
     return sorted(p for p in places if not any(p != i and p.startswith(i + "/") for i in inner) and p != "/usr")

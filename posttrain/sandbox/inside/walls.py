@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from . import kernel, seccomp, view
 
 DESCRIPTORS = 64
+STACK = 8 << 20
 CROWD = 256  # processes of all programs together, where no user namespace lets each have a count of its own
 APART = kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS
 
@@ -32,7 +34,7 @@ class Walls(NamedTuple):
         found = ["memory"] if sys.platform == "linux" else []
         if self.network or self.seccomp:
             found.append("network")
-        if self.pids or (self.seccomp and self.landlock >= 6):
+        if self.pids or (self.seccomp and self.landlock):
             found.append("processes")
         if self.mounts or self.landlock:
             found.append("files")
@@ -78,10 +80,28 @@ def in_new_user_namespace() -> None:
             file.write(text)
 
 
+def in_new_pid_namespace() -> int:
+    """Goes on in a child, the first process of a pid namespace that it may leave and enter by this descriptor.
+
+    This process waits, and ends as the child does; the child and all below it end with this process.
+    """
+    kernel.unshare(kernel.NEWPID)
+    if child := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 255)
+    kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
+    return os.open("/proc/self/ns/pid", os.O_RDONLY)
+
+
 def nobody() -> None:
     os.setgroups([])
     os.setresgid(view.NOBODY, view.NOBODY, view.NOBODY)
     os.setresuid(view.NOBODY, view.NOBODY, view.NOBODY)
+
+
+def reading_nobody() -> None:
+    """Where there is no view of its own, the program must be let in to its interpreter's folder as it is."""
+    nobody()
+    os.listdir(os.path.dirname(os.__file__))
 
 
 def examined(empty: str) -> tuple[Walls, dict[str, str]]:
@@ -95,13 +115,14 @@ def examined(empty: str) -> tuple[Walls, dict[str, str]]:
     def namespaced(action: Callable[[], object]) -> str | None:
         return tried(lambda: (in_new_user_namespace() if user else None, action()))
 
+    mount_fails = namespaced(lambda: (kernel.unshare(kernel.NEWNS), view.enter(empty), view.working_folder()))
     failures = {
-        "shedding of root": tried(nobody) if root else "not root",
+        "shedding of root": tried(nobody if mount_fails is None else reading_nobody) if root else "not root",
         "user namespace": user_fails,
         "count of processes": namespaced(lambda: (nobody() if root else None, kernel.unshare(kernel.NEWUSER))),
         "network, ipc and uts namespaces": namespaced(lambda: kernel.unshare(APART)),
         "pid namespace": namespaced(child_is_first),
-        "mount namespace": namespaced(lambda: (kernel.unshare(kernel.NEWNS), view.enter(empty), view.working_folder())),
+        "mount namespace": mount_fails,
         "Landlock": tried(lambda: fenced(empty)),
         "seccomp": tried(filtered),
     }
@@ -114,9 +135,11 @@ def examined(empty: str) -> tuple[Walls, dict[str, str]]:
 
 
 def child_is_first() -> None:
+    own = in_new_pid_namespace()
     kernel.unshare(kernel.NEWPID)
     if (child := os.fork()) == 0:
         os._exit(os.getpid())
+    kernel.back_to(own)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 1:
         raise OSError("a child in a new pid namespace is not its first process")
 
@@ -142,8 +165,8 @@ def confined(walls: Walls, limits: dict, work: str) -> None:
         kernel.no_capabilities()
     if sys.platform == "linux":
         kernel.set_process(kernel.NO_NEW_PRIVS, 1)
-        kernel.set_process(kernel.PDEATHSIG, 9)
-    several = limits["processes"] > 1
+        kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
+    several = limits["processes"] > 1 and (walls.pids or not walls.seccomp)  # what cannot be ended is not begun
     if walls.counted or not several:
         resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"],) * 2)
     elif walls.shed:
@@ -161,11 +184,14 @@ def limited(limits: dict) -> None:
         resource.RLIMIT_FSIZE: limits["file_mib"] << 20,
         resource.RLIMIT_NOFILE: DESCRIPTORS,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_STACK: STACK,
     }
     for which, most in wanted.items():
         if which == resource.RLIMIT_AS and sys.platform == "darwin":
             continue  # it refuses
-        resource.setrlimit(which, (most, most))
+        held = resource.getrlimit(which)[1]
+        least = most if held == resource.RLIM_INFINITY else min(most, held)
+        resource.setrlimit(which, (least, least))
 
 
 def subreaper() -> None:

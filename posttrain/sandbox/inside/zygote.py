@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import traceback
 from typing import Any
 
 from . import keeper, kernel, view, walls
@@ -29,10 +30,10 @@ def serve(control_number: int, empty: str, without: tuple[str, ...] = ()) -> Non
     control = socket.socket(fileno=control_number)
     found, _ = walls.examined(empty)
     found = found._replace(**{name: walls.Walls._field_defaults[name] for name in without})
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY) if found.pids else -1
     preferred_victim()
     if found.user:
         walls.in_new_user_namespace()
+    own = walls.in_new_pid_namespace() if found.pids else -1
     if found.mounts:
         kernel.unshare(kernel.NEWNS)
         view.enter(empty)
@@ -45,16 +46,25 @@ def serve(control_number: int, empty: str, without: tuple[str, ...] = ()) -> Non
             return
         if found.pids:
             kernel.unshare(kernel.NEWPID)
-        with contextlib.suppress(
-            OSError
-        ):  # no memory for a process: the trainer sees its socket closed, and asks again
+        with contextlib.suppress(OSError):  # no process to be had: the trainer sees its socket closed, and asks again
             if os.fork() == 0:
                 control.close()
-                keep(socket.socket(fileno=descriptors[0]), found, empty)
-                os._exit(0)
+                become_keeper(descriptors[0], found, empty)
         if found.pids:
             kernel.back_to(own)
         os.close(descriptors[0])
+
+
+def become_keeper(connection: int, found: walls.Walls, empty: str) -> None:
+    """Turns this process into the keeper of one program, and never returns."""
+    code = 1
+    try:
+        keep(socket.socket(fileno=connection), found, empty)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def preferred_victim() -> None:
@@ -75,27 +85,48 @@ def keep(connection: socket.socket, found: walls.Walls, empty: str) -> None:
     """This process keeps one program."""
     kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
     kernel.set_process(kernel.DUMPABLE, 0)
-    with connection, connection.makefile("rb") as file:
-        request = json.loads(file.read())
+    with connection:
+        number = connection.fileno()
+        request = json.loads(headed(number))
         if found.network:
             kernel.unshare(walls.APART)
         if found.mounts:
             kernel.unshare(kernel.NEWNS)
             view.working_folder(request["limits"]["file_mib"])
-        connection.sendall(json.dumps(outcome(request, found, view.WORK if found.mounts else empty)).encode())
+        connection.sendall(json.dumps(outcome(request, number, found, view.WORK if found.mounts else empty)).encode())
 
 
-def outcome(request: dict[str, Any], found: walls.Walls, folder: str) -> dict[str, Any]:
-    """The program's, run in the folder if that is a mount of its own, else in a new one below it."""
+def headed(number: int) -> bytes:
+    """What comes first on a descriptor, after its length in twelve digits; and not a byte more is read."""
+    return exactly(number, int(exactly(number, 12)))
+
+
+def exactly(number: int, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size and (more := os.read(number, size - len(data))):
+        data += more
+    return bytes(data)
+
+
+def outcome(request: dict[str, Any], rest: int, found: walls.Walls, folder: str) -> dict[str, Any]:
+    """The program's, run in the folder if that is a mount of its own, else in a new one below it.
+
+    rest  the descriptor from which to read the arguments of calls
+    """
+
+    def kept(work: str) -> dict[str, Any]:
+        confine = functools.partial(walls.confined, found, request["limits"], work)
+        return keeper.kept(request, lambda: json.loads(headed(rest)), confine)
+
     if found.mounts:
         os.chdir(folder)
-        return keeper.kept(request, functools.partial(walls.confined, found, request["limits"], folder))
+        return kept(folder)
     work = tempfile.mkdtemp(dir=folder)
     if found.shed:
         os.chown(work, view.NOBODY, view.NOBODY)
     os.chdir(work)
     try:
-        return keeper.kept(request, functools.partial(walls.confined, found, request["limits"], work))
+        return kept(work)
     finally:
         os.chdir("/")
         for inner, folders, _ in os.walk(work):
@@ -107,8 +138,7 @@ def outcome(request: dict[str, Any], found: walls.Walls, folder: str) -> dict[st
 
 def alone(found: list[Any], folder: str) -> None:
     """Keeps the one program that is read from stdin; its outcome goes to stdout."""
-    request = json.load(sys.stdin)
-    said = outcome(request, walls.Walls(*found), folder)
+    said = outcome(json.loads(headed(0)), 0, walls.Walls(*found), folder)
     sys.stdout.write(json.dumps(said))
     sys.stdout.flush()
 
