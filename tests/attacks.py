@@ -72,15 +72,16 @@ ATTACKS = {
     ),
     "stops itself": Attack("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "timeout", limits=SOON),
     "kills itself": Attack("import os\nos.kill(os.getpid(), 9)", "killed", -9),
+    # (a signal to the first process of a namespace may be sent, and is then dropped)
     "kills its parent": Attack(
-        "import os\nattempts = {'parent': lambda: os.kill(os.getppid(), SIGNAL)}" + REACH, needs=("processes",)
+        "import os\nattempts = {'parent': lambda: os.kill(os.getppid(), SIGNAL)}" + REACH, stdout=None, needs=("processes",)
     ),
     "stops its parent": Attack(
-        "import os\nattempts = {'parent': lambda: os.kill(os.getppid(), SIGNAL and 19)}" + REACH, needs=("processes",)
+        "import os\nattempts = {'parent': lambda: os.kill(os.getppid(), SIGNAL and 19)}" + REACH, stdout=None, needs=("processes",)
     ),
     "kills everything": Attack("import os\nattempts = {'all': lambda: os.kill(-1, SIGNAL)}" + REACH, needs=("processes",)),
     "kills the first process": Attack(
-        "import os\nattempts = {'first': lambda: os.kill(1, SIGNAL)}" + REACH, needs=("processes",)
+        "import os\nattempts = {'first': lambda: os.kill(1, SIGNAL)}" + REACH, stdout=None, needs=("processes",)
     ),
     "signals the trainer": Attack(
         "import os\nattempts = {'trainer': lambda: os.kill({trainer}, 0)}" + REACH, needs=("processes",)

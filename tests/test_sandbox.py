@@ -608,3 +608,23 @@ def test_a_memo_forgets_the_longest_unused_and_keeps_no_accident():
         assert len(inner.ran) == 2
     with pytest.raises(ValueError, match="most=0"):
         Memo(inner, most=0)
+
+
+def test_the_reward_of_the_documents_grades_programs():
+    if reason := lacking("zygote"):
+        pytest.skip(f"this machine lacks {reason}")
+    from conftest import said
+
+    text = (Path(__file__).parent.parent / "docs" / "sandbox.md").read_text()
+    names: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    truth = [("1 2", "3"), ("4 5", "9")]
+    sources = [
+        "print(sum(map(int, input().split())))",
+        "print(3)",
+        "while True: print('3\\n9')",
+        "import os; os._exit(1)",
+    ]
+    with names["box"]:
+        scores = names["passed"]([said(source, truth) for source in sources])
+    assert [score.value for score in scores] == [1.0, 0.5, 0.0, 0.0]

@@ -26,7 +26,7 @@ from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, outcome, 
 
 INSIDE = Path(__file__).parent / "inside"
 BIRTH_S = 30.0  # a start of an interpreter, or the end of a program, takes no longer even on a busy machine
-FLAGS = ("-P", "-s", "-S", "-B")  # with an environment of our own this is `-I`, which would ignore PYTHONHASHSEED
+FLAGS = ("-P", "-s", "-S")  # with an environment of our own this is `-I`, which would ignore PYTHONHASHSEED
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/work",

@@ -112,6 +112,7 @@ def become(request: dict[str, Any], ends: list[int], ready: int, confine: Callab
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.setsid()
         ends = ends if request["calls"] else ends[:CHANNEL]
         moved = [fcntl.fcntl(end, fcntl.F_DUPFD, HIGH) for end in (*ends, ready)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -64,7 +63,7 @@ def read_only(path: str, recursive: bool = True) -> None:
 
 def pivot_here() -> None:
     """The current folder, a mount, becomes `/`; what was `/` is gone from this mount namespace."""
-    system_call(PIVOT_ROOT[platform.machine()], b".", b".")
+    system_call(PIVOT_ROOT[os.uname().machine], b".", b".")
     checked(libc.umount2(b".", DETACH))
     os.chdir("/")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import platform
+import os
 import struct
 
 from . import kernel
@@ -66,7 +66,7 @@ def refused(number: int = errno.EPERM) -> Instruction:
 def program(forks: bool, own: int | None) -> list[Instruction]:
     """The filter's instructions. `forks`: may the program have processes and threads; `own`: if the only process that
     it may signal is itself, its number."""
-    architecture, column = MACHINES[platform.machine()]
+    architecture, column = MACHINES[os.uname().machine]
     code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), refused(), (LOAD, 0, 0, NUMBER)]
     code += [(AT_LEAST, 0, 1, 0x40000000), refused()]  # x32's numbers
     fixed = [(numbers, errno.EPERM) for numbers in REFUSED.values()]

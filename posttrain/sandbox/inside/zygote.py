@@ -84,7 +84,7 @@ def prepared() -> None:
 def keep(connection: socket.socket, found: walls.Walls, empty: str) -> None:
     """This process keeps one program."""
     kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
-    kernel.set_process(kernel.DUMPABLE, 0)
+    untouchable()
     with connection:
         number = connection.fileno()
         request = json.loads(headed(number))
@@ -94,6 +94,13 @@ def keep(connection: socket.socket, found: walls.Walls, empty: str) -> None:
             kernel.unshare(kernel.NEWNS)
             view.working_folder(request["limits"]["file_mib"])
         connection.sendall(json.dumps(outcome(request, number, found, view.WORK if found.mounts else empty)).encode())
+
+
+def untouchable() -> None:
+    """No program of the same user may read this process' memory, or end it by a signal that Python handles."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        kernel.set_process(kernel.DUMPABLE, 0)
 
 
 def headed(number: int) -> bytes:
@@ -138,6 +145,7 @@ def outcome(request: dict[str, Any], rest: int, found: walls.Walls, folder: str)
 
 def alone(found: list[Any], folder: str) -> None:
     """Keeps the one program that is read from stdin; its outcome goes to stdout."""
+    untouchable()
     said = outcome(json.loads(headed(0)), 0, walls.Walls(*found), folder)
     sys.stdout.write(json.dumps(said))
     sys.stdout.flush()
