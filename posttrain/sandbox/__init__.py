@@ -7,7 +7,7 @@ What isolates what (`probe()` says which of these this machine has, `Sandbox.iso
 
 network       an empty network namespace; seccomp refuses every socket; Landlock refuses TCP
 processes     a pid namespace, whose first process is ours: what a program starts ends with it. Where there is none,
-              seccomp lets it signal only itself, and what it leaves behind is found and killed
+              seccomp refuses forks and threads, and lets it signal only itself
 files         a root of its own that holds the interpreter, the system's libraries and four devices, read-only, and an
               empty working folder; Landlock allows the same and no more. No /proc, no /sys, no home, no /etc
 privileges    user nobody, no capabilities, no way to get any (no_new_privs, an empty bounding set)
@@ -19,7 +19,7 @@ time          wall clock, watched by the program's parent; output is read with a
 
 The zygote is a Python of its own with a clean environment and the standard library alone, not a fork of the trainer:
 there is no secret in it. It stays behind the same walls and forks itself for each program (about 10 ms). bubblewrap
-starts a container for each (about 0.1 s); plain isolates nothing, and warns.
+starts a container and an interpreter for each (about 0.1 s); plain isolates nothing, and warns.
 
 What it is not: a virtual machine. A program talks to the kernel that everything else runs on, and a defect there is a
 way out. Programs can tell what machine they run on, use a core for as long as `Limits.wall_s` says, and warm caches

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,7 +110,7 @@ def removed(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Side:
+class Side(ABC):
     """What the sandboxes share: many programs side by side, and a folder that ends with the sandbox."""
 
     name: str
@@ -126,9 +127,9 @@ class Side:
     def run_all(self, programs: Sequence[Program], limits: Limits = USUAL, at_once: int | None = None) -> list[Outcome]:
         return [outcome(said) for said in self.answers([request(each, limits) for each in programs], at_once)]
 
+    @abstractmethod
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The keeper's reply to a request, as inside/keeper.py makes it."""
-        raise AssertionError("each sandbox has its own")
 
     def answers(self, asked: Sequence[dict[str, Any]], at_once: int | None) -> list[dict[str, Any]]:
         if at_once is not None and at_once < 1:
@@ -281,8 +282,9 @@ def ended(process: subprocess.Popen, control: socket.socket, errors: IO[bytes], 
 class Alone(Side):
     """A fresh interpreter for each program."""
 
+    @abstractmethod
     def command(self, limits: dict[str, Any]) -> list[str]:
-        raise AssertionError("each sandbox has its own")
+        """What to start: a keeper that reads one request from stdin and writes its answer to stdout."""
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         for _ in range(2):

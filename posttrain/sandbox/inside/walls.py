@@ -168,7 +168,7 @@ def confined(walls: Walls, limits: dict, work: str) -> None:
         kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
     several = limits["processes"] > 1 and (walls.pids or not walls.seccomp)  # what cannot be ended is not begun
     if walls.counted or not several:
-        resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"],) * 2)
+        resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"] if several else 1,) * 2)
     elif walls.shed:
         resource.setrlimit(resource.RLIMIT_NPROC, (CROWD, CROWD))
     if walls.landlock:
