@@ -168,7 +168,8 @@ def confined(walls: Walls, limits: dict, work: str) -> None:
         kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
     several = limits["processes"] > 1 and (walls.pids or not walls.seccomp)  # what cannot be ended is not begun
     if walls.counted or not several:
-        resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"] if several else 1,) * 2)
+        most = limits["processes"] if several else 1
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
     elif walls.shed:
         resource.setrlimit(resource.RLIMIT_NPROC, (CROWD, CROWD))
     if walls.landlock:
