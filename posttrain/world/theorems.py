@@ -70,7 +70,7 @@ class Theorems:
         return task(f"{theorem}:{name}", asked, Claimed(theorem, holds, digits))
 
     def training(self, variants: bool = True) -> list[Task]:
-        """Two statements of every theorem: one that holds and one that does not, or (`variants` False) two that hold."""
+        """Two statements of every theorem: one that holds and one that does not, or without variants two that hold."""
         draw = random.Random(mix(self.seed, "training", int(variants)))
         return [
             self.stated(digits, holds, draw, name)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,10 +52,10 @@ def marks_in(text: str) -> dict[str, float] | None:
     """The four marks of the last JSON object in a judge's reply; None unless each is a number in [0, 1]."""
     objects = OBJECT.findall(text)
     try:
-        found = json.loads(objects[-1]) if objects else {}
+        found: dict[str, Any] = json.loads(objects[-1]) if objects else {}
     except json.JSONDecodeError:
         return None
-    marks = {name: found.get(name) for name in WEIGHTS}
+    marks: dict[str, Any] = {name: found.get(name) for name in WEIGHTS}
     good = all(type(mark) in (int, float) and 0 <= mark <= 1 for mark in marks.values())
     return {name: float(mark) for name, mark in marks.items()} if good else None
 

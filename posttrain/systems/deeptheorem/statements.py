@@ -10,7 +10,7 @@ import random
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,13 +89,15 @@ def divided(tasks: Sequence[Task], theorems: int, seed: int = 0) -> tuple[list[T
     )
 
 
-def proofs(data: str, proof: str, limit: int | None = None, split: str = "train") -> list[Demonstration]:
-    """Demonstrations of both statements of a row: its one proof, and what it says of this statement.
+def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train") -> list[Demonstration]:
+    """Demonstrations of both statements of these theorems: their one proof, and what it says of the statement.
 
     Raises ValueError naming file, line and column.
     """
     out = []
-    for place, record in records(data, limit, split):
+    for place, record in records(data, None, split):
+        if str(record.get("id")) not in theorems:
+            continue
         text = SAID.sub("", str(column(record, proof, place, "--proof"))).strip()
         for side in SIDES:
             question = str(column(record, f"{side}_question", place, "--data"))
@@ -162,4 +164,6 @@ def as_table(columns: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     names = list(dict.fromkeys(name for found in columns.values() for name in found))
     yield f"{'':24}" + "".join(f"{title:>10}" for title in columns)
     for name in names:
-        yield f"{name:24}" + "".join(f"{found[name]:10.3f}" if name in found else " " * 10 for found in columns.values())
+        yield f"{name:24}" + "".join(
+            f"{found[name]:10.3f}" if name in found else " " * 10 for found in columns.values()
+        )
