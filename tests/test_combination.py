@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import combinations, product
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from conftest import Bandit, task
 
 import posttrain as pt
+from posttrain.episode import Locked
 from posttrain.loss import cispo, gspo
 
 
@@ -60,7 +62,42 @@ FACTORS = {
     "env": {"single": pt.single_turn, "two turns": two_turns},
     "updates": {"1": 1, "2": 2},
     "policy": {"text": "text", "bandit": "bandit"},
+    "sampler": {"itself": "itself", "plain": "plain", "streaming": "streaming", "remote": "remote"},
 }  # fmt: skip
+
+
+@dataclass
+class Elsewhere:
+    """Older weights that sample in the policy's place, as another process would."""
+
+    policy: pt.Policy
+
+    def sample(self, asks):
+        return self.policy.sample(asks)
+
+
+class Streamed(Elsewhere):
+    def stream(self, asks):
+        return reversed(list(enumerate(self.policy.sample(asks))))
+
+
+class Served(Elsewhere):
+    at_once = 3
+
+    def __init__(self, policy):
+        super().__init__(Locked(policy))
+
+
+def text(make) -> pt.Policy:
+    return make(max_new=4)
+
+
+def bandit(make) -> pt.Policy:
+    return Bandit([0.1, 0.2, 0.3])
+
+
+POLICIES = {"text": text, "bandit": bandit}
+SAMPLERS = {"itself": lambda policy: None, "plain": Elsewhere, "streaming": Streamed, "remote": Served}
 
 
 def all_pairs() -> list[dict[str, str]]:
@@ -94,13 +131,14 @@ def test_the_rows_hold_every_pair():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row.values()).replace(" ", "_"))
 def test_a_step_of_every_combination(row, make):
     chosen = {name: FACTORS[name][level] for name, level in row.items()}
-    policy = make(max_new=4) if chosen.pop("policy") == "text" else Bandit([0.1, 0.2, 0.3])
+    policy = POLICIES[chosen.pop("policy")](make)
+    sampler = SAMPLERS[chosen.pop("sampler")](policy.frozen())
     recipe = pt.Recipe(**chosen, samples=4, max_invalid=0.5, reference=policy.frozen())
-    got = pt.gather(policy, pt.Shuffled([task("a"), task("b")]), recipe, 2, seed=3)
+    got = pt.gather(policy, pt.Shuffled([task("a"), task("b")]), recipe, 2, seed=3, sampler=sampler)
     before = [p.detach().clone() for p in policy.parameters()]
     metrics = pt.update(
         policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, recipe.loss, recipe.reduce, recipe.reference,
-        updates=recipe.updates, micro_tokens=100,
+        updates=recipe.updates, micro_tokens=100, corrected=sampler is not None,
     )  # fmt: skip
     assert all(math.isfinite(v) for v in metrics.values())
     assert any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))

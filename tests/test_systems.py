@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import product
 from pathlib import Path
+from string import Formatter
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_at_laptop_scale(name, options, briefly, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     size = ["--steps", "2", "--tasks", "2", "--out", str(out), "--quiet"]
     main(["run", name.replace("_", "-"), *options, *size])
-    assert (out / "model" / "model.safetensors").is_file()
+    assert list((out / "model").rglob("*.safetensors"))
     assert len(pt.read_metrics(out)) == 2
     assert json.loads((out / "run.json").read_text())["run"]["steps"] == 2
     assert str(out / "report.html") in capsys.readouterr().err
@@ -155,17 +156,19 @@ FULL = {
 
 
 @pytest.mark.parametrize(("name", "options"), [(name, options) for name in NAMES for options in FULL[name]])
-def test_at_full_scale_on_a_checkpoint_of_the_hub_s_format(
-    name, options, checkpoint, classifier, questions, pairs, tmp_path
-):
-    from transformers import AutoConfig
-
+def test_at_full_scale_on_a_checkpoint_of_the_hub_s_format(name, options, request, tmp_path):
+    """Braces in an option name a fixture: a checkpoint or a file."""
     out = tmp_path / "run"
-    places = {"questions": questions, "pairs": pairs, "classifier": classifier}
-    given = [option.format(**places) for option in options]
-    size = ["--steps", "1", "--tasks", "2", "--out", str(out), "--quiet"]
-    main(["run", name, "--scale", "full", "--model", checkpoint, *given, *size])
-    assert AutoConfig.from_pretrained(out / "model").model_type == "llama"
+    model = [] if "--model" in options else ["--model", "{checkpoint}"]
+    given = [
+        option.format(
+            **{field: request.getfixturevalue(field) for _, field, _, _ in Formatter().parse(option) if field}
+        )
+        for option in [*model, *options]
+    ]
+    main(["run", name, "--scale", "full", *given, "--steps", "1", "--tasks", "2", "--out", str(out), "--quiet"])
+    assert list((out / "model").glob("*config.json")) + list((out / "model").glob("model_index.json"))
+    assert list((out / "model").rglob("*.safetensors"))
     assert (out / "report.html").is_file()
 
 

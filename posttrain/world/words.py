@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,21 +83,13 @@ def base(world: World, seed: int = 0, size: Size = Size(), *later: tuple[World, 
 
 def folder(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> Path:
     import torch
-    from filelock import FileLock
 
     from posttrain import tiny
 
     code = inspect.getsource(type(world)) + inspect.getsource(tiny.warm_start) + inspect.getsource(tiny.network)
     recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__, *later)).encode()).hexdigest()
-    name = tiny.cache() / f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
-    tiny.cache().mkdir(parents=True, exist_ok=True)
-    with FileLock(name.with_suffix(".lock"), timeout=1800):
-        if not (name / "config.json").is_file():
-            scratch = name.with_name(f".{name.name}-{os.getpid()}")
-            taught(world, seed, size, *later).save(scratch)
-            shutil.rmtree(name, ignore_errors=True)
-            os.replace(scratch, name)
-    return name
+    name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
+    return tiny.kept(name, "config.json", lambda path: taught(world, seed, size, *later).save(path))
 
 
 def taught(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:

@@ -84,8 +84,6 @@ def asking(stage: Stage) -> Env:
             return {}
         for _ in range(ATTEMPTS):
             reply = yield from ask([user(question)], who="writer")
-            if isinstance(reply.content, Failed):
-                return reply.content
             if reply.stop == "length":
                 continue
             found = stage.read(str(reply.content).rpartition("</think>")[2].strip(), task.truth)

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from posttrain.core import Ask, Env, Episode, Failed, Reply, Rollout, Sampler, Score, Task
-from posttrain.episode import ask, in_order, user
-from posttrain.sampler.server import Player, side_by_side
+from posttrain.core import Env, Episode, Failed, Rollout, Score, Task
+from posttrain.episode import ask, user
 from posttrain.systems.deeptheorem.verdict import worded
 
 WEIGHTS = {"validity": 0.4, "completeness": 0.3, "correctness": 0.2, "clarity": 0.1}
@@ -67,8 +63,8 @@ def request(task: Task, proof: str) -> str:
 def judged(temperature: float | None = None) -> Env:
     """One reply to the statement, at `temperature`, then the judge's marks of it as the episode's facts.
 
-    What the judge says is read once more where it is no marks, then sampled; after that the episode has `Failed`, as
-    it has where the judge's server does not answer (see `Excused`).
+    Where what it says is no marks it is asked once more, at temperature 1; after that the episode has `Failed`, as it
+    has where the judge's server does not answer.
     """
 
     def play(task: Task) -> Episode:
@@ -76,8 +72,6 @@ def judged(temperature: float | None = None) -> Env:
         question = [user(request(task, str(reply.content)))]
         for warmth in (0.0, 1.0):
             said = yield from ask(question, who="judge", temperature=warmth)
-            if isinstance(said.content, Failed):
-                return said.content
             marks = marks_in(str(said.content))
             if marks is not None:
                 return marks
@@ -89,35 +83,3 @@ def judged(temperature: float | None = None) -> Env:
 def by_marks(rollout: Rollout) -> Score:
     """The process score of an episode of `judged`, its marks as parts."""
     return Score(process_score(rollout.facts), dict(rollout.facts))
-
-
-@dataclass
-class Excused:
-    """A player behind a server: where it does not answer, the reply holds `Failed`, and no other episode is harmed."""
-
-    player: Player
-
-    @property
-    def at_once(self) -> int:
-        return self.player.at_once
-
-    def answer(self, one: Ask) -> Reply:
-        try:
-            return self.player.answer(one)
-        except (ConnectionError, TimeoutError) as error:
-            return Reply(Failed(f"{type(error).__name__}: {error}"), torch.zeros(0), None)
-
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return in_order(self.stream(asks))
-
-    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
-        return side_by_side(self.answer, asks, self.at_once)
-
-
-def player_at(address: str, model: str | None = None, max_new: int = 2048) -> Sampler:
-    """A chat server as a judge or a writer. Raises ServerError, before any work, when it is not there."""
-    from posttrain.sampler.server import server
-
-    found = server(address, model=model, max_new=max_new)
-    _ = found.server.model
-    return Excused(found)

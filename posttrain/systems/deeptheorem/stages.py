@@ -20,9 +20,10 @@ from posttrain.options import ModelOptions, RunOptions, hashed
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import each, graded
 from posttrain.run import Session
+from posttrain.sampler.server import server
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
 from posttrain.systems.deeptheorem.pipeline import Ledger, bar, construct, items_of, prepared, rows_of
-from posttrain.systems.deeptheorem.process import by_marks, judged, player_at
+from posttrain.systems.deeptheorem.process import by_marks, judged
 from posttrain.systems.deeptheorem.statements import as_table, measured, statements
 from posttrain.systems.deeptheorem.verdict import verdict
 
@@ -49,10 +50,15 @@ def templated(model: ModelOptions) -> TextPolicy:
 
 
 def player_of(name: str, model: ModelOptions, served_as: str | None) -> Sampler:
-    """A judge or a writer: a chat server, or a local checkpoint with its own template."""
-    if name.startswith("http"):
-        return player_at(name, served_as, model.max_new)
-    return replace(model, model=name, lora=0, stop=None).policy()
+    """A judge or a writer: a local checkpoint with its own template, or a chat server.
+
+    Raises ServerError, before any work, when the server is not there or does not have the model.
+    """
+    if not name.startswith("http"):
+        return replace(model, model=name, lora=0, stop=None).policy()
+    found = server(name, model=served_as, max_new=model.max_new)
+    _ = found.server.model
+    return found
 
 
 # ---- decided by theorem
