@@ -70,28 +70,29 @@ def spoken(vocabulary: Sequence[str]) -> Any:
     return made
 
 
-def base(world: World, seed: int = 0, size: Size = Size()) -> TextPolicy:
+def base(world: World, seed: int = 0, size: Size = Size(), *later: tuple[World, Size]) -> TextPolicy:
     """A policy that has learnt the world's demonstrations: built on first use, then read from the cache.
 
-    The same for the same world, seed, size, code and torch.
+    `later` are worlds of the same vocabulary whose demonstrations it has learnt after that, one after another; of
+    their sizes the steps, rows and rate count. The same for the same worlds, seed, sizes, code and torch.
     """
     from posttrain.policy.load import text
 
-    return text(str(folder(world, seed, size)), max_new=world.longest, device="cpu", threads=1)
+    return text(str(folder(world, seed, size, *later)), max_new=world.longest, device="cpu", threads=1)
 
 
-def folder(world: World, seed: int, size: Size) -> Path:
+def folder(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> Path:
     import torch
 
     from posttrain import tiny
 
     code = inspect.getsource(type(world)) + inspect.getsource(tiny.warm_start) + inspect.getsource(tiny.network)
-    recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()
+    recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__, *later)).encode()).hexdigest()
     name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
-    return tiny.kept(name, "config.json", lambda path: taught(world, seed, size).save(path))
+    return tiny.kept(name, "config.json", lambda path: taught(world, seed, size, *later).save(path))
 
 
-def taught(world: World, seed: int, size: Size) -> TextPolicy:
+def taught(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:
     """The base model, trained here and now."""
     import torch
 
@@ -103,7 +104,8 @@ def taught(world: World, seed: int, size: Size) -> TextPolicy:
     policy = TextPolicy(network, words, Sampling(world.longest))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    tiny.warm_start(policy, demonstrations(world, seed), size.steps, size.rows, size.rate)
+    for one, length in ((world, size), *later):
+        tiny.warm_start(policy, demonstrations(one, seed), length.steps, length.rows, length.rate)
     torch.set_num_threads(threads)
     return policy
 
