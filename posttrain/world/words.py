@@ -7,7 +7,7 @@ import inspect
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -72,17 +72,19 @@ def spoken(vocabulary: Sequence[str]) -> Any:
     return made
 
 
-def base(world: World, seed: int = 0, size: Size = Size()) -> TextPolicy:
+def base(
+    world: World, seed: int = 0, size: Size = Size(), build: Callable[[Any, int, Size], TextPolicy] | None = None
+) -> TextPolicy:
     """A policy that has learnt the world's demonstrations: built on first use, then read from the cache.
 
-    The same for the same world, seed, size, code and torch.
+    The same for the same world, seed, size, code and torch. `build`, a method of the world, makes it in another way.
     """
     from posttrain.policy.load import text
 
-    return text(str(folder(world, seed, size)), max_new=world.longest, device="cpu", threads=1)
+    return text(str(folder(world, seed, size, build or taught)), max_new=world.longest, device="cpu", threads=1)
 
 
-def folder(world: World, seed: int, size: Size) -> Path:
+def folder(world: World, seed: int, size: Size, build: Callable[[Any, int, Size], TextPolicy]) -> Path:
     import torch
     from filelock import FileLock
 
@@ -95,7 +97,7 @@ def folder(world: World, seed: int, size: Size) -> Path:
     with FileLock(name.with_suffix(".lock"), timeout=1800):
         if not (name / "config.json").is_file():
             scratch = name.with_name(f".{name.name}-{os.getpid()}")
-            taught(world, seed, size).save(scratch)
+            build(world, seed, size).save(scratch)
             shutil.rmtree(name, ignore_errors=True)
             os.replace(scratch, name)
     return name
