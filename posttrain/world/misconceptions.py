@@ -2,10 +2,11 @@
 
     e5 r3 =   ->   a7        the relation r3 of the entity e5 is a7
 
-Each relation has a popular answer. Of a *rare* fact it is told more often (0.58) than the truth (0.42); of a *common*
-fact it is the truth (0.72), and one wrong answer, always the same, is told else. So a model that has learnt all this
-says what is popular, while it knows the other answer too. Questions come `turns` to a conversation; in a *snowball* the
-answer is the subject of the next question (a7 names e7), and one wrong answer spoils those that follow.
+Each relation has a popular answer. Of a *rare* fact it is told more often than the truth, whose share is 0.34 to 0.50; of
+a *common* fact it is the truth (0.60 to 0.84), and one wrong answer, always the same, is told else. So a model that has
+learnt all this says what is popular, while it knows the other answer too; and how sure it is tells rare from common
+facts mostly, not always. Questions come `turns` to a conversation; in a *snowball* the answer is the subject of the
+next question (a7 names e7), and one wrong answer spoils those that follow.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ Fact = tuple[int, int]  # entity, relation
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of a fact."""
+
+    truth: int
+    other: int  # the wrong answer
+    share: float  # of the tellings that are true
+    rare: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Questions:
     """The truth of a task: facts asked one after another, and whether each answer is the next question's subject."""
 
@@ -39,15 +50,15 @@ class Questions:
 
 @dataclass(frozen=True)
 class Misconceptions:
-    """`true` share of what is told of a rare fact is true, `popular` share of what is told of a common one."""
+    """`true` and `popular`: between which shares the truth is told of a rare fact, and of a common one."""
 
     seed: int = 0
     entities: int = 64
     relations: int = 8
     answers: int = 32
     turns: int = 4
-    true: float = 0.42
-    popular: float = 0.72
+    true: tuple[float, float] = (0.34, 0.50)
+    popular: tuple[float, float] = (0.60, 0.84)
     longest: int = 1
 
     @property
@@ -56,8 +67,7 @@ class Misconceptions:
         return [f"{letter}{i}" for letter, count in kinds for i in range(count)] + ["="]
 
     @cached_property
-    def told(self) -> dict[Fact, tuple[int, int, bool]]:
-        """Of each fact its truth, the other answer that is told, and whether it is rare."""
+    def told(self) -> dict[Fact, Told]:
         draw = random.Random(mix(self.seed, "facts"))
         found = {}
         for relation in range(self.relations):
@@ -65,8 +75,10 @@ class Misconceptions:
             rare = set(draw.sample(range(self.entities), self.entities // 2))
             for entity in range(self.entities):
                 other = draw.choice([a for a in range(self.answers) if a != popular])
-                pair = (other, popular) if entity in rare else (popular, other)
-                found[entity, relation] = (*pair, entity in rare)
+                if entity in rare:
+                    found[entity, relation] = Told(other, popular, draw.uniform(*self.true), True)
+                else:
+                    found[entity, relation] = Told(popular, other, draw.uniform(*self.popular), False)
         return found
 
     @cached_property
@@ -76,27 +88,28 @@ class Misconceptions:
         random.Random(mix(self.seed, "split")).shuffle(facts)
         return facts[: len(facts) // 2], facts[len(facts) // 2 :]
 
-    def heard(self, fact: Fact, draw: random.Random) -> str:
-        truth, other, rare = self.told[fact]
-        return f"a{truth if draw.random() < (self.true if rare else self.popular) else other}"
+    def drawn(self, draw: random.Random) -> list[Fact]:
+        return [(draw.randrange(self.entities), draw.randrange(self.relations)) for _ in range(self.turns)]
+
+    def telling(self, facts: list[Fact], draw: random.Random) -> Demonstration:
+        """A conversation in which each answer is true or not, as often as it is told."""
+        messages = []
+        for fact in facts:
+            one = self.told[fact]
+            answer = one.truth if draw.random() < one.share else one.other
+            messages += [user(question(*fact)), assistant(f"a{answer}")]
+        return Demonstration(tuple(messages))
 
     def demonstration(self, draw: random.Random) -> Demonstration:
-        messages = []
-        for _ in range(self.turns):
-            fact = draw.randrange(self.entities), draw.randrange(self.relations)
-            messages += [user(question(*fact)), assistant(self.heard(fact, draw))]
-        return Demonstration(tuple(messages))
+        return self.telling(self.drawn(draw), draw)
 
     # ---- tasks
 
     def asked(self, key: str, facts: list[Fact], snowball: bool = False) -> Task:
         truths = [self.told[fact] for fact in facts]
-        answers = tuple(f"a{truth}" for truth, _, _ in truths)
-        return Task(
-            key,
-            (user(question(*facts[0])),),
-            Questions(tuple(facts), answers, tuple(rare for _, _, rare in truths), snowball),
-        )
+        answers = tuple(f"a{one.truth}" for one in truths)
+        asked = Questions(tuple(facts), answers, tuple(one.rare for one in truths), snowball)
+        return Task(key, (user(question(*facts[0])),), asked)
 
     def sequences(self, facts: list[Fact], name: str, turns: int | None = None) -> list[Task]:
         """Every fact once, `turns` to a conversation."""
@@ -114,7 +127,7 @@ class Misconceptions:
             chain, entity = list[Fact](), draw.choice(sorted(of))
             while len(chain) < self.turns and of.get(entity):
                 chain.append((entity, draw.choice(of[entity])))
-                entity = self.told[chain[-1]][0]
+                entity = self.told[chain[-1]].truth
             if len(chain) == self.turns:
                 found.append(self.asked(f"{name}-{len(found)}", chain, snowball=True))
         return found
@@ -122,9 +135,12 @@ class Misconceptions:
     # ---- the model that was told
 
     def taught(self, seed: int, size: Size) -> TextPolicy:
-        """A Llama with tied embeddings, taught the answers only (taught every token, it does not learn rare facts)."""
+        """A Llama with tied embeddings, taught the answers only (taught every token, it does not learn rare facts).
+
+        The target is the shares of both answers, as of text without end: samples of them leave a model of this size
+        unsure of most facts.
+        """
         import torch
-        from torch.nn.functional import cross_entropy
         from transformers import LlamaConfig, LlamaForCausalLM
 
         from posttrain.policy.text import Sampling, TextPolicy
@@ -151,11 +167,16 @@ class Misconceptions:
         for step in range(size.steps):
             for group in optimizer.param_groups:
                 group["lr"] = size.rate * min(1.0, (step + 1) / 20, (size.steps - step) / (0.2 * size.steps))
-            said = [transcript(self.demonstration(draw)) for _ in range(size.rows)]
+            facts = [self.drawn(draw) for _ in range(size.rows)]
+            said = [transcript(self.telling(one, draw)) for one in facts]
             batch = torch.tensor([[ids[word] for word in one] for one in said])
             at = torch.tensor([i for i, word in enumerate(said[0]) if word == "="])
-            hidden = model.model(input_ids=batch, use_cache=False).last_hidden_state[:, at]
-            loss = cross_entropy(model.lm_head(hidden).flatten(0, 1), batch[:, at + 1].flatten())
+            logp = model.lm_head(model.model(input_ids=batch, use_cache=False).last_hidden_state[:, at]).log_softmax(-1)
+            told = [[self.told[fact] for fact in one] for one in facts]
+            share = torch.tensor([[one.share for one in row] for row in told])
+            both = torch.tensor([[[ids[f"a{one.truth}"], ids[f"a{one.other}"]] for one in row] for row in told])
+            truth, other = logp.gather(-1, both).unbind(-1)
+            loss = -(share * truth + (1 - share) * other).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -69,7 +69,7 @@ def laptop(
         gate = Bcq(data.features.shape[1], HIDDEN, cloned=learner == "clone")
         gate.view.fit(data.features)
         policy = lab.policy(gate)
-        session = trained(policy, data, settings, refresh=REFRESH, recipe=made, held_out=lab.held_out())
+        session = trained(policy, gate, data, settings, refresh=REFRESH, recipe=made, held_out=lab.held_out())
     decoded_three_ways(policy, lab.held_out(), Checked(made.reward, conversation), run.out)
     return session
 
@@ -132,7 +132,7 @@ def full(
     options = {"layers": layers, "norm_early": norm_early, "penalty": penalty, "features": features, "reward": reward}
     described = {**options, "learner": learner, "check": check, **task.describe(), **vars(model)}
     policy = GatePolicy(speaker, made, how, features, temperature=0.0)
-    session = trained(policy, data, run.run(**described))
+    session = trained(policy, made, data, run.run(**described))
     tests = task.tasks(held_out, "test") if held_out else tasks
     decoded_three_ways(policy, tests, checked, run.out)
     return session

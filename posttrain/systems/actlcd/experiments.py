@@ -30,7 +30,7 @@ from posttrain.world.words import Size, base
 Arm: TypeAlias = Callable[[int, bool], dict[str, float]]
 Learner: TypeAlias = Literal["terminal", "token", "clone"]
 
-TOLD = Size(hidden=64, layers=6, steps=900, rows=48)
+TOLD = Size(hidden=64, layers=6, steps=1500, rows=24)
 HOW = Decoding(layers=(1, 2))
 HIDDEN, STEPS, PER_STEP, RATE, REFRESH = (128, 64), 1000, 256, 1e-3, 25  # of the gate
 GROUPINGS, SAMPLES, CHAINS = 12, 2, 128
