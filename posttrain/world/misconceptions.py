@@ -2,9 +2,9 @@
 
     e5 r3 =   ->   a7        the relation r3 of the entity e5 is a7
 
-Each relation has a popular answer. Of a *rare* fact it is told more often than the truth, whose share is 0.34 to 0.50; of
-a *common* fact it is the truth (0.60 to 0.84), and one wrong answer, always the same, is told else. So a model that has
-learnt all this says what is popular, while it knows the other answer too; and how sure it is tells rare from common
+Each relation has a popular answer. Of a *rare* fact it is told more often than the truth, whose share is 0.34 to 0.50;
+of a *common* fact it is the truth (0.60 to 0.84), and one wrong answer, always the same, is told else. So a model that
+has learnt all this says what is popular, while it knows the other answer too; and how sure it is tells rare from common
 facts mostly, not always. Questions come `turns` to a conversation; in a *snowball* the answer is the subject of the
 next question (a7 names e7), and one wrong answer spoils those that follow.
 """
