@@ -149,6 +149,11 @@ def test_a_gate_is_a_policy(make):
         policy.density([pt.Row([pt.Turn(pt.Ask(()), cold)], torch.zeros(len(cold.logp)))])
 
 
+def test_a_speaker_in_bfloat16_does_not_blur_the_gate(make):
+    policy = GatePolicy(make(max_new=5, bf16=True), Net(width("values", 2), (16,)), HOW)
+    check_policy(policy, [task("a"), task("b")], tolerance=1e-5)
+
+
 def test_only_the_gate_is_trained_and_its_copy_stays(make):
     policy = gate_policy(make)
     twin = policy.frozen()

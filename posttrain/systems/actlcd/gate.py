@@ -176,7 +176,8 @@ class GatePolicy:
 
     def logp(self, seen: Tensor, warmth: Tensor) -> Tensor:
         """[N, 2] log-probabilities of the actions at each decision's temperature; at 0, those of 1."""
-        logits = self.gate(seen.float())
+        with torch.autocast(seen.device.type, enabled=False):  # the speaker may be in bfloat16
+            logits = self.gate(seen.float())
         return (logits / torch.where(warmth == 0, 1.0, warmth)[:, None]).log_softmax(-1)
 
     def warmth(self, ask: Ask) -> float:

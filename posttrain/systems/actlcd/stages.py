@@ -136,12 +136,12 @@ def loaded_gate(folder: str, speaker: TextPolicy) -> GatePolicy:
     about, tensors = stored(folder)
     kinds = {"Bcq": Bcq, "Net": Net}
     one_of(about["kind"], list(kinds), f"--gate {folder}: a gate of the kind")
-    policy = GatePolicy(speaker, Constant(0.5), Decoding(**about["decoding"]), about["features"], temperature=0.0)
+    gate = kinds[about["kind"]](about["inputs"], about["hidden"], **about["settings"])
+    policy = GatePolicy(speaker, gate, Decoding(**about["decoding"]), about["features"], temperature=0.0)
     if policy.inputs != about["inputs"]:
         raise ValueError(
             f"--gate {folder}: it reads {about['inputs']} features, and this model has {policy.inputs} with the layers "
             f"{policy.how.layers}: it was trained for {about['speaker'] or 'another model'}"
         )
-    policy.gate = kinds[about["kind"]](about["inputs"], about["hidden"], **about["settings"])
     policy.load_state_dict(tensors)
     return policy
