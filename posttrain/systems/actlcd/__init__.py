@@ -51,7 +51,7 @@ def laptop(
 ) -> Session:
     """A small model that was told misconceptions, and a gate on its decoding, tested on other facts.
 
-    learner   bcq, clone (its classifier alone), or grpo: online, without labels (give it --steps 60 --tasks 16)
+    learner   bcq, clone (its classifier alone), or grpo: online, without labels (--steps 60 --tasks 16 --lr 3e-3)
     terminal  the reward comes at the end of a sequence, as published; else token by token
     snowball  an answer is the subject of the next question
     """

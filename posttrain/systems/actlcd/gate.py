@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from posttrain.chat import Tokens, trace
+from posttrain.chat import Tokens
 from posttrain.core import Ask, Density, Reply, Row, Task, Turn
 from posttrain.decode.decode import Choice, Decoded, Decoding, Step, decoded
 from posttrain.decode.layers import candidates
@@ -270,11 +270,6 @@ class GatePolicy:
 def spoken_before(ask: Ask) -> int:
     """Decisions of the replies that the conversation holds already."""
     return sum(len(message["reply"].logp) for message in ask.messages if "reply" in message)
-
-
-def tokens_of(reply: Reply) -> tuple[int, ...]:
-    """[N] the tokens of a reply."""
-    return trace(reply).reply
 
 
 def stored(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
