@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -70,18 +70,28 @@ def spoken(vocabulary: Sequence[str]) -> Any:
     return made
 
 
-def base(world: World, seed: int = 0, size: Size = Size(), *later: tuple[World, Size]) -> TextPolicy:
+def base(
+    world: World,
+    seed: int = 0,
+    size: Size = Size(),
+    *later: tuple[World, Size],
+    build: Callable[..., TextPolicy] | None = None,
+) -> TextPolicy:
     """A policy that has learnt the world's demonstrations: built on first use, then read from the cache.
 
     `later` are worlds of the same vocabulary whose demonstrations it has learnt after that, one after another; of
-    their sizes the steps, rows and rate count. The same for the same worlds, seed, sizes, code and torch.
+    their sizes the steps, rows and rate count. `build`, a method of the world, makes it in another way than `taught`.
+    The same for the same worlds, seed, sizes, code and torch.
     """
     from posttrain.policy.load import text
 
-    return text(str(folder(world, seed, size, *later)), max_new=world.longest, device="cpu", threads=1)
+    path = folder(world, seed, size, *later, build=build or taught)
+    return text(str(path), max_new=world.longest, device="cpu", threads=1)
 
 
-def folder(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> Path:
+def folder(
+    world: World, seed: int, size: Size, *later: tuple[World, Size], build: Callable[..., TextPolicy]
+) -> Path:
     import torch
 
     from posttrain import tiny
@@ -89,7 +99,7 @@ def folder(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> P
     code = inspect.getsource(type(world)) + inspect.getsource(tiny.warm_start) + inspect.getsource(tiny.network)
     recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__, *later)).encode()).hexdigest()
     name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
-    return tiny.kept(name, "config.json", lambda path: taught(world, seed, size, *later).save(path))
+    return tiny.kept(name, "config.json", lambda path: build(world, seed, size, *later).save(path))
 
 
 def taught(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:
