@@ -7,7 +7,7 @@ import inspect
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,21 +84,30 @@ def base(world: World, seed: int = 0, size: Size = Size()) -> TextPolicy:
 
 def folder(world: World, seed: int, size: Size) -> Path:
     import torch
-    from filelock import FileLock
 
     from posttrain import tiny
 
     code = inspect.getsource(type(world)) + inspect.getsource(tiny.warm_start) + inspect.getsource(tiny.network)
     recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()
-    name = tiny.cache() / f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
+    name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
+    return kept(name, "config.json", lambda path: taught(world, seed, size).save(path))
+
+
+def kept(name: str, file: str, write: Callable[[Path], None]) -> Path:
+    """The folder of that name in the cache; written where it has no such file, by one process at a time."""
+    from filelock import FileLock
+
+    from posttrain import tiny
+
+    path = tiny.cache() / name
     tiny.cache().mkdir(parents=True, exist_ok=True)
-    with FileLock(name.with_suffix(".lock"), timeout=1800):
-        if not (name / "config.json").is_file():
-            scratch = name.with_name(f".{name.name}-{os.getpid()}")
-            taught(world, seed, size).save(scratch)
-            shutil.rmtree(name, ignore_errors=True)
-            os.replace(scratch, name)
-    return name
+    with FileLock(path.with_suffix(".lock"), timeout=1800):
+        if not (path / file).is_file():
+            scratch = path.with_name(f".{name}-{os.getpid()}")
+            write(scratch)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(scratch, path)
+    return path
 
 
 def taught(world: World, seed: int, size: Size) -> TextPolicy:
