@@ -36,7 +36,9 @@ def diffusion(
     from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 
     try:
-        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     except ImportError as error:
         raise ValueError(EXTRA) from error
     from transformers import CLIPTextModel

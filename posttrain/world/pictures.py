@@ -63,7 +63,8 @@ def words_of(world: World) -> Any:
 def untrained(world: World, seed: int = 0, size: Size = Size()) -> DiffusionPolicy:
     """A UNet on pixels with a text encoder, both from random weights."""
     import torch
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from posttrain.policy.diffusion import DiffusionPolicy

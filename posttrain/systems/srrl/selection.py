@@ -1,4 +1,4 @@
-"""Who gets the credit: z-scores over a prompt's last groups, and only the best and the worst of a group (B2-DiffuRL)."""
+"""Credit: z-scores over a prompt's last groups, and only for the best and the worst of a group (B2-DiffuRL)."""
 
 from __future__ import annotations
 
