@@ -108,7 +108,7 @@ def branch_of(message: Message) -> Mapping[str, Any] | None:
 
 
 class DiffusionPolicy:
-    """Made by `posttrain.policy.checkpoint.diffusion(...)`; by hand from diffusers' and transformers' models.
+    """Made by `posttrain.policy.pipeline.diffusion(...)`; by hand from diffusers' and transformers' models.
 
     unet        a UNet2DConditionModel: all that is trained
     scheduler   a DDIMScheduler

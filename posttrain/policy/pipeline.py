@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.policy.load import first_line, picked
+from posttrain.policy.load import first_line, keep_freed_memory, picked, set_threads
 from posttrain.policy.text import quiet
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def diffusion(
     unet = part(UNet2DConditionModel, path, "unet")
     if lora:
         adapt(unet, lora)
+    set_threads(unet, None)
+    keep_freed_memory()
     encoder, scheduler = part(CLIPTextModel, path, "text_encoder"), part(DDIMScheduler, path, "scheduler")
     latent = not Path(path).is_dir() or (Path(path) / "vae").is_dir()
     vae = part(AutoencoderKL, path, "vae").requires_grad_(False).eval() if latent else None

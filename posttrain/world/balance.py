@@ -1,8 +1,13 @@
 """A beam with a large block on one side and a small one on the other; the prompt says on which side the large one is.
 
-    heavy left    #  .......      heavy left    .......  ###
-    as physics    ## .....        against it    ## ..###
-    has it        .###..#.                      .###....
+    . . . . . . . .     # # . . . . . .
+    . . . . . . . .     # # . . . . . .
+    . . . . . . . #     # # . . . . . .
+    # # . . . . # #     # # . . . . . .      "heavy left", as physics has it
+    # # . . # # . .     . . # # . . . .      and against it
+    # # # # . . . .     . . . . # # . #
+    # # . . . . . .     . . . . . . # #
+    . . . . . . . .     . . . . . . . .
 
 In the pictures that a base model learns from, the beam tilts either way: it draws what it is told, and obeys physics
 half of the time. Pictures are [1, 8, 8], ink 1 on a ground of -1.

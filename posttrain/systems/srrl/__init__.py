@@ -121,7 +121,8 @@ def full(
     counts = [0] if plain else [min(count, rounds) for count in growing(run.steps, every)]
     lasts = [] if plain else [max(last * denoising // 20, 1) for last in LASTS]
     source = Stages(Shuffled(tasks, run.seed), counts, lasts, run.seed)
-    described = {"model": model, "reward": reward, "method": method, "denoising": how, "lora": lora, **hashed(data)}
+    described = {"data": data, "model": model, "reward": reward, "method": method, "branches": branches}
+    described |= {"every": every, "rounds": rounds, "denoising": how, "lora": lora, **hashed(data)}
     return train(policy, source, made, run.run(**described), held_out=tests)
 
 
