@@ -114,7 +114,7 @@ def base(world: World, seed: int = 0, size: Size = Size(), denoising: Denoising 
 def folder(world: World, seed: int, size: Size) -> Path:
     import torch
 
-    from posttrain.world.words import kept
+    from posttrain.tiny import kept
 
     code = inspect.getsource(type(world)) + inspect.getsource(learn) + inspect.getsource(untrained)
     recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import random
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -90,24 +88,7 @@ def folder(world: World, seed: int, size: Size) -> Path:
     code = inspect.getsource(type(world)) + inspect.getsource(tiny.warm_start) + inspect.getsource(tiny.network)
     recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()
     name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
-    return kept(name, "config.json", lambda path: taught(world, seed, size).save(path))
-
-
-def kept(name: str, file: str, write: Callable[[Path], None]) -> Path:
-    """The folder of that name in the cache; written where it has no such file, by one process at a time."""
-    from filelock import FileLock
-
-    from posttrain import tiny
-
-    path = tiny.cache() / name
-    tiny.cache().mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock"), timeout=1800):
-        if not (path / file).is_file():
-            scratch = path.with_name(f".{name}-{os.getpid()}")
-            write(scratch)
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(scratch, path)
-    return path
+    return tiny.kept(name, "config.json", lambda path: taught(world, seed, size).save(path))
 
 
 def taught(world: World, seed: int, size: Size) -> TextPolicy:
