@@ -219,6 +219,8 @@ def plain(thing: Any) -> Any:
         return [plain(value) for value in thing]
     if callable(thing):
         return function_name(thing)
+    if hasattr(thing, "shape"):
+        return f"{type(thing).__name__} {list(thing.shape)}"
     text = repr(thing)
     return text if " at 0x" not in text else type(thing).__name__
 
