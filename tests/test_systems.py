@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from string import Formatter
 
+import pictures
 import pytest
 import torch
 from conftest import task
@@ -40,6 +42,8 @@ def briefly(monkeypatch, tmp_path):
 
 
 LAPTOP = {
+    "actlcd": [["--learner", "clone", "--snowball"], ["--learner", "grpo"], ["--no-terminal"]],
+    "deeptheorem": [["--no-variants"]],
     "diversity": [["--method", "all"]],
     "entropy": [["--method", "clip_cov"], ["--method", "grpo"]],
     "grpovi": [["--weights", "policy_mean_token"], ["--no-increase", "--std"]],
@@ -49,12 +53,14 @@ LAPTOP = {
     "q_rm": [],
     "reward_fairness": [["--kind", "published coefficient"]],
     "rl_wall": [],
+    "srrl": [["--rounds", "0"], ["--trained", "all", "--branches"], ["--inverted"]],
 }
 
 
 @pytest.mark.parametrize(("name", "options"), [(name, more) for name in NAMES for more in ([], *LAPTOP[name])])
 def test_at_laptop_scale(name, options, briefly, tmp_path, monkeypatch, capsys):
-    from posttrain.systems import q_rm, rl_wall
+    from posttrain.systems import q_rm, rl_wall, srrl
+    from posttrain.systems.actlcd import experiments
 
     monkeypatch.setattr(q_rm, "STEPS", 4)
     monkeypatch.setattr(
@@ -63,6 +69,13 @@ def test_at_laptop_scale(name, options, briefly, tmp_path, monkeypatch, capsys):
         lambda policy, world, count, seed: [pt.Pair(t.prompt, t.truth, "y0 y1") for t in world.problems(20, "pairs")],
     )  # fmt: skip  (twenty steps do not teach a right answer)
     monkeypatch.setattr(rl_wall, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(experiments, "TOLD", replace(experiments.TOLD, steps=20, rows=8))
+    for method in ("training", "held_out"):
+        monkeypatch.setattr(
+            experiments.Laboratory, method, lambda lab: lab.world.sequences(lab.world.split[1][:16], "test")
+        )
+    monkeypatch.setattr(srrl, "TINY", replace(srrl.TINY, steps=4))
+    monkeypatch.setattr(srrl, "TINY_DENOISING", replace(srrl.TINY_DENOISING, steps=2))
     out = tmp_path / "run"
     size = ["--steps", "2", "--tasks", "2", "--out", str(out), "--quiet"]
     main(["run", name.replace("_", "-"), *options, *size])
@@ -114,6 +127,36 @@ def questions(tmp_path) -> str:
 
 
 @pytest.fixture
+def theorems(tmp_path) -> str:
+    """Rows in the columns of DeepTheorem's data."""
+    path = tmp_path / "theorems.jsonl"
+    lines = [
+        {
+            "id": i,
+            "pos_question": f"Prove or disprove that {i}+{i} is even.",
+            "pos_truth_value": True,
+            "neg_question": f"Prove or disprove that {i}+{i} is odd.",
+            "neg_truth_value": False,
+            "proof": f"It is 2 times {i}.",
+        }
+        for i in range(4)
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return str(path)
+
+
+@pytest.fixture
+def variants(tmp_path) -> str:
+    """A test file of theorems with variants, in Putnam's columns."""
+    path = tmp_path / "variants.jsonl"
+    lines = [
+        {"problem_name": "p", "prompt": f"Prove or disprove that 1+1 {sign} 2.", "answer": sign == "="} for sign in "=<"
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    return str(path)
+
+
+@pytest.fixture
 def pairs(tmp_path) -> str:
     path = tmp_path / "pairs.jsonl"
     lines = [
@@ -124,7 +167,40 @@ def pairs(tmp_path) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory) -> str:
+    return pictures.stable_diffusion(tmp_path_factory.mktemp("stable-diffusion"))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> str:
+    return pictures.clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def prompts(tmp_path) -> str:
+    path = tmp_path / "prompts.json"
+    path.write_text('["a cat washing dishes", "a dog riding a bike", "a ball on a ramp"]')
+    return str(path)
+
+
 FULL = {
+    "actlcd": [
+        ["--data", "{questions}", "--max-new", "6", "--layers", "high"],
+        ["--data", "{questions}", "--max-new", "6", "--reward", "grader", "--features", "ids", "--learner", "clone"],
+    ],
+    "deeptheorem": [
+        ["--data", "{theorems}", "--max-new", "6", "--samples", "2", "--held-out", "{variants}", "--keep-out", "1"],
+        ["--data", "{theorems}", "--max-new", "6", "--stage", "sft", "--limit", "3"],
+    ],
+    "srrl": [
+        [*"--model {stable_diffusion} --data {prompts} --reward clip={clip} --denoising 3 --device cpu".split(), *more]
+        for more in (
+            ["--held-out", "{prompts}", "--rounds", "1"],
+            ["--method", "ddpo"],
+            ["--trained", "all", "--lora", "0"],
+        )
+    ],
     "diversity": [["--data", "{questions}", "--max-new", "6"]],
     "entropy": [["--data", "{questions}", "--max-new", "6", "--method", "clip_cov"]],
     "grpovi": [

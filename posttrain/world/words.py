@@ -89,9 +89,7 @@ def base(
     return text(str(path), max_new=world.longest, device="cpu", threads=1)
 
 
-def folder(
-    world: World, seed: int, size: Size, *later: tuple[World, Size], build: Callable[..., TextPolicy]
-) -> Path:
+def folder(world: World, seed: int, size: Size, *later: tuple[World, Size], build: Callable[..., TextPolicy]) -> Path:
     import torch
 
     from posttrain import tiny

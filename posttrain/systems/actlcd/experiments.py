@@ -51,7 +51,7 @@ class Laboratory:
     @cached_property
     def speaker(self) -> TextPolicy:
         size = replace(TOLD, steps=30) if self.quick else TOLD
-        return base(self.world, self.seed, size, Misconceptions.taught)
+        return base(self.world, self.seed, size, build=Misconceptions.taught)
 
     def training(self) -> list[Task]:
         facts, count = self.world.split[0], 1 if self.quick else GROUPINGS
