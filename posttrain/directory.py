@@ -209,6 +209,10 @@ def plain(thing: Any) -> Any:
         return thing
     if isinstance(thing, Path):
         return str(thing)
+    if isinstance(thing, bytes):
+        return f"{len(thing)} bytes"
+    if getattr(thing, "shape", ()):
+        return f"{type(thing).__name__} of {list(thing.shape)}"
     if hasattr(thing, "density"):
         return type(thing).__name__
     if is_dataclass(thing) and not isinstance(thing, type):

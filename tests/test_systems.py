@@ -194,7 +194,21 @@ FULL = {
         ["--data", "{theorems}", "--max-new", "6", "--stage", "sft", "--limit", "3"],
     ],
     "srrl": [
-        [*["--model", "{stable_diffusion}", "--data", "{prompts}", "--reward", "clip={clip}", "--denoising", "3", "--device", "cpu"], *more]
+        [
+            *[
+                "--model",
+                "{stable_diffusion}",
+                "--data",
+                "{prompts}",
+                "--reward",
+                "clip={clip}",
+                "--denoising",
+                "3",
+                "--device",
+                "cpu",
+            ],
+            *more,
+        ]
         for more in (
             ["--held-out", "{prompts}", "--rounds", "1"],
             ["--method", "ddpo"],

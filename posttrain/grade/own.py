@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posttrain.chat import in_words
 from posttrain.core import Reward, Rollout
 from posttrain.reward import each
 
@@ -30,7 +31,7 @@ def own(function: Callable[..., Any]) -> Reward:
     views: dict[str, Callable[[Rollout], Any]] = {
         "reply": lambda rollout: rollout.turns[-1].reply.content if rollout.turns else "",
         "answer": lambda rollout: rollout.task.truth,
-        "prompt": lambda rollout: rollout.task.prompt[-1]["content"] if rollout.task.prompt else "",
+        "prompt": lambda rollout: in_words(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else "",
     }
     if not names or set(names) - set(views):
         raise ValueError(
