@@ -211,7 +211,7 @@ def plain(thing: Any) -> Any:
         return str(thing)
     if isinstance(thing, bytes):
         return f"{len(thing)} bytes"
-    if getattr(thing, "shape", ()):
+    if hasattr(thing, "shape"):
         return f"{type(thing).__name__} of {list(thing.shape)}"
     if hasattr(thing, "density"):
         return type(thing).__name__
@@ -223,8 +223,6 @@ def plain(thing: Any) -> Any:
         return [plain(value) for value in thing]
     if callable(thing):
         return function_name(thing)
-    if hasattr(thing, "shape"):
-        return f"{type(thing).__name__} {list(thing.shape)}"
     text = repr(thing)
     return text if " at 0x" not in text else type(thing).__name__
 
