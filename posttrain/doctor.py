@@ -17,6 +17,8 @@ NEEDED_FOR = {
     "peft": "--lora                      pip install 'posttrain[lora]'",
     "datasets": "Hub datasets                pip install 'posttrain[data]'",
     "pyarrow": "Parquet files               pip install 'posttrain[data]'",
+    "pillow": "pictures                    pip install 'posttrain[vision]'",
+    "diffusers": "diffusion models            pip install 'posttrain[diffusion]'",
     "ray": "--cluster                   pip install 'posttrain[ray]'",
     "vllm": "--sampler vllm              pip install 'posttrain[vllm]'",
     "starlette": "posttrain serve             pip install 'posttrain[serve]'",
