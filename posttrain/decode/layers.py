@@ -54,24 +54,11 @@ class Layered(Cached):
         super().admit(prompts, owner, room)
         self.hidden = self.hidden[torch.tensor(owner, device=self.device)]
 
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Tensor:
         """[B, V] float32 logits after the last of `ids`."""
         if ids.shape[1] > 1:
-            self.head.trunk(
-                input_ids=ids[:, :-1],
-                attention_mask=mask[:, :-1],
-                position_ids=positions[:, :-1],
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        out = self.head.trunk(
-            input_ids=ids[:, -1:],
-            attention_mask=mask,
-            position_ids=positions[:, -1:],
-            past_key_values=self.cache,
-            use_cache=True,
-            output_hidden_states=True,
-        )
+            self.read(ids[:, :-1], mask[:, :-1], positions[:, :-1])
+        out = self.read(ids[:, -1:], mask, positions[:, -1:], output_hidden_states=True, **more)
         self.hidden = torch.stack([out.hidden_states[layer][:, -1] for layer in self.layers], 1)
         return self.head.logits(out.last_hidden_state[:, -1])
 
