@@ -104,7 +104,7 @@ POLICIES = {
     "text": lambda make: (make(max_new=4), SAID),
     "bandit": lambda make: (Bandit([0.1, 0.2, 0.3]), SAID),
     "vision": lambda make: (
-        seeing(),
+        pictured.policy("qwen3_vl", max_new=4),
         [pictured.task(name, pictured.noise(8, 16, seed=i)) for i, name in enumerate("ab")],
     ),
     "diffusion": lambda make: (pictures.drawing(), Balance().tasks()),
