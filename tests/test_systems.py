@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from string import Formatter
 
+import pictured
 import pictures
 import pytest
 import torch
@@ -47,12 +48,13 @@ LAPTOP = {
     "diversity": [["--method", "all"]],
     "entropy": [["--method", "clip_cov"], ["--method", "grpo"]],
     "grpovi": [["--weights", "policy_mean_token"], ["--no-increase", "--std"]],
-    "mm_upt": [["--no-reliable"], ["--labels"]],
+    "mm_upt": [["--no-reliable"], ["--labels"], ["--pictures", "--own-questions", "direct"]],
     "pangu_embedded": [["--no-adaptive"]],
     "noisy_rewards": [["--kind", "patterns"], ["--kind", "calibrated", "--share", "0.6"]],
     "q_rm": [],
     "reward_fairness": [["--kind", "published coefficient"]],
     "rl_wall": [],
+    "rl_with_cold_start": [["--no-cold-start"]],
     "srrl": [["--rounds", "0"], ["--trained", "all", "--branches"], ["--inverted"]],
 }
 
@@ -177,6 +179,26 @@ def clip(tmp_path_factory) -> str:
     return pictures.clip(tmp_path_factory.mktemp("clip"))
 
 
+@pytest.fixture(scope="session")
+def qwen2_5_vl(tmp_path_factory) -> str:
+    return pictured.checkpoint(tmp_path_factory.mktemp("qwen2.5-vl"), "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def qwen3_vl(tmp_path_factory) -> str:
+    return pictured.checkpoint(tmp_path_factory.mktemp("qwen3-vl"), "qwen3_vl")
+
+
+@pytest.fixture
+def drawings(tmp_path) -> str:
+    path = tmp_path / "drawings.jsonl"
+    for i in range(4):
+        pictured.png(tmp_path / f"{i}.png", 16, 8 * (i + 1), seed=i)
+    lines = [{"prompt": "How wide?", "image": f"{i}.png", "answer": str(8 * (i + 1))} for i in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
 @pytest.fixture
 def prompts(tmp_path) -> str:
     path = tmp_path / "prompts.json"
@@ -221,7 +243,17 @@ FULL = {
         ["--data", "{questions}", "--max-new", "6"],
         ["--data", "{questions}", "--max-new", "6", "--reward-model", "{classifier}", "--low", "-3", "--high", "3"],
     ],
-    "mm_upt": [["--data", "{questions}", "--max-new", "6", "--held-out", "{questions}"]],
+    "mm_upt": [
+        ["--data", "{questions}", "--max-new", "6", "--held-out", "{questions}"],
+        ["--data", "{drawings}", "--image", "image", "--max-new", "6", "--min-pixels", "64", "--model", "{qwen3_vl}"],
+    ],
+    "rl_with_cold_start": [
+        [*["--data", "{drawings}", "--image", "image", "--max-new", "6", "--min-pixels", "64", "--model"], *more]
+        for more in (
+            ["{qwen2_5_vl}", "--no-cold-start", "--held-out", "{drawings}"],
+            ["{qwen3_vl}", "--stage", "sft", "--response", "answer"],
+        )
+    ],
     "noisy_rewards": [
         ["--data", "{questions}", "--max-new", "6"],
         ["--data", "{questions}", "--max-new", "6", "--kind", "calibrated", "--judge", "{classifier}"],
