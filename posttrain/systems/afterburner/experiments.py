@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from posttrain.core import Message, Task
+from posttrain.core import Invalid, Message, Task
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import assistant, rollout, user
 from posttrain.policy.text import TextPolicy
@@ -87,11 +87,13 @@ def originals(world: Katas, kata: Kata, metric: Metric) -> list[str]:
 
 
 def passed(world: Katas, bench: Bench, katas: Sequence[Kata]) -> dict[Kata, list[tuple[str, Performance]]]:
-    """People's solutions of each function that pass, measured in one batch."""
+    """People's solutions of each function that pass, measured in one batch. Raises ValueError if the sandbox fails."""
     trials = [(kata, code) for kata in katas for code in world.people(kata, PEOPLE)]
     out: dict[Kata, list[tuple[str, Performance]]] = {kata: [] for kata in katas}
     for (kata, code), found in zip(trials, bench(trials), strict=True):
-        if isinstance(found, Performance) and found.passed:
+        if isinstance(found, Invalid):
+            raise ValueError(found.reason)
+        if found.passed:
             out[kata].append((code, found))
     return out
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,9 +79,16 @@ class Bench:
     ):
         self.box, self.wall_s, self.repeats, self.laps, self.at_once = box, wall_s, repeats, laps, at_once
         self.known: dict[str, tuple[str, float, float, str]] = {}  # verdict, seconds, KiB, why it cannot pass
+        self.lock = threading.Lock()  # episodes that play side by side measure one after the other
 
     def __call__(self, trials: Sequence[tuple[Exercise, str | None]]) -> list[Performance | Invalid]:
         """The performance of each code, in one batch; `Invalid` when the sandbox failed, and not the code."""
+        with self.lock:
+            broken = self.executed(trials)
+        return [self.performance(exercise, code, broken) for exercise, code in trials]
+
+    def executed(self, trials: Sequence[tuple[Exercise, str | None]]) -> Invalid | None:
+        """Execute what is not known yet; returns how the sandbox failed, if it did."""
         wanted = {
             key(exercise, code): (exercise, calls)
             for exercise, code in trials
@@ -88,19 +96,16 @@ class Bench:
             and key(exercise, code) not in self.known
             and (calls := exercise.calls(code)) is not None
         }
-        broken: Invalid | None = None
-        if wanted:
-            made = [
-                replace(calls, arguments=calls.arguments * self.laps, repeats=self.repeats)
-                for _, calls in wanted.values()
-            ]
-            try:
-                found = called(self.box, made, Limits(wall_s=self.wall_s), self.at_once)
-                for (name, (exercise, calls)), one in zip(wanted.items(), found, strict=True):
-                    self.known[name] = self.kept(exercise, len(calls.arguments), one)
-            except RuntimeError as error:  # the sandbox's own
-                broken = Invalid(f"the sandbox failed: {error}")
-        return [self.performance(exercise, code, broken) for exercise, code in trials]
+        made = [
+            replace(calls, arguments=calls.arguments * self.laps, repeats=self.repeats) for _, calls in wanted.values()
+        ]
+        try:
+            found = called(self.box, made, Limits(wall_s=self.wall_s), self.at_once) if made else []
+            for (name, (exercise, calls)), one in zip(wanted.items(), found, strict=True):
+                self.known[name] = self.kept(exercise, len(calls.arguments), one)
+        except RuntimeError as error:  # the sandbox's own, and never the code's
+            return Invalid(f"the sandbox failed: {error}")
+        return None
 
     def kept(self, exercise: Exercise, count: int, one: Called) -> tuple[str, float, float, str]:
         """What is remembered of an execution: the verdict, seconds, KiB, and why it could not pass if it could not."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from posttrain.core import Sampler, Task
+from posttrain.core import Invalid, Sampler, Task
 from posttrain.data import Demonstration, Pair
 from posttrain.directory import write_json
 from posttrain.episode import assistant, rollout
@@ -61,11 +61,16 @@ def pairs(found: Sequence[Problem], count: int, least: int, seed: int) -> list[P
 
 
 def people_of(bench: Bench, found: Sequence[Problem], most: int) -> dict[str, list[Performance]]:
-    """Solutions by people that pass here, measured here: at most `most` of each problem, by the problem's key."""
+    """Solutions by people that pass here, measured here: at most `most` of each problem, by the problem's key.
+
+    Raises ValueError when the sandbox failed, or an evaluator cannot be executed.
+    """
     trials = [(one, each.code) for one in found for each in one.solutions[:most] if each.passed]
     out: dict[str, list[Performance]] = {one.key: [] for one in found}
     for (one, _), performance in zip(trials, bench(trials), strict=True):
-        if isinstance(performance, Performance) and performance.passed:
+        if isinstance(performance, Invalid):
+            raise ValueError(performance.reason)
+        if performance.passed:
             out[one.key].append(performance)
     return out
 

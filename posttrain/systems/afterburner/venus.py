@@ -41,10 +41,9 @@ from typing import *
 """
 RUNNER = """
 def run_program(text):
-    import io, sys
     before, sys.stdin, sys.stdout = (sys.stdin, sys.stdout), io.StringIO(text), io.StringIO()
     try:
-        exec(PROGRAM, {"__name__": "__main__"})
+        exec(PROGRAM, dict(globals(), __name__="__main__"))
         return sys.stdout.getvalue()
     finally:
         sys.stdin, sys.stdout = before
@@ -85,8 +84,8 @@ class Problem:
 
     def calls(self, code: str) -> Calls:
         if self.runner:
-            program = PRELUDE + self.runner.replace(PLACEHOLDER, code)
-            return Calls(RUNNER % program, "run_program", tuple((given,) for given, _ in self.tests))
+            program = self.runner.replace(PLACEHOLDER, code)
+            return Calls(PRELUDE + RUNNER % program, "run_program", tuple((given,) for given, _ in self.tests))
         method = METHOD % (self.function, self.function) if "class Solution" in self.starter else ""
         arguments = tuple(tuple(json.loads(given)) for given, _ in self.tests)
         return Calls(f"{PRELUDE}{code}\n{method}", self.function, arguments)
@@ -138,7 +137,7 @@ def problem(record: Mapping[str, Any], place: Place) -> Problem:
         raise ValueError(f"{place}: test_case_runners has no {PLACEHOLDER} in it, so the solution would not be run")
     function = "" if runner else str(column(record, "function", place, "--function"))
     return Problem(
-        key=str(record.get("problem_id") or place.line),
+        key=str(place.line if record.get("problem_id") is None else record["problem_id"]),
         statement=str(column(record, "question_content", place, "--question")),
         starter=str(record.get("code_prompt") or ""),
         tests=tests(column(record, "test_cases", place, "--tests"), place, runner == ""),
@@ -239,7 +238,7 @@ class InMarkdown:
         if best.code is not None and self.feedback:
             numbers = f"Time: {told.seconds:.6f} s / Memory: {told.kib:.1f} KiB / Integral: {told.of('integral'):.6f}"
             before += "\n## Original performance\n"
-            before += f"Passed: True / {numbers}\n" if told.passed else f"Passed: False ({told.why})\n"
+            before += f"Passed: True / {numbers}\n" if told.passed else "Passed: False\n"
         starter = f"\n## Starter code\n```python\n{one.starter.strip()}\n```\n" if one.starter.strip() else ""
         wanted = WANTED[task.truth.metric]
         return (user(ASKED.format(wanted=wanted, statement=one.statement.strip(), starter=starter, original=before)),)
