@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
+import time
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Invalid, Score
 from posttrain.data import Place
 from posttrain.sandbox import Called, Outcome, Program, Returned, sandbox
+from posttrain.step import practised
 from posttrain.systems import afterburner
 from posttrain.systems.afterburner import measuring, stages, venus
 from posttrain.systems.afterburner.experiments import (
@@ -38,6 +42,7 @@ from posttrain.systems.afterburner.reward import Weights, efficiency, formed, re
 from posttrain.systems.afterburner.venus import InMarkdown, problem, problems
 from posttrain.world.kata import Kata, Katas, measured, python, reply
 from posttrain.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
+from posttrain.world.words import Size, base
 
 PASS, FAIL = Performance(True, 2.0, 100.0), Performance(False)
 KATA = Kata("pairs", "small", "closed")
@@ -108,6 +113,22 @@ def test_every_way_comes_to_the_same_and_only_the_choices_that_count_change_it(f
             assert kata.verdict([Returned(value)]) == edge
             [value] = found[edge, "short"]
             assert kata.verdict([Returned(value)]) == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_slowest_way_takes_three_times_as_long_as_the_fastest(family):
+    arguments = Kata(family, "small", "open").calls(f"{next(iter(FAMILIES[family].ways))} lazy open whole").arguments[0]
+    seconds = []
+    for way in FAMILIES[family].ways:
+        names: dict = {}
+        exec(python(family, f"{way} lazy open whole"), names)
+        clocks = [time.thread_time()]
+        for _ in range(4):
+            names["solve"](*arguments)
+            clocks.append(time.thread_time())
+        seconds.append(min(late - early for early, late in pairwise(clocks)))
+    assert max(seconds) >= 3 * min(seconds)
+    assert max(seconds) < 0.02
 
 
 def test_what_is_no_template_s_words_is_no_code():
@@ -443,11 +464,14 @@ def test_people_teach_sft_the_best_and_dpo_which_is_better(box, monkeypatch):
 
 
 @pytest.mark.slow
-def test_grpo_learns_to_repair_and_to_speed_up(monkeypatch, tmp_path):
+def test_grpo_learns_to_repair_code(box, monkeypatch, tmp_path):
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
-    first, last = (afterburner.ARMS[arm](101, False) for arm in ("base", "grpo"))
-    assert last["pass 8"] > first["pass 8"] + 0.3
-    assert last["beyond time 8"] > first["beyond time 8"] + 0.3
+    world, bench = Katas(101), Bench(box, 10.0, repeats=1, laps=3, at_once=4)
+    policy = base(world, 101, Size(steps=200))
+    made = recipe(bench, InWords(world))
+    history = practised(policy, rewritings(world), made, steps=50, per_step=16, lr=1e-3, seed=101)
+    first, last = (statistics.fmean(step["part/passed"] for step in part) for part in (history[:5], history[-5:]))
+    assert last > first + 0.15  # measured: 0.24 to 0.60
 
 
 # ---- problems of one's own
