@@ -25,7 +25,7 @@ from posttrain.sandbox import sandbox
 from posttrain.step import train
 from posttrain.supervised import sft
 from posttrain.systems.afterburner.claims import ARMS, CLAIMS, SHOWN
-from posttrain.systems.afterburner.experiments import InWords, bench_of, iterated, rewritings, taught, unseen
+from posttrain.systems.afterburner.experiments import SAMPLES, InWords, bench_of, iterated, rewritings, taught, unseen
 from posttrain.systems.afterburner.measuring import Bench
 from posttrain.systems.afterburner.reward import Weights, formed, recipe
 from posttrain.systems.afterburner.stages import Stage, demonstrations, evaluated, pairs, reported
@@ -49,7 +49,7 @@ def laptop(
     method: Literal["grpo", "sft", "dpo"] = "grpo",
     feedback: bool = True,
     original: bool = True,
-    run: RunOptions = RunOptions("runs/afterburner", steps=120, tasks=16, lr=1e-3),
+    run: RunOptions = RunOptions("runs/afterburner", steps=200, tasks=16, lr=1e-3),
 ) -> Session:
     """Small functions, really executed: trained one round at a time, then iterated over functions that are held out.
 
@@ -63,7 +63,8 @@ def laptop(
     described = run.run(method=method, feedback=feedback, original=original)
     with bench.box:
         if method == "grpo":
-            session = train(policy, rewritings(world), recipe(bench, dialogue), described, held_out=unseen(world))
+            made = recipe(bench, dialogue, samples=SAMPLES)
+            session = train(policy, rewritings(world), made, described, held_out=unseen(world))
         else:
             session = taught(policy, world, bench, method, described)
         print(reported(iterated(policy, world, bench, dialogue, run.seed), Path(run.out)))

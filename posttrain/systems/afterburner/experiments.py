@@ -29,7 +29,7 @@ BEST = 8  # of them, for SFT; the paper takes 24
 PAIRS = 12  # of each function and metric, for DPO; the paper takes 48
 ORIGINALS = 4  # solutions to start from, of each function and metric, for GRPO
 ROUNDS = (0, 1, 2, 8)  # iterations that are reported; 0 is the first answer, which has nothing to start from
-GRPO_STEPS, PER_STEP, RATE = 120, 16, 1e-3
+GRPO_STEPS, PER_STEP, SAMPLES, RATE = 200, 16, 16, 1e-3
 TAUGHT_STEPS, TAUGHT_ROWS, SFT_RATE, DPO_RATE, BETA = 100, 32, 1e-3, 1e-4, 0.5
 
 
@@ -140,7 +140,7 @@ def arm(method: str, feedback: bool = True, original: bool = True) -> Callable[[
         policy = base(world, seed, Size(steps=60) if quick else Size())
         with bench.box:
             if method == "grpo":
-                made = recipe(bench, dialogue)
+                made = recipe(bench, dialogue, samples=SAMPLES)
                 steps = 2 if quick else GRPO_STEPS
                 practised(policy, rewritings(world), made, steps=steps, per_step=PER_STEP, lr=RATE, seed=seed)
             elif method != "base":

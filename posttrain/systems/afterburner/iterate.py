@@ -18,13 +18,17 @@ from posttrain.systems.afterburner.measuring import METRICS, Bench, Exercise, Me
 EMPTY = Performance(False, why="there is no code yet")
 
 
-@dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A task's truth: what is to be written, what counts, and the code to start from, if any."""
+    """A task's truth: what is to be written, what counts, and the code to start from, if any.
 
-    exercise: Exercise
-    metric: Metric
-    original: str | None = None
+    In the records of a run it is short: an exercise may hold hundreds of solutions.
+    """
+
+    def __init__(self, exercise: Exercise, metric: Metric, original: str | None = None):
+        self.exercise, self.metric, self.original = exercise, metric, original
+
+    def __repr__(self) -> str:
+        return f"{self.exercise.name} by {self.metric}, from {self.original!r}"
 
 
 @dataclass(frozen=True, slots=True)
