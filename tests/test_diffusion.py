@@ -360,7 +360,7 @@ def test_pictures_are_recorded_small(tmp_path):
     assert base64.b64decode(seen["picture"].partition(",")[2]).startswith(b"\x89PNG")
     assert seen["pieces"] == ["666 ", "333 ", "0 "]
     assert len(seen["entropy"]) == 3
-    assert plain({"content": torch.zeros(1, 2)}) == {"content": "Tensor [1, 2]"}
+    assert plain({"content": torch.zeros(1, 2)}) == {"content": "Tensor of [1, 2]"}
 
 
 def test_a_run_shows_its_pictures(tmp_path):
@@ -371,6 +371,6 @@ def test_a_run_shows_its_pictures(tmp_path):
     pt.train(drawing(), TASKS, pt.Recipe(bright, samples=2), pt.Run(out, steps=1, tasks=2, quiet=True))
     record = next(pt.read_rollouts(out))
     assert record["turns"][0]["picture"].startswith("data:image/png")
-    assert record["turns"][0]["content"] == "Tensor [1, 8, 8]"
+    assert record["turns"][0]["content"] == "Tensor of [1, 8, 8]"
     assert "data:image/png" in write_report(out).read_text()
     json.dumps(record)
