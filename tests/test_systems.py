@@ -44,6 +44,7 @@ def briefly(monkeypatch, tmp_path):
 
 LAPTOP = {
     "actlcd": [["--learner", "clone", "--snowball"], ["--learner", "grpo"], ["--no-terminal"]],
+    "afterburner": [["--method", "dpo"], ["--no-feedback"]],
     "deeptheorem": [["--no-variants"]],
     "diversity": [["--method", "all"]],
     "entropy": [["--method", "clip_cov"], ["--method", "grpo"]],
@@ -237,6 +238,7 @@ FULL = {
             ["--trained", "all", "--lora", "0"],
         )
     ],
+    "afterburner": [],  # its stages are run in test_afterburner.py
     "diversity": [["--data", "{questions}", "--max-new", "6"]],
     "entropy": [["--data", "{questions}", "--max-new", "6", "--method", "clip_cov"]],
     "grpovi": [
