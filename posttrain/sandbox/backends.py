@@ -131,11 +131,11 @@ class Side(ABC):
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The keeper's reply to a request, as inside/keeper.py makes it."""
 
-    def answers(self, asked: Sequence[dict[str, Any]], at_once: int | None) -> list[dict[str, Any]]:
+    def answers(self, requests: Sequence[dict[str, Any]], at_once: int | None) -> list[dict[str, Any]]:
         if at_once is not None and at_once < 1:
             raise ValueError(f"at_once={at_once}: not above zero")
         with ThreadPoolExecutor(at_once or cores(), "posttrain sandbox") as threads:
-            return list(threads.map(self.answer, asked))
+            return list(threads.map(self.answer, requests))
 
     def close(self) -> None:
         self._end()

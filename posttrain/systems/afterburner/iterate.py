@@ -25,7 +25,8 @@ class Rewrite:
     """
 
     def __init__(self, exercise: Exercise, metric: Metric, original: str | None = None):
-        self.exercise, self.metric, self.original = exercise, metric, original
+        self.exercise, self.original = exercise, original
+        self.metric: Metric = metric
 
     def __repr__(self) -> str:
         return f"{self.exercise.name} by {self.metric}, from {self.original!r}"
