@@ -88,8 +88,10 @@ class Sandbox(Protocol):
               "system calls" (that no such program needs)
     """
 
-    name: str
-    isolates: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def isolates(self) -> tuple[str, ...]: ...
 
     def run(self, program: Program, limits: Limits = ...) -> Outcome:
         """The outcome of one program. Raises RuntimeError if the sandbox itself fails, twice."""
