@@ -128,7 +128,10 @@ class Invalid:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The facts of a rollout that could not be played to its end: it is `Invalid`, and no reward sees it."""
+    """The facts of a rollout that could not be played to its end: it is `Invalid`, and no reward sees it.
+
+    As the content of a reply: the player could not answer, and the episode that asked ends so.
+    """
 
     reason: str
 

@@ -91,7 +91,8 @@ def play(
 ) -> list[Rollout]:
     """Play one episode per task, in lock step: every round is one batch per sampler.
 
-    An episode goes on, and is handed to `ended` when it is over, while the sampler is at the replies of others.
+    An episode goes on, and is handed to `ended` when it is over, while the sampler is at the replies of others. One
+    that a server fails, or that raises `EpisodeFailed`, has `Failed` as its facts and harms no other.
     Episode i draws from `seeds[i]` (its index when none are given), whatever else is played beside it.
     Raises ValueError when an episode asks a player that is not there, TypeError when `env` is not a generator.
     """
@@ -103,8 +104,8 @@ def play(
     def advance(i: int, move: Callable[[], list[Ask]]) -> None:
         try:
             asks = move()
-        except StopIteration as stop:
-            rollouts[i].facts = stop.value
+        except (StopIteration, EpisodeFailed) as over:
+            rollouts[i].facts = over.value if isinstance(over, StopIteration) else failed(over)
             ended(i, rollouts[i])
             return
         seed = seeds[i] if seeds else i
@@ -119,7 +120,7 @@ def play(
             rollouts[i].turns += [
                 Turn(ask, reply) for ask, reply in zip(asked[i], replies, strict=True) if ask.who == "policy"
             ]
-            advance(i, partial(episodes[i].send, replies))
+            advance(i, partial(sent, episodes[i], replies))
     return rollouts
 
 
@@ -151,7 +152,7 @@ def play_concurrently(
         if isinstance(found, Rollout):
             rollouts[i] = found
         elif isinstance(found, passing):
-            rollouts[i].facts = Failed(f"{type(found).__name__}: {found}")
+            rollouts[i].facts = failed(found)
         else:
             found.add_note(f"raised by the episode of task {tasks[i].key!r}")
             raise found
@@ -170,10 +171,23 @@ def alone(task: Task, env: Env, samplers: Mapping[str, Sampler], seed: int) -> R
             asked += len(asks)
             replies = next((replies for _, replies in answers({0: asks}, samplers)))
             rollout.turns += [Turn(ask, got) for ask, got in zip(asks, replies, strict=True) if ask.who == "policy"]
-            asks = episode.send(replies)
+            asks = sent(episode, replies)
     except StopIteration as stop:
         rollout.facts = stop.value
     return rollout
+
+
+def sent(episode: Episode, replies: list[Reply]) -> list[Ask]:
+    """What the episode asks next. Raises EpisodeFailed, and ends it, when a player could not answer."""
+    for reply in replies:
+        if isinstance(reply.content, Failed):
+            episode.close()
+            raise EpisodeFailed(reply.content.reason)
+    return episode.send(replies)
+
+
+def failed(error: Exception) -> Failed:
+    return Failed(f"{type(error).__name__}: {error}")
 
 
 class Locked:

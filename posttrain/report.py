@@ -240,6 +240,7 @@ def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str,
                     "entropy": rounded(turn.get("entropy")),
                     "logp": rounded(turn["logp"]),
                     "stop": turn["stop"],
+                    "picture": turn.get("picture"),
                 }
                 for turn in record["turns"]
             ]

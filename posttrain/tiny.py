@@ -209,20 +209,29 @@ def cache() -> Path:
     return Path(os.environ.get("POSTTRAIN_CACHE", "~/.cache/posttrain")).expanduser()
 
 
+def kept(name: str, file: str, write: Callable[[Path], None]) -> Path:
+    """The folder of that name in the cache; where it has no such file it is written, by one process at a time."""
+    from filelock import FileLock
+
+    folder = cache() / name
+    cache().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock"), timeout=1800):  # several processes may want it at once
+        if not (folder / file).is_file():
+            scratch = folder.with_name(f".{name}-{os.getpid()}")
+            write(scratch)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(scratch, folder)
+    return folder
+
+
 def built(seed: int = 0, steps: int = STEPS) -> Path:
     """The folder of the tiny checkpoint; built on first use, the same for the same seed, code and torch."""
     import torch
-    from filelock import FileLock
 
     code = inspect.getsource(problem) + inspect.getsource(demonstration) + inspect.getsource(warm_start)
     made = (code, WORKED, PHRASES, WORDS, VOCABULARY, POSITIONS, steps, ROWS, RATE, seed, torch.__version__)
     recipe = hashlib.sha256(repr(made).encode()).hexdigest()
-    folder = cache() / f"tiny-{seed}-{recipe[:12]}"
-    cache().mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock"), timeout=1800):  # several processes may want it at once
-        if not (folder / "config.json").is_file():
-            build(folder, seed, steps)
-    return folder
+    return kept(f"tiny-{seed}-{recipe[:12]}", "config.json", lambda folder: build(folder, seed, steps))
 
 
 def build(folder: Path, seed: int, steps: int) -> None:
@@ -252,7 +261,4 @@ def build(folder: Path, seed: int, steps: int) -> None:
 
     warm_start(policy, stream(seed), steps, watch=watch)
     torch.set_num_threads(threads)
-    scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
-    policy.save(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
+    policy.save(folder)

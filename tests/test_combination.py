@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import combinations, product
 
+import pictured
+import pictures
 import pytest
 import torch
 from conftest import Bandit, task
 
 import posttrain as pt
+from posttrain.decode.decode import Decoding
+from posttrain.episode import Locked
 from posttrain.loss import cispo, gspo
+from posttrain.systems.actlcd.features import width
+from posttrain.systems.actlcd.gate import GatePolicy, Net
+from posttrain.world.balance import Balance
 
 
 def varied(group):
@@ -26,7 +34,7 @@ def varied(group):
 
 def two_turns(task):
     first = yield from pt.ask(task.prompt)
-    yield from pt.ask([*task.prompt, pt.assistant(first), pt.user("more")])
+    yield from pt.ask([*task.prompt, pt.assistant(first), pt.user("heavy left")])
 
 
 FACTORS = {
@@ -59,8 +67,50 @@ FACTORS = {
     },
     "env": {"single": pt.single_turn, "two turns": two_turns},
     "updates": {"1": 1, "2": 2},
-    "policy": {"text": "text", "bandit": "bandit"},
+    "policy": {name: name for name in ("text", "bandit", "vision", "diffusion", "gate")},
+    "sampler": {"itself": "itself", "plain": "plain", "streaming": "streaming", "remote": "remote"},
 }  # fmt: skip
+
+
+@dataclass
+class Elsewhere:
+    """Older weights that sample in the policy's place, as another process would."""
+
+    policy: pt.Policy
+
+    def sample(self, asks):
+        return self.policy.sample(asks)
+
+
+class Streamed(Elsewhere):
+    def stream(self, asks):
+        return reversed(list(enumerate(self.policy.sample(asks))))
+
+
+class Served(Elsewhere):
+    at_once = 3
+
+    def __init__(self, policy):
+        super().__init__(Locked(policy))
+
+
+def gate(make) -> pt.Policy:
+    how = Decoding((0, 1))
+    return GatePolicy(make(max_new=4), Net(width("values", 2), (8,)), how)
+
+
+SAID = [task("a"), task("b")]
+POLICIES = {
+    "text": lambda make: (make(max_new=4), SAID),
+    "bandit": lambda make: (Bandit([0.1, 0.2, 0.3]), SAID),
+    "vision": lambda make: (
+        pictured.policy("qwen3_vl", max_new=4),
+        [pictured.task(name, pictured.noise(8, 16, seed=i)) for i, name in enumerate("ab")],
+    ),
+    "diffusion": lambda make: (pictures.drawing(), Balance().tasks()),
+    "gate": lambda make: (gate(make), SAID),
+}
+SAMPLERS = {"itself": lambda policy: None, "plain": Elsewhere, "streaming": Streamed, "remote": Served}
 
 
 def all_pairs() -> list[dict[str, str]]:
@@ -94,13 +144,15 @@ def test_the_rows_hold_every_pair():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row.values()).replace(" ", "_"))
 def test_a_step_of_every_combination(row, make):
     chosen = {name: FACTORS[name][level] for name, level in row.items()}
-    policy = make(max_new=4) if chosen.pop("policy") == "text" else Bandit([0.1, 0.2, 0.3])
+    torch.manual_seed(0)
+    policy, tasks = POLICIES[chosen.pop("policy")](make)
+    sampler = SAMPLERS[chosen.pop("sampler")](policy.frozen())
     recipe = pt.Recipe(**chosen, samples=4, max_invalid=0.5, reference=policy.frozen())
-    got = pt.gather(policy, pt.Shuffled([task("a"), task("b")]), recipe, 2, seed=3)
+    got = pt.gather(policy, pt.Shuffled(tasks), recipe, 2, seed=3, sampler=sampler)
     before = [p.detach().clone() for p in policy.parameters()]
     metrics = pt.update(
         policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, recipe.loss, recipe.reduce, recipe.reference,
-        updates=recipe.updates, micro_tokens=100,
+        updates=recipe.updates, micro_tokens=100, corrected=sampler is not None,
     )  # fmt: skip
     assert all(math.isfinite(v) for v in metrics.values())
     assert any((a != b).any() for a, b in zip(before, policy.parameters(), strict=True))

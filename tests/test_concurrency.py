@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -89,6 +90,22 @@ def test_one_that_fails_is_begun_again_then_invalid_and_harms_no_other():
     assert scores == [scores[0], pt.Invalid("EpisodeFailed: the tool is down"), scores[2]]
     assert seen == [2], "no reward sees what was not played to its end"
     assert graded(reward, [always]) == [pt.Invalid("EpisodeFailed: the tool is down")]
+
+
+def test_a_judge_that_fails_one_ask_fails_one_episode():
+    def judged(one):
+        yield from pt.ask(one.prompt)
+        said = yield from pt.ask(one.prompt, who="judge")
+        return said.content
+
+    def moody(ask):
+        return Failed("ServerError: refused") if "b" in ask.messages[0]["content"] else "fine"
+
+    tasks = [task("a"), task("b"), task("c")]
+    for play in (pt.play, partial(play_concurrently, retries=0)):
+        found = play(tasks, judged, {"policy": Desk(), "judge": Canned(moody)})
+        assert [one.facts for one in found] == ["fine", Failed("EpisodeFailed: ServerError: refused"), "fine"]
+        assert [len(one.turns) for one in found][::2] == [1, 1]
 
 
 def test_one_that_hangs_is_given_up_at_its_deadline():

@@ -255,7 +255,7 @@ def test_spoilt_chains_keep_their_structure():
 def test_a_tiny_model_learns_to_read_pictures():
     """Captions of drawn numbers, from scratch: far above the 1 in 216 of guessing."""
     world = Glyphs(0, captions=1.0)
-    learnt = taught(world, 0, Size(hidden=32, layers=1, steps=60, rows=48, rate=5e-3))
+    learnt = taught(world, 0, Size(hidden=64, layers=2, steps=150, rows=32))
     draw = random.Random(5)
     problems = [world.drawn(draw) for _ in range(60)]
     tasks = [pt.Task(str(i), (pt.user(world.content(one, "see ?", draw)),), one) for i, one in enumerate(problems)]
@@ -263,7 +263,7 @@ def test_a_tiny_model_learns_to_read_pictures():
         sum(a == str(b) for a, b in zip(one.text.split()[1:], one.task.truth.numbers, strict=False)) / 3
         for [one] in pt.rollout(pt.single_turn, tasks, {"policy": learnt}, 1, 0)
     ]
-    assert sum(digits) / len(digits) > 0.4
+    assert sum(digits) / len(digits) > 0.6
 
 
 def test_arms_run_and_measure(monkeypatch, tmp_path):

@@ -204,8 +204,9 @@ def test_servers_that_fail_say_so(served):
         gone.sample([pt.Ask((pt.user("hi"),))])
     with pytest.raises(ServerError, match="does not serve 'huge', but small"):
         pt.server(served[0], model="huge").sample([pt.Ask((pt.user("hi"),))])
-    with pytest.raises(ServerError, match=r"refused \(status 400\): .*max_tokens must be at least 1"):
-        pt.server(served[0], max_new=-1).sample([pt.Ask((pt.user("hi"),))])
+    [refused] = pt.server(served[0], max_new=-1).sample([pt.Ask((pt.user("hi"),))])
+    assert "refused (status 400)" in refused.content.reason
+    assert "max_tokens must be at least 1" in refused.content.reason
 
 
 class Moody(BaseHTTPRequestHandler):

@@ -224,7 +224,11 @@ class Cached:
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Tensor:
         """[B, V] float32 logits after the last of `ids`."""
-        out = self.head.trunk(
+        return self.head.logits(self.read(ids, mask, positions, **more).last_hidden_state[:, -1])
+
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Any:
+        """What the trunk makes of `ids`, which the cache then holds."""
+        return self.head.trunk(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -232,7 +236,6 @@ class Cached:
             **{self.cache_name: self.cache},
             **more,
         )
-        return self.head.logits(out.last_hidden_state[:, -1])
 
     def keep(self, index: Tensor) -> None:
         self.cache.batch_select_indices(index)

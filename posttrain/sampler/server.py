@@ -17,7 +17,7 @@ from typing import Any, Literal
 import httpx
 import torch
 
-from posttrain.core import Ask, Message, Reply
+from posttrain.core import Ask, Failed, Message, Reply
 from posttrain.episode import in_order
 from posttrain.policy.pixels import data_url
 from posttrain.seeding import mix
@@ -139,13 +139,25 @@ class Player:
         self.at_once = server.at_once
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Raises ServerError for the first ask that was not answered in time."""
+        """One reply for each ask; one that was not answered in time has `Failed` as its content.
+
+        Raises ServerError when the server is not there at all, or does not have the model.
+        """
         return in_order(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
-        return side_by_side(self.answer, asks, self.at_once)
+        _ = self.server.model
+        return side_by_side(self.answered, asks, self.at_once)
+
+    def answered(self, ask: Ask) -> Reply:
+        """As `answer`; a server that fails one ask fails one episode, and not the run."""
+        try:
+            return self.answer(ask)
+        except ServerError as error:
+            return Reply(Failed(str(error)), torch.zeros(0), None)
 
     def answer(self, ask: Ask) -> Reply:
+        """Raises ServerError when it was not answered in time."""
         temperature = self.temperature if ask.temperature is None else ask.temperature
         body = {
             "model": self.server.model,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
 import random
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,19 +85,27 @@ def pictured(vocabulary: Sequence[str]) -> Any:
     return made
 
 
-def base(world: World, seed: int = 0, size: Size = Size()) -> TextPolicy:
+def base(
+    world: World,
+    seed: int = 0,
+    size: Size = Size(),
+    *later: tuple[World, Size],
+    build: Callable[..., TextPolicy] | None = None,
+) -> TextPolicy:
     """A policy that has learnt the world's demonstrations: built on first use, then read from the cache.
 
-    The same for the same world, seed, size, code and torch.
+    `later` are worlds of the same vocabulary whose demonstrations it has learnt after that, one after another; of
+    their sizes the steps, rows and rate count. `build`, a method of the world, makes it in another way than `taught`.
+    The same for the same worlds, seed, sizes, code and torch.
     """
     from posttrain.policy.load import fitting
 
-    return fitting(str(folder(world, seed, size)), max_new=world.longest, device="cpu", threads=1)
+    path = folder(world, seed, size, *later, build=build or taught)
+    return fitting(str(path), max_new=world.longest, device="cpu", threads=1)
 
 
-def folder(world: World, seed: int, size: Size) -> Path:
+def folder(world: World, seed: int, size: Size, *later: tuple[World, Size], build: Callable[..., TextPolicy]) -> Path:
     import torch
-    from filelock import FileLock
 
     from posttrain import tiny
 
@@ -108,19 +114,12 @@ def folder(world: World, seed: int, size: Size) -> Path:
         module = inspect.getmodule(type(world))
         assert module is not None
         code += inspect.getsource(module) + inspect.getsource(tiny_vision)
-    recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()
-    name = tiny.cache() / f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
-    tiny.cache().mkdir(parents=True, exist_ok=True)
-    with FileLock(name.with_suffix(".lock"), timeout=1800):
-        if not (name / "config.json").is_file():
-            scratch = name.with_name(f".{name.name}-{os.getpid()}")
-            taught(world, seed, size).save(scratch)
-            shutil.rmtree(name, ignore_errors=True)
-            os.replace(scratch, name)
-    return name
+    recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__, *later)).encode()).hexdigest()
+    name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
+    return tiny.kept(name, "config.json", lambda path: build(world, seed, size, *later).save(path))
 
 
-def taught(world: World, seed: int, size: Size) -> TextPolicy:
+def taught(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:
     """The base model, trained here and now."""
     import torch
 
@@ -129,7 +128,8 @@ def taught(world: World, seed: int, size: Size) -> TextPolicy:
     policy = blank(world, seed, size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    tiny.warm_start(policy, demonstrations(world, seed), size.steps, size.rows, size.rate)
+    for one, length in ((world, size), *later):
+        tiny.warm_start(policy, demonstrations(one, seed), length.steps, length.rows, length.rate)
     torch.set_num_threads(threads)
     return policy
 
