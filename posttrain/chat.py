@@ -13,7 +13,7 @@ prompt) is rendered afresh for that turn, which `Policy.extends` then sees: the 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,7 +154,8 @@ def in_words(content: Any) -> str:
     """A message's content for a person to read: its text, with `<image>` for a picture."""
     if not isinstance(content, list | tuple):
         return str(content)
-    return "".join(str(part.get("text", f"<{part.get('type')}>")) for part in content)
+    parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
+    return "".join(str(part.get("text", f"<{part.get('type')}>")) for part in parts)
 
 
 def after_reply(text: str, trace: Tokens) -> str | None:

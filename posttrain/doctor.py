@@ -14,7 +14,6 @@ NEEDED_FOR = {
     "safetensors": "checkpoints",
     "math-verify": "--grade math",
     "plotly": "reports",
-    "pillow": "pictures                    pip install 'posttrain[vision]'",
     "peft": "--lora                      pip install 'posttrain[lora]'",
     "datasets": "Hub datasets                pip install 'posttrain[data]'",
     "pyarrow": "Parquet files               pip install 'posttrain[data]'",
