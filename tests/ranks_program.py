@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pictured
 import torch
+import vision_checkpoints
 from conftest import Spy, digits, task
 
 import posttrain as pt
@@ -27,7 +27,7 @@ LOSSES = {
 
 def made(kind: str) -> TextPolicy:
     if kind == "pictures":
-        return pictured.policy("qwen3_vl", max_new=6)
+        return vision_checkpoints.policy("qwen3_vl", max_new=6)
     words = tiny.tokenizer()
     network = tiny.network(words, 0, hidden=32, layers=2, positions=256)
     if kind == "tied":
@@ -46,7 +46,7 @@ def made(kind: str) -> TextPolicy:
 def shown(kind: str, count: int) -> list[pt.Task]:
     if kind != "pictures":
         return [task(str(i)) for i in range(count)]
-    return [pictured.task(str(i), pictured.noise(8, 8 * (1 + i % 3), seed=i)) for i in range(count)]
+    return [vision_checkpoints.task(str(i), vision_checkpoints.noise(8, 8 * (1 + i % 3), seed=i)) for i in range(count)]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -165,7 +165,7 @@ def test_only_the_gate_is_trained_and_its_copy_stays(make):
     assert names == ["net.0.weight"]
     policy.load_state_dict(twin.state_dict())
     assert all(value.equal(twin.state_dict()[name]) for name, value in policy.state_dict().items())
-    with pytest.raises(ValueError, match="of another gate"):
+    with pytest.raises(ValueError, match="of another model"):
         policy.load_state_dict({})
 
 

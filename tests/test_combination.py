@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from itertools import combinations, product
 
-import pictured
-import pictures
+import diffusion_checkpoints
 import pytest
 import torch
+import vision_checkpoints
 from conftest import Bandit, task
 
 import posttrain as pt
@@ -104,10 +104,10 @@ POLICIES = {
     "text": lambda make: (make(max_new=4), SAID),
     "bandit": lambda make: (Bandit([0.1, 0.2, 0.3]), SAID),
     "vision": lambda make: (
-        pictured.policy("qwen3_vl", max_new=4),
-        [pictured.task(name, pictured.noise(8, 16, seed=i)) for i, name in enumerate("ab")],
+        vision_checkpoints.policy("qwen3_vl", max_new=4),
+        [vision_checkpoints.task(name, vision_checkpoints.noise(8, 16, seed=i)) for i, name in enumerate("ab")],
     ),
-    "diffusion": lambda make: (pictures.drawing(), Balance().tasks()),
+    "diffusion": lambda make: (diffusion_checkpoints.drawing(), Balance().tasks()),
     "gate": lambda make: (gate(make), SAID),
 }
 SAMPLERS = {"itself": lambda policy: None, "plain": Elsewhere, "streaming": Streamed, "remote": Served}

@@ -6,13 +6,13 @@ import base64
 import io
 import json
 
-import pictures
+import diffusion_checkpoints
 import pytest
 import torch
 from conftest import Spy, said
+from diffusion_checkpoints import drawing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import drawing
 
 import posttrain as pt
 from posttrain.check import check_policy
@@ -284,7 +284,7 @@ def test_prompts_that_the_encoder_cannot_read_are_refused_before_any_work(text, 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return pictures.stable_diffusion(tmp_path_factory.mktemp("sd"))
+    return diffusion_checkpoints.stable_diffusion(tmp_path_factory.mktemp("sd"))
 
 
 def test_a_tiny_policy_is_saved_and_loaded(tmp_path):
@@ -300,7 +300,7 @@ def test_a_tiny_policy_is_saved_and_loaded(tmp_path):
 def test_stable_diffusion_is_trained_by_an_adapter_and_loads_in_diffusers(checkpoint, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    how = pictures.Denoising(steps=3)
+    how = pt.Denoising(steps=3)
     policy, plain_ = (diffusion(checkpoint, how, lora=rank, device="cpu") for rank in (2, 0))
     assert all(".lora_" in name for name in policy.state_dict())
     assert policy.schedule.sigma(torch.tensor([2]), torch.ones(1)) > 0  # it ends at the first level, not at 1
@@ -325,7 +325,7 @@ def test_stable_diffusion_is_trained_by_an_adapter_and_loads_in_diffusers(checkp
 
 
 def test_half_precision(checkpoint):
-    policy = diffusion(checkpoint, pictures.Denoising(steps=2), bf16=True, device="cpu")
+    policy = diffusion(checkpoint, pt.Denoising(steps=2), bf16=True, device="cpu")
     density = policy.density(drawn_rows(policy))
     assert density.logp.dtype == torch.float32
     density.logp.sum().backward()

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from conftest import Canned, said, values
-from pictured import checkpoint, image, noise, png, text
+from vision_checkpoints import checkpoint, image, noise, png, text
 
 import posttrain as pt
 from posttrain.chat import in_words

@@ -12,7 +12,7 @@ import torch
 from conftest import Canned
 from hypothesis import given
 from hypothesis import strategies as some
-from pictured import checkpoint, image, noise, png, policy, text
+from vision_checkpoints import checkpoint, image, noise, png, policy, text
 
 import posttrain as pt
 from posttrain import grade, tiny

@@ -6,11 +6,11 @@ import json
 import math
 import statistics
 
-import pictures
+import diffusion_checkpoints
 import pytest
 import torch
 from conftest import digits, said, task
-from pictures import drawing
+from diffusion_checkpoints import drawing
 
 import posttrain as pt
 from posttrain.advantage import normalised
@@ -298,7 +298,7 @@ def test_demonstrations_tilt_either_way():
 def test_clip_scores_a_picture_by_its_prompt(tmp_path):
     from transformers import CLIPModel, CLIPProcessor
 
-    folder = pictures.clip(tmp_path)
+    folder = diffusion_checkpoints.clip(tmp_path)
     torch.manual_seed(0)
     shown = torch.rand(3, 16, 16) * 2 - 1
     one = pt.Rollout(task(text="a cat"), [pt.Turn(pt.Ask(task().prompt), reply(shown))])

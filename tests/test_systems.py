@@ -8,10 +8,10 @@ from itertools import product
 from pathlib import Path
 from string import Formatter
 
-import pictured
-import pictures
+import diffusion_checkpoints
 import pytest
 import torch
+import vision_checkpoints
 from conftest import task
 
 import posttrain as pt
@@ -172,29 +172,29 @@ def pairs(tmp_path) -> str:
 
 @pytest.fixture(scope="session")
 def stable_diffusion(tmp_path_factory) -> str:
-    return pictures.stable_diffusion(tmp_path_factory.mktemp("stable-diffusion"))
+    return diffusion_checkpoints.stable_diffusion(tmp_path_factory.mktemp("stable-diffusion"))
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory) -> str:
-    return pictures.clip(tmp_path_factory.mktemp("clip"))
+    return diffusion_checkpoints.clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session")
 def qwen2_5_vl(tmp_path_factory) -> str:
-    return pictured.checkpoint(tmp_path_factory.mktemp("qwen2.5-vl"), "qwen2_5_vl")
+    return vision_checkpoints.checkpoint(tmp_path_factory.mktemp("qwen2.5-vl"), "qwen2_5_vl")
 
 
 @pytest.fixture(scope="session")
 def qwen3_vl(tmp_path_factory) -> str:
-    return pictured.checkpoint(tmp_path_factory.mktemp("qwen3-vl"), "qwen3_vl")
+    return vision_checkpoints.checkpoint(tmp_path_factory.mktemp("qwen3-vl"), "qwen3_vl")
 
 
 @pytest.fixture
 def drawings(tmp_path) -> str:
     path = tmp_path / "drawings.jsonl"
     for i in range(4):
-        pictured.png(tmp_path / f"{i}.png", 16, 8 * (i + 1), seed=i)
+        vision_checkpoints.png(tmp_path / f"{i}.png", 16, 8 * (i + 1), seed=i)
     lines = [{"prompt": "How wide?", "image": f"{i}.png", "answer": str(8 * (i + 1))} for i in range(4)]
     path.write_text("\n".join(map(json.dumps, lines)))
     return str(path)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
-from pictured import FAMILIES, SMALL, checkpoint, image, noise, png, policy, task, text, tokenizer
 from PIL import Image
+from vision_checkpoints import FAMILIES, SMALL, checkpoint, image, noise, png, policy, task, text, tokenizer
 
 import posttrain as pt
 from posttrain.chat import in_words

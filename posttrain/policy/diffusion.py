@@ -35,6 +35,7 @@ from posttrain.policy.denoise import (
     schedule,
     wide,
 )
+from posttrain.policy.trained import restore, trained
 from posttrain.seeding import mix
 
 THUMBNAIL = 64  # pixels of the longer side of a recorded picture
@@ -373,17 +374,11 @@ class DiffusionPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters that are trained: the UNet's, or its adapter's."""
-        return {name: p.detach() for name, p in self.unet.named_parameters() if p.requires_grad}
+        return trained(self.unet)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the names or shapes are not those of this model."""
-        own = self.state_dict()
-        for name, value in own.items():
-            if name not in state or state[name].shape != value.shape:
-                raise ValueError(f"the checkpoint is of another model: it has no {name} of shape {tuple(value.shape)}")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state[name])
+        restore(self.state_dict(), state)
 
     def save(self, path: Path) -> None:
         """A folder in diffusers' layout; a LoRA adapter is merged into it, and kept beside it in `adapter/`."""

@@ -23,6 +23,7 @@ from posttrain.policy.generate import Sampled, Wanted, generate
 from posttrain.policy.head import Head
 from posttrain.policy.line import Line, fits
 from posttrain.policy.stops import Stops
+from posttrain.policy.trained import restore, trained
 from posttrain.ranks import primary
 
 
@@ -237,17 +238,11 @@ class TextPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters that are trained: all of them, or the adapter's."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return trained(self.model)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the names or shapes are not those of this model."""
-        own = self.state_dict()
-        for name, value in own.items():
-            if name not in state or state[name].shape != value.shape:
-                raise ValueError(f"the checkpoint is of another model: it has no {name} of shape {tuple(value.shape)}")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state[name])
+        restore(self.state_dict(), state)
 
     def save(self, path: Path) -> None:
         """A Hugging Face checkpoint; a LoRA adapter is merged into it, and kept beside it in `adapter/`.

@@ -23,6 +23,7 @@ from posttrain.core import Ask, Density, Reply, Row, Task, Turn
 from posttrain.decode.decode import Choice, Decoded, Decoding, Step, decoded
 from posttrain.decode.layers import candidates
 from posttrain.policy.text import TextPolicy
+from posttrain.policy.trained import restore
 from posttrain.seeding import mix, uniforms
 from posttrain.systems.actlcd.features import Kind, features, width
 
@@ -245,11 +246,7 @@ class GatePolicy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the names or shapes are not those of this gate."""
-        own = self.gate.state_dict()
-        wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
-        if wrong:
-            raise ValueError(f"the checkpoint is of another gate: it has no {wrong[0]} of shape {own[wrong[0]].shape}")
-        self.gate.load_state_dict({name: state[name] for name in own})
+        restore(self.state_dict(), state)
 
     def save(self, path: Path) -> None:
         """`model.safetensors` and `config.json`: the gate, and how it decodes. The language model is not copied."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from posttrain.advantage import normalised
 from posttrain.core import Group, Reward, Score
 from posttrain.grade.text import final, normal
 from posttrain.grade.verify import last_boxed
-from posttrain.kl import k3, kl_to_reference
-from posttrain.loss import clipped, token_mean, total
+from posttrain.loss import token_mean
+from posttrain.method import grpo
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 
@@ -66,15 +66,8 @@ def semantic_entropy(found: Sequence[int | None]) -> float:
 
 def recipe(reward: Reward, *, kl: float = 0.01, reference: TextPolicy | None = None, samples: int = 10) -> Recipe:
     """GRPO as in EasyR1: clip 0.2/0.3 with the dual clip at 3, token mean, a k3 term of 0.01."""
-    loss = clipped(0.2, 0.3, dual=3.0)
-    return Recipe(
-        reward,
-        advantage=normalised,
-        loss=total((1.0, loss), (kl, kl_to_reference(k3))) if kl else loss,
-        reduce=token_mean,
-        samples=samples,
-        reference=reference if kl else None,
-    )
+    made = grpo(reward, samples=samples, kl=kl, reference=reference, low=0.2, high=0.3, dual=3.0)
+    return replace(made, reduce=token_mean)
 
 
 def settled(text: str) -> str | None:

@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.advantage import normalised
 from posttrain.core import Reward, Sampler
 from posttrain.data import read_demonstrations
-from posttrain.kl import k3, kl_to_reference
-from posttrain.loss import clipped, token_mean, total
+from posttrain.loss import clipped, token_mean
+from posttrain.method import grpo
 from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Part, Recipe
@@ -41,15 +40,8 @@ LEAST_PIXELS, MOST_PIXELS = 262_144, 1_204_224
 
 def recipe(reward: Reward, *, kl: float = 0.01, reference: TextPolicy | None = None, samples: int = 10) -> Recipe:
     """GRPO as in EasyR1: clip 0.2/0.3, dual clip 3, token mean, a k3 term of 0.01. No reward for a format."""
-    loss = clipped(0.2, 0.3, dual=3.0)
-    return Recipe(
-        reward,
-        advantage=normalised,
-        loss=total((1.0, loss), (kl, kl_to_reference(k3))) if kl else loss,
-        reduce=token_mean,
-        samples=samples,
-        reference=reference if kl else None,
-    )
+    made = grpo(reward, samples=samples, kl=kl, reference=reference, low=0.2, high=0.3, dual=3.0)
+    return replace(made, reduce=token_mean)
 
 
 PARTS: Mapping[str, Part] = {
