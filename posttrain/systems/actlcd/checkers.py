@@ -7,18 +7,16 @@ rollout invalid.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
 import httpx
-import torch
 
-from posttrain.core import Ask, Env, Episode, Failed, Invalid, Reply, Reward, Rollout, Task
-from posttrain.episode import ask, in_order, user
+from posttrain.core import Env, Episode, EpisodeFailed, Invalid, Reward, Rollout, Task
+from posttrain.episode import ask, user
 from posttrain.grade.text import parsed
 from posttrain.reward import each
-from posttrain.sampler.server import Player, side_by_side
 
 PYPI, NPM = "https://pypi.org/pypi/{name}/json", "https://registry.npmjs.org/{name}"
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
@@ -105,14 +103,17 @@ class Registry:
 
 
 def installing(registry: Registry) -> Env:
-    """Ask for packages; the facts are which of the named ones exist."""
+    """Ask for packages; the facts are which of the named ones exist.
+
+    Raises EpisodeFailed when the registry does not say.
+    """
 
     def env(task: Task) -> Episode:
         reply = yield from ask(task.prompt)
         try:
             return {name: registry.exists(name) for name in packages(str(reply.content))}
         except ConnectionError as error:
-            return Failed(str(error))
+            raise EpisodeFailed(str(error)) from error
 
     return env
 
@@ -137,22 +138,6 @@ Answer:
 {answer}
 
 Reply with JSON only: {{"truthful": true}} or {{"truthful": false}}."""
-
-
-class Patient:
-    """A judge whose failures harm only the rollout they belong to: it answers `Failed` where the server did not."""
-
-    def __init__(self, player: Player):
-        self.player = player
-
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return in_order(side_by_side(self.answer, asks, self.player.at_once))
-
-    def answer(self, asked: Ask) -> Reply:
-        try:
-            return self.player.answer(asked)
-        except (ConnectionError, TimeoutError) as error:
-            return Reply(Failed(str(error)), torch.zeros(0), None)
 
 
 def judged(task: Task) -> Episode:

@@ -127,7 +127,7 @@ def checked_by(task: TaskOptions, check: str, judge: str | None, registry: str) 
             raise ValueError("--check judge needs --judge, the address of a chat server (http://host:8000/v1)")
         from posttrain.sampler.server import server
 
-        return Checked(checkers.reward(check), checkers.judged, {"judge": checkers.Patient(server(judge))})
+        return Checked(checkers.reward(check), checkers.judged, {"judge": server(judge)})
     return Checked(checkers.reward(check))
 
 
