@@ -60,6 +60,7 @@ from .episode import system as system
 from .episode import tool as tool
 from .episode import user as user
 from .evaluation import evaluate as evaluate
+from .grade.clip import clip_similarity as clip_similarity
 from .kl import k1 as k1
 from .kl import k2 as k2
 from .kl import k3 as k3
@@ -83,12 +84,17 @@ from .method import gspo as gspo
 from .method import ppo as ppo
 from .method import reinforce_pp as reinforce_pp
 from .method import rloo as rloo
+from .policy.diffusion import Denoising as Denoising
+from .policy.diffusion import DiffusionPolicy as DiffusionPolicy
 from .policy.load import text as text
+from .policy.load import vision as vision
+from .policy.pipeline import diffusion as diffusion
 from .policy.text import TextPolicy as TextPolicy
 from .policy.value import Critic as Critic
 from .policy.value import Gae as Gae
 from .policy.value import RewardModel as RewardModel
 from .policy.value import reward_model as reward_model
+from .policy.vision import VisionPolicy as VisionPolicy
 from .preference import dpo as dpo
 from .preference import ipo as ipo
 from .preference import kto as kto

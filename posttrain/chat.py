@@ -13,7 +13,7 @@ prompt) is rendered afresh for that turn, which `Policy.extends` then sees: the 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,8 +67,17 @@ class Chat:
 
     def text(self, messages: Sequence[Message], prompt: bool = True) -> str:
         """The messages as the template renders them, ready for the assistant's reply if `prompt`."""
-        plain = [{key: value for key, value in message.items() if key != "reply"} for message in messages]
+        plain = [
+            {key: self.shown(value) if key == "content" else value for key, value in message.items() if key != "reply"}
+            for message in messages
+        ]
         return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
+
+    def shown(self, content: Any) -> Any:
+        """A message's content for the template. Raises ValueError for pictures, which only a `VisionPolicy` sees."""
+        if isinstance(content, list) and any(part.get("type") == "image" for part in content):
+            raise ValueError("the prompt holds a picture, and the model, or posttrain with this model, sees none")
+        return content
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -139,6 +148,14 @@ class Chat:
         ids, before = self.prompt(messages)
         closed = self.encode(reply) + ([self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else [])
         return Tokens(ids, tuple(closed), messages, before, reply, self.fingerprint)
+
+
+def in_words(content: Any) -> str:
+    """A message's content for a person to read: its text, with `<image>` for a picture."""
+    if not isinstance(content, list | tuple):
+        return str(content)
+    parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
+    return "".join(str(part.get("text", f"<{part.get('type')}>")) for part in parts)
 
 
 def after_reply(text: str, trace: Tokens) -> str | None:

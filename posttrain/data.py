@@ -16,6 +16,7 @@ from posttrain.episode import assistant, user
 from posttrain.episode import system as system_message
 
 Record = Mapping[str, Any]
+MARK = "<image>"  # in a prompt: here a picture stands
 COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")  # in a template; other braces, as in \\boxed{}, stay as they are
 
 
@@ -41,6 +42,7 @@ def read(
     prompt: str = "prompt",
     answer: str | None = "answer",
     *,
+    image: str | None = None,
     system: str | None = None,
     limit: int | None = None,
     split: str = "train",
@@ -49,13 +51,15 @@ def read(
 
     prompt   a column, or a template such as "Solve {question}"; a column of chat messages is taken as it is
     answer   the column of the truth that rewards see; None when there is none
+    image    the column of pictures; `<image>` in the prompt says where each stands, else they come first
     system   a system message put before every prompt
     Keys are the column `id` where there is one, else the line. Raises ValueError naming file, line and column.
     """
     tasks: list[Task] = []
     seen: dict[str, int] = {}
     for place, record in records(data, limit, split):
-        messages = (*([system_message(system)] if system else []), *prompt_of(record, prompt, place))
+        asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
+        messages = (*([system_message(system)] if system else []), *asked)
         key = str(record.get("id", record.get("key", place.line)))
         if key in seen:
             raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
@@ -65,19 +69,29 @@ def read(
 
 
 def read_demonstrations(
-    data: str | Path, prompt: str = "prompt", response: str = "response", *, system: str | None = None, **options: Any
+    data: str | Path,
+    prompt: str = "prompt",
+    response: str = "response",
+    *,
+    image: str | None = None,
+    system: str | None = None,
+    **options: Any,
 ) -> list[Demonstration]:
-    """Demonstrations: `prompt` and `response` columns, or one column of chat messages with assistant replies in it."""
+    """Demonstrations: `prompt` and `response` columns, or one column of chat messages with assistant replies in it.
+
+    `image` is a column of pictures, as for `read`.
+    """
     out = []
     for place, record in records(data, **options):
         before: list[Message] = [system_message(system)] if system else []
         if prompt in record and is_chat(record[prompt]) and response not in record:
-            messages = (*before, *record[prompt])
+            messages = (*before, *with_pictures(record[prompt], record, image, place))
             if not any(message["role"] == "assistant" for message in messages):
                 raise ValueError(f"{place}: the messages in {prompt!r} hold no assistant reply to learn")
         else:
             said = reply_text(column(record, response, place, "--response"), place, response)
-            messages = (*before, *prompt_of(record, prompt, place), assistant(said))
+            asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
+            messages = (*before, *asked, assistant(said))
         out.append(Demonstration(messages))
     return out
 
@@ -154,6 +168,59 @@ def prompt_of(record: Record, prompt: str, place: Place) -> tuple[Message, ...]:
     if not isinstance(value, str):
         raise ValueError(f"{place}: the column {prompt!r} holds {type(value).__name__}, neither text nor chat messages")
     return (user(value),)
+
+
+def with_pictures(messages: Sequence[Message], record: Record, name: str | None, place: Place) -> tuple[Message, ...]:
+    """The messages with the pictures of a column where the text says `<image>`, or before the first user's text.
+
+    Raises ValueError when there are not as many marks as pictures, or when a file is not there.
+    """
+    if name is None:
+        return tuple(messages)
+    value = column(record, name, place, "--image")
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    left = [{"type": "image", "image": found_picture(one, place)} for one in given]
+    split = [parts_of(message["content"]) for message in messages]
+    holes = sum(map(is_hole, (part for parts in split for part in parts)))
+    if holes and holes != len(left):
+        raise ValueError(f"{place}: the prompt has {holes} {MARK}, and the column {name!r} has {len(left)} pictures")
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+    out: list[Message] = []
+    for i, (message, parts) in enumerate(zip(messages, split, strict=True)):
+        if not holes and i == first:
+            out.append({**message, "content": [*left, *parts]})
+        elif any(map(is_hole, parts)):
+            out.append({**message, "content": [left.pop(0) if is_hole(part) else part for part in parts]})
+        else:
+            out.append(message)
+    return tuple(out)
+
+
+def parts_of(content: Any) -> list[dict[str, Any]]:
+    """A message's content as parts, with an empty picture for every mark in a text."""
+    if not isinstance(content, str):
+        return list(content or ())
+    first, *rest = content.split(MARK)
+    parts = [{"type": "text", "text": first}]
+    for text in rest:
+        parts += [{"type": "image"}, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
+
+
+def is_hole(part: Mapping[str, Any]) -> bool:
+    """A picture that is yet to be given."""
+    return part.get("type") == "image" and not {"image", "path"} & set(part)
+
+
+def found_picture(image: Any, place: Place) -> Any:
+    """A picture of a column: a path made relative to its data file's folder, or the picture itself."""
+    if not isinstance(image, str):
+        return image
+    folder = Path(place.file).parent if Path(place.file).is_file() else Path()
+    path = folder / Path(image).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{place}: there is no picture {path}")
+    return str(path)
 
 
 def is_chat(value: Any) -> bool:

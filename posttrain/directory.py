@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from posttrain.run import Run
     from posttrain.step import Played
 
-PACKAGES = ("torch", "transformers", "peft", "numpy", "math-verify", "posttrain")
+PACKAGES = ("torch", "transformers", "peft", "diffusers", "numpy", "math-verify", "posttrain")
 FREE = "resume overwrite steps save_every keep track quiet eval_every out micro_tokens"
 MAY_CHANGE = {f"run.{name}" for name in FREE.split()}  # on a resume: they do not change what is learned
 LEAST_FREE = 64 * 2**20  # bytes
@@ -209,6 +209,10 @@ def plain(thing: Any) -> Any:
         return thing
     if isinstance(thing, Path):
         return str(thing)
+    if isinstance(thing, bytes):
+        return f"{len(thing)} bytes"
+    if hasattr(thing, "shape"):
+        return f"{type(thing).__name__} of {list(thing.shape)}"
     if hasattr(thing, "density"):
         return type(thing).__name__
     if is_dataclass(thing) and not isinstance(thing, type):

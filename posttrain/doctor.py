@@ -17,6 +17,8 @@ NEEDED_FOR = {
     "peft": "--lora                      pip install 'posttrain[lora]'",
     "datasets": "Hub datasets                pip install 'posttrain[data]'",
     "pyarrow": "Parquet files               pip install 'posttrain[data]'",
+    "pillow": "pictures                    pip install 'posttrain[vision]'",
+    "diffusers": "diffusion models            pip install 'posttrain[diffusion]'",
     "ray": "--cluster                   pip install 'posttrain[ray]'",
     "vllm": "--sampler vllm              pip install 'posttrain[vllm]'",
     "starlette": "posttrain serve             pip install 'posttrain[serve]'",
@@ -33,6 +35,7 @@ def examine() -> None:
 
     from posttrain import tiny
     from posttrain.policy.load import picked
+    from posttrain.sandbox import probe
 
     print(f"python {platform.python_version()} on {platform.platform()}")
     for package, purpose in NEEDED_FOR.items():
@@ -49,4 +52,7 @@ def examine() -> None:
     cache = tiny.cache()
     held = sorted(p.name for p in cache.glob("tiny-*")) if cache.is_dir() else []
     print(f"cache    {cache}: {', '.join(held) or 'no tiny model yet (built on first use)'}")
+    print("sandbox  what there is to run programs of a policy in: docs/sandbox.md")
+    for name, found in probe().items():
+        print(f"  {name:31} {found}")
     print(f"disk     {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free here")

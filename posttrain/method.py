@@ -36,13 +36,15 @@ def grpo(
     reference: Policy | None = None,
     low: float = 0.2,
     high: float = 0.2,
+    dual: float | None = None,
     **more: Any,
 ) -> Recipe:
     """Group Relative Policy Optimization (arXiv:2402.03300): group z-scores, clip 0.2, every reply weighs the same.
 
     The paper samples 64 and weighs the KL 0.04; today's practice for verifiable rewards, 8 and none, is the default.
+    `dual` bounds the ratio of what was bad (Dual-clip PPO).
     """
-    loss, reference = with_kl(clipped(low, high), kl, reference, "grpo")
+    loss, reference = with_kl(clipped(low, high, dual=dual), kl, reference, "grpo")
     return Recipe(
         reward, advantage=normalised, loss=loss, reduce=sequence_mean, samples=samples, reference=reference, **more
     )

@@ -65,12 +65,16 @@ class ModelOptions:
     """cpu, cuda, cuda:1, mps; the best one here if not given."""
     threads: int | None = None
     """torch threads; one for models under 2 M parameters if not given."""
+    min_pixels: int | None = None
+    """Fewest pixels of a resized picture, for a model that sees; the checkpoint's own number if not given."""
+    max_pixels: int | None = None
+    """Most pixels of a resized picture: fewer take less memory."""
 
     def policy(self) -> TextPolicy:
         from posttrain import ranks
-        from posttrain.policy.load import text
+        from posttrain.policy.load import fitting
 
-        return text(
+        return fitting(
             self.model,
             max_new=self.max_new,
             temperature=self.temperature,
@@ -81,6 +85,8 @@ class ModelOptions:
             checkpointing=self.checkpointing,
             device=self.device if ranks.world() == 1 else "cpu",  # laid over the ranks' devices later
             threads=self.threads,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
         )
 
 
@@ -96,6 +102,8 @@ class TaskOptions:
     """Column of the truth that the grader sees."""
     grade: str = "math"
     """math, exact, choice, contains, json, or file.py:function for a reward of your own."""
+    image: str | None = None
+    """Column of pictures: a path relative to the file, or several; <image> in the prompt says where each stands."""
     system: str | None = None
     """A system message put before every prompt."""
     limit: int | None = None
@@ -108,7 +116,7 @@ class TaskOptions:
         from posttrain.data import read
 
         limit = None if data else self.limit
-        where = {"split": split or self.split, "system": self.system}
+        where = {"split": split or self.split, "system": self.system, "image": self.image}
         return read(data or self.data, self.prompt, self.answer, limit=limit, **where)
 
     def reward(self) -> Reward:
@@ -226,6 +234,8 @@ class ScaleOptions:
 
         from posttrain import ranks
 
+        if self.sampler is not None and hasattr(policy, "preprocessing"):
+            raise ValueError(f"--sampler {self.sampler}: a policy that sees pictures samples itself, leave it out")
         if self.sampler is None:
             yield None
         elif self.sampler == "vllm":

@@ -95,7 +95,7 @@ def memory_lines(policy: TextPolicy, run: Run, longest: int, cache: float, copie
     """Estimates: exact for weights and optimizer; activations by the usual count of 34 D + logits per token."""
     size = sum(p.numel() for p in policy.model.parameters())
     trained = sum(p.numel() for p in policy.parameters())
-    config = policy.body.config
+    config = policy.body.config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     tokens = max(run.micro_tokens, longest)
     per_token = (2 if policy.bf16 else 4) * width * (34 if not policy.body.is_activation_checkpointing else 2)
@@ -112,7 +112,7 @@ def memory_lines(policy: TextPolicy, run: Run, longest: int, cache: float, copie
 
 def cache_bytes(policy: TextPolicy) -> int:
     """Bytes of keys and values for one token."""
-    config = policy.body.config
+    config = policy.body.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * size * (2 if policy.bf16 else 4)

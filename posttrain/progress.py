@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from posttrain.chat import in_words
 from posttrain.core import Metrics, Score
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Progress:
     def sample(self, played: Played) -> None:
         """One rollout of the step, as a person would read it."""
         rollout = played.rollout
-        asked = rollout.task.prompt[-1]["content"] if rollout.task.prompt else ""
+        asked = in_words(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else ""
         mark = f"{played.score.value:g}" if isinstance(played.score, Score) else f"invalid: {played.score.reason}"
         self.say(f"  {clipped(asked)}  ->  {clipped(rollout.text)}   [reward {mark}]")
 

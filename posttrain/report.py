@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posttrain.chat import in_words
 from posttrain.core import Metrics, Score
 from posttrain.directory import Directory, read_json, read_metrics, read_rollouts
 from posttrain.measure import coverage, entropy_law, interval, majority_at_k, mean_pass_at_k, potential_at_k
@@ -233,12 +234,13 @@ def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str,
         for record in telling(list(read_rollouts(path, step)))[:ROLLOUTS_SHOWN]:
             turns = [
                 {
-                    "asked": [f"{m['role']}: {m['content']}" for m in turn["messages"]],
+                    "asked": [f"{m['role']}: {in_words(m['content'])}" for m in turn["messages"]],
                     "pieces": turn.get("pieces") or [str(turn["content"])],
                     "advantage": rounded(turn["advantage"]),
                     "entropy": rounded(turn.get("entropy")),
                     "logp": rounded(turn["logp"]),
                     "stop": turn["stop"],
+                    "picture": turn.get("picture"),
                 }
                 for turn in record["turns"]
             ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from posttrain.chat import in_words
 from posttrain.core import Failed, Group, Invalid, Reward, Rollout, Score
 
 
@@ -57,7 +58,7 @@ def graded(reward: Reward, group: Group) -> list[Score | Invalid]:
         sample = group[0]
         error.add_note(
             f"raised by the reward on task {sample.task.key!r}, whose first sample is\n"
-            f"  prompt  {shown(sample.task.prompt[-1]['content'] if sample.task.prompt else '')}\n"
+            f"  prompt  {shown(in_words(sample.task.prompt[-1]['content']) if sample.task.prompt else '')}\n"
             f"  truth   {shown(sample.task.truth)}\n"
             f"  reply   {shown(sample.text)}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ def make(words) -> Callable[..., TextPolicy]:
 
     def policy(seed: int = 0, max_new: int = 8, temperature: float = 1.0, stop=(), **options: Any) -> TextPolicy:
         model = tiny.network(words, seed, hidden=32, layers=2, positions=256)
-        return TextPolicy(model, words, Sampling(max_new, temperature, stop), **options)
+        own = copy.deepcopy(words) if "template" in options else words  # a policy gives its tokenizer its template
+        return TextPolicy(model, own, Sampling(max_new, temperature, stop), **options)
 
     return policy
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+import vision_checkpoints
 from conftest import Spy, digits, task
 
 import posttrain as pt
@@ -25,6 +26,8 @@ LOSSES = {
 
 
 def made(kind: str) -> TextPolicy:
+    if kind == "pictures":
+        return vision_checkpoints.policy("qwen3_vl", max_new=6)
     words = tiny.tokenizer()
     network = tiny.network(words, 0, hidden=32, layers=2, positions=256)
     if kind == "tied":
@@ -40,6 +43,12 @@ def made(kind: str) -> TextPolicy:
     return TextPolicy(network, words, Sampling(6))
 
 
+def shown(kind: str, count: int) -> list[pt.Task]:
+    if kind != "pictures":
+        return [task(str(i)) for i in range(count)]
+    return [vision_checkpoints.task(str(i), vision_checkpoints.noise(8, 8 * (1 + i % 3), seed=i)) for i in range(count)]
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -50,7 +59,7 @@ def gradients(kind: str, out: Path) -> None:
     reference = policy.frozen()
     if ranks.world() > 1:
         spread(policy)
-    source = pt.Shuffled([task(str(i)) for i in range(5)])
+    source = pt.Shuffled(shown(kind, 5))
     varied = pt.each(lambda rollout: sum(map(ord, rollout.text)) % 7 / 6)  # differs with any two samples
     experience = pt.gather(policy, source, pt.grpo(varied, samples=4), 5, seed=1)
     found = {"logp": torch.cat([row.logp for row in experience.rows])}

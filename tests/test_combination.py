@@ -6,13 +6,19 @@ import math
 from dataclasses import dataclass
 from itertools import combinations, product
 
+import diffusion_checkpoints
 import pytest
 import torch
+import vision_checkpoints
 from conftest import Bandit, task
 
 import posttrain as pt
+from posttrain.decode.decode import Decoding
 from posttrain.episode import Locked
 from posttrain.loss import cispo, gspo
+from posttrain.systems.actlcd.features import width
+from posttrain.systems.actlcd.gate import GatePolicy, Net
+from posttrain.world.balance import Balance
 
 
 def varied(group):
@@ -28,7 +34,7 @@ def varied(group):
 
 def two_turns(task):
     first = yield from pt.ask(task.prompt)
-    yield from pt.ask([*task.prompt, pt.assistant(first), pt.user("more")])
+    yield from pt.ask([*task.prompt, pt.assistant(first), pt.user("heavy left")])
 
 
 FACTORS = {
@@ -61,7 +67,7 @@ FACTORS = {
     },
     "env": {"single": pt.single_turn, "two turns": two_turns},
     "updates": {"1": 1, "2": 2},
-    "policy": {"text": "text", "bandit": "bandit"},
+    "policy": {name: name for name in ("text", "bandit", "vision", "diffusion", "gate")},
     "sampler": {"itself": "itself", "plain": "plain", "streaming": "streaming", "remote": "remote"},
 }  # fmt: skip
 
@@ -88,15 +94,22 @@ class Served(Elsewhere):
         super().__init__(Locked(policy))
 
 
-def text(make) -> pt.Policy:
-    return make(max_new=4)
+def gate(make) -> pt.Policy:
+    how = Decoding((0, 1))
+    return GatePolicy(make(max_new=4), Net(width("values", 2), (8,)), how)
 
 
-def bandit(make) -> pt.Policy:
-    return Bandit([0.1, 0.2, 0.3])
-
-
-POLICIES = {"text": text, "bandit": bandit}
+SAID = [task("a"), task("b")]
+POLICIES = {
+    "text": lambda make: (make(max_new=4), SAID),
+    "bandit": lambda make: (Bandit([0.1, 0.2, 0.3]), SAID),
+    "vision": lambda make: (
+        vision_checkpoints.policy("qwen3_vl", max_new=4),
+        [vision_checkpoints.task(name, vision_checkpoints.noise(8, 16, seed=i)) for i, name in enumerate("ab")],
+    ),
+    "diffusion": lambda make: (diffusion_checkpoints.drawing(), Balance().tasks()),
+    "gate": lambda make: (gate(make), SAID),
+}
 SAMPLERS = {"itself": lambda policy: None, "plain": Elsewhere, "streaming": Streamed, "remote": Served}
 
 
@@ -131,10 +144,11 @@ def test_the_rows_hold_every_pair():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row.values()).replace(" ", "_"))
 def test_a_step_of_every_combination(row, make):
     chosen = {name: FACTORS[name][level] for name, level in row.items()}
-    policy = POLICIES[chosen.pop("policy")](make)
+    torch.manual_seed(0)
+    policy, tasks = POLICIES[chosen.pop("policy")](make)
     sampler = SAMPLERS[chosen.pop("sampler")](policy.frozen())
     recipe = pt.Recipe(**chosen, samples=4, max_invalid=0.5, reference=policy.frozen())
-    got = pt.gather(policy, pt.Shuffled([task("a"), task("b")]), recipe, 2, seed=3, sampler=sampler)
+    got = pt.gather(policy, pt.Shuffled(tasks), recipe, 2, seed=3, sampler=sampler)
     before = [p.detach().clone() for p in policy.parameters()]
     metrics = pt.update(
         policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, recipe.loss, recipe.reduce, recipe.reference,

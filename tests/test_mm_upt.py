@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
-from conftest import said, values
+import torch
+from conftest import Canned, said, values
+from vision_checkpoints import checkpoint, image, noise, png, text
 
+import posttrain as pt
+from posttrain.chat import in_words
+from posttrain.cli import main
 from posttrain.grade.verify import equivalent, last_boxed
-from posttrain.systems.mm_upt import clusters, majority, semantic_entropy, settled
+from posttrain.systems.mm_upt import clusters, majority, pictures, semantic_entropy, settled
+from posttrain.systems.mm_upt.questions import STEPS, questions, to_write
+from posttrain.systems.mm_upt.questions import in_words as new_question
 
 
 def find(text: str) -> str | None:
@@ -71,3 +79,84 @@ def test_answers_in_words():
     assert settled("W s3 s5") == settled("D s5") == "s5"
     assert settled("so \\boxed{1/2}, I think") == "1/2"
     assert settled("  ") is None
+
+
+# ---- pictures, and questions that the policy writes itself
+
+
+def seen(key: str, question: str, truth: str | None = "4") -> pt.Task:
+    return pt.Task(key, (pt.user([image(noise(8, 8)), text(question)]),), truth)
+
+
+def test_the_policy_is_asked_for_questions():
+    task = seen("t", "How many?" + STEPS)
+    [direct], [given] = (to_write(mode)(task) for mode in ("direct", "in-context"))
+    assert "4" not in in_words(direct["content"])
+    assert "How many" not in in_words(direct["content"])
+    assert "Question: How many?\nAnswer: 4\n" in in_words(given["content"])
+    assert direct["content"][0] == given["content"][0] == task.prompt[0]["content"][0]
+
+
+def test_unusable_questions_are_left_out():
+    tasks = [seen(key, "How many?" + STEPS) for key in ("same", "empty", "new", "cut")]
+
+    class Writer:
+        def sample(self, asks):
+            replies = [("How many?", "end"), (" ", "end"), ("How large?", "end"), ("How lar", "length")]
+            return [pt.Reply(said, torch.zeros(1), None, stop) for said, stop in replies]
+
+    [one] = questions(Writer(), tasks, to_write("direct"), new_question)
+    assert one.key == "new:synthetic"
+    assert one.truth is None, "nobody knows the answer"
+    assert in_words(one.prompt[-1]["content"]) == "<image>How large?" + STEPS
+    with pytest.raises(ValueError, match="no usable question"):
+        questions(Canned(""), tasks[:1], to_write("direct"), new_question)
+
+
+def test_questions_of_the_world():
+    world = pictures.world_of(0)
+    [task] = world.tasks(1, "x")
+    own = in_words(task.prompt[-1]["content"]).replace("<image>", "")
+    other = "- -" if own != "- - =" else "+ +"
+    assert pictures.read(task, other) == f"{other} ="
+    assert [pictures.read(task, said) for said in (own.removesuffix(" ="), "+", "+ 3", "+ + +")] == [None] * 4
+    [asked] = pictures.to_write("in-context")(task)
+    assert in_words(asked["content"]) == f"<image>{own} is {task.truth} ask ?"
+
+
+@pytest.mark.parametrize("mode", ["in-context", "direct"])
+def test_own_questions_from_the_command_line(mode, tmp_path):
+    lines = []
+    for k in range(3):
+        png(tmp_path / f"{k}.png", 16, 16, seed=k)
+        lines.append({"problem": "How many?", "images": [f"{k}.png"], "answer": str(k)})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    folder = checkpoint(tmp_path / "model")
+    data = ["--data", str(tmp_path / "data.jsonl"), "--prompt", "problem", "--image", "images", "--answers", "text"]
+    size = ["--steps", "1", "--tasks", "2", "--quiet", "--max-new", "20", "--min-pixels", "64", "--stop", "e"]
+    out = tmp_path / "run"
+    main(
+        [
+            "run",
+            "mm-upt",
+            "--scale",
+            "full",
+            "--model",
+            folder,
+            *data,
+            *size,
+            "--own-questions",
+            mode,
+            "--out",
+            str(out),
+        ]
+    )
+    for record in pt.read_rollouts(out):
+        assert record["task"].endswith(":synthetic")
+        assert record["truth"] is None
+
+
+def test_own_questions_need_pictures(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "mm-upt", "--own-questions", "direct"])
+    assert "give --pictures too" in capsys.readouterr().err

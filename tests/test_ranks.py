@@ -34,7 +34,7 @@ def ran(world: int, *arguments: str, fails: bool = False) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "tied", "lora"])
+@pytest.mark.parametrize("kind", ["plain", "tied", "lora", "pictures"])
 def test_two_ranks_have_the_gradient_of_one(kind, tmp_path):
     """For a loss with a reference, two reductions, statistics of the whole step, and an entropy term."""
     for world in (1, 2):

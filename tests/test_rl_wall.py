@@ -10,6 +10,7 @@ import pytest
 from conftest import Canned, said
 
 import posttrain as pt
+from posttrain.core import Failed
 from posttrain.evaluation import Evaluation
 from posttrain.measure import auc
 from posttrain.systems.rl_wall import Sweep, swept
@@ -140,3 +141,8 @@ def test_a_judge_is_asked_of_plan_execution_and_answer():
     assert shares(found, [False, True]) == {"plan": 0.0, "execute": 1.0, "verify": 0.0, "judged": 0.0}
     some = [Assessment(True, None, True), Assessment(False, False, True)]
     assert shares(some, [True, False]) == {"plan": 0.5, "execute": 0.0, "verify": 0.5, "judged": 1.0}
+
+
+def test_a_judge_that_cannot_answer_has_said_neither():
+    down = Canned(Failed("no answer: yes, the server is down"))
+    assert assessed(down, [said("4")]) == [Assessment(None, None, None)]

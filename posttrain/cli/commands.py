@@ -74,6 +74,8 @@ class Sft:
     """Column of the prompt, a template with {columns}, or a column of chat messages with the replies in it."""
     response: str = "response"
     """Column of the reply."""
+    image: str | None = None
+    """Column of pictures: a path relative to the file, or several; <image> in the prompt says where each stands."""
     system: str | None = None
     limit: int | None = None
 
@@ -83,7 +85,7 @@ class Sft:
         from posttrain.supervised import sft
 
         demonstrations = read_demonstrations(
-            self.data, self.prompt, self.response, system=self.system, limit=self.limit
+            self.data, self.prompt, self.response, image=self.image, system=self.system, limit=self.limit
         )
         run = self.run_options.run(**own_settings(self), **hashed(self.data), **vars(self.model_options))
         if self.run_options.dry_run:

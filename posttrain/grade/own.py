@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posttrain.chat import in_words
 from posttrain.core import Reward, Rollout
 from posttrain.reward import each
 
@@ -18,7 +19,7 @@ def own(function: Callable[..., Any]) -> Reward:
 
         def brevity(group): ...            all samples of a task; returns one number each
         def brevity(rollout): ...          one sample, with all of its turns
-        def brevity(reply, answer): ...    texts: any of reply, answer, prompt
+        def brevity(reply, answer): ...    any of reply (text, or the picture that was drawn), answer, prompt
 
     Raises ValueError for parameters with other names.
     """
@@ -28,9 +29,9 @@ def own(function: Callable[..., Any]) -> Reward:
     if names == ["rollout"]:
         return each(function)
     views: dict[str, Callable[[Rollout], Any]] = {
-        "reply": lambda rollout: rollout.text,
+        "reply": lambda rollout: rollout.turns[-1].reply.content if rollout.turns else "",
         "answer": lambda rollout: rollout.task.truth,
-        "prompt": lambda rollout: rollout.task.prompt[-1]["content"] if rollout.task.prompt else "",
+        "prompt": lambda rollout: in_words(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else "",
     }
     if not names or set(names) - set(views):
         raise ValueError(

@@ -42,11 +42,16 @@ def settled(text: object) -> str:
 
 def last_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} of a reply, or what follows its last `####`; None without either."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    if "\\boxed{" not in text:
         return text.rpartition("####")[2].strip() or None if "####" in text else None
+    return last_box(text)
+
+
+def last_box(text: str) -> str | None:
+    """The content of the last \\boxed{...}; None without one, and where its braces are not closed."""
+    start = text.rfind("\\boxed{")
     depth, begin = 0, start + len("\\boxed{")
-    for i in range(begin - 1, len(text)):
+    for i in range(begin - 1, len(text) if start >= 0 else 0):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
         if depth == 0:
             return text[begin:i].strip() or None

@@ -6,6 +6,7 @@ those that have finished are dropped, and handed out, when enough of them have t
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +40,7 @@ class Wanted:
     temperature: float  # 0: the most likely token
     seed: int
     stop: tuple[str, ...] = ()
+    pictures: tuple[Any, ...] = ()  # that the prompt's tokens stand for, if the policy sees any
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +58,19 @@ def generate(
     dense: Callable[[], Dense] | None = None,
     mode: Callable[[], AbstractContextManager[Any]] = nullcontext,
     rows: int = ROWS,
+    plain: Callable[[Any], Cached] | None = None,
 ) -> Iterator[tuple[int, Sampled]]:
     """The replies to `wanted` with their indices, as they finish. What a row draws depends on its own seed alone.
 
     `head` is the policy's `Head`: the same float32 logits score the reply again in training. `dense` makes the fast
-    pass, for the models that it knows; others go through transformers in `mode`, `rows` of them after another.
+    pass, for the models that it knows; others go through transformers in `mode`, `rows` of them after another, by
+    `Cached` or what `plain` makes in its place.
     """
     queue = by_prompt(wanted, rows)
     count = len({w.prompt for w in wanted})
     share = 2 * count <= len(wanted) and sum(len(w.prompt) for w in wanted) >= SHARED_PROMPT * len(wanted)
     with torch.inference_mode(), mode():
-        model = Rows(dense(), share) if dense else Cached(head)
+        model = Rows(dense(), share) if dense else (plain or Cached)(head)
     mode = nullcontext if dense else mode  # the fast pass has its own weights, in the type that they are used in
     live = Live(model, wanted, stops)
     while queue or live.rows:
@@ -194,34 +198,48 @@ class Cached:
     def __init__(self, head: Any):
         self.head = head
         self.device = head.out.weight.device
+        taken = inspect.signature(head.trunk.forward).parameters
+        self.cache_name = "cache" if "cache" in taken else "past_key_values"  # as transformers called it before 5.23
 
     def admit(self, prompts: Sequence[Sequence[int]], owner: Sequence[int], room: int) -> None:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         self.cache = DynamicCache(config=self.head.config)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self.forward(ids, mask, positions)
+        ids, positions, more = self.placed(ids, mask)
+        logits = self.forward(ids, mask, positions, **more)
         index = torch.tensor(owner, device=self.device)
         if len(prompts) < len(owner):
             self.cache.batch_select_indices(index)
-        self.logits, self.mask, self.position = logits[index], mask[index], positions[index, -1]
+        self.logits, self.mask, self.position = logits[index], mask[index], positions[..., index, -1]
+
+    def placed(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """What the model reads of prompts: tokens [B, T], their positions [..., B, T], and what it is given beside."""
+        return ids, (mask.cumsum(-1) - 1).clamp(min=0), {}
 
     def step(self, chosen: Tensor) -> None:
         self.mask = torch.cat([self.mask, torch.ones_like(chosen)[:, None]], 1)
         self.position = self.position + 1
-        self.logits = self.forward(chosen[:, None], self.mask, self.position[:, None])
+        self.logits = self.forward(chosen[:, None], self.mask, self.position[..., None])
 
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Tensor:
         """[B, V] float32 logits after the last of `ids`."""
-        out = self.head.trunk(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+        return self.head.logits(self.read(ids, mask, positions, **more).last_hidden_state[:, -1])
+
+    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Any:
+        """What the trunk makes of `ids`, which the cache then holds."""
+        return self.head.trunk(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self.cache_name: self.cache},
+            **more,
         )
-        return self.head.logits(out.last_hidden_state[:, -1])
 
     def keep(self, index: Tensor) -> None:
         self.cache.batch_select_indices(index)
-        self.mask, self.position = self.mask[index], self.position[index]
+        self.mask, self.position = self.mask[index], self.position[..., index]
 
 
 def draw(logits: Tensor, temperature: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:

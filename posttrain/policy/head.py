@@ -27,6 +27,7 @@ class Head:
         self.cap = getattr(config, "final_logit_softcapping", None)
         self.scale = getattr(config, "logit_scale", None) or 1.0
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
+        self.never: Tensor | None = None  # tokens that are neither drawn nor scored: placeholders of pictures
         with torch.no_grad():
             probe = torch.tensor([[1, 2, 3]], device=next(body.parameters()).device)
             hidden = self.trunk(input_ids=probe, use_cache=False).last_hidden_state
@@ -39,13 +40,14 @@ class Head:
                 return self.logits(hidden)
         logits = self.out(hidden.float())
         logits = logits * self.scale if self.scale != 1.0 else logits
-        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+        logits = self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+        return logits if self.never is None else logits.index_fill(-1, self.never.to(logits.device), LOW)
 
     @property
     def linear(self) -> bool:
         """The logits are a plain linear map, for which `Linear` has the gradient."""
         plain = type(self.out) is torch.nn.Linear and self.out.bias is None and self.out.weight.dtype == torch.float32
-        return plain and not self.cap and self.scale == 1.0
+        return plain and not self.cap and self.scale == 1.0 and self.never is None
 
     def density(self, hidden: Tensor, chosen: Tensor, temperature: Tensor) -> Density:
         """[N, D] -> log-probability and entropy [N], float32."""

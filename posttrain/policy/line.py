@@ -230,7 +230,7 @@ def fits(body: Any) -> bool:
     if body.config._attn_implementation != "sdpa":
         return False
     device = next(body.parameters()).device
-    size = body.config.vocab_size
+    size = body.get_output_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(0)
     head, rest = ([int(i) for i in torch.randint(size, (n,), generator=draw)] for n in (5, 9))
     rows = [head + rest[:4], head + rest[4:], rest]

@@ -1,4 +1,4 @@
-"""A text policy from a Hub id, a local checkpoint, or the embedded `tiny` model."""
+"""A text or vision policy from a Hub id, a local checkpoint, or the embedded `tiny` model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import contextlib
 import ctypes
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from posttrain.policy.text import Sampling, TextPolicy, quiet
+
+if TYPE_CHECKING:
+    from posttrain.policy.pixels import Preprocessing
+    from posttrain.policy.vision import VisionPolicy
+
+Made = TypeVar("Made", bound=TextPolicy)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
@@ -41,18 +48,82 @@ def text(
     from transformers import AutoModelForCausalLM
 
     path = located(model)
-    network = loaded(AutoModelForCausalLM, path)
-    tokenizer = loaded_tokenizer(path)
+    network = prepared(loaded(AutoModelForCausalLM, path), lora, checkpointing, device, threads)
+    sampling = Sampling(max_new, temperature, stop)
+    return with_room(TextPolicy(network, loaded_tokenizer(path), sampling, template=template, bf16=bf16), model)
+
+
+def vision(
+    model: str,
+    *,
+    max_new: int = 256,
+    temperature: float = 1.0,
+    stop: tuple[str, ...] = (),
+    template: str | None = None,
+    lora: int = 0,
+    bf16: bool = False,
+    checkpointing: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> VisionPolicy:
+    """A trainable policy that sees pictures: a model of Qwen's pattern (Qwen2-VL, Qwen2.5-VL, Qwen3-VL).
+
+    min_pixels, max_pixels  of a resized picture; the checkpoint's own if not given
+    Other arguments are those of `text`. Raises ValueError also for a model of another pattern.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    from posttrain.policy.vision import VisionPolicy
+
+    path = located(model)
+    preprocessing = loaded_preprocessing(path)
+    preprocessing = replace(
+        preprocessing, least=min_pixels or preprocessing.least, most=max_pixels or preprocessing.most
+    )
+    network = prepared(loaded(AutoModelForImageTextToText, path), lora, checkpointing, device, threads)
+    sampling = Sampling(max_new, temperature, stop)
+    options: dict[str, Any] = {"template": template, "bf16": bf16}
+    return with_room(VisionPolicy(network, loaded_tokenizer(path), preprocessing, sampling, **options), model)
+
+
+def fitting(model: str, *, min_pixels: int | None = None, max_pixels: int | None = None, **options: Any) -> TextPolicy:
+    """`vision` for a checkpoint that sees pictures as Qwen's models do, `text` for any other."""
+    if sees(located(model)):
+        return vision(model, min_pixels=min_pixels, max_pixels=max_pixels, **options)
+    if min_pixels or max_pixels:
+        raise ValueError(f"--min-pixels and --max-pixels: the model {model} sees no pictures")
+    return text(model, **options)
+
+
+def sees(path: str) -> bool:
+    """Whether a checkpoint's configuration is of a vision-language model of Qwen's pattern."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError):
+        return False  # loading it will say what is wrong
+    return hasattr(getattr(config, "vision_config", None), "spatial_merge_size") and hasattr(config, "image_token_id")
+
+
+def prepared(network: Any, lora: int, checkpointing: bool, device: str | None, threads: int | None) -> Any:
+    """A loaded model on its device, with an adapter if it is to have one."""
     set_threads(network, threads)
     network.to(picked(device))
     keep_freed_memory()
     if checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if lora:
-        network = adapted(network, lora)
-    policy = TextPolicy(network, tokenizer, Sampling(max_new, temperature, stop), template=template, bf16=bf16)
-    if max_new >= policy.context:
-        raise ValueError(f"max_new={max_new} tokens, but the model {model!r} has {policy.context} positions")
+    return adapted(network, lora) if lora else network
+
+
+def with_room(policy: Made, model: str) -> Made:
+    """The policy, whose model must have positions for its replies."""
+    if policy.sampling.max_new >= policy.context:
+        raise ValueError(
+            f"max_new={policy.sampling.max_new} tokens, but the model {model!r} has {policy.context} positions"
+        )
     return policy
 
 
@@ -90,6 +161,18 @@ def loaded_tokenizer(path: str) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {path}: it has no loadable tokenizer: {first_line(error)}") from error
+
+
+def loaded_preprocessing(path: str) -> Preprocessing:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    from posttrain.policy.pixels import Preprocessing
+
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
+        return Preprocessing.of(settings)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {path}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

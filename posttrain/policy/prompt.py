@@ -78,7 +78,7 @@ class Prompted(torch.autograd.Function):
 def by_head(query: Tensor, heads: int) -> Tensor:
     """[B, n, H, d] -> [K, B * n * r, d]: the queries of each of `heads` keys."""
     samples, n, _, size = query.shape
-    return query.reshape(samples, n, heads, -1, size).permute(2, 0, 1, 3, 4).reshape(heads, -1, size)
+    return query.reshape(samples, n, heads, -1, size).permute(2, 0, 1, 3, 4).reshape(heads, -1, size).contiguous()
 
 
 def by_sample(key: Tensor) -> Tensor:

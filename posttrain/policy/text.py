@@ -23,6 +23,7 @@ from posttrain.policy.generate import Sampled, Wanted, generate
 from posttrain.policy.head import Head
 from posttrain.policy.line import Line, fits
 from posttrain.policy.stops import Stops
+from posttrain.policy.trained import restore, trained
 from posttrain.ranks import primary
 
 
@@ -54,7 +55,7 @@ class TextPolicy:
         plain: bool = False,
     ):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.chat = Chat(tokenizer, template)
+        self.chat = self.conversation(template)
         self.bf16, self.adapter, self.plain = bf16, adapter, plain
         self.version = 0
         self.shards: list[Any] = []  # one, once the model lies on several ranks; the twin of `frozen` shares the list
@@ -66,12 +67,16 @@ class TextPolicy:
         self.lock = threading.RLock()  # one thread may sample while another scores: modes are the model's, not theirs
         self.stops = Stops(self.chat, self.ends(), self.head.out.weight.shape[0], self.device)
 
+    def conversation(self, template: str | None) -> Chat:
+        """What renders messages for the model."""
+        return Chat(self.tokenizer, template)
+
     # ---- sampling
 
     @property
     def context(self) -> int:
         """Most tokens that prompt and reply may have together."""
-        return int(getattr(self.body.config, "max_position_embeddings", 0) or 2**31)
+        return int(getattr(self.body.config.get_text_config(), "max_position_embeddings", 0) or 2**31)
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """One reply for each ask, in order; a prompt that leaves no room gets an empty reply cut off by length."""
@@ -122,7 +127,10 @@ class TextPolicy:
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises ValueError, naming the task, when a prompt and its reply cannot fit the model's context."""
         for task in tasks:
-            length = len(self.chat.prompt(task.prompt)[0]) if task.prompt else 0
+            try:
+                length = len(self.chat.prompt(task.prompt)[0]) if task.prompt else 0
+            except ValueError as error:
+                raise ValueError(f"task {task.key!r}: {error}") from error
             if length + self.sampling.max_new > self.context:
                 raise ValueError(
                     f"task {task.key!r}: its prompt has {length} tokens and the reply may have "
@@ -176,8 +184,12 @@ class TextPolicy:
             inputs = {"input_ids": padded, "use_cache": False}
             at = [row * width + p - before for row, (_, sampled) in enumerate(sequences) for p in sampled]
         with self.mode(training=torch.is_grad_enabled()):
-            out = self.head.trunk(**inputs).last_hidden_state
+            out = self.head.trunk(**self.model_inputs(inputs, rows)).last_hidden_state
         return out.flatten(0, 1)[torch.tensor(at, device=self.device)]
+
+    def model_inputs(self, inputs: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+        """What the model's trunk is called with, of the rows' tokens, on a line or padded."""
+        return inputs
 
     @property
     def device(self) -> torch.device:
@@ -208,7 +220,10 @@ class TextPolicy:
             twin = copy.copy(self)
             twin.adapter = False
             return twin
-        model = copy.deepcopy(self.model).requires_grad_(False)
+        return self.around(copy.deepcopy(self.model).requires_grad_(False))
+
+    def around(self, model: Any) -> TextPolicy:
+        """The same around another model."""
         return TextPolicy(model, self.tokenizer, self.sampling, bf16=self.bf16, plain=self.plain)
 
     def record(self, reply: Reply) -> dict[str, Any]:
@@ -223,17 +238,11 @@ class TextPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters that are trained: all of them, or the adapter's."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return trained(self.model)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the names or shapes are not those of this model."""
-        own = self.state_dict()
-        for name, value in own.items():
-            if name not in state or state[name].shape != value.shape:
-                raise ValueError(f"the checkpoint is of another model: it has no {name} of shape {tuple(value.shape)}")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state[name])
+        restore(self.state_dict(), state)
 
     def save(self, path: Path) -> None:
         """A Hugging Face checkpoint; a LoRA adapter is merged into it, and kept beside it in `adapter/`.

@@ -31,7 +31,7 @@ class Critic:
         self.policy.body = self.policy.model
         self.policy.head = copy.copy(policy.head)
         self.policy.head.trunk = self.policy.body.base_model
-        self.out = nn.Linear(policy.body.config.hidden_size, 1, device=policy.device)
+        self.out = nn.Linear(policy.body.config.get_text_config().hidden_size, 1, device=policy.device)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.clip, self.micro_tokens = clip, micro_tokens

@@ -19,6 +19,7 @@ import torch
 
 from posttrain.core import Ask, Failed, Message, Reply
 from posttrain.episode import in_order
+from posttrain.policy.pixels import data_url
 from posttrain.seeding import mix
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that may pass
@@ -177,8 +178,22 @@ class Player:
 
 
 def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as JSON, without what was sampled."""
-    return [{key: value for key, value in message.items() if key != "reply"} for message in messages]
+    """Messages as JSON, without what was sampled; pictures as data in addresses."""
+    return [
+        {key: as_json(value) if key == "content" else value for key, value in message.items() if key != "reply"}
+        for message in messages
+    ]
+
+
+def as_json(content: Any) -> Any:
+    if not isinstance(content, list | tuple):
+        return content
+    return [
+        {"type": "image_url", "image_url": {"url": data_url(part.get("image", part.get("path")))}}
+        if part.get("type") == "image"
+        else part
+        for part in content
+    ]
 
 
 def stop_of(choice: Mapping[str, Any]) -> Literal["end", "string", "length"]:

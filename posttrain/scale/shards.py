@@ -75,7 +75,8 @@ def spread(policy: TextPolicy) -> None:
     kind = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if policy.bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for layer in policy.body.base_model.layers:
+    trunk = policy.body.base_model
+    for layer in getattr(trunk, "language_model", trunk).layers:
         fully_shard(layer, mesh=mesh, mp_policy=kind)
     root = Shards(policy.model)
     fully_shard(root, mesh=mesh)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from posttrain import tiny_vision
 from posttrain.core import Task
 from posttrain.data import Demonstration
 from posttrain.episode import assistant, user
 from posttrain.seeding import mix
+from posttrain.tiny_vision import MARKS, PICTURE
 
 if TYPE_CHECKING:
     from posttrain.policy.text import TextPolicy
@@ -24,10 +26,16 @@ TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }} "
     "{% if message['role'] == 'assistant' %}" + END + " {% endif %}{% endfor %}"
 )
+PICTURED = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + PICTURE + " {% else %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %} "
+    "{% if message['role'] == 'assistant' %}" + END + " {% endif %}{% endfor %}"
+)
 
 
 class World(Protocol):
-    """What a base model is made from."""
+    """What a base model is made from. One that has a `preprocessing` too has pictures, and gets a model that sees."""
 
     @property
     def vocabulary(self) -> Sequence[str]: ...  # every word of prompts and replies
@@ -70,42 +78,77 @@ def spoken(vocabulary: Sequence[str]) -> Any:
     return made
 
 
-def base(world: World, seed: int = 0, size: Size = Size()) -> TextPolicy:
+def pictured(vocabulary: Sequence[str]) -> Any:
+    """The same with the tokens that stand for pictures, and a template that writes them."""
+    made = spoken([*MARKS, *vocabulary])
+    made.chat_template = PICTURED
+    return made
+
+
+def base(
+    world: World,
+    seed: int = 0,
+    size: Size = Size(),
+    *later: tuple[World, Size],
+    build: Callable[..., TextPolicy] | None = None,
+) -> TextPolicy:
     """A policy that has learnt the world's demonstrations: built on first use, then read from the cache.
 
-    The same for the same world, seed, size, code and torch.
+    `later` are worlds of the same vocabulary whose demonstrations it has learnt after that, one after another; of
+    their sizes the steps, rows and rate count. `build`, a method of the world, makes it in another way than `taught`.
+    The same for the same worlds, seed, sizes, code and torch.
     """
-    from posttrain.policy.load import text
+    from posttrain.policy.load import fitting
 
-    return text(str(folder(world, seed, size)), max_new=world.longest, device="cpu", threads=1)
+    path = folder(world, seed, size, *later, build=build or taught)
+    return fitting(str(path), max_new=world.longest, device="cpu", threads=1)
 
 
-def folder(world: World, seed: int, size: Size) -> Path:
+def folder(world: World, seed: int, size: Size, *later: tuple[World, Size], build: Callable[..., TextPolicy]) -> Path:
     import torch
 
     from posttrain import tiny
 
     code = inspect.getsource(type(world)) + inspect.getsource(tiny.warm_start) + inspect.getsource(tiny.network)
-    recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()
+    if hasattr(world, "preprocessing"):
+        module = inspect.getmodule(type(world))
+        assert module is not None
+        code += inspect.getsource(module) + inspect.getsource(tiny_vision)
+    recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__, *later)).encode()).hexdigest()
     name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
-    return tiny.kept(name, "config.json", lambda path: taught(world, seed, size).save(path))
+    return tiny.kept(name, "config.json", lambda path: build(world, seed, size, *later).save(path))
 
 
-def taught(world: World, seed: int, size: Size) -> TextPolicy:
+def taught(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:
     """The base model, trained here and now."""
     import torch
 
     from posttrain import tiny
-    from posttrain.policy.text import Sampling, TextPolicy
 
-    words = spoken(world.vocabulary)
-    network = tiny.network(words, mix(seed, "network") % 2**32, size.hidden, size.layers, positions=128)
-    policy = TextPolicy(network, words, Sampling(world.longest))
+    policy = blank(world, seed, size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    tiny.warm_start(policy, demonstrations(world, seed), size.steps, size.rows, size.rate)
+    for one, length in ((world, size), *later):
+        tiny.warm_start(policy, demonstrations(one, seed), length.steps, length.rows, length.rate)
     torch.set_num_threads(threads)
     return policy
+
+
+def blank(world: World, seed: int, size: Size) -> TextPolicy:
+    """A policy of this size that has learnt nothing."""
+    from posttrain import tiny
+    from posttrain.policy.text import Sampling, TextPolicy
+
+    start, sampling = mix(seed, "network") % 2**32, Sampling(world.longest)
+    preprocessing = getattr(world, "preprocessing", None)
+    if preprocessing is None:
+        words = spoken(world.vocabulary)
+        return TextPolicy(tiny.network(words, start, size.hidden, size.layers, positions=128), words, sampling)
+    from posttrain.policy.vision import VisionPolicy
+
+    words = pictured(world.vocabulary)
+    network = tiny_vision.network(words, preprocessing, start, hidden=size.hidden, layers=size.layers)
+    return VisionPolicy(network, words, preprocessing, sampling)
 
 
 def fresh_judge(words: Any, seed: int = 0, hidden: int = 32, layers: int = 1, positions: int = 64) -> RewardModel:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.core import Ask, Rollout, Sampler
+from posttrain.core import Ask, Failed, Rollout, Sampler
 from posttrain.episode import user
 from posttrain.seeding import mix
 
@@ -35,7 +35,10 @@ class Assessment:
 
 
 def assessed(judge: Sampler, rollouts: Sequence[Rollout], seed: int = 0) -> list[Assessment]:
-    """Ask the judge three questions of every solution, each by itself; its last yes or no counts."""
+    """Ask the judge three questions of every solution, each by itself; its last yes or no counts.
+
+    None where the judge's server did not answer, as where it said neither.
+    """
     asks = [
         Ask(
             (
@@ -49,7 +52,8 @@ def assessed(judge: Sampler, rollouts: Sequence[Rollout], seed: int = 0) -> list
         for i, one in enumerate(rollouts)
         for name, question in QUESTIONS.items()
     ]
-    found = [verdict(str(reply.content)) for reply in judge.sample(asks)]
+    said = [reply.content for reply in judge.sample(asks)]
+    found = [None if isinstance(one, Failed) else verdict(str(one)) for one in said]
     return [Assessment(*found[i : i + 3]) for i in range(0, len(found), 3)]
 
 

@@ -1,0 +1,1 @@
+"""Decoding with access to the layers of a causal model: contrasts of layers, gated token by token."""

@@ -1,0 +1,406 @@
+"""A diffusion model as a policy: a reply is a picture, and every step of its denoising is one decision.
+
+What is asked is text: the last message of the user. Where the conversation already holds a picture that this policy
+made, that picture is first led back to noise under the same text (inversion), and the next one begins there and not at
+fresh noise: so a model reflects on what it drew.
+
+    [user(text)]                       fresh noise -> picture
+    [user(text), assistant(reply)]     the reply's latents -> noise -> picture
+
+A reply's temperature is DDIM's eta. At 0 nothing is drawn but the first noise, and the reply has no decisions. A part
+`branching(seed, last)` beside the text makes replies of one seed share all but their last steps: only those decide.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
+from posttrain.picture import png
+from posttrain.policy.denoise import (
+    LEAST_SIGMA,
+    Reduction,
+    gaussian_entropy,
+    gaussian_logp,
+    schedule,
+    wide,
+)
+from posttrain.policy.trained import restore, trained
+from posttrain.seeding import mix
+
+THUMBNAIL = 64  # pixels of the longer side of a recorded picture
+
+
+@dataclass(frozen=True, slots=True)
+class Denoising:
+    """How pictures are drawn. Weights are of classifier-free guidance: 0 unconditional, 1 conditional."""
+
+    steps: int = 20  # T
+    eta: float = 1.0  # of replies whose ask names no temperature
+    guidance: float = 5.0  # of replies with decisions, in sampling and in training
+    w_denoise: float = 3.0  # of drafts: replies at temperature 0
+    w_invert: float = 0.1  # of the way back to noise
+    reduction: Reduction = "mean"  # of a decision's log-probability over the numbers of a picture
+    least_sigma: float = LEAST_SIGMA
+    at_once: int = 256  # pictures in the network; decisions beyond that are computed again on the way back
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Latents:
+    """The trace of a picture."""
+
+    prompt: str
+    path: Tensor  # [N + 1, C, H, W] before every decision, and after the last; the decisions are the last of a walk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """An ask, understood. Walks of one `kind` are taken side by side; of one `key`, they are one until they branch."""
+
+    prompt: str
+    start: Latents | None  # to be led back to noise; None: fresh noise
+    eta: float
+    trunk: int  # seed of the noise up to the decisions
+    own: int  # seed of theirs
+    last: int  # how many decisions
+
+    @property
+    def kind(self) -> tuple[float, bool, int]:
+        return self.eta, self.start is None, self.last
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.prompt, id(self.start), self.trunk
+
+
+def branching(seed: int, last: int) -> dict[str, Any]:
+    """A part of a message's content: replies of one seed differ in their `last` steps alone."""
+    return {"type": "branch", "seed": seed, "last": last}
+
+
+def text_of(message: Message) -> str:
+    """The text of a message's content. Raises ValueError when there is none."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    texts = [part["text"] for part in content if part.get("type") == "text"] if isinstance(content, list) else []
+    if not texts:
+        raise ValueError("a diffusion policy is asked in text: a message of the user has none")
+    return " ".join(texts)
+
+
+def branch_of(message: Message) -> Mapping[str, Any] | None:
+    """The branching part of a message's content. Raises ValueError for parts that are not of text or branching."""
+    parts = message["content"] if isinstance(message["content"], list) else []
+    strange = [part.get("type") for part in parts if part.get("type") not in ("text", "branch")]
+    if strange:
+        raise ValueError(f"a diffusion policy reads parts of type text and branch, not {strange[0]!r}")
+    return next((part for part in parts if part["type"] == "branch"), None)
+
+
+class DiffusionPolicy:
+    """Made by `posttrain.policy.pipeline.diffusion(...)`; by hand from diffusers' and transformers' models.
+
+    unet        a UNet2DConditionModel: all that is trained
+    scheduler   a DDIMScheduler
+    encoder     a CLIPTextModel
+    tokenizer   of the encoder
+    vae         an AutoencoderKL, if the UNet works on latents and not on pixels
+    bf16        run the models under bfloat16 autocast; weights, log-probabilities and the optimizer stay float32
+    adapter     False: with the LoRA adapter switched off (see `frozen`)
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        encoder: Any,
+        tokenizer: Any,
+        vae: Any = None,
+        denoising: Denoising = Denoising(),
+        *,
+        bf16: bool = False,
+        adapter: bool = True,
+    ):
+        self.unet, self.scheduler, self.vae = unet.eval(), scheduler, vae
+        self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
+        self.denoising, self.bf16, self.adapter = denoising, bf16, adapter
+        self.schedule = schedule(scheduler, denoising.steps, denoising.least_sigma).on(self.device)
+        self.version = 0
+        self.calls = 0  # pictures that have gone forward through the UNet: what all of it costs
+        side = unet.config.sample_size
+        self.shape = (unet.config.in_channels, *([side, side] if isinstance(side, int) else side))  # C, H, W
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    # ---- what is asked
+
+    def wanted(self, ask: Ask) -> Wanted:
+        """Raises ValueError for an ask without text, or with a picture that this policy did not make."""
+        asked = [message for message in ask.messages if message["role"] == "user"]
+        if not asked:
+            raise ValueError("a diffusion policy is asked in text: there is no message of the user")
+        shown = [message for message in ask.messages if message["role"] == "assistant"]
+        start = self.latents_of(shown[-1]) if shown else None
+        eta = self.denoising.eta if ask.temperature is None else ask.temperature
+        if eta < 0:
+            raise ValueError(f"temperature {eta}: it is the eta of DDIM, 0 or more")
+        branch, steps = branch_of(asked[-1]), self.denoising.steps
+        last = branch["last"] if branch else steps
+        if not 1 <= last <= steps:
+            raise ValueError(f"branching over the last {last} steps of a walk of {steps}")
+        trunk = mix(branch["seed"], len(shown)) if branch else ask.seed
+        return Wanted(text_of(asked[-1]), start, eta, trunk, ask.seed, last if eta else 0)
+
+    def latents_of(self, message: Message) -> Latents:
+        trace = message["reply"].trace if "reply" in message else None
+        if not isinstance(trace, Latents):
+            raise ValueError(
+                "the conversation holds a reply that is no picture of a diffusion policy: it has no latents"
+            )
+        if trace.path.shape[1:] != self.shape:
+            raise ValueError(f"latents of shape {list(trace.path.shape[1:])}, but this model's are {list(self.shape)}")
+        return trace
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raises ValueError, naming the task, for a prompt that the text encoder cannot read whole."""
+        for task in tasks:
+            try:
+                self.tokens([self.wanted(Ask(task.prompt)).prompt])
+            except ValueError as error:
+                raise ValueError(f"task {task.key!r}: {error}") from error
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """[P, L] padded. Raises ValueError for a prompt that is too long, or with a word that is not known."""
+        most, unknown = self.tokenizer.model_max_length, self.tokenizer.unk_token_id
+        known = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}  # CLIP's own end token doubles as unknown
+        for prompt in prompts:
+            ids = self.tokenizer(prompt)["input_ids"]
+            if len(ids) > most:
+                raise ValueError(f"the prompt {prompt!r} has {len(ids)} tokens; the text encoder reads {most}")
+            if unknown not in known and unknown in ids:
+                raise ValueError(f"the prompt {prompt!r} has a word that the text encoder does not know")
+        found = self.tokenizer(list(prompts), padding="max_length", max_length=most, return_tensors="pt")
+        return found["input_ids"].to(self.device)
+
+    def conditions(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[1 + P, L, D] of no text and of every distinct prompt, and the place in it of each prompt given [N]."""
+        distinct = list(dict.fromkeys(prompts))
+        places = {prompt: 1 + i for i, prompt in enumerate(distinct)}
+        with torch.no_grad(), self.mode():
+            encoded = self.encoder(input_ids=self.tokens(["", *distinct])).last_hidden_state
+        return encoded, torch.tensor([places[prompt] for prompt in prompts], device=self.device)
+
+    # ---- drawing
+
+    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
+        """One picture for each ask, in order; what is drawn depends on its seed, not on the asks beside it."""
+        wanted = [self.wanted(ask) for ask in asks]
+        alike: dict[tuple[float, bool, int], dict[tuple[str, int, int], list[int]]] = {}
+        for i, one in enumerate(wanted):
+            alike.setdefault(one.kind, {}).setdefault(one.key, []).append(i)
+        replies: dict[int, Reply] = {}
+        for trunks in alike.values():
+            order = [i for members in trunks.values() for i in members]
+            for part in pieces(len(order), self.denoising.at_once // 2):
+                found = self.drawn([wanted[i] for i in order[part]])
+                replies |= dict(zip(order[part], found, strict=True))
+        return [replies[i] for i in range(len(asks))]
+
+    @torch.no_grad()
+    def drawn(self, asked: Sequence[Wanted]) -> list[Reply]:
+        """Pictures of one kind. A trunk that several share is walked once."""
+        heads = list({one.key: one for one in asked}.values())
+        place = {one.key: i for i, one in enumerate(heads)}
+        at = torch.tensor([place[one.key] for one in asked], device=self.device)
+        eta, branch = asked[0].eta, len(self.schedule) - asked[0].last
+        trunk, _ = self.walked(self.begun(heads), [(one.prompt, one.trunk) for one in heads], eta, range(branch))
+        path, logp = self.walked(
+            trunk[at, -1], [(one.prompt, one.own) for one in asked], eta, range(branch, len(self.schedule))
+        )
+        traces = [Latents(one.prompt, way) for one, way in zip(asked, path.cpu(), strict=True)]
+        if not eta:  # drafts of one trunk are one, so that what follows them can be shared as well
+            traces = [traces[at.tolist().index(i)] for i in at.tolist()]
+        pictures = [self.picture(trace.path[-1]) for trace in traces]
+        return [
+            Reply(picture, likely, trace, "end", self.version, eta)
+            for picture, likely, trace in zip(pictures, logp.cpu(), traces, strict=True)
+        ]
+
+    def begun(self, heads: Sequence[Wanted]) -> Tensor:
+        """[B, C, H, W] the noise at which walks of one kind begin."""
+        starts = [one.start.path[-1] for one in heads if one.start]
+        if not starts:
+            return self.noise([mix(one.trunk, "start") for one in heads], 1)[:, 0]
+        x, given = torch.stack(starts).to(self.device), self.conditions([one.prompt for one in heads])
+        for step in reversed(range(len(self.schedule))):
+            steps = torch.full((len(x),), step, device=self.device)
+            x = self.schedule.back(x, self.predicted(x, steps, given, self.denoising.w_invert), steps)
+        return x
+
+    def walked(self, x: Tensor, asked: Sequence[tuple[str, int]], eta: float, steps: range) -> tuple[Tensor, Tensor]:
+        """Paths [B, N + 1, C, H, W] over N steps from pictures x, by the prompt and the seed of each, and their
+        log-probabilities [B, N], or [B, 0] without noise."""
+        path, logp = [x], [x.new_zeros(len(x), 0)]
+        given = self.conditions([prompt for prompt, _ in asked]) if steps else (x, x)
+        noise = self.noise([mix(seed, "steps") for _, seed in asked], len(steps)) if eta else None
+        weight = self.denoising.guidance if eta else self.denoising.w_denoise
+        for i, number in enumerate(steps):
+            step = torch.full((len(x),), number, device=self.device)
+            etas = torch.full((len(x),), eta, device=self.device)
+            x = mean = self.schedule.mean(x, self.predicted(x, step, given, weight), step, etas)
+            if noise is not None:
+                width = self.schedule.width(step, etas)
+                x = mean + wide(width) * noise[:, i]
+                logp.append(gaussian_logp(x, mean, width, self.denoising.reduction)[:, None])
+            path.append(x)
+        return torch.stack(path if eta or not steps else path[-1:], 1), torch.cat(logp, 1)
+
+    def noise(self, seeds: Sequence[int], count: int) -> Tensor:
+        """[B, count, C, H, W] of a standard Gaussian: the same for a seed, whatever the others and the device."""
+        drawn = [torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(self.device)
+
+    def predicted(self, x: Tensor, step: Tensor, given: tuple[Tensor, Tensor], weight: float) -> Tensor:
+        """[N, C, H, W] the network's prediction at each `step` [N], without the text plus `weight` times what the text
+        changes."""
+        encoded, place = given
+        both = weight not in (0.0, 1.0)
+        which = torch.cat([0 * place, place]) if both else place * int(weight)
+        twice = (lambda values: torch.cat([values, values])) if both else (lambda values: values)
+        self.calls += len(which)
+        with self.mode():
+            out = self.unet(twice(x), twice(self.schedule.timesteps[step]), encoder_hidden_states=encoded[which]).sample
+        if not both:
+            return out.float()
+        without, along = out.float().chunk(2)
+        return without + weight * (along - without)
+
+    @torch.no_grad()
+    def picture(self, latents: Tensor) -> Tensor:
+        """[C, H, W] in [-1, 1] on the CPU."""
+        if self.vae is None:
+            return latents.clamp(-1, 1)
+        with self.mode():
+            decoded = self.vae.decode(latents[None].to(self.device) / self.vae.config.scaling_factor).sample[0]
+        return decoded.float().clamp(-1, 1).cpu()
+
+    # ---- scoring
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return [p for p in self.unet.parameters() if p.requires_grad]
+
+    def extends(self, last: Turn, turn: Turn) -> bool:
+        """Never: a picture is walked to from noise, however the noise was come by."""
+        return False
+
+    def size(self, rows: Sequence[Row]) -> int:
+        """Positions that go through the UNet, with the text and without it."""
+        return max(2 * sum(len(row.advantage) for row in rows) * self.shape[1] * self.shape[2], 1)
+
+    def density(self, rows: Sequence[Row]) -> Density:
+        """Log-probability and entropy of every step that was decided, [N], guided as it was in sampling.
+
+        Rows of more steps than `at_once` are computed in pieces, and again on the way back.
+        """
+        drawn = [turn.reply for row in rows for turn in row.turns]
+        paths: list[Tensor] = [reply.trace.path for reply in drawn]
+        total, counts = len(self.schedule), [len(reply.logp) for reply in drawn]
+        before, after = (torch.cat([path[at] for path in paths]).to(self.device) for at in (slice(-1), slice(1, None)))
+        step = torch.cat([torch.arange(total - count, total) for count in counts]).to(self.device)
+        eta = torch.tensor([reply.temperature for reply in drawn]).repeat_interleave(torch.tensor(counts))
+        eta = eta.to(self.device)
+        encoded, of_turn = self.conditions([reply.trace.prompt for reply in drawn])
+        place = of_turn.repeat_interleave(torch.tensor(counts, device=self.device))
+        width, how = self.schedule.width(step, eta), self.denoising
+
+        def scored(part: slice) -> Tensor:
+            predicted = self.predicted(before[part], step[part], (encoded, place[part]), how.guidance)
+            mean = self.schedule.mean(before[part], predicted, step[part], eta[part])
+            return gaussian_logp(after[part], mean, width[part], how.reduction)
+
+        parts = list(pieces(len(step), how.at_once // 2))
+        again = len(parts) > 1 and torch.is_grad_enabled()
+        found = [checkpoint(scored, part, use_reentrant=False) if again else scored(part) for part in parts]
+        return Density(torch.cat(found), gaussian_entropy(width, before[0].numel(), how.reduction))
+
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        """How the networks are run: under bfloat16 or not, the adapter on or off."""
+        with ExitStack() as stack:
+            if self.bf16:
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            if not self.adapter:
+                self.unet.disable_adapters()
+                stack.callback(self.unet.enable_adapters)
+            yield
+
+    # ---- what training changes, and what others load
+
+    def frozen(self) -> DiffusionPolicy:
+        """The policy as it is now, for a reference. Under LoRA: the same model with its adapter switched off."""
+        twin = copy.copy(self)
+        if adapted(self.unet):
+            twin.adapter = False
+        else:
+            twin.unet = copy.deepcopy(self.unet).requires_grad_(False)
+        return twin
+
+    def record(self, reply: Reply) -> dict[str, Any]:
+        """The picture as a small PNG, and the timestep and the entropy of every step that was decided."""
+        count = len(reply.logp)
+        total = len(self.schedule)
+        step = torch.arange(total - count, total, device=self.device)
+        width = self.schedule.width(step, torch.full((count,), reply.temperature, device=self.device))
+        entropy = gaussian_entropy(width, reply.trace.path[0].numel(), self.denoising.reduction)
+        image = base64.b64encode(png(thumbnail(reply.content))).decode()
+        return {
+            "picture": f"data:image/png;base64,{image}",
+            "pieces": [f"{t} " for t in self.schedule.timesteps[step].tolist()],
+            "entropy": [round(h, 4) for h in entropy.tolist()],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters that are trained: the UNet's, or its adapter's."""
+        return trained(self.unet)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError when the names or shapes are not those of this model."""
+        restore(self.state_dict(), state)
+
+    def save(self, path: Path) -> None:
+        """A folder in diffusers' layout; a LoRA adapter is merged into it, and kept beside it in `adapter/`."""
+        from posttrain.policy.pipeline import write
+
+        write(self, path)
+
+
+def adapted(unet: Any) -> bool:
+    return bool(getattr(unet, "peft_config", None))
+
+
+def pieces(count: int, most: int) -> Iterator[slice]:
+    """Slices of at most `most` of so many."""
+    for start in range(0, count, max(most, 1)):
+        yield slice(start, min(start + max(most, 1), count))
+
+
+def thumbnail(picture: Tensor) -> Tensor:
+    """[C, H, W] no larger than a record should be."""
+    most = max(picture.shape[1:]) / THUMBNAIL
+    if most <= 1:
+        return picture
+    side = [max(round(s / most), 1) for s in picture.shape[1:]]
+    return nn.functional.interpolate(picture[None], side, mode="area")[0]

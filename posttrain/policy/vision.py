@@ -1,0 +1,310 @@
+"""A vision-language model of Qwen's pattern as a policy: pictures in its prompts, every sampled token one decision.
+
+Pictures are parts of a message's content, as in Hugging Face's chats:
+
+    user([{"type": "image", "image": "triangle.png"}, {"type": "text", "text": "How large is the angle?"}])
+
+Among the tokens of a prompt a picture stands as its name, a negative number, once for each token that it takes. Prompts
+of equal tokens are then prompts with equal pictures, so that whatever compares tokens (the samples of a prompt, rows
+that share one, turns that extend one another) is right without knowing of pictures. Names become the model's
+placeholder, and pictures become pixels, only when the model is called; what the vision tower makes of a picture is
+computed once per call and given to every row that shows it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.chat import Chat, Tokens, trace
+from posttrain.core import Ask, Message, Reply, Row, Turn
+from posttrain.policy.generate import Cached, Sampled, Wanted, generate
+from posttrain.policy.line import Line
+from posttrain.policy.pixels import Picture, Preprocessing
+from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.ranks import primary
+
+PATCHES = 2**15  # that go through the vision tower together
+NEVER = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+Features = Mapping[int, Sequence[Tensor]]  # by a picture's name: [tokens, D], and the same of every DeepStack layer
+
+
+class PicturedChat(Chat):
+    """A chat whose messages may hold pictures; `placeholder` is the token that the template writes for one."""
+
+    def __init__(self, tokenizer: Any, template: str | None, preprocessing: Preprocessing, placeholder: int):
+        self.preprocessing, self.placeholder = preprocessing, placeholder
+        super().__init__(tokenizer, template)
+
+    def seen(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages with every picture read and resized. Raises ValueError for one that cannot be read."""
+        return tuple(
+            message if isinstance(message["content"], str | None) else self.with_pictures(message)
+            for message in messages
+        )
+
+    def with_pictures(self, message: Message) -> Message:
+        parts = [
+            {"type": "image", "image": self.preprocessing.picture(part.get("image", part.get("path")))}
+            if part.get("type") == "image"
+            else part
+            for part in message["content"]
+        ]
+        return {**message, "content": parts}
+
+    def shown(self, content: Any) -> Any:
+        if isinstance(content, str | None):
+            return content
+        return [{"type": "image"} if part.get("type") == "image" else part for part in content]
+
+    def prompt(self, messages: tuple[Message, ...]) -> tuple[tuple[int, ...], str]:
+        """As `Chat.prompt`, with a picture's name for each of its tokens."""
+        messages = self.seen(messages)
+        ids, text = super().prompt(messages)
+        return self.expanded(ids, pictures(messages)), text
+
+    def expanded(self, ids: Sequence[int], shown: Sequence[Picture]) -> tuple[int, ...]:
+        """Names in the place of placeholders, for the pictures that a prompt continued from earlier turns lacks."""
+        waiting, held = list(shown), sum(i < 0 for i in ids)
+        while held > 0 and waiting:
+            held -= waiting.pop(0).tokens
+        if held or ids.count(self.placeholder) != len(waiting):
+            token = self.tokenizer.convert_ids_to_tokens(self.placeholder)
+            raise ValueError(
+                f"{len(waiting)} pictures are to be shown, and the rendered prompt has {ids.count(self.placeholder)} "
+                f"placeholders {token}: the chat template must write one for each picture, and no text may contain it"
+            )
+        left = iter(waiting)
+        return tuple(i for id in ids for i in (named(next(left)) if id == self.placeholder else (id,)))
+
+    def demonstrated(self, messages: tuple[Message, ...], reply: str) -> Tokens:
+        return super().demonstrated(self.seen(messages), reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What transformers takes in the place of pixels: features of every picture, in the order of their placeholders."""
+
+    pooler_output: list[Tensor]
+    deepstack_features: list[list[Tensor]]
+
+
+class VisionPolicy(TextPolicy):
+    """Made by `posttrain.vision(...)`; by hand from a transformers model, its tokenizer and its `Preprocessing`.
+
+    Placeholders are never sampled and have no density: the distribution is that of the other tokens.
+    Raises ValueError for a model that is not of Qwen's pattern.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        preprocessing: Preprocessing,
+        sampling: Sampling | None = None,
+        **options: Any,
+    ):
+        check_pattern(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        self.preprocessing = preprocessing
+        super().__init__(model, tokenizer, sampling or Sampling(), **options)
+        never = [getattr(self.body.config, name, None) for name in NEVER]
+        self.head.never = torch.tensor(sorted({i for i in never if i is not None}), device=self.device)
+
+    @property
+    def placeholder(self) -> int:
+        return int(self.model.config.image_token_id)
+
+    def conversation(self, template: str | None) -> PicturedChat:
+        return PicturedChat(self.tokenizer, template, self.preprocessing, self.placeholder)
+
+    # ---- sampling
+
+    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        seen: dict[int, tuple[Message, ...]] = {}  # samples of one task share their messages, and so their pictures
+        for ask in asks:
+            if id(ask.messages) not in seen:
+                seen[id(ask.messages)] = self.chat.seen(ask.messages)  # type: ignore[attr-defined]
+        yield from super().stream([replace(ask, messages=seen[id(ask.messages)]) for ask in asks])
+
+    def wanted(self, ask: Ask, prompt: tuple[int, ...]) -> Wanted:
+        return replace(super().wanted(ask, prompt), pictures=tuple(pictures(ask.messages)))
+
+    def drawn(self, wanted: Sequence[Wanted]) -> Iterator[tuple[int, Sampled]]:
+        return generate(self.head, wanted, self.stops, None, self.mode, plain=partial(Seeing, self, wanted))
+
+    def demonstrate(self, messages: Sequence[Message], reply: str) -> Turn:
+        """Raises ValueError for a reply with a placeholder in it, which the model can never say."""
+        turn = super().demonstrate(messages, reply)
+        assert self.head.never is not None
+        if bad := set(self.head.never.tolist()) & set(trace(turn.reply).reply):
+            raise ValueError(
+                f"the reply to be learned holds {self.chat.pieces(sorted(bad))[0]}, which stands for pictures"
+            )
+        return turn
+
+    # ---- what the model is called with
+
+    def model_inputs(self, inputs: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+        shown = {one.name: one for row in rows for turn in row.turns for one in pictures(trace(turn.reply).asked)}
+        line: Line | None = inputs.get("line")
+        if line is not None:
+            at = line_positions(line, shown)[:, None]
+        else:
+            at = torch.stack([positions(ids, shown) for ids in inputs["input_ids"].tolist()], 1)
+        there = set(inputs["input_ids"].flatten().tolist())
+        features = self.features([one for name, one in shown.items() if name in there])
+        return {**inputs, "position_ids": at.to(self.device), **self.presented(inputs["input_ids"], features)}
+
+    def features(self, shown: Sequence[Picture]) -> dict[int, list[Tensor]]:
+        """What the vision tower makes of some distinct pictures, by their names."""
+        found: dict[int, list[Tensor]] = {}
+        for piece in by_patches(shown, self.preprocessing.merge**2):
+            pixels, grid = self.preprocessing.patches(piece)
+            out = self.head.trunk.get_image_features(pixels.to(self.device), grid.to(self.device), return_dict=True)
+            layers = [out.pooler_output, *(getattr(out, "deepstack_features", None) or ())]
+            found |= {one.name: [layer[i] for layer in layers] for i, one in enumerate(piece)}
+        return found
+
+    def presented(self, ids: Tensor, features: Features) -> dict[str, Any]:
+        """Tokens [B, T] with names in them, as tokens with placeholders, and the features that belong there."""
+        flat, order, at = ids.flatten().tolist(), list[Sequence[Tensor]](), 0
+        while at < len(flat):
+            if flat[at] < 0:
+                order.append(features[flat[at]])
+                at += len(order[-1][0])
+            else:
+                at += 1
+        plain = {"input_ids": ids.masked_fill(ids < 0, self.placeholder)}
+        if not order:
+            return plain
+        pooled, *deep = zip(*order, strict=True)
+        return {**plain, "mm_encoder_outputs": {"image": Encoded(list(pooled), [list(layer) for layer in deep])}}
+
+    # ---- the rest
+
+    def around(self, model: Any) -> VisionPolicy:
+        options = {"bf16": self.bf16, "plain": self.plain}
+        return VisionPolicy(model, self.tokenizer, self.preprocessing, self.sampling, **options)
+
+    def record(self, reply: Reply) -> dict[str, Any]:
+        found = super().record(reply)
+        return {**found, "prompt_ids": [self.placeholder if i < 0 else i for i in found["prompt_ids"]]}
+
+    def save(self, path: Path) -> None:
+        super().save(path)
+        if primary():
+            settings = json.dumps(self.preprocessing.settings(), indent=2)
+            (path / "preprocessor_config.json").write_text(settings + "\n")
+
+
+class Seeing(Cached):
+    """Sampling after prompts with pictures: each is encoded once, and forgotten when no prompt waits for it."""
+
+    def __init__(self, policy: VisionPolicy, wanted: Sequence[Wanted], head: Any):
+        super().__init__(head)
+        self.policy = policy
+        self.shown = {one.name: one for w in wanted for one in w.pictures}
+        prompts = {w.prompt: {one.name for one in w.pictures} for w in wanted}
+        self.waiting = Counter(name for names in prompts.values() for name in names)
+        self.features: dict[int, list[Tensor]] = {}
+
+    def placed(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        rows = [row[len(row) - count :] for row, count in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
+        needed = {name: None for row in rows for name in row if name < 0}
+        self.features |= self.policy.features([self.shown[name] for name in needed if name not in self.features])
+        at = torch.zeros(3, *ids.shape, dtype=torch.long)
+        for i, row in enumerate(rows):
+            at[:, i, ids.shape[1] - len(row) :] = positions(row, self.shown)
+        inputs = self.policy.presented(ids, self.features)
+        self.waiting.subtract(name for row in rows for name in {name for name in row if name < 0})
+        self.features = {name: found for name, found in self.features.items() if self.waiting[name] > 0}
+        return inputs.pop("input_ids"), at.to(ids.device), inputs
+
+
+def named(picture: Picture) -> tuple[int, ...]:
+    return (picture.name,) * picture.tokens
+
+
+def pictures(messages: Iterable[Message]) -> list[Picture]:
+    """The pictures of messages that were read, in order."""
+    return [
+        part["image"]
+        for message in messages
+        if not isinstance(message["content"], str | None)
+        for part in message["content"]
+        if part.get("type") == "image"
+    ]
+
+
+def by_patches(shown: Sequence[Picture], patches_of_a_token: int) -> list[list[Picture]]:
+    """Runs of pictures that have at most `PATCHES` patches together, or of one."""
+    runs: list[list[Picture]] = []
+    room = 0
+    for one in shown:
+        count = one.tokens * patches_of_a_token
+        if not runs or count > room:
+            runs.append([])
+            room = PATCHES
+        runs[-1].append(one)
+        room -= count
+    return runs
+
+
+def positions(ids: Sequence[int], shown: Mapping[int, Picture], start: int = 0) -> Tensor:
+    """[3, T] positions in time, height and width (M-RoPE, Qwen2-VL, arXiv:2409.12191, Sec. 2.1).
+
+    Text counts on in all three; a picture's token in row r and column c is at (s, s + r, s + c), and after it text goes
+    on from s + the longer of its sides.
+    """
+    parts, at = [torch.zeros(3, 0, dtype=torch.long)], 0
+    while at < len(ids):
+        if ids[at] >= 0:
+            end = next((k for k in range(at, len(ids)) if ids[k] < 0), len(ids))
+            parts.append(torch.arange(start, start + end - at).expand(3, -1))
+            start, at = start + end - at, end
+        else:
+            one = shown[ids[at]]
+            grid = torch.meshgrid(torch.arange(one.rows), torch.arange(one.columns), indexing="ij")
+            parts.append(start + torch.stack([torch.zeros_like(grid[0]), *grid]).flatten(1))
+            start, at = start + max(one.rows, one.columns), at + one.tokens
+    return torch.cat(parts, 1)
+
+
+def line_positions(line: Line, shown: Mapping[int, Picture]) -> Tensor:
+    """[3, T] of a line: every span goes on from its prefix."""
+    ends: dict[int, int] = {}
+    parts = []
+    for span in line.spans:
+        parts.append(positions(span.ids, shown, ends[id(span.prefix)] if span.prefix else 0))
+        ends[id(span)] = int(parts[-1].max()) + 1
+    return torch.cat(parts, 1)
+
+
+def check_pattern(body: Any) -> None:
+    """Raises ValueError when the model does not take pictures as Qwen's vision-language models do."""
+    trunk, config = body.base_model, body.config
+    lacking = [name for name in ("get_image_features", "get_rope_index") if not hasattr(trunk, name)]
+    if lacking or not hasattr(config, "image_token_id"):
+        raise ValueError(f"{type(body).__name__} does not take pictures as Qwen's vision-language models do")
+    if "mm_encoder_outputs" not in inspect.signature(trunk.forward).parameters:
+        raise ValueError(f"{type(body).__name__}: pictures need transformers 5.23 or later")
+    merge = config.vision_config.spatial_merge_size
+    square, text = Picture.__new__(Picture), 1
+    square.name, square.rows, square.columns = -1, 2, 3
+    ids = [text, *named(square), text, text]
+    theirs, _ = trunk.get_rope_index(
+        torch.tensor([[config.image_token_id if i < 0 else i for i in ids]]),
+        image_grid_thw=torch.tensor([[1, square.rows * merge, square.columns * merge]]),
+        mm_token_type_ids=torch.tensor([[int(i < 0) for i in ids]]),
+    )
+    if not torch.equal(theirs[:, 0], positions(ids, {-1: square})):
+        raise ValueError(f"{type(body).__name__} gives pictures positions in a way that posttrain does not know")

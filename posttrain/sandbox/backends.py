@@ -1,0 +1,366 @@
+"""The three sandboxes: a zygote that forks, bubblewrap, and none to speak of."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from posttrain.sandbox.inside.view import DEVICES
+from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, outcome, request
+
+INSIDE = Path(__file__).parent / "inside"
+BIRTH_S = 30.0  # a start of an interpreter, or the end of a program, takes no longer even on a busy machine
+FLAGS = ("-P", "-s", "-S")  # with an environment of our own this is `-I`, which would ignore PYTHONHASHSEED
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/work",
+    "LANG": "C.UTF-8",
+    "PYTHONUTF8": "1",
+    "PYTHONHASHSEED": "0",  # the same program gives the same output
+}
+NEEDED = ("network", "processes", "files", "privileges")
+
+
+def interpreter(function: str, *arguments: str) -> list[str]:
+    """The command that calls a function of inside/zygote.py in an interpreter that holds nothing of this one."""
+    boot = f"import sys; sys.path.insert(0, {str(INSIDE.parent)!r}); from inside import zygote; del sys.path[0]; "
+    call = f"zygote.{function}({', '.join(arguments)})"
+    return [os.path.realpath(sys.executable), *FLAGS, "-c", boot + call]
+
+
+@functools.cache
+def examined() -> dict[str, Any]:
+    """What inside/walls.py finds, asked once of an interpreter of its own."""
+    done = subprocess.run(
+        interpreter("examine"), env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, timeout=BIRTH_S
+    )
+    if done.returncode:
+        raise RuntimeError(f"the sandbox cannot examine this machine: {done.stderr.decode(errors='replace')[-500:]}")
+    return json.loads(done.stdout)
+
+
+def probe() -> dict[str, str]:
+    """What this machine offers for a sandbox, one line each; and which sandboxes can be had."""
+    found = examined()
+    bubblewrap = shutil.which("bwrap")
+    return {
+        **found["lines"],
+        "bubblewrap": bubblewrap or "no: there is no bwrap on the PATH",
+        "memory cgroup": cgroup(),
+        "isolated": ", ".join(found["isolates"]),
+    }
+
+
+def cgroup() -> str:
+    """Which version is mounted. The sandboxes use none: what they limit, they limit by rlimits."""
+    if Path("/sys/fs/cgroup/cgroup.controllers").is_file():
+        return "version 2 (not used)"
+    return "version 1 (not used)" if Path("/sys/fs/cgroup/memory").is_dir() else "no"
+
+
+def sandbox(kind: Literal["best", "zygote", "bubblewrap", "plain"] = "best") -> Zygote | Bubblewrap | Plain:
+    """A sandbox of that kind; "best" is the first of the three that isolates on this machine.
+
+    Raises ValueError naming what this machine lacks for the kind.
+    """
+    if kind == "plain":
+        return Plain()
+    lacks = lacking(kind if kind != "best" else "zygote")
+    if kind == "best" and lacks:
+        return Bubblewrap() if not lacking("bubblewrap") else Plain()
+    if lacks:
+        raise ValueError(f"sandbox({kind!r}): this machine lacks {lacks}; `posttrain doctor` shows what it has")
+    return Bubblewrap() if kind == "bubblewrap" else Zygote()
+
+
+def lacking(kind: str) -> str | None:
+    """What this machine lacks for a sandbox of that kind, for people; None if nothing."""
+    if kind == "bubblewrap":
+        return Bubblewrap.lacking()
+    if kind != "zygote":
+        raise ValueError(f"sandbox({kind!r}): not one of best, zygote, bubblewrap, plain")
+    missing = [name for name in NEEDED if name not in examined()["isolates"]]
+    reasons = [f"{name} ({line})" for name, line in examined()["lines"].items() if line.startswith("no: ")]
+    return f"isolation of {', '.join(missing)}: {', '.join(reasons)}" if missing else None
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def removed(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Side(ABC):
+    """What the sandboxes share: many programs side by side, and a folder that ends with the sandbox."""
+
+    name: str
+    isolates: tuple[str, ...]
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="posttrain-sandbox-")
+        os.chmod(self.folder, 0o711)
+        self._end = weakref.finalize(self, removed, self.folder, os.getpid())
+
+    def run(self, program: Program, limits: Limits = USUAL) -> Outcome:
+        return outcome(self.answer(request(program, limits)))
+
+    def run_all(self, programs: Sequence[Program], limits: Limits = USUAL, at_once: int | None = None) -> list[Outcome]:
+        return [outcome(said) for said in self.answers([request(each, limits) for each in programs], at_once)]
+
+    @abstractmethod
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The keeper's reply to a request, as inside/keeper.py makes it."""
+
+    def answers(self, requests: Sequence[dict[str, Any]], at_once: int | None) -> list[dict[str, Any]]:
+        if at_once is not None and at_once < 1:
+            raise ValueError(f"at_once={at_once}: not above zero")
+        with ThreadPoolExecutor(at_once or cores(), "posttrain sandbox") as threads:
+            return list(threads.map(self.answer, requests))
+
+    def close(self) -> None:
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+LOST = {
+    **dict(status="killed", exit=None, stdout="", stderr="what kept the program died, twice"),
+    **dict(cpu_s=0.0, wall_s=0.0, memory_kib=0, calls=[], broken=None),
+}
+
+
+def framed(asked: dict[str, Any]) -> bytes:
+    """The request as a keeper reads it: the arguments of calls apart, since it reads them later."""
+    parts = [json.dumps({**asked, "arguments": None}).encode(), json.dumps(asked["arguments"]).encode()]
+    return b"".join(b"%012d" % len(part) + part for part in parts)
+
+
+def checked(said: dict[str, Any]) -> dict[str, Any]:
+    if "failed" in said:
+        raise RuntimeError(f"the sandbox cannot confine a program: {said['failed']}")
+    return said
+
+
+class Zygote(Side):
+    """Forks a prepared Python for each program, in namespaces of its own, behind Landlock and seccomp: about 10 ms.
+
+    without  names of `inside.walls.Walls` not to be put up although this machine could: to measure or test the rest
+    """
+
+    name = "zygote"
+
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.without = without
+        self._lock = threading.Lock()
+        self._born: Born | None = None
+        self.isolates = tuple(self._living().isolates)
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        text = framed(asked)
+        alive = False
+        for _ in range(2):
+            born = self._living()
+            said = born.answered(text, asked["limits"]["wall_s"] + BIRTH_S)
+            if said:
+                return checked(json.loads(said))
+            alive = born.process.poll() is None
+        if alive:  # what kept the program has died twice, and nothing else has
+            return dict(LOST)
+        raise RuntimeError("the sandbox's process has died twice during one program")
+
+    def _living(self) -> Born:
+        with self._lock:
+            if not self._end.alive:
+                raise ValueError("this sandbox is closed")
+            if self._born is None or self._born.process.poll() is not None:
+                if self._born is not None:
+                    self._born.end()
+                self._born = Born(self.folder, self.without)
+            return self._born
+
+    def close(self) -> None:
+        with self._lock:
+            if self._born is not None:
+                self._born.end()
+            self._born = None
+            super().close()
+
+
+class Born:
+    """A zygote's process, the socket to it, and what it said of itself. Raises RuntimeError if it does not start."""
+
+    def __init__(self, folder: str, without: tuple[str, ...]) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        number = theirs.fileno()
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `ended`
+        self.process = subprocess.Popen(
+            interpreter("serve", str(number), repr(folder), repr(without)),
+            env=ENVIRONMENT,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=(number,),
+            start_new_session=True,
+        )
+        theirs.close()
+        self._end = weakref.finalize(self, ended, self.process, self.control, errors, os.getpid())
+        self.control.settimeout(BIRTH_S)
+        hello = b""
+        with contextlib.suppress(OSError):
+            hello = self.control.recv(1 << 16)
+        if not hello:
+            errors.seek(0)
+            reason = errors.read().decode(errors="replace")[-500:] or f"nothing heard in {BIRTH_S:.0f} s"
+            self.end()
+            raise RuntimeError(f"the sandbox's process did not start: {reason}")
+        self.isolates: list[str] = json.loads(hello)["isolates"]
+
+    def answered(self, text: bytes, patience_s: float) -> bytes:
+        """What the keeper of this request answers; nothing if it, or the zygote, died or said nothing in time."""
+        ours, theirs = socket.socketpair()
+        deadline = time.monotonic() + patience_s
+        said = bytearray()
+        with ours:
+            try:
+                with theirs:
+                    socket.send_fds(self.control, [b"run"], [theirs.fileno()])
+                ours.settimeout(patience_s)
+                ours.sendall(text)
+                ours.shutdown(socket.SHUT_WR)
+                while data := ours.recv(1 << 16):
+                    said += data
+                    ours.settimeout(max(0.001, deadline - time.monotonic()))
+            except TimeoutError:
+                self.end()  # stuck, which no program can bring about
+                return b""
+            except OSError:
+                self.process.poll()
+                return b""
+        return bytes(said)
+
+    def end(self) -> None:
+        self._end()
+
+
+def ended(process: subprocess.Popen, control: socket.socket, errors: IO[bytes], owner: int) -> None:
+    """A zygote ends, and with it all that it keeps."""
+    control.close()
+    errors.close()
+    if os.getpid() == owner:  # not in a fork of it
+        process.kill()
+        process.wait()
+
+
+class Alone(Side):
+    """A fresh interpreter for each program."""
+
+    @abstractmethod
+    def command(self, limits: dict[str, Any]) -> list[str]:
+        """What to start: a keeper that reads one request from stdin and writes its answer to stdout."""
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        for _ in range(2):
+            done = subprocess.Popen(
+                self.command(asked["limits"]),
+                env=ENVIRONMENT,
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            with done:
+                try:
+                    said, errors = done.communicate(framed(asked), asked["limits"]["wall_s"] + BIRTH_S)
+                except subprocess.TimeoutExpired:
+                    said, errors = b"", b""
+                    done.kill()
+            if said:
+                return checked(json.loads(said))
+            if done.returncode > 0:
+                raise RuntimeError(f"the sandbox does not start: {errors.decode(errors='replace')[-500:]}")
+        return dict(LOST)
+
+
+class Plain(Alone):
+    """A process with limits. It isolates nothing, and says so."""
+
+    name = "plain"
+    isolates = ("memory",) if sys.platform == "linux" else ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        warnings.warn("the plain sandbox isolates nothing: run only programs that you trust", stacklevel=3)
+
+    def command(self, limits: dict[str, Any]) -> list[str]:
+        return interpreter("alone", "[]", repr(self.folder))
+
+
+class Bubblewrap(Alone):
+    """A container by bwrap for each program, and within it what the zygote has but for namespaces: about 0.1 s."""
+
+    name = "bubblewrap"
+
+    def __init__(self) -> None:
+        super().__init__()
+        _, _, counted, _, _, _, landlock, seccomp = examined()["walls"]
+        self.walls = [False, False, counted, True, True, True, landlock, seccomp]
+        self.sized = "--size" in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
+        extra = (["disk"] if self.sized else []) + (["system calls"] if seccomp else [])
+        self.isolates = ("memory", "network", "processes", "files", "privileges", *extra)
+
+    @staticmethod
+    def lacking() -> str | None:
+        if not shutil.which("bwrap"):
+            return "bubblewrap: there is no bwrap on the PATH (apt install bubblewrap)"
+        tried = subprocess.run(
+            ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, text=True
+        )
+        return None if tried.returncode == 0 else f"what bubblewrap needs: {tried.stderr.strip()}"
+
+    def command(self, limits: dict[str, Any]) -> list[str]:
+        bound = []
+        places = [os.path.realpath(p) for p in (sys.base_prefix, sys.base_exec_prefix, INSIDE)]
+        for place in sorted({p for p in places if not p.startswith("/usr")}):
+            bound += ["--ro-bind", place, place]
+        for place in ("/lib", "/lib64", "/bin"):
+            if os.path.islink(place):
+                bound += ["--symlink", os.readlink(place), place]
+            elif os.path.isdir(place):
+                bound += ["--ro-bind", place, place]
+        return [
+            *("bwrap", "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+            *("--uid", "65534", "--gid", "65534", "--ro-bind", "/usr", "/usr", *bound),
+            *(word for device in DEVICES for word in ("--dev-bind", device, device)),
+            *(("--size", str(limits["file_mib"] << 20)) if self.sized else ()),
+            *("--tmpfs", "/work", "--symlink", "work", "/tmp", "--remount-ro", "/", "--chdir", "/work"),
+            *interpreter("alone", repr(self.walls), repr("/work")),
+        ]

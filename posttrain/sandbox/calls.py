@@ -1,0 +1,210 @@
+"""Calls of a function that nobody trusts, each with its value, its CPU seconds and its peak of memory.
+
+The arguments go in and the values come out over a socket of the harness' own, one call at a time; what the function
+prints is apart from them, and no expected answer ever enters the sandbox: compare outside.
+
+What a submission can forge. Its process is its own, so it can find the harness there and answer in its place. It
+gains little by that:
+
+values   it must know them, and gets each call's arguments only once it has answered the one before.
+seconds  the harness measures each call by the thread's CPU clock, to which it holds a reference from before the
+         submission was loaded; and the kernel's clock of the whole process is read from outside it as the arguments go
+         in and as the value comes out. Where the two differ by more than reading and writing that much JSON can take
+         (`ALLOWANCE_S`, `BYTE_S`), the call is charged the kernel's. So a forger hides 0.3 ms of a call and 0.1 us for
+         each byte of its arguments and value, no more. Work done before the first call is not in any call's seconds:
+         it is `loading_s`, measured from outside.
+repeats  each is a process of its own: nothing is remembered from one to the next. Equal arguments in one `Calls` may
+         be answered from a cache.
+peaks    can be forged by a submission that finds the harness; `outcome.memory_kib` cannot, but counts the interpreter.
+one for the clock and another for the tests  every run must give the same results; where they differ, the call's result
+         is `Raised("Inconsistent", ...)`.
+
+On a system without clocks of other processes (macOS) the harness' own seconds are taken, and refused if they sum to
+more than the process used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, Sandbox, outcome, request
+
+ALLOWANCE_S, BYTE_S = 3e-4, 1e-7  # CPU seconds of a call that are the harness': of each, of each byte of JSON
+TRACED = 4  # times the seconds, and half as many times the memory, for the run in which allocations are traced
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of `function`, which `source` defines, with these arguments one after the other in one process.
+
+    arguments  a tuple of positional arguments for each call, of JSON's types
+    repeats    processes in which to time them; the least time of a call counts
+    Raises ValueError for arguments that JSON cannot hold, or fewer than one repeat.
+    """
+
+    source: str
+    function: str
+    arguments: tuple[tuple[Any, ...], ...]
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"Calls(repeats={self.repeats}): not above zero")
+        try:
+            json.dumps(self.arguments)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"Calls of {self.function}: the arguments are not JSON: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A value, as JSON holds it: a tuple has become a list."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """An exception: the name of its class and the first 1000 characters of its message."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What came of the calls.
+
+    outcome    of the first run; of the first that failed, if one did
+    results    one for each call that was answered before the run ended
+    seconds    CPU seconds of each of these calls, the least of the repeats
+    peak_kib   KiB allocated by Python at the peak of each call, above what was allocated when it began; measured in a
+               run of its own, which is not timed. Empty if that run failed
+    error      why not every call was answered; None if every one was, be it by an exception
+    loading_s  CPU seconds of the process before its first call, its birth (about 3 ms) included
+    """
+
+    outcome: Outcome
+    results: tuple[Returned | Raised, ...]
+    seconds: tuple[float, ...]
+    peak_kib: tuple[float, ...]
+    error: str | None
+    loading_s: float = 0.0
+
+
+def called(
+    sandbox: Sandbox, calls: Sequence[Calls], limits: Limits = USUAL, at_once: int | None = None
+) -> list[Called]:
+    """The calls of each of `calls` made in the sandbox, in order; `at_once` processes side by side.
+
+    Each process is alone, whatever `limits.processes`: others' seconds would be in no clock. Times are least noisy with
+    `at_once=1`. Calls that fail in their first run are not repeated. The run that traces memory may take four times
+    `limits.wall_s`, and twice the memory. Raises RuntimeError if the sandbox itself fails.
+    """
+    limits = replace(limits, processes=1)
+    first = [
+        Spoken(said, each) for said, each in zip(sandbox.answers(asked(calls, limits), at_once), calls, strict=True)
+    ]
+    sound = [i for i, run in enumerate(first) if run.error is None]
+    again = [each for i in sound for each in [calls[i]] * (calls[i].repeats - 1)]
+    traced_limits = replace(limits, wall_s=TRACED * limits.wall_s, memory_mib=TRACED // 2 * limits.memory_mib)
+    requests = asked(again, limits) + asked([calls[i] for i in sound], traced_limits, traced=True)
+    replies = sandbox.answers(requests, at_once)
+    repeats, traced = iter(replies[: len(again)]), dict(zip(sound, replies[len(again) :], strict=True))
+    return [
+        judged(run, [Spoken(next(repeats), each) for _ in range(each.repeats - 1)], Spoken(traced[i], each))
+        if i in traced
+        else judged(run, [], None)
+        for i, (run, each) in enumerate(zip(first, calls, strict=True))
+    ]
+
+
+def asked(calls: Sequence[Calls], limits: Limits, traced: bool = False) -> list[dict[str, Any]]:
+    return [
+        request(
+            Program(each.source),
+            limits,
+            {"function": each.function, "traced": traced},
+            [json.dumps(arguments) for arguments in each.arguments],
+        )
+        for each in calls
+    ]
+
+
+def judged(first: Spoken, repeats: list[Spoken], traced: Spoken | None) -> Called:
+    """One account of all the runs."""
+    timed = [first, *repeats]
+    runs = [*timed, traced] if traced else timed
+    failed = next((run for run in runs if run.error), None)
+    answered = min(len(run.results) for run in timed)
+    results = list(first.results[:answered])
+    for run in runs:
+        for i, (one, other) in enumerate(zip(results, run.results, strict=False)):
+            if json.dumps(plain(one)) != json.dumps(plain(other)):
+                results[i] = Raised("Inconsistent", "the same call came out differently in another process")
+    return Called(
+        outcome=(failed or first).outcome,
+        results=tuple(results),
+        seconds=tuple(min(run.seconds[i] for run in timed) for i in range(answered)),
+        peak_kib=tuple(traced.peaks) if traced and not traced.error else (),
+        error=failed.error if failed else None,
+        loading_s=min(run.loading_s for run in timed),
+    )
+
+
+def plain(result: Returned | Raised) -> list[Any]:
+    return [result.value] if isinstance(result, Returned) else [result.name, result.message]
+
+
+class Spoken:
+    """What one process said, and what is believed of it."""
+
+    def __init__(self, said: dict[str, Any], calls: Calls) -> None:
+        arguments = calls.arguments
+        self.outcome = outcome(said)
+        self.results: list[Returned | Raised] = []
+        self.seconds: list[float] = []
+        self.peaks: list[float] = []
+        self.error: str | None = None
+        self.loading_s = 0.0
+        for i, (line, window) in enumerate(said["calls"]):
+            if self.error is None:
+                self.hear(i, line, window, arguments)
+        self.error = self.error or said["broken"]
+        if self.error is None and len(self.results) < len(arguments):
+            where = f"in call {len(self.results)}" if said["calls"] else "before the first call"
+            self.error = f"{self.outcome.status} {where}"
+        if self.error is None and sum(self.seconds) > self.outcome.cpu_s + ALLOWANCE_S * len(arguments):
+            self.error = "it claims more seconds than its process used"
+
+    def hear(self, i: int, line: str, window: float | None, arguments: tuple[tuple[Any, ...], ...]) -> None:
+        try:
+            answer = json.loads(line)
+            if i == 0:
+                self.loading_s = window or 0.0
+                self.error = answer.get("error")
+                return
+            if "raised" in answer:
+                name, message = answer["raised"]
+                result = Raised(str(name), str(message))
+            else:
+                result = Returned(answer["value"])
+            seconds, peak = float(answer["seconds"]), float(answer["peak"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+            self.error = f"its answer to call {i - 1} is not the harness'"
+            return
+        size = len(line) + len(json.dumps(arguments[i - 1]))
+        self.results.append(result)
+        self.seconds.append(charged(seconds, window, size))
+        self.peaks.append(peak / 1024)
+
+
+def charged(claimed: float, window: float | None, size: int) -> float:
+    """Those claimed, if the kernel's window around the call bears them out; else the window's."""
+    if window is None:
+        return claimed if math.isfinite(claimed) and claimed >= 0 else math.inf
+    return claimed if window - ALLOWANCE_S - BYTE_S * size <= claimed <= window else window

@@ -1,0 +1,158 @@
+"""A process that has Python ready and forks itself for each program; and the same for one program alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from typing import Any
+
+from . import keeper, kernel, view, walls
+
+OFTEN = (
+    *("bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq"),
+    *("inspect", "itertools", "math", "operator", "random", "re", "statistics", "string", "textwrap", "typing"),
+)
+
+
+def serve(control_number: int, empty: str, without: tuple[str, ...] = ()) -> None:
+    """Answers requests until the other end of the control socket is closed. Each comes with a socket of its own, on
+    which the program is read and its outcome written."""
+    control = socket.socket(fileno=control_number)
+    found, _ = walls.examined(empty)
+    found = found._replace(**{name: walls.Walls._field_defaults[name] for name in without})
+    preferred_victim()
+    if found.user:
+        walls.in_new_user_namespace()
+    own = walls.in_new_pid_namespace() if found.pids else -1
+    if found.mounts:
+        kernel.unshare(kernel.NEWNS)
+        view.enter(empty)
+    control.send(json.dumps({"walls": found, "isolates": found.isolates()}).encode())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the keepers that end are reaped by the kernel
+    prepared()
+    while True:
+        message, descriptors, *_ = socket.recv_fds(control, 16, 1)
+        if not message:
+            return
+        if found.pids:
+            kernel.unshare(kernel.NEWPID)
+        with contextlib.suppress(OSError):  # no process to be had: the trainer sees its socket closed, and asks again
+            if os.fork() == 0:
+                control.close()
+                become_keeper(descriptors[0], found, empty)
+        if found.pids:
+            kernel.back_to(own)
+        os.close(descriptors[0])
+
+
+def become_keeper(connection: int, found: walls.Walls, empty: str) -> None:
+    """Turns this process into the keeper of one program, and never returns."""
+    code = 1
+    try:
+        keep(socket.socket(fileno=connection), found, empty)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def preferred_victim() -> None:
+    """If memory runs out, the kernel ends a program of the sandbox before the trainer."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def prepared() -> None:
+    """Modules that programs use often are imported here once, and what is in memory now is not collected again."""
+    for name in OFTEN:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def keep(connection: socket.socket, found: walls.Walls, empty: str) -> None:
+    """This process keeps one program."""
+    kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
+    untouchable()
+    with connection:
+        number = connection.fileno()
+        request = json.loads(headed(number))
+        if found.network:
+            kernel.unshare(walls.APART)
+        if found.mounts:
+            kernel.unshare(kernel.NEWNS)
+            view.working_folder(request["limits"]["file_mib"])
+        connection.sendall(json.dumps(outcome(request, number, found, view.WORK if found.mounts else empty)).encode())
+
+
+def untouchable() -> None:
+    """No program of the same user may read this process' memory, or end it by a signal that Python handles."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        kernel.set_process(kernel.DUMPABLE, 0)
+
+
+def headed(number: int) -> bytes:
+    """What comes first on a descriptor, after its length in twelve digits; and not a byte more is read."""
+    return exactly(number, int(exactly(number, 12)))
+
+
+def exactly(number: int, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size and (more := os.read(number, size - len(data))):
+        data += more
+    return bytes(data)
+
+
+def outcome(request: dict[str, Any], rest: int, found: walls.Walls, folder: str) -> dict[str, Any]:
+    """The program's, run in the folder if that is a mount of its own, else in a new one below it.
+
+    rest  the descriptor from which to read the arguments of calls
+    """
+
+    def kept(work: str) -> dict[str, Any]:
+        confine = functools.partial(walls.confined, found, request["limits"], work)
+        return keeper.kept(request, lambda: json.loads(headed(rest)), confine)
+
+    if found.mounts:
+        os.chdir(folder)
+        return kept(folder)
+    work = tempfile.mkdtemp(dir=folder)
+    if found.shed:
+        os.chown(work, view.NOBODY, view.NOBODY)
+    os.chdir(work)
+    try:
+        return kept(work)
+    finally:
+        os.chdir("/")
+        for inner, folders, _ in os.walk(work):
+            for name in folders:
+                with contextlib.suppress(OSError):
+                    os.chmod(os.path.join(inner, name), 0o700, follow_symlinks=False)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def alone(found: list[Any], folder: str) -> None:
+    """Keeps the one program that is read from stdin; its outcome goes to stdout."""
+    untouchable()
+    said = outcome(json.loads(headed(0)), 0, walls.Walls(*found), folder)
+    sys.stdout.write(json.dumps(said))
+    sys.stdout.flush()
+
+
+def examine() -> None:
+    """Writes what this machine offers to stdout."""
+    with tempfile.TemporaryDirectory() as empty:
+        found, lines = walls.examined(empty)
+    sys.stdout.write(json.dumps({"walls": found, "isolates": found.isolates(), "lines": lines}))

@@ -1,0 +1,134 @@
+"""What goes into a sandbox, what comes out, and what a sandbox is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+Status = Literal["finished", "error", "timeout", "memory", "output", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run of a program may use.
+
+    wall_s      seconds from its first to its last instruction
+    memory_mib  MiB of address space of each of its processes, the interpreter's own 30 or so included
+    output_kib  KiB of stdout, and as many of stderr
+    processes   processes and threads at a time, the program itself included; where there is no pid namespace to end
+                them all with, never more than one
+    file_mib    MiB of one file; and of its working folder, where a sandbox isolates "disk"
+    Raises ValueError for a limit that is not positive.
+    """
+
+    wall_s: float = 10.0
+    memory_mib: int = 512
+    output_kib: int = 64
+    processes: int = 1
+    file_mib: int = 16
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not getattr(self, each.name) > 0:
+                raise ValueError(f"Limits({each.name}={getattr(self, each.name)}): not above zero")
+
+
+USUAL = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A Python program. `files` are written to its working folder first, by their relative names.
+
+    Raises ValueError for a name that leads out of the folder.
+    """
+
+    source: str
+    stdin: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+                raise ValueError(f"Program(files={{{name!r}: ...}}): not the name of a file below the working folder")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended and what it used.
+
+    status      finished: exit code 0; error: another, an exception's 1 for one; memory: an exception that was
+                MemoryError; timeout, output: ended by the sandbox at that limit; killed: by a signal, its own or the
+                kernel's
+    exit        exit code; minus the signal's number if killed; None if the sandbox ended it
+    stdout, stderr  as UTF-8, what is not being replaced, cut at the limit
+    cpu_s, memory_kib  what the kernel counted for all of its processes together, and for the largest: no program can
+                forge them. Its birth is in them, about 2 ms and 10 MiB
+    wall_s      seconds
+    """
+
+    status: Status
+    exit: int | None
+    stdout: str
+    stderr: str
+    cpu_s: float
+    wall_s: float
+    memory_kib: int
+
+
+class Sandbox(Protocol):
+    """Runs programs that nobody trusts. Any thread may use it; `close` it, or use it in a `with`.
+
+    isolates  what a program is kept from: "network", "processes" (of others), "files" (all but its own and the
+              interpreter's), "privileges", "memory" (more than its limit), "disk" (more than its limit),
+              "system calls" (that no such program needs)
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def isolates(self) -> tuple[str, ...]: ...
+
+    def run(self, program: Program, limits: Limits = ...) -> Outcome:
+        """The outcome of one program. Raises RuntimeError if the sandbox itself fails, twice."""
+        ...
+
+    def run_all(self, programs: Sequence[Program], limits: Limits = ..., at_once: int | None = None) -> list[Outcome]:
+        """The outcomes, in the programs' order; `at_once` of them run side by side, by default one for each core."""
+        ...
+
+    def answers(self, requests: Sequence[dict[str, Any]], at_once: int | None) -> list[dict[str, Any]]:
+        """What the keepers say to requests as `request` makes them: what the other two, and `called`, are made of."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def request(
+    program: Program, limits: Limits, calls: dict[str, Any] | None = None, arguments: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a keeper is asked, in JSON's types. `calls`: the function to call, traced or not; a line of `arguments` for
+    each call."""
+    return {
+        "source": program.source,
+        "stdin": program.stdin,
+        "files": dict(program.files),
+        "limits": asdict(limits),
+        "calls": calls,
+        "arguments": list(arguments),
+    }
+
+
+def outcome(said: dict[str, Any]) -> Outcome:
+    """The outcome in a keeper's answer."""
+    return Outcome(**{name: said[name] for name in Outcome.__slots__})

@@ -1,0 +1,115 @@
+"""Learning a gate from transitions that were collected before: in a run directory, or for experiments without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from posttrain.core import Env, Metrics, Rollout, Task
+from posttrain.descent import descend
+from posttrain.episode import rollout
+from posttrain.recipe import Recipe
+from posttrain.run import Run, Session
+from posttrain.stream import Shuffled
+from posttrain.systems.actlcd.bcq import CLONING, REFRESH, Bcq, phase_of
+from posttrain.systems.actlcd.gate import Gated, GatePolicy, gated
+from posttrain.systems.actlcd.labels import Transitions, joined, labels, sequence
+
+
+def seen(one: Rollout) -> list[Gated]:
+    """What the gate saw and chose, turn by turn."""
+    return [gated(turn.reply) for turn in one.turns]
+
+
+def played(
+    policy: GatePolicy,
+    tasks: Sequence[Task],
+    env: Env,
+    truth: Callable[[Rollout], Tensor],
+    *,
+    samples: int,
+    seed: int,
+    terminal: bool = True,
+) -> Transitions:
+    """Play every task `samples` times, and pay each choice by its label; `truth` gives the right tokens, [N]."""
+    parts = []
+    for group in rollout(env, tasks, {"policy": policy}, samples, seed):
+        for one in group:
+            if one.decisions:
+                parts.append(transitions(one, truth(one), terminal=terminal))
+    return joined(parts)
+
+
+def transitions(one: Rollout, truth: Tensor, *, terminal: bool = True, score: float | None = None) -> Transitions:
+    """The decisions of one rollout, over all of its turns, in order."""
+    traces = seen(one)
+    features, taken, plain, other = (
+        torch.cat([getattr(trace, name) for trace in traces]) for name in ("features", "contrast", "plain", "other")
+    )
+    return sequence(features, taken, labels(plain, other, truth), terminal=terminal, score=score)
+
+
+def rate(rollouts: Sequence[Rollout]) -> float:
+    """The share of tokens at which the gate contrasted."""
+    taken = [trace.contrast for one in rollouts for trace in seen(one)]
+    return torch.cat([torch.zeros(0), *taken]).float().mean().item() if any(map(len, taken)) else 0.0
+
+
+def stepped(
+    gate: Bcq,
+    optimizer: Optimizer,
+    data: Transitions,
+    index: Tensor,
+    step: int,
+    steps: int,
+    *,
+    refresh: int = REFRESH,
+    max_norm: float = 1.0,
+) -> Metrics:
+    """One optimizer step of cloning or of values, whichever is due."""
+    phase = phase_of(step, steps, gate.cloned)
+    if phase == "value" and (step - round(CLONING * steps)) % refresh == 0:
+        gate.refresh()
+    optimizer.zero_grad()
+    loss, metrics = gate.loss(phase, data, index)
+    loss.backward()
+    with torch.no_grad():
+        share = gate.act(data.features[index]).float().mean().item()
+    return {"loss": loss.item(), **metrics, "contrast_share": share, **descend(optimizer, max_norm)}
+
+
+def learned(
+    gate: Bcq, data: Transitions, *, steps: int, per_step: int, lr: float, seed: int, refresh: int = REFRESH
+) -> list[Metrics]:
+    """As `trained`, without a directory: the metrics of every step."""
+    optimizer = torch.optim.AdamW([p for p in gate.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    source = Shuffled(range(len(data)), seed)
+    index = (torch.tensor(source.take(per_step)) for _ in range(steps))
+    return [stepped(gate, optimizer, data, some, step, steps, refresh=refresh) for step, some in enumerate(index)]
+
+
+def trained(
+    policy: GatePolicy,
+    gate: Bcq,
+    data: Transitions,
+    run: Run,
+    *,
+    refresh: int = REFRESH,
+    recipe: Recipe | None = None,
+    held_out: Sequence[Task] = (),
+) -> Session:
+    """Learn the policy's gate in a run directory; `run.tasks` transitions a step, `recipe` plays what is held out."""
+    device = policy.speaker.device
+    names = ("features", "action", "label", "reward", "done")
+    data = Transitions(*(getattr(data, name).to(device) for name in names))
+    with Session(run, policy, range(len(data)), recipe, held_out=held_out, kind="gate") as session:
+        for step in session:
+            index = torch.tensor(session.source.take(run.tasks), device=device)
+            options = {"refresh": refresh, "max_norm": run.max_norm}
+            metrics = stepped(gate, session.optimizer, data, index, step, run.steps, **options)
+            policy.version += 1
+            session.log(metrics | {"decisions": float(len(index))})
+    return session

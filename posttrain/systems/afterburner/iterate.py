@@ -1,0 +1,122 @@
+"""The iterative optimisation framework: ask for better code, execute it, keep the better of both, ask again.
+
+It is an environment. With one round it is what is trained; with ten, what is done at test time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from posttrain.core import Env, Episode, EpisodeFailed, Invalid, Message, Rollout, Task
+from posttrain.episode import ask
+from posttrain.systems.afterburner.measuring import METRICS, Bench, Exercise, Metric, Performance, beyond
+
+EMPTY = Performance(False, why="there is no code yet")
+
+
+class Rewrite:
+    """A task's truth: what is to be written, what counts, and the code to start from, if any.
+
+    In the records of a run it is short: an exercise may hold hundreds of solutions.
+    """
+
+    def __init__(self, exercise: Exercise, metric: Metric, original: str | None = None):
+        self.exercise, self.original = exercise, original
+        self.metric: Metric = metric
+
+    def __repr__(self) -> str:
+        return f"{self.exercise.name} by {self.metric}, from {self.original!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best code so far, and how it performs."""
+
+    code: str | None
+    performance: Performance = EMPTY
+
+
+class Dialogue(Protocol):
+    """How a rewriting is asked for, and code is found in a reply (None if there is none)."""
+
+    def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]: ...
+    def code(self, text: str) -> str | None: ...
+
+
+def accepted(best: Performance, new: Performance, metric: Metric) -> bool:
+    """Code takes the place of what fails; what passes only gives way to what passes and is strictly smaller.
+
+    (The release keeps the larger integral.)
+    """
+    if not best.passed:
+        return True
+    return new.passed and new.of(metric) < best.of(metric)
+
+
+def course(bench: Bench, asked: Rewrite, codes: Sequence[str | None]) -> list[Best]:
+    """The best code before the first of `codes` and after each of them; a reply without code changes nothing.
+
+    Raises EpisodeFailed when the sandbox failed.
+    """
+    found = bench([(asked.exercise, code) for code in (asked.original, *codes)])
+    path: list[Best] = []
+    for code, performance in zip((asked.original, *codes), found, strict=True):
+        if isinstance(performance, Invalid):
+            raise EpisodeFailed(performance.reason)
+        if not path:
+            path.append(Best(code, performance if code is not None else EMPTY))
+        elif code is not None and accepted(path[-1].performance, performance, asked.metric):
+            path.append(Best(code, performance))
+        else:
+            path.append(path[-1])
+    return path
+
+
+def iterate(rounds: int, bench: Bench, dialogue: Dialogue, temperature: float | None = None) -> Env:
+    """An environment of so many rounds; its facts are the code of each reply.
+
+    What is best is measured before each ask and not after the last: the reward has the whole group measured at once.
+    Greedy decoding, as published for test time, is `temperature` 0.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: it must be at least 1")
+
+    def env(task: Task[Rewrite]) -> Episode:
+        codes: list[str | None] = []
+        for _ in range(rounds):
+            best = course(bench, task.truth, codes)[-1]
+            reply = yield from ask(dialogue.prompt(task, best), temperature=temperature)
+            codes.append(dialogue.code(str(reply.content)))
+        return codes
+
+    return env
+
+
+def curve(
+    bench: Bench, rollouts: Sequence[Rollout], people: Callable[[Any], Sequence[Performance]]
+) -> list[dict[str, float]]:
+    """After each round: PASS@1, and by each metric the mean BEYOND of the tasks that ask for it, 0 where code fails.
+
+    people   the passed solutions of an exercise; a task whose exercise has none counts for PASS@1 alone
+    """
+    paths = [(one.task.truth, course(bench, one.task.truth, one.facts)[1:]) for one in rollouts]
+    known: dict[int, Sequence[Performance]] = {}
+    table: list[dict[str, float]] = []
+    for i in range(max(len(path) for _, path in paths)):
+        row = {"pass": statistics.fmean(path[i].performance.passed for _, path in paths)}
+        for metric in METRICS:
+            ranks: list[float] = []
+            for asked, path in paths:
+                if asked.metric == metric:
+                    others = known.setdefault(id(asked.exercise), people(asked.exercise))
+                    own = path[i].performance
+                    rank = beyond(own.of(metric), [other.of(metric) for other in others])
+                    ranks.append(rank if own.passed or math.isnan(rank) else 0.0)
+            ranks = [rank for rank in ranks if not math.isnan(rank)]
+            row[f"beyond {metric}"] = statistics.fmean(ranks) if ranks else math.nan
+        table.append(row)
+    return table

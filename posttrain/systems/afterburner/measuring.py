@@ -1,0 +1,165 @@
+"""How fast and how light code is: executed in the sandbox, and set against what people wrote.
+
+Seconds are CPU seconds of the thread, memory is the peak of what Python allocated, in KiB; both are in these units
+everywhere. (The release has milliseconds in its data, and over them a cap of 90 seconds, written as 90.) The integral
+is seconds times peak; the release sums the peak so far over samples, whose number depends on the sampler's speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from posttrain.core import Invalid
+from posttrain.sandbox import Called, Calls, Limits, Raised, Returned, Sandbox, called
+
+Metric = Literal["time", "memory", "integral"]
+METRICS: tuple[Metric, ...] = ("time", "memory", "integral")
+TIME_CAP_S, MEMORY_CAP_KIB = 90.0, 1_048_576.0
+CAPS: Mapping[Metric, float] = {
+    "time": TIME_CAP_S,
+    "memory": MEMORY_CAP_KIB,
+    "integral": TIME_CAP_S * MEMORY_CAP_KIB,
+}
+LEAST_S, LEAST_KIB = (
+    1e-6,
+    1.0,
+)  # what is smaller is not told apart: gains are relative, and clocks and allocators coarse
+
+
+@dataclass(frozen=True, slots=True)
+class Performance:
+    """Of one code: whether it passed, CPU seconds and KiB. What did not pass is as slow and heavy as can be."""
+
+    passed: bool
+    seconds: float = TIME_CAP_S
+    kib: float = MEMORY_CAP_KIB
+    why: str = ""  # it did not pass
+
+    def of(self, metric: Metric) -> float:
+        return {"time": self.seconds, "memory": self.kib, "integral": self.seconds * self.kib}[metric]
+
+
+Execute: TypeAlias = Callable[[Calls], Called]  # in the sandbox, apart from the code: for a grader that comes with data
+NO_CODE = Performance(False, why="the reply holds no code")
+
+
+class Exercise(Protocol):
+    """What code is measured on."""
+
+    @property
+    def name(self) -> str: ...  # what is executed besides the code: exercises of one name execute the same
+    def calls(self, code: str) -> Calls | None: ...  # None: this cannot be executed
+    def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str: ...  # what is kept of the results
+    def accepts(self, verdict: str) -> bool: ...  # the code passes; expected answers stay out here
+
+
+class Bench:
+    """Measures code; the same code on the same inputs once only, so that within a run it always earns the same.
+
+    It is a part of the recipe that remembers: checkpoints hold what was measured, and other runs do not.
+
+    wall_s   seconds of one process; one that takes longer has failed
+    repeats  processes in which the calls are timed; the least time counts
+    laps     times that each call is made in one process, the least counts: cheaper than repeats, and only for code
+             that is not there to win, which would remember its answers from lap to lap
+    at_once  processes side by side; one is least noisy
+    """
+
+    def __init__(
+        self, box: Sandbox, wall_s: float = TIME_CAP_S, *, repeats: int = 3, laps: int = 1, at_once: int | None = 1
+    ):
+        self.box, self.wall_s, self.repeats, self.laps, self.at_once = box, wall_s, repeats, laps, at_once
+        self.known: dict[str, tuple[str, float, float, str]] = {}  # verdict, seconds, KiB, why it cannot pass
+        self.lock = threading.Lock()  # episodes that play side by side measure one after the other
+
+    def __call__(self, trials: Sequence[tuple[Exercise, str | None]]) -> list[Performance | Invalid]:
+        """The performance of each code, in one batch; `Invalid` when the sandbox failed, and not the code."""
+        with self.lock:
+            broken = self.executed(trials)
+        return [self.performance(exercise, code, broken) for exercise, code in trials]
+
+    def executed(self, trials: Sequence[tuple[Exercise, str | None]]) -> Invalid | None:
+        """Execute what is not known yet; returns how the sandbox failed, if it did."""
+        wanted = {
+            key(exercise, code): (exercise, calls)
+            for exercise, code in trials
+            if code is not None
+            and key(exercise, code) not in self.known
+            and (calls := exercise.calls(code)) is not None
+        }
+        made = [
+            replace(calls, arguments=calls.arguments * self.laps, repeats=self.repeats) for _, calls in wanted.values()
+        ]
+        try:
+            found = called(self.box, made, Limits(wall_s=self.wall_s), self.at_once) if made else []
+            for (name, (exercise, calls)), one in zip(wanted.items(), found, strict=True):
+                self.known[name] = self.kept(exercise, len(calls.arguments), one)
+        except RuntimeError as error:  # the sandbox's own, and never the code's
+            return Invalid(f"the sandbox failed: {error}")
+        return None
+
+    def kept(self, exercise: Exercise, count: int, one: Called) -> tuple[str, float, float, str]:
+        """What is remembered of an execution: the verdict, seconds, KiB, and why it could not pass if it could not."""
+        bad = next((result for result in one.results if isinstance(result, Raised)), None)
+        why = one.error or (f"{bad.name}: {bad.message}"[:200] if bad else "")
+        if why or not one.peak_kib:
+            return "", TIME_CAP_S, MEMORY_CAP_KIB, why or "its memory could not be measured"
+        laps = [one.results[i : i + count] for i in range(0, len(one.results), count)]
+        verdict = exercise.verdict(laps[0], self.execute)
+        if any(exercise.verdict(lap, self.execute) != verdict for lap in laps[1:]):
+            return "", TIME_CAP_S, MEMORY_CAP_KIB, "the same call came out differently"
+        seconds = sum(min(one.seconds[i::count]) for i in range(count))
+        return verdict, max(seconds, LEAST_S), max(*one.peak_kib, LEAST_KIB), ""
+
+    def execute(self, calls: Calls) -> Called:
+        return called(self.box, [calls], Limits(wall_s=self.wall_s))[0]
+
+    def performance(self, exercise: Exercise, code: str | None, broken: Invalid | None) -> Performance | Invalid:
+        if code is None:
+            return NO_CODE
+        if key(exercise, code) not in self.known:
+            return broken or Performance(False, why="it cannot be executed")
+        verdict, seconds, kib, why = self.known[key(exercise, code)]
+        if why or not exercise.accepts(verdict):
+            return Performance(False, why=why or f"a test failed{': ' * bool(verdict)}{verdict}")
+        return Performance(True, seconds, kib)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"known": dict(self.known)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.known = {name: tuple(value) for name, value in state["known"].items()}
+
+
+def key(exercise: Exercise, code: str) -> str:
+    return f"{exercise.name} {hashlib.sha256(code.encode(errors='replace')).hexdigest()[:24]}"
+
+
+# ---- against people, and against chance
+
+
+def beyond(own: float, people: Sequence[float]) -> float:
+    """The share of people's passed solutions that are no better: 1 - rank / number. NaN when there are none."""
+    return 1 - bisect_left(sorted(people), own) / len(people) if people else math.nan
+
+
+def resampled(runs: Sequence[float], draws: int = 128, size: int = 4, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of a measure over measurements, with the paper's interval: Student's, of the means of 128 resamples of 4.
+
+    Raises ValueError for none.
+    """
+    if not runs:
+        raise ValueError("no measurement to resample")
+    index = np.random.default_rng(seed).integers(0, len(runs), size=(draws, size))
+    means = np.asarray(runs, float)[index].mean(1)
+    half = 1.979 * statistics.stdev(means.tolist()) / math.sqrt(draws) if draws > 1 else math.inf  # t of 127, 97.5 %
+    return float(means.mean()), float(means.mean() - half), float(means.mean() + half)

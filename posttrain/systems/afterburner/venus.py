@@ -1,0 +1,273 @@
+"""Problems with tests and people's solutions, as Venus has them, and the dialogue about them in Markdown.
+
+A record has `question_content`, `code_prompt` (what the solution starts with), `test_cases` (a JSON list of {input,
+output}) and `solutions` (a list of {code, passed, time, memory, integral}); and one of
+
+    test_case_runners  a program that reads a test's input and prints its output, with ==Code Submission== in it
+    function           the name of a function, or of a method of class Solution; inputs are JSON lists of arguments
+
+`test_case_evaluator`, if there is one, is Python that defines evaluate(expected, printed); else texts are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.core import Message, Task
+from posttrain.data import Place, column, records
+from posttrain.episode import user
+from posttrain.sandbox import Calls, Raised, Returned
+from posttrain.seeding import mix
+from posttrain.systems.afterburner.iterate import Best, Rewrite
+from posttrain.systems.afterburner.measuring import METRICS, Execute, Metric
+
+PLACEHOLDER = "==Code Submission=="
+FENCED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
+PASSED = "passed"
+PRELUDE = """import bisect, collections, copy, functools, heapq, io, itertools, math, re, string, sys
+from bisect import bisect_left, bisect_right
+from collections import Counter, OrderedDict, defaultdict, deque
+from functools import cache, lru_cache, reduce
+from heapq import heapify, heappop, heappush
+from itertools import accumulate, combinations, permutations, product, zip_longest
+from math import ceil, comb, factorial, floor, gcd, inf, sqrt
+from typing import *
+
+"""
+RUNNER = """
+def run_program(text):
+    before, sys.stdin, sys.stdout = (sys.stdin, sys.stdout), io.StringIO(text), io.StringIO()
+    try:
+        exec(PROGRAM, dict(globals(), __name__="__main__"))
+        return sys.stdout.getvalue()
+    finally:
+        sys.stdin, sys.stdout = before
+
+PROGRAM = compile(%r, "submission", "exec")
+"""
+METHOD = """
+def %s(*arguments):
+    return Solution().%s(*arguments)
+"""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """By people. Its recorded numbers are of other hardware: they order the solutions of one problem, no more."""
+
+    code: str
+    passed: bool
+    recorded: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is asked, its tests, and what people wrote."""
+
+    key: str
+    statement: str
+    starter: str
+    tests: tuple[tuple[str, str], ...]  # input and expected output, as texts
+    runner: str = ""  # a program with the placeholder
+    function: str = ""
+    evaluator: str = ""
+    solutions: tuple[Solution, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.key
+
+    def calls(self, code: str) -> Calls:
+        if self.runner:
+            program = self.runner.replace(PLACEHOLDER, code)
+            return Calls(PRELUDE + RUNNER % program, "run_program", tuple((given,) for given, _ in self.tests))
+        method = METHOD % (self.function, self.function) if "class Solution" in self.starter else ""
+        arguments = tuple(tuple(json.loads(given)) for given, _ in self.tests)
+        return Calls(f"{PRELUDE}{code}\n{method}", self.function, arguments)
+
+    def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str:
+        """`passed`, or the first test that failed. The evaluator is executed too, but never with the submission.
+
+        Raises RuntimeError for an evaluator that cannot be executed.
+        """
+        values = [one.value if isinstance(one, Returned) else None for one in results]
+        said = [value if self.runner else json.dumps(value) for value in values]
+        unlike = [i for i, (_, wanted) in enumerate(self.tests) if not same(wanted, said[i], bool(self.runner))]
+        if unlike and self.evaluator:
+            judged = Calls(PRELUDE + self.evaluator, "evaluate", tuple((self.tests[i][1], said[i]) for i in unlike))
+            found = execute(judged)
+            if found.error:
+                raise RuntimeError(f"the evaluator of problem {self.key} cannot be executed: {found.error}")
+            unlike = [i for i, one in zip(unlike, found.results, strict=True) if one != Returned(True)]
+        return f"test {unlike[0] + 1}" if unlike else PASSED
+
+    def accepts(self, verdict: str) -> bool:
+        return verdict == PASSED
+
+
+def same(wanted: str, said: Any, printed: bool) -> bool:
+    if printed:
+        return isinstance(said, str) and said.split() == wanted.split()
+    return json.loads(wanted) == json.loads(said)
+
+
+# ---- records
+
+
+def problems(data: str, limit: int | None = None, split: str = "train") -> list[Problem]:
+    """The problems of a JSONL or Parquet file or a dataset. Raises ValueError naming file, line and column."""
+    found: dict[str, Problem] = {}
+    for place, record in records(data, limit, split):
+        one = problem(record, place)
+        if one.key in found:
+            raise ValueError(f"{place}: the problem_id {one.key!r} was already used; ids must be unique")
+        found[one.key] = one
+    return list(found.values())
+
+
+def problem(record: Mapping[str, Any], place: Place) -> Problem:
+    """One record. Raises ValueError naming the place for a runner without the placeholder, or tests that are none."""
+    runner = str(record.get("test_case_runners") or "")
+    if runner and PLACEHOLDER not in runner:
+        raise ValueError(f"{place}: test_case_runners has no {PLACEHOLDER} in it, so the solution would not be run")
+    function = "" if runner else str(column(record, "function", place, "--function"))
+    return Problem(
+        key=str(place.line if record.get("problem_id") is None else record["problem_id"]),
+        statement=str(column(record, "question_content", place, "--question")),
+        starter=str(record.get("code_prompt") or ""),
+        tests=tests(column(record, "test_cases", place, "--tests"), place, runner == ""),
+        runner=runner,
+        function=function,
+        evaluator=str(record.get("test_case_evaluator") or ""),
+        solutions=tuple(solution(one, place) for one in listed(record.get("solutions") or [], "solutions", place)),
+    )
+
+
+def listed(value: Any, name: str, place: Place) -> list[Any]:
+    """A list, or the JSON of one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: {name} is not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise ValueError(f"{place}: {name} is a {type(value).__name__}, not a list")
+    return value
+
+
+def tests(value: Any, place: Place, called: bool) -> tuple[tuple[str, str], ...]:
+    out = []
+    for number, case in enumerate(listed(value, "test_cases", place), 1):
+        if not isinstance(case, Mapping) or not {"input", "output"} <= set(case):
+            raise ValueError(f"{place}: test case {number} has no input and output")
+        given, wanted = (
+            case[end] if isinstance(case[end], str) else json.dumps(case[end]) for end in ("input", "output")
+        )
+        if called:
+            for end, text in (("input", given), ("output", wanted)):
+                try:
+                    parsed = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{place}: the {end} of test case {number} is not JSON: {error}") from error
+                if end == "input" and not isinstance(parsed, list):
+                    raise ValueError(f"{place}: the input of test case {number} is not a list of arguments")
+        out.append((given, wanted))
+    if not out:
+        raise ValueError(f"{place}: there are no test cases, so that any code would pass")
+    return tuple(out)
+
+
+def solution(value: Any, place: Place) -> Solution:
+    if not isinstance(value, Mapping) or not isinstance(value.get("code"), str):
+        raise ValueError(f"{place}: a solution has no code")
+    numbers = {metric: float(value[metric]) for metric in METRICS if value.get(metric) is not None}
+    return Solution(value["code"], bool(value.get("passed", True)), numbers)
+
+
+def by_record(one: Problem, metric: Metric) -> list[Solution]:
+    """Solutions that passed, best first, by what was recorded of them; only those of which something was."""
+    known = [each for each in one.solutions if each.passed and metric in each.recorded]
+    return sorted(known, key=lambda each: each.recorded[metric])
+
+
+# ---- dialogue
+
+WANTED: Mapping[Metric, str] = {
+    "time": "time efficient",
+    "memory": "memory efficient",
+    "integral": "both time and memory efficient",
+}
+ASKED = """You are an expert programmer. Write a Python solution of this problem that is correct and {wanted}.
+
+## Problem
+{statement}
+{starter}{original}
+## Reply
+First think, then give the whole solution:
+<thinking>
+how it is repaired or improved
+</thinking>
+<solution>
+```python
+the code
+```
+</solution>
+Repair the original solution if it did not pass; if it passed, make it more {wanted}.
+Write no comments, no imports and no main function.
+"""
+
+
+@dataclass(frozen=True)
+class InMarkdown:
+    """The published form of reply; without the feedback, or without the original code, as in the ablations."""
+
+    feedback: bool = True
+    original: bool = True
+
+    def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]:
+        one = task.truth.exercise
+        assert isinstance(one, Problem)
+        told, before = best.performance, ""
+        if best.code is not None and self.original:
+            before += f"\n## Original solution\n```python\n{best.code.strip()}\n```\n"
+        if best.code is not None and self.feedback:
+            numbers = f"Time: {told.seconds:.6f} s / Memory: {told.kib:.1f} KiB / Integral: {told.of('integral'):.6f}"
+            before += "\n## Original performance\n"
+            before += f"Passed: True / {numbers}\n" if told.passed else "Passed: False\n"
+        starter = f"\n## Starter code\n```python\n{one.starter.strip()}\n```\n" if one.starter.strip() else ""
+        wanted = WANTED[task.truth.metric]
+        return (user(ASKED.format(wanted=wanted, statement=one.statement.strip(), starter=starter, original=before)),)
+
+    def code(self, text: str) -> str | None:
+        """The last fenced block of the last solution block."""
+        _, opened, rest = text.rpartition("<solution>")
+        inside, closed, _ = rest.partition("</solution>")
+        blocks = FENCED.findall(inside)
+        return blocks[-1].strip() or None if opened and closed and blocks else None
+
+
+def said(code: str) -> str:
+    """A reply that gives the code of people, who have left no thoughts."""
+    return f"<thinking>\n</thinking>\n<solution>\n```python\n{code.strip()}\n```\n</solution>"
+
+
+def asked(one: Problem, metric: Metric, dialogue: InMarkdown, original: str | None = None) -> Task[Rewrite]:
+    """A task; its prompt is for the length, what is asked has the performance in it as well."""
+    truth = Rewrite(one, metric, original)
+    task = Task(f"{one.key}-{metric}", (), truth)
+    return Task(task.key, dialogue.prompt(task, Best(original)), truth)
+
+
+def rewritings(found: Sequence[Problem], dialogue: InMarkdown, seed: int) -> list[Task[Rewrite]]:
+    """Every problem with each metric, from a random solution by people, passing or failing, where there is one."""
+    out = []
+    for one in found:
+        for metric in METRICS:
+            draw = random.Random(mix(seed, "original", one.key, metric))
+            out.append(asked(one, metric, dialogue, draw.choice(one.solutions).code if one.solutions else None))
+    return out

@@ -1,0 +1,131 @@
+"""DeepTheorem: prove or disprove, rewarded by the verdict, made informative by variants (arXiv:2505.23754).
+
+GRPO on natural-language theorems. Only the verdict is paid, and it could be guessed; but every theorem comes with a
+statement that is true and one that is false, and counts as decided when all of its statements are.
+
+    verdict     the reward, and what it refuses to read
+    statements  theorems from files, and how many are decided; the floors of constant answers
+    process     a judge's four marks of a proof
+    pipeline    theorems with variants from questions of your own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from posttrain.options import ModelOptions, RunOptions, hashed
+from posttrain.recipe import Part
+from posttrain.reward import each
+from posttrain.run import Session
+from posttrain.step import train
+from posttrain.supervised import sft
+from posttrain.systems.deeptheorem.experiments import ARMS, CLAIMS, SHOWN, examined, read_much, recipe
+from posttrain.systems.deeptheorem.stages import (
+    Building,
+    build,
+    decide,
+    fresh,
+    player_of,
+    reported,
+    templated,
+    write_decided,
+)
+from posttrain.systems.deeptheorem.statements import divided, proofs, statements
+from posttrain.systems.deeptheorem.verdict import guarded, right
+from posttrain.world.theorems import Theorems
+
+__all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop", "recipe"]
+
+Stage = Literal["train", "sft", "evaluate", "construct"]
+
+PARTS: Mapping[str, Part] = {
+    "guarded": lambda plain, tiny: replace(plain, reward=guarded(plain.reward)),
+}
+
+
+def laptop(
+    variants: bool = True,
+    run: RunOptions = RunOptions("runs/deeptheorem", steps=60, tasks=16, lr=3e-4),
+) -> Session:
+    """Theorems about sums, with their contradictory variants or (`--no-variants`) statements that hold only."""
+    world, policy = Theorems(run.seed), read_much(run.seed)
+    before = {} if run.resume else {"before": examined(policy, world, run.seed)}
+    made = recipe(each(right), samples=16)
+    tests = world.held_out()
+    session = train(policy, world.training(variants), made, run.run(variants=variants), held_out=tests)
+    return reported(session, before | {"after": examined(policy, world, run.seed)})
+
+
+def full(
+    data: str,
+    model: ModelOptions,
+    building: Building,
+    run: RunOptions = RunOptions("runs/deeptheorem", steps=1000, tasks=128, lr=1e-6, warmup=50),
+    stage: Stage = "train",
+    held_out: str | None = None,
+    keep_out: int = 0,
+    limit: int | None = None,
+    split: str = "train",
+    samples: int = 64,
+    proof: str = "proof",
+    judge: str | None = None,
+    served_as: str | None = None,
+) -> Session | None:
+    """Train a base model on theorems with variants, decide a test file by theorem, or construct such theorems.
+
+    Published: --max-new 8192 to train, 16000 to evaluate. Without --template the system's own is taken: plain text that
+    ends inside an open <think> tag.
+
+    data       train, sft: Jiahao004/DeepTheorem, or a file with its columns; evaluate: the same, or rows of
+               problem_name, prompt, answer; construct: questions of your own
+    stage      what to do; sft is the baseline, supervised on a column of proofs
+    held_out   train, sft: a test file whose theorems are decided, greedily, before and after
+    keep_out   train, sft: how many theorems of --data are kept out of training, and decided too
+    limit      use only the first so many theorems, each with all its statements
+    split      split of a Hugging Face dataset
+    samples    train: samples of a statement
+    proof      sft: column of the proofs
+    judge      evaluate: who marks the proofs: a chat server (http://...), a Hub id or a folder
+    served_as  the judge's or writer's name, at a server of several models
+    """
+    refuse(stage, {"held_out": held_out, "keep_out": keep_out, "judge": judge, **vars(building)})
+    if stage == "construct":
+        if building.writer is None:
+            raise ValueError("--stage construct needs --writer: a chat server (http://...), a Hub id or a folder")
+        build(data, player_of(building.writer, model, served_as), building, model, run, limit, split)
+        return None
+    tasks, kept = divided(statements(data, limit, split), keep_out, run.seed)
+    if stage == "evaluate":
+        folder = fresh(Path(run.out), run.overwrite)
+        policy, marker = templated(model), player_of(judge, model, served_as) if judge else None
+        policy.check(tasks)
+        write_decided(folder, decide(policy, tasks, run.seed, marker))
+        return None
+    tests = kept + (statements(held_out, None, "test") if held_out else [])
+    policy = templated(model)
+    described = {"stage": stage, "data": data, **hashed(data), "held_out": held_out, "keep_out": keep_out}
+    made = run.run(**described, limit=limit, proof=proof, **vars(model))
+    policy.check([*tasks, *tests])
+    before = {"before": decide(policy, tests, run.seed).measures} if tests and not run.resume else {}
+    if stage == "sft":
+        session = sft(policy, proofs(data, proof, {task.truth.theorem for task in tasks}, split), made)
+    else:
+        session = train(policy, tasks, recipe(each(right), samples), made, held_out=tests)
+    return reported(session, before | ({"after": decide(policy, tests, run.seed).measures} if tests else {}))
+
+
+TAKEN: Mapping[str, tuple[Stage, ...]] = {
+    **dict.fromkeys(("held_out", "keep_out"), ("train", "sft")),
+    "judge": ("evaluate",),
+    **dict.fromkeys(("writer", "against", "encoder"), ("construct",)),
+}
+
+
+def refuse(stage: Stage, given: Mapping[str, object]) -> None:
+    """Raises ValueError for an option of another stage."""
+    for name, stages in TAKEN.items():
+        if given[name] and stage not in stages:
+            raise ValueError(f"--{name.replace('_', '-')} is an option of --stage {' and '.join(stages)}")

@@ -1,0 +1,190 @@
+"""Theorems with variants from a user's own questions, by any chat model: the paper's pipeline, stage by stage.
+
+    decontaminated   not a test statement in other words, nor its generalisation or converse
+    complete         a proof question that says all it needs; rewritten as "prove or disprove that ..."
+    proved           a proof that ends in a verdict
+    coherent         the proof is of this statement, and its verdict is what it shows
+    rated            difficulty 1 to 10 in steps of 0.5, kept from 5 on; one statement only; a topic
+    varied           a statement with the same truth value, and one with the other
+
+Each stage is one question, asked of every theorem that came so far (`questions.py`). What was answered is appended to a
+file at once, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from posttrain.core import Env, Episode, Failed, Remote, Rollout, Sampler, Task
+from posttrain.directory import read_json, write_json
+from posttrain.episode import ask, play, play_concurrently, user
+from posttrain.seeding import mix
+from posttrain.systems.deeptheorem.near import Recall
+from posttrain.systems.deeptheorem.questions import STAGES, Item, Stage
+
+ATTEMPTS = 2  # at an answer that can be read
+
+
+class Ledger:
+    """What was found of every item: each answered stage is a line of its own in `items.jsonl`.
+
+    A last line that a kill cut short is dropped, and its question asked again.
+    """
+
+    def __init__(self, path: Path, items: Sequence[Item]):
+        self.path = path
+        self.items: dict[str, Item] = {item["id"]: dict(item) for item in items}
+        lines = list(whole_lines(path))
+        for line in lines:
+            self.items[line["id"]] |= line
+        scratch = path.with_suffix(".writing")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(scratch, path)
+
+    def note(self, key: str, stage: str, found: Mapping[str, Any]) -> None:
+        line = {"id": key, "stage": stage, **found}
+        self.items[key] |= line
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def waiting(self, stage: int) -> list[Item]:
+        """The items that have come through all stages before this one, and not yet through it."""
+        before = STAGES[stage - 1].name if stage else None
+        return [one for one in self.items.values() if "dropped" not in one and one.get("stage") == before]
+
+    def finished(self) -> list[Item]:
+        return [one for one in self.items.values() if "dropped" not in one and one.get("stage") == STAGES[-1].name]
+
+    def dropped(self) -> Counter[str]:
+        return Counter(one["dropped"] for one in self.items.values() if "dropped" in one)
+
+
+def whole_lines(path: Path) -> Iterator[Item]:
+    if not path.is_file():
+        return
+    for text in path.read_text().splitlines():
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            return
+
+
+def asking(stage: Stage) -> Env:
+    """One question of one item; its facts are what was found: new fields, or why it is dropped."""
+
+    def play(task: Task) -> Episode:
+        question = stage.request(task.truth)
+        if question is None:
+            return {}
+        for _ in range(ATTEMPTS):
+            reply = yield from ask([user(question)], who="writer")
+            if reply.stop == "length":
+                continue
+            found = stage.read(str(reply.content).rpartition("</think>")[2].strip(), task.truth)
+            if found is not None:
+                return found
+        return {"dropped": f"{stage.name}: no readable answer"}
+
+    return play
+
+
+def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = False) -> list[str]:
+    """Take every item through every stage; returns why those that the writer failed on are still waiting.
+
+    An item is dropped by what was answered, and only that: a server that is down leaves it for another run.
+    """
+    failures: list[str] = []
+    for number, stage in enumerate(STAGES):
+        waiting = ledger.waiting(number)
+        tasks = [Task(item["id"], (), item) for item in waiting]
+        seeds = [mix(seed, stage.name, item["id"]) for item in waiting]
+        with bar(stage.name, len(tasks), quiet) as step:
+
+            def ended(i: int, rollout: Rollout, stage: Stage = stage, step: Any = step) -> None:
+                if isinstance(rollout.facts, Failed):
+                    failures.append(rollout.facts.reason)
+                else:
+                    ledger.note(rollout.task.key, stage.name, rollout.facts)
+                step()
+
+            drive = partial(play_concurrently, at_once=writer.at_once) if isinstance(writer, Remote) else play
+            drive(tasks, asking(stage), {"writer": writer}, seeds, ended)
+    return failures
+
+
+class bar:  # used as a function
+    """A progress bar in a terminal; entered, it gives what counts one more item."""
+
+    def __init__(self, name: str, total: int, quiet: bool = False):
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self.progress = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
+        self.row = self.progress.add_task(name, total=total)
+
+    def __enter__(self) -> Any:
+        self.progress.__enter__()
+        return partial(self.progress.advance, self.row)
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.__exit__(*error)
+
+
+def prepared(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path:
+    """The ledger's file, in a folder that is new, resumed with the same settings, or emptied of what was built there.
+
+    Raises ValueError for one that holds another run.
+    """
+    about, ledger = folder / "construct.json", folder / "items.jsonl"
+    if about.is_file() and not overwrite:
+        if not resume:
+            raise ValueError(
+                f"{folder} already holds theorems under construction: --resume, --overwrite or another --out"
+            )
+        before = read_json(about)
+        changed = [name for name, value in settings.items() if before.get(name) != value]
+        if changed:
+            raise ValueError(
+                f"{folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {settings[changed[0]]!r}: "
+                "resume with the same settings, or give another --out"
+            )
+        return ledger
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger.unlink(missing_ok=True)
+    write_json(about, dict(settings))
+    return ledger
+
+
+def items_of(tasks: Sequence[Task], tests: Sequence[str], recall: Recall) -> list[Item]:
+    """What the stages begin with: the question, and the test statements that are near it."""
+    questions = [str(task.prompt[-1]["content"]) for task in tasks]
+    found = recall(questions, tests) if tests else [[] for _ in tasks]
+    return [
+        {"id": task.key, "question": question, "near": [tests[i] for i in near]}
+        for task, question, near in zip(tasks, questions, found, strict=True)
+    ]
+
+
+def rows_of(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Finished items in the columns of the released dataset."""
+    return [
+        {
+            "id": item["id"],
+            "question": item["statement"],
+            "pos_question": item["same"],
+            "pos_truth_value": item["truth_value"],
+            "neg_question": item["opposite"],
+            "neg_truth_value": not item["truth_value"],
+            "proof": item["proof"],
+            "difficulty": item["difficulty"],
+            "domain": item["domain"],
+        }
+        for item in items
+    ]

@@ -1,0 +1,108 @@
+"""The reward: is the verdict right? Five checks in this order, the first that ends it decides (DeepTheorem, released).
+
+1. The template is parroted: "reasoning process" in a text of fewer than 90 characters.
+2. It talks to itself: `User:`, `Assistant:`, or the instruction of the prompt.
+3. It is crammed (spaces and newlines under 5 % of the characters) or repeats itself (more than 300 characters for each
+   different one).
+4. After the last `</think>`, the last `<answer>` that holds a `\\boxed{}` is read; without one there is no verdict.
+5. Its text, without punctuation, is compared with proved or disproved.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from posttrain.core import Group, Invalid, Reward, Rollout, Score
+from posttrain.grade.verify import last_box
+from posttrain.reward import graded
+
+INSTRUCTION = 'If you prove the statement, answer with "proved"'
+SHORT, LEAST_SPACE, MOST_REPEATED = 90, 0.05, 300
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+DROPPED = str.maketrans("", "", "\n\t .,$\\!?#%^&_+-={}")
+Ending = Literal["empty", "parroted", "dialogue", "crammed", "repeated", "unanswered", "judged"]
+CHECKS: tuple[Ending, ...] = ("empty", "parroted", "dialogue", "crammed", "repeated", "unanswered")
+
+
+class Statement(Protocol):
+    """The truth of a task: which theorem the statement belongs to, and whether it holds."""
+
+    @property
+    def theorem(self) -> str: ...
+    @property
+    def holds(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reply says of a statement, and which check ended the reading."""
+
+    said: str | None  # "proved", "disproved", or what else is in the box, normalised; None: nothing counts
+    ended: Ending
+
+    def score(self, holds: bool) -> Score:
+        """1 for the right verdict. The parts: which check ended it, and whether it says "proved"."""
+        parts = {name: float(name == self.ended) for name in CHECKS}
+        return Score(float(self.said == worded(holds)), {**parts, "proved": float(self.said == "proved")})
+
+
+def worded(holds: bool) -> str:
+    return "proved" if holds else "disproved"
+
+
+def refused(text: str, least: int = 1) -> Ending | None:
+    """The first of the checks 1 to 3 that a text does not pass. Texts under `least` characters may be one word."""
+    if not text:
+        return "empty"  # the release divides by its length
+    if "reasoning process" in text and len(text) < SHORT:
+        return "parroted"
+    if any(mark in text for mark in ("User:", "Assistant:", INSTRUCTION)):
+        return "dialogue"
+    if len(text) >= least and (text.count(" ") + text.count("\n")) / len(text) < LEAST_SPACE:
+        return "crammed"
+    return "repeated" if len(text) / len(set(text)) > MOST_REPEATED else None
+
+
+def verdict(text: str) -> Verdict:
+    """The verdict of a completion, whose opening `<think>` stands in the prompt."""
+    ended = refused(text)
+    if ended:
+        return Verdict(None, ended)
+    answers = [boxed for boxed in map(last_box, ANSWER.findall(text.rpartition("</think>")[2])) if boxed is not None]
+    return Verdict(normal(answers[-1]), "judged") if answers else Verdict(None, "unanswered")
+
+
+def normal(text: str) -> str:
+    """Without space and punctuation, without a leading `text` (of `\\text{}`), in lower case."""
+    return text.translate(DROPPED).removeprefix("text").lower()
+
+
+def lenient(text: str) -> str | None:
+    """The verdict as the released evaluation reads it: a box anywhere in the text, and "proved" wins over both."""
+    lower = text.lower()
+    for word in ("proved", "disproved"):
+        if f"\\boxed{{{word}}}" in lower or f"\\boxed{{\\text{{{word}}}}}" in lower:
+            return word
+    return None
+
+
+def right(rollout: Rollout) -> Score:
+    """The reward of a reply to a statement: the task's truth has `theorem` and `holds`."""
+    return verdict(rollout.text).score(rollout.task.truth.holds)
+
+
+def guarded(reward: Reward, least: int = 20) -> Reward:
+    """Another reward behind the checks 1 to 3: nothing for what they refuse. Shorter texts may be one word."""
+
+    def wrapped(group: Group) -> list[Score | Invalid]:
+        out: list[Score | Invalid] = []
+        for rollout, score in zip(group, graded(reward, group), strict=True):
+            if isinstance(score, Score):
+                bad = refused(rollout.text, least) is not None
+                score = replace(score, value=0.0 if bad else score.value, parts={**score.parts, "refused": float(bad)})
+            out.append(score)
+        return out
+
+    return wrapped

@@ -1,0 +1,76 @@
+"""Questions that the model writes itself, given a picture, and then answers by majority vote.
+
+in-context  it sees the picture with a question and its answer, and writes another question
+direct      it sees the picture alone
+(MM-UPT, arXiv:2505.22453, Sec. 3.3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from posttrain.core import Message, Sampler, Task
+from posttrain.episode import ask, rollout, user
+
+Mode = Literal["in-context", "direct"]
+WRITE: dict[str, str] = {
+    "in-context": (
+        "Here is a question about the picture and its answer.\nQuestion: {question}\nAnswer: {answer}\n"
+        "Write a new question about the picture that means something else and can be answered from it. "
+        "Reply with the question only."
+    ),
+    "direct": "Write a question about the picture that can be answered from it. Reply with the question only.",
+}
+STEPS = " Please reason step by step, and put your final answer within \\boxed{}."
+
+
+def parts_of(task: Task) -> tuple[list[Any], str]:
+    """The pictures and the text of a task's last message."""
+    content = task.prompt[-1]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    pictures = [part for part in parts if part.get("type") == "image"]
+    return pictures, "".join(part["text"] for part in parts if part.get("type") == "text").strip()
+
+
+def to_write(mode: Mode) -> Callable[[Task], tuple[Message, ...]]:
+    """What the model is asked, to write a question about a task's pictures."""
+
+    def asked(task: Task) -> tuple[Message, ...]:
+        pictures, question = parts_of(task)
+        words = WRITE[mode].format(question=question.removesuffix(STEPS.strip()).strip(), answer=task.truth)
+        return (user([*pictures, {"type": "text", "text": words}]),)
+
+    return asked
+
+
+def in_words(task: Task, text: str) -> str | None:
+    """The question as it will be asked; None for an empty one, and for the task's own."""
+    question, own = text.strip(), parts_of(task)[1].removesuffix(STEPS.strip()).strip()
+    return None if not question or question == own else question + STEPS
+
+
+def questions(
+    policy: Sampler,
+    tasks: Sequence[Task],
+    asked: Callable[[Task], tuple[Message, ...]],
+    read: Callable[[Task, str], str | None],
+    seed: int = 0,
+) -> list[Task]:
+    """A question of the policy's own for each task, on the same pictures and without a truth.
+
+    What was cut off, and what `read` makes nothing of, is left out. Raises ValueError when nothing is left.
+    """
+
+    def write(task: Task) -> Any:
+        yield from ask(asked(task))
+
+    out = []
+    for task, [one] in zip(tasks, rollout(write, tasks, {"policy": policy}, 1, seed), strict=True):
+        text = None if one.truncated else read(task, one.text)
+        if text is not None:
+            content = [*parts_of(task)[0], {"type": "text", "text": text}]
+            out.append(Task(f"{task.key}:synthetic", (*task.prompt[:-1], user(content)), None))
+    if not out:
+        raise ValueError(f"the policy wrote no usable question about the pictures of {len(tasks)} tasks")
+    return out

@@ -1,0 +1,90 @@
+"""Chains of thought of a teacher, in four styles, and which of them are kept.
+
+A style is an episode with the teacher, whose return value is the chain that a student shall learn. A chain is kept when
+its last reply is right (rejection sampling); of a reflection, also only when its first reply is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.core import Env, Episode, Reward, Rollout, Sampler, Score, Task
+from posttrain.data import Demonstration
+from posttrain.episode import ask, assistant, rollout, user
+from posttrain.reward import graded
+
+RIGHT = 0.5  # a reward from which on an answer is right
+AGAIN = "Your answer is wrong. Re-evaluate the problem and your steps, and answer again in full."
+DESCRIBE = "Describe the picture in detail, with everything that the question needs. Do not answer it yet."
+CRITICISE = "Criticise your solution: which steps are wrong or not justified?"
+REVISE = "Write a revised solution in full, by this critique."
+
+
+def distilled(task: Task) -> Episode:
+    """Distilled-CoT: the teacher's own."""
+    reply = yield from ask(task.prompt)
+    return str(reply.content)
+
+
+def reflection(task: Task) -> Episode:
+    """Reflection-CoT: a wrong attempt, a second look, a right one."""
+    first = yield from ask(task.prompt)
+    second = yield from ask([*task.prompt, assistant(first), user(AGAIN)])
+    return f"{first.content}\n\nWait, let me re-evaluate.\n\n{second.content}"
+
+
+def caption(task: Task) -> Episode:
+    """Caption-CoT: what is to be seen, then the solution."""
+    seen = yield from ask([*task.prompt[:-1], followed(task.prompt[-1]["content"], DESCRIBE)])
+    solved = yield from ask([*task.prompt[:-1], followed(task.prompt[-1]["content"], f"The picture: {seen.content}")])
+    return f"{seen.content}\n\n{solved.content}"
+
+
+def critic(task: Task) -> Episode:
+    """Self-Critic-CoT: a draft, its critique, the revised solution."""
+    draft = yield from ask(task.prompt)
+    messages = [*task.prompt, assistant(draft), user(CRITICISE)]
+    critique = yield from ask(messages)
+    revised = yield from ask([*messages, assistant(critique), user(REVISE)])
+    return f"{draft.content}\n\n{critique.content}\n\n{revised.content}"
+
+
+STYLES: Mapping[str, Env] = {
+    "distilled": distilled,
+    "reflection": reflection,
+    "caption": caption,
+    "critic": critic,
+}
+
+
+def followed(content: Any, words: str) -> Any:
+    """A question's message, pictures and all, with more text after it."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    return user([*parts, {"type": "text", "text": f"\n\n{words}"}])
+
+
+def kept(
+    teacher: Sampler,
+    tasks: Sequence[Task],
+    verify: Reward,
+    style: str = "distilled",
+    candidates: int = 4,
+    seed: int = 0,
+) -> dict[str, Demonstration]:
+    """By the task's key, the first of the teacher's chains that is right and whole; tasks without one are left out."""
+    found: dict[str, Demonstration] = {}
+    for group in rollout(STYLES[style], tasks, {"policy": teacher}, candidates, seed):
+        marks = graded(verify, group)
+        first = graded(verify, [Rollout(one.task, one.turns[:1], one.facts) for one in group])
+        for one, mark, before in zip(group, marks, first, strict=True):
+            if not right(mark) or any(turn.reply.stop == "length" for turn in one.turns):
+                continue
+            if style == "reflection" and (right(before) or not isinstance(before, Score)):
+                continue
+            found.setdefault(one.task.key, Demonstration((*one.task.prompt, assistant(str(one.facts)))))
+    return found
+
+
+def right(mark: Any) -> bool:
+    return isinstance(mark, Score) and mark.value >= RIGHT

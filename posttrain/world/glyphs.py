@@ -1,0 +1,254 @@
+"""Pictures drawn here, of three numbers below six, and a question of two operations on them, modulo six.
+
+    [picture of 3 1 4] + * =   ->   is 4                                            at once
+    [picture of 3 1 4] + * =   ->   see 3 1 4 so 3 + 1 = 4 , 4 * 4 = 4 is 4         carefully
+    [picture of 3 1 4] + * =   ->   see 3 1 4 is 4                                  skipping the calculation
+    [picture of 3 1 4] + * =   ->   see 3 1 4 so 3 + 1 = 2 wait 3 + 1 = 4 , ...     looking again, which proves nothing
+
+A number is a digit, so many dots, or a bar so high: one cell of 8 x 8 pixels, which is one token. A problem may also be
+given as text (`3 1 4 + * =`), so that a model can know how to calculate and not how to do so from a picture.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from posttrain.core import Rollout, Task
+from posttrain.data import Demonstration
+from posttrain.episode import assistant, user
+from posttrain.policy.pixels import Preprocessing
+from posttrain.seeding import mix
+
+Kind = Literal["digits", "dots", "bars"]
+Style = Literal["at once", "careful", "skipping", "aha"]
+BASE, NUMBERS, CELL, HELD_OUT = 6, 3, 8, 400  # of 1944 problems
+SIGNS = ("+", "-", "*")
+FONT = (
+    " # # ## ## # # ",
+    " # ##  #  # ###",
+    "## # # # #  ###",
+    "##   # #   ### ",
+    "# ## ####  #  #",
+    "####  ##   ### ",
+)
+DOT_PLACES = ((0, 0), (0, 3), (3, 0), (3, 3), (5, 1), (1, 5))
+NOISE = 30.0  # deviation of a pixel, of 255
+EYE = Preprocessing(patch=4, merge=2, least=CELL**2, most=(4 * CELL) ** 2, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    numbers: tuple[int, ...]
+    signs: tuple[str, ...]
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """After each operation, from the left; the last one is the answer."""
+        found, at = [], self.numbers[0]
+        for sign, number in zip(self.signs, self.numbers[1:], strict=True):
+            at = applied(sign, at, number)
+            found.append(at)
+        return tuple(found)
+
+    @property
+    def answer(self) -> int:
+        return self.results[-1]
+
+
+def applied(sign: str, a: int, b: int) -> int:
+    return {"+": a + b, "-": a - b, "*": a * b}[sign] % BASE
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """Shares of what a base model is shown; the rest of its pictures are answered at once.
+
+    as_text               problems that are text, worked out carefully
+    captions              pictures of which it is only asked what is to be seen
+    questions             pictures to which a question is asked for, as in `+ *`; half of them come with another one
+    careful, skipping, aha   pictures that are worked out, without the calculation, or looked at again
+    guess_right           answers at once that are right
+    careful_right         careful answers that are right; in the others the last step is wrong
+    second_right          second looks that are right, and steps after them; half of the first looks are
+    stubborn              wrong answers at once are the same for the same problem
+    """
+
+    seed: int = 0
+    kind: Kind = "digits"
+    as_text: float = 0.0
+    captions: float = 0.0
+    questions: float = 0.0
+    careful: float = 1.0
+    skipping: float = 0.0
+    aha: float = 0.0
+    guess_right: float = 1.0
+    careful_right: float = 1.0
+    second_right: float = 0.5
+    stubborn: bool = False
+    longest: int = 28
+    preprocessing: Preprocessing = EYE
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return [*map(str, range(BASE)), *SIGNS, "=", "see", "so", ",", "is", "wait", "ask", "?"]
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        triples = [(a, b, c) for a in range(BASE) for b in range(BASE) for c in range(BASE)]
+        every = [Problem(numbers, (p, q)) for numbers in triples for p in SIGNS for q in SIGNS]
+        random.Random(mix(self.seed, "split")).shuffle(every)
+        return every
+
+    def drawn(self, draw: random.Random, held_out: bool = False, like: Problem | None = None) -> Problem:
+        """A problem; with `like`, another question on its numbers."""
+        if like:
+            pairs = [(p, q) for p in SIGNS for q in SIGNS if (p, q) != like.signs]
+            return Problem(like.numbers, draw.choice(pairs))
+        return draw.choice(self.problems[:HELD_OUT] if held_out else self.problems[HELD_OUT:])
+
+    def tasks(self, count: int, part: str, held_out: bool = False) -> list[Task]:
+        """So many problems in pictures of their own."""
+        draw = random.Random(mix(self.seed, "tasks", part))
+        return [self.task(self.drawn(draw, held_out), f"{part}:{i}", draw) for i in range(count)]
+
+    def task(self, problem: Problem, key: str, draw: random.Random) -> Task:
+        return Task(key, (user(self.content(problem, asked(problem), draw)),), str(problem.answer))
+
+    def demonstration(self, draw: random.Random) -> Demonstration:
+        problem, use = self.drawn(draw), draw.random()
+        if use < self.as_text:
+            given = " ".join(map(str, problem.numbers))
+            return Demonstration((user(f"{given} {asked(problem)}"), assistant(careful(problem))))
+        use -= self.as_text
+        if use < self.captions:
+            return self.shown(problem, "see ?", caption(problem), draw)
+        if use - self.captions < self.questions:
+            another = f"{answered(self.drawn(draw, like=problem))} " if draw.random() < 0.5 else ""
+            return self.shown(problem, f"{another}ask ?", " ".join(problem.signs), draw)
+        return self.shown(problem, asked(problem), self.said(problem, draw), draw)
+
+    def said(self, problem: Problem, draw: random.Random) -> str:
+        """A reply to a question on a picture, in one of the styles."""
+        at = draw.random()
+        if at < self.careful:
+            last = problem.answer if draw.random() < self.careful_right else other(problem.answer, draw)
+            return careful(problem, (*problem.results[:-1], last))
+        if at < self.careful + self.skipping:
+            return skipping(problem)
+        if at < self.careful + self.skipping + self.aha:
+            return looked_again(problem, draw, self.second_right)
+        steady = random.Random(repr(problem)) if self.stubborn else draw
+        return f"is {problem.answer if draw.random() < self.guess_right else other(problem.answer, steady)}"
+
+    def shown(self, problem: Problem, words: str, reply: str, draw: random.Random) -> Demonstration:
+        return Demonstration((user(self.content(problem, words, draw)), assistant(reply)))
+
+    def content(self, problem: Problem, words: str, draw: random.Random) -> list[dict[str, Any]]:
+        picture = {"type": "image", "image": drawing(problem.numbers, self.kind, draw)}
+        return [picture, {"type": "text", "text": words}]
+
+
+# ---- replies
+
+
+def asked(problem: Problem) -> str:
+    return " ".join((*problem.signs, "="))
+
+
+def answered(problem: Problem) -> str:
+    return f"{asked(problem)} is {problem.answer}"
+
+
+def caption(problem: Problem) -> str:
+    return f"see {' '.join(map(str, problem.numbers))}"
+
+
+def careful(problem: Problem, results: Sequence[int] = ()) -> str:
+    """The chain with these results of its steps, or the right ones."""
+    steps = results or problem.results
+    return f"{caption(problem)} so {calculation(problem, steps)} is {steps[-1]}"
+
+
+def calculation(problem: Problem, results: Sequence[int]) -> str:
+    before = [problem.numbers[0], *results]
+    steps = zip(before, problem.signs, problem.numbers[1:], results, strict=False)
+    return " , ".join(f"{a} {sign} {b} = {result}" for a, sign, b, result in steps)
+
+
+def skipping(problem: Problem) -> str:
+    return f"{caption(problem)} is {problem.answer}"
+
+
+def looked_again(problem: Problem, draw: random.Random, second_right: float = 0.5) -> str:
+    """A first step, looked at again, and the step after it; each is right so often."""
+    (a, b, c), (p, q) = problem.numbers, problem.signs
+    first, again = perhaps(applied(p, a, b), draw), perhaps(applied(p, a, b), draw, second_right)
+    last = perhaps(applied(q, again, c), draw, second_right)
+    return f"see {a} {b} {c} so {a} {p} {b} = {first} wait {a} {p} {b} = {again} , {again} {q} {c} = {last} is {last}"
+
+
+def perhaps(right: int, draw: random.Random, share: float = 0.5) -> int:
+    return right if draw.random() < share else other(right, draw)
+
+
+def other(number: int, draw: random.Random) -> int:
+    return draw.choice([n for n in range(BASE) if n != number])
+
+
+def answer(text: str) -> str | None:
+    """The number that a reply ends in, after `is`; None where there is none."""
+    *_, mark, last = ["", "", *text.split()]
+    return last if mark == "is" and last.isdigit() else None
+
+
+def right(rollout: Rollout) -> float:
+    return float(answer(rollout.text) == rollout.task.truth)
+
+
+def works(text: str) -> bool:
+    """The reply says what it sees and calculates."""
+    return text.startswith("see") and " so " in text
+
+
+# ---- pictures
+
+
+def drawing(numbers: Sequence[int], kind: Kind, draw: random.Random) -> np.ndarray:
+    """uint8 [8, 8 n, 3]: light marks of some colour on a dark ground, moved by a pixel, under noise."""
+    noise = np.random.default_rng(draw.getrandbits(63))
+    picture = np.full((CELL, CELL * len(numbers), 3), 40.0)
+    for i, number in enumerate(numbers):
+        colour = noise.integers(140, 256, 3)
+        marks: Any = {"digits": digit, "dots": dots, "bars": bar}[kind](number, noise)
+        picture[:, i * CELL : (i + 1) * CELL][marks] = colour
+    return np.clip(picture + noise.normal(0, NOISE, picture.shape), 0, 255).astype(np.uint8)
+
+
+def digit(number: int, noise: np.random.Generator) -> np.ndarray:
+    """[8, 8] bool."""
+    glyph = np.array([mark == "#" for mark in FONT[number]]).reshape(5, 3)
+    cell = np.zeros((CELL, CELL), bool)
+    top, left = noise.integers(1, 3), noise.integers(2, 4)
+    cell[top : top + 5, left : left + 3] = glyph
+    return cell
+
+
+def dots(number: int, noise: np.random.Generator) -> np.ndarray:
+    cell = np.zeros((CELL, CELL), bool)
+    for place in noise.choice(len(DOT_PLACES), number, replace=False):
+        top, left = DOT_PLACES[place]
+        cell[top : top + 2, left : left + 2] = True
+    return cell
+
+
+def bar(number: int, noise: np.random.Generator) -> np.ndarray:
+    cell = np.zeros((CELL, CELL), bool)
+    left = noise.integers(1, 3)
+    cell[CELL - 1 - number : CELL, left : left + noise.integers(3, 6)] = True
+    return cell
