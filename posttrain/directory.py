@@ -191,16 +191,16 @@ def read_rollouts(path: str | Path, step: int | None = None) -> Iterator[dict[st
 
 def read_metrics(path: str | Path) -> list[Metrics]:
     """One dictionary per step. A last line that a kill cut short is left out."""
-    file = Path(path) / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    lines = []
-    for text in file.read_text().splitlines():
+    return list(whole_lines(Path(path) / "metrics.jsonl"))
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, up to one that a kill cut short; none of a file that is not there."""
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            lines.append(json.loads(text))
+            yield json.loads(text)
         except json.JSONDecodeError:
-            break
-    return lines
+            return
 
 
 def plain(thing: Any) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from posttrain.core import Env, Group, Invalid, Reward, Sampler, Score, Task
 from posttrain.episode import single_turn
 from posttrain.group import played_and_graded
+from posttrain.progress import bar
 
 GROUPS_AT_ONCE = 64  # tasks sampled together
 
@@ -47,9 +48,9 @@ def evaluate(
     *,
     samples: int = 1,
     seed: int = 0,
-    watch: Callable[[int], None] = lambda done: None,
+    watch: Callable[[int], object] = lambda more: None,
 ) -> Evaluation:
-    """Sample and grade every task; `watch` hears how many tasks are done.
+    """Sample and grade every task; `watch` hears how many more tasks are done, again and again.
 
     Raises ValueError when not one sample could be graded.
     """
@@ -58,7 +59,7 @@ def evaluate(
         some, _ = played_and_graded(tasks[start : start + GROUPS_AT_ONCE], env, reward, players, samples, seed + start)
         found.groups += [one.group for one in some]
         found.scores += [one.scores for one in some]
-        watch(len(found.groups))
+        watch(len(some))
     if tasks and not any(found.values):
         reason = next(score.reason for score in found.scores[0] if isinstance(score, Invalid))
         raise ValueError(f"no sample of {len(tasks)} tasks could be graded; the first because: {reason}")
@@ -69,12 +70,5 @@ def evaluated_with_bar(
     policy: Sampler, tasks: Sequence[Task], reward: Reward, samples: int, seed: int = 0, env: Env = single_turn
 ) -> Evaluation:
     """`evaluate` one policy, with a progress bar in a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal, transient=True) as bar:
-        row = bar.add_task("tasks", total=len(tasks))
-        players = {"policy": policy}
-        return evaluate(
-            players, tasks, reward, env, samples=samples, seed=seed, watch=lambda done: bar.update(row, completed=done)
-        )
+    with bar("tasks", len(tasks)) as watch:
+        return evaluate({"policy": policy}, tasks, reward, env, samples=samples, seed=seed, watch=watch)

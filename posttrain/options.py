@@ -166,18 +166,27 @@ class RunOptions:
     track: str | None = None
     """Experiment trackers, separated by commas: tensorboard, wandb, trackio, mlflow."""
     quiet: bool = False
-    dry_run: bool = False
-    """Print the plan (what is read, tokens, memory, steps) and stop."""
 
     def plan(self) -> dict[str, Any]:
         """The fields that `posttrain.Run` has too."""
-        own = {name: value for name, value in vars(self).items() if name not in ("dry_run", "track")}
+        own = {name: value for name, value in vars(self).items() if name != "track"}
         return own | {"track": tuple(self.track.split(",")) if self.track else ()}
 
     def run(self, **settings: Any) -> Run:
         from posttrain.run import Run
 
         return Run(**self.plan(), settings=settings)
+
+
+@dataclass(frozen=True)
+class PlannedRunOptions(RunOptions):
+    """How long, how fast, and where to; or only what would be done."""
+
+    dry_run: bool = False
+    """Print the plan (what is read, tokens, memory, steps) and stop."""
+
+    def plan(self) -> dict[str, Any]:
+        return {name: value for name, value in super().plan().items() if name != "dry_run"}
 
 
 @dataclass(frozen=True)

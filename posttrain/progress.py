@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from posttrain.chat import in_words
@@ -83,6 +85,17 @@ class Progress:
             self.console.print(text, markup=False, highlight=False)
         elif not self.run.quiet:
             print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(name: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar in a terminal, for work that is no run; entered, it gives what counts one more, or as many."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as shown:
+        yield partial(shown.advance, shown.add_task(name, total=total))
 
 
 def clipped(text: Any, width: int = 90) -> str:

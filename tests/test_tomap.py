@@ -25,7 +25,7 @@ from posttrain.core import EpisodeFailed, Failed, Invalid
 from posttrain.evaluation import evaluate
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.systems.tomap import experiments
-from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, topics, write_topics
+from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, record, topics, write
 from posttrain.systems.tomap.dialogue import (
     SHOWN,
     Dialogue,
@@ -618,7 +618,7 @@ def test_counterclaims_are_proposed_negated_and_kept(tmp_path):
 
     [found] = proposed(Canned(says), [TOPIC], count=2)
     assert found.counterclaims == (Counterclaim("It costs too much.", "It costs little."),), "one was not negated"
-    write_topics(tmp_path / "topics.jsonl", [found, Topic("bare", "ä", "b")])
+    write(tmp_path / "topics.jsonl", map(record, [found, Topic("bare", "ä", "b")]))
     assert topics(tmp_path / "topics.jsonl") == [found, Topic("bare", "ä", "b")]
     assert topics(tmp_path / "topics.jsonl", validation=True)[0].validation
     assert items("* a\n\n 3. b c \n* a") == ["a", "b c"]
@@ -663,7 +663,7 @@ def persuader(tmp_path_factory, words) -> str:
 def arguable(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("topics") / "topics.jsonl"
     found = [Topic(str(i), f"{i} is good", f"{i} is bad", TOPIC.counterclaims) for i in range(4)]
-    write_topics(path, found)
+    write(path, map(record, found))
     return str(path)
 
 

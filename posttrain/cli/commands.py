@@ -13,7 +13,7 @@ from posttrain.cli.compare import Compare
 from posttrain.cli.finish import finish, spread_if_several
 from posttrain.cli.scale import Schedule, Serve
 from posttrain.cli.train import Train
-from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
+from posttrain.options import ModelOptions, PlannedRunOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
     pass
@@ -68,7 +68,7 @@ class Sft:
 
     data: str
     """JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
-    run_options: RunOptions
+    run_options: PlannedRunOptions
     model_options: ModelOptions = ModelOptions()
     prompt: str = "prompt"
     """Column of the prompt, a template with {columns}, or a column of chat messages with the replies in it."""
@@ -105,7 +105,7 @@ class Prefer:
 
     data: str
     """JSONL, CSV or Parquet file, or a Hugging Face dataset id, with prompt, chosen and rejected (text or chat)."""
-    run_options: RunOptions
+    run_options: PlannedRunOptions
     model_options: ModelOptions = ModelOptions()
     loss: str = "dpo"
     """dpo, cdpo, ipo, simpo, kto, orpo, or reward-model."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from posttrain.cli.finish import finish, spread_if_several
-from posttrain.options import ModelOptions, RunOptions, ScaleOptions, TaskOptions, one_of, own_settings
+from posttrain.options import ModelOptions, PlannedRunOptions, ScaleOptions, TaskOptions, one_of, own_settings
 
 if TYPE_CHECKING:
     from posttrain.core import Loss, Reward, Row, Task
@@ -26,7 +26,7 @@ class Train:
     """Train a model by reinforcement on your own data, with a grader or a reward function of your own."""
 
     task: TaskOptions
-    run_options: RunOptions
+    run_options: PlannedRunOptions
     model_options: ModelOptions = ModelOptions()
     scale: ScaleOptions = ScaleOptions()
     method: str = "grpo"

@@ -16,14 +16,15 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from posttrain.core import Env, Episode, Failed, Remote, Rollout, Sampler, Task
-from posttrain.directory import read_json, write_json
+from posttrain.directory import read_json, whole_lines, write_json
 from posttrain.episode import ask, play, play_concurrently, user
+from posttrain.progress import bar
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.near import Recall
 from posttrain.systems.deeptheorem.questions import STAGES, Item, Stage
@@ -63,16 +64,6 @@ class Ledger:
 
     def dropped(self) -> Counter[str]:
         return Counter(one["dropped"] for one in self.items.values() if "dropped" in one)
-
-
-def whole_lines(path: Path) -> Iterator[Item]:
-    if not path.is_file():
-        return
-    for text in path.read_text().splitlines():
-        try:
-            yield json.loads(text)
-        except json.JSONDecodeError:
-            return
 
 
 def asking(stage: Stage) -> Env:
@@ -116,25 +107,6 @@ def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = Fals
             drive = partial(play_concurrently, at_once=writer.at_once) if isinstance(writer, Remote) else play
             drive(tasks, asking(stage), {"writer": writer}, seeds, ended)
     return failures
-
-
-class bar:  # used as a function
-    """A progress bar in a terminal; entered, it gives what counts one more item."""
-
-    def __init__(self, name: str, total: int, quiet: bool = False):
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self.progress = Progress(console=console, disable=quiet or not console.is_terminal, transient=True)
-        self.row = self.progress.add_task(name, total=total)
-
-    def __enter__(self) -> Any:
-        self.progress.__enter__()
-        return partial(self.progress.advance, self.row)
-
-    def __exit__(self, *error: Any) -> None:
-        self.progress.__exit__(*error)
 
 
 def prepared(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path:

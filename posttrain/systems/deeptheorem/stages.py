@@ -18,11 +18,12 @@ from posttrain.episode import ask, rollout
 from posttrain.evaluation import GROUPS_AT_ONCE
 from posttrain.options import ModelOptions, RunOptions, hashed
 from posttrain.policy.text import TextPolicy
+from posttrain.progress import bar
 from posttrain.reward import each, graded
 from posttrain.run import Session
 from posttrain.sampler.server import server
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
-from posttrain.systems.deeptheorem.pipeline import Ledger, bar, construct, items_of, prepared, rows_of
+from posttrain.systems.deeptheorem.pipeline import Ledger, construct, items_of, prepared, rows_of
 from posttrain.systems.deeptheorem.process import by_marks, judged
 from posttrain.systems.deeptheorem.statements import as_table, measured, statements
 from posttrain.systems.deeptheorem.verdict import verdict

@@ -71,7 +71,7 @@ def full(
         return None
     policy = model.policy()
     if stage == "propose":
-        propose(policy, talk, run)
+        propose(policy, talk, run.run(**talk.describe(), **vars(model)))
         return None
     tasks = talk.tasks(validation=stage == "evaluate")
     tests = talk.tasks(held_out, validation=True) if held_out else []

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core import Env, Sampler, Score, Task
-from posttrain.directory import Directory, write_json
-from posttrain.evaluation import Evaluation, evaluate
+from posttrain.directory import Directory, read_rollouts, whole_lines, write_json
+from posttrain.evaluation import evaluate
 from posttrain.options import ModelOptions, RunOptions, hashed
 from posttrain.policy.text import TextPolicy
+from posttrain.progress import bar
 from posttrain.recipe import Recipe
 from posttrain.run import Run
 from posttrain.seeding import mix
 from posttrain.step import Played
-from posttrain.systems.tomap.counterclaims import Topic, proposed, topics, write_topics
+from posttrain.systems.tomap.counterclaims import Topic, proposed, record, topics, write
 from posttrain.systems.tomap.dialogue import SHOWN, Limit, Setting, dialogue, tasks_of
 from posttrain.systems.tomap.predictor import (
     Guessing,
@@ -163,18 +164,27 @@ def roomy(policy: TextPolicy, tasks: Sequence[Task[Topic]], turns: int, most: in
 # ---- before training
 
 
-def propose(policy: TextPolicy, talk: DialogueOptions, run: RunOptions) -> Path:
-    """`run.out`/topics.jsonl: the topics with ten counterclaims each, by the persuader itself."""
-    found, out = topics(talk.data, limit=talk.limit), Path(run.out)
-    done: list[Topic] = []
-    for start in range(0, len(found), AT_ONCE):
-        done += proposed(policy, found[start : start + AT_ONCE], seed=run.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    write_topics(out / "topics.jsonl", done)
-    bare = sum(not one.counterclaims for one in done)
-    mean = statistics.fmean(len(one.counterclaims) for one in done)
-    print(f"{out / 'topics.jsonl'}: {len(done)} topics, {mean:.1f} counterclaims each, {bare} topics without any")
-    return out / "topics.jsonl"
+def propose(policy: TextPolicy, talk: DialogueOptions, run: Run) -> Path:
+    """`run.out`/topics.jsonl: the topics with ten counterclaims each, by the persuader itself.
+
+    Written while it goes on; resumed, it continues where it was stopped.
+    """
+    found, path = topics(talk.data, limit=talk.limit), Path(run.out) / "topics.jsonl"
+    Directory(path.parent).prepare({"kind": "propose", "run": run}, run)
+    kept = list(whole_lines(path)) if run.resume else []
+    write(path, kept)
+    with bar("topics", len(found), run.quiet) as done:
+        done(len(kept))
+        for start in range(len(kept), len(found), AT_ONCE):
+            some = found[start : start + AT_ONCE]
+            write(path, map(record, proposed(policy, some, seed=run.seed)), "a")
+            done(len(some))
+    counts = [len(one.counterclaims) for one in topics(path)]
+    print(
+        f"{path}: {len(counts)} topics, {statistics.fmean(counts):.1f} counterclaims each, {counts.count(0)} topics "
+        "without any"
+    )
+    return path
 
 
 def collect(
@@ -187,18 +197,24 @@ def collect(
     """A run directory in which nothing is learned: its rollouts are what a predictor learns from.
 
     `run.steps` times `run.tasks` dialogues, topics in turn; one that could not be played is left out by the predictor.
+    Resumed, it goes on with the first step of which nothing was written.
     """
     directory = Directory(Path(run.out))
     directory.prepare({"kind": "collect", "run": run}, run)
-    for step in range(run.steps):
-        some = [tasks[(step * run.tasks + i) % len(tasks)] for i in range(run.tasks)]
-        found = evaluate({"policy": policy, **others}, some, validated(), env, seed=mix(run.seed, "collect", step))
-        played = [
-            Played(rollout, score, None)
-            for group, scores in zip(found.groups, found.scores, strict=True)
-            for rollout, score in zip(group, scores, strict=True)
-        ]
-        directory.write_rollouts(step, policy, played)
+    with bar("dialogues", run.steps * run.tasks, run.quiet) as done:
+        for step in range(run.steps):
+            if any(read_rollouts(run.out, step)):
+                done(run.tasks)
+                continue
+            some = [tasks[(step * run.tasks + i) % len(tasks)] for i in range(run.tasks)]
+            seed = mix(run.seed, "collect", step)
+            found = evaluate({"policy": policy, **others}, some, validated(), env, seed=seed, watch=done)
+            played = [
+                Played(rollout, score, None)
+                for group, scores in zip(found.groups, found.scores, strict=True)
+                for rollout, score in zip(group, scores, strict=True)
+            ]
+            directory.write_rollouts(step, policy, played)
     print(f"{run.out}: {run.steps * run.tasks} dialogues")
     return directory.path
 
@@ -234,7 +250,8 @@ def judged(
     policy: TextPolicy, tasks: Sequence[Task[Topic]], env: Env, others: Mapping[str, Sampler], run: RunOptions
 ) -> dict[str, float]:
     """Means over dialogues on validation topics, written to `run.out`/evaluation.json; the shift is in hundredths."""
-    found: Evaluation = evaluate({"policy": policy, **others}, tasks, validated(), env, seed=run.seed)
+    with bar("dialogues", len(tasks), run.quiet) as done:
+        found = evaluate({"policy": policy, **others}, tasks, validated(), env, seed=run.seed, watch=done)
     marks = [score for scores in found.scores for score in scores if isinstance(score, Score)]
     measures = {name: statistics.fmean(score.parts[name] for score in marks) for name in marks[0].parts}
     measures |= {"dialogues": float(len(marks)), "invalid": float(found.invalid)}
