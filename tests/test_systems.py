@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from itertools import product
 from pathlib import Path
 from string import Formatter
+from typing import get_type_hints
 
 import diffusion_checkpoints
 import pytest
@@ -19,6 +20,7 @@ from posttrain import systems, tiny
 from posttrain.advantage import by_decision, centred, leave_one_out, normalised
 from posttrain.cli import main
 from posttrain.cli.combination import named, with_parts
+from posttrain.cli.run import documented
 from posttrain.systems.diversity import diversity
 from posttrain.systems.entropy import clip_cov, kl_cov
 from posttrain.systems.grpovi import varied
@@ -57,6 +59,7 @@ LAPTOP = {
     "rl_wall": [],
     "rl_with_cold_start": [["--no-cold-start"]],
     "srrl": [["--rounds", "0"], ["--trained", "all", "--branches"], ["--inverted"]],
+    "tomap": [["--setting", "rl"], ["--setting", "black_random"]],
 }
 
 
@@ -64,6 +67,7 @@ LAPTOP = {
 def test_at_laptop_scale(name, options, briefly, tmp_path, monkeypatch, capsys):
     from posttrain.systems import q_rm, rl_wall, srrl
     from posttrain.systems.actlcd import experiments
+    from posttrain.systems.tomap import experiments as persuasion
 
     monkeypatch.setattr(q_rm, "STEPS", 4)
     monkeypatch.setattr(
@@ -77,6 +81,7 @@ def test_at_laptop_scale(name, options, briefly, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(
             experiments.Laboratory, method, lambda lab: lab.world.sequences(lab.world.split[1][:16], "test")
         )
+    monkeypatch.setattr(persuasion, "LOGGED", 20)
     monkeypatch.setattr(srrl, "TINY", replace(srrl.TINY, steps=4))
     monkeypatch.setattr(srrl, "TINY_DENOISING", replace(srrl.TINY_DENOISING, steps=2))
     out = tmp_path / "run"
@@ -239,6 +244,7 @@ FULL = {
         )
     ],
     "afterburner": [],  # its stages are run in test_afterburner.py
+    "tomap": [],  # and these in test_tomap.py
     "diversity": [["--data", "{questions}", "--max-new", "6"]],
     "entropy": [["--data", "{questions}", "--max-new", "6", "--method", "clip_cov"]],
     "grpovi": [
@@ -300,7 +306,7 @@ def test_the_command_teaches(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     shown = capsys.readouterr().out
-    assert all(name in shown and systems.first_line(name) in shown for name in NAMES)
+    assert all(name.replace("_", "-") in shown and systems.first_line(name) in shown for name in NAMES)
     with pytest.raises(SystemExit):
         main(["run", "entropy", "--help"])
     assert "--method {kl_cov,clip_cov,grpo,clip_higher,entropy_bonus}" in " ".join(capsys.readouterr().out.split())
@@ -312,6 +318,32 @@ def test_the_command_teaches(capsys):
         with pytest.raises(SystemExit):
             main(arguments)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "scale"), product(NAMES, ("laptop", "full")))
+def test_help_explains_every_option_of_a_system(name, scale):
+    function = getattr(systems.load(name), scale)
+    prose, explained = documented(function)
+    own = [option for option, kind in get_type_hints(function).items() if option != "return" and not is_dataclass(kind)]
+    assert [option for option in own if f":param {option}: " not in explained.__doc__] == []
+    assert not any(line.partition("  ")[2] for line in prose.splitlines()), "a text of an option that is not there"
+
+
+def test_help_takes_an_option_s_text_over_several_lines():
+    def function(kind: str = "a", count: int = 3) -> tuple[str, int]:
+        """What it does.
+
+        kind   of two kinds, of which the second
+               is another
+        count  how many
+        More of it.
+        """
+        return kind, count
+
+    prose, explained = documented(function)
+    assert prose == "What it does.\n\nMore of it."
+    assert ":param kind: of two kinds, of which the second is another\n:param count: how many" in explained.__doc__
+    assert explained(count=4) == ("a", 4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,7 +24,7 @@ from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failed, Invalid
 from posttrain.evaluation import evaluate
 from posttrain.policy.text import Sampling, TextPolicy
-from posttrain.systems.tomap import experiments
+from posttrain.systems.tomap import experiments, stages
 from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, record, topics, write
 from posttrain.systems.tomap.dialogue import (
     SHOWN,
@@ -695,6 +695,35 @@ def test_the_stages_one_after_another(persuader, arguable, encoder, counsel, tmp
     assert found["dialogues"] == 4
     assert -100 <= found["shift"] <= 100
     assert "shift" in capsys.readouterr().out
+
+
+def test_stages_that_were_stopped_go_on(persuader, arguable, counsel, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stages, "AT_ONCE", 1)
+    listed = "1. " + " ".join(["one", "two"] * 4)
+    monkeypatch.setattr(
+        TextPolicy, "sample", lambda policy, asks: Canned(lambda ask: f"{listed} {ask.seed}").sample(asks)
+    )
+    talk = ["--data", arguable, "--persuadee", f"{counsel}/v1", "--turns", "1", "--most", "8"]
+    system("--stage", "propose", *talk, out=tmp_path / "p", model=persuader)
+    file = tmp_path / "p" / "topics.jsonl"
+    whole = file.read_text()
+    assert len({line.rpartition("counterclaims")[2] for line in whole.splitlines()}) == 4
+    file.write_text(whole[: whole.index("\n") + 30])
+    with pytest.raises(SystemExit):
+        system("--stage", "propose", *talk, out=tmp_path / "p", model=persuader)
+    assert "continue it with --resume" in " ".join(capsys.readouterr().err.split())
+    system("--stage", "propose", *talk, "--resume", out=tmp_path / "p", model=persuader)
+    assert file.read_text() == whole
+    monkeypatch.undo()
+
+    collect = ["--stage", "collect", *talk, "--steps", "2"]
+    system(*collect, out=tmp_path / "c", model=persuader)
+    first, second = sorted((tmp_path / "c" / "rollouts").iterdir())
+    before, wanted = first.stat().st_mtime_ns, list(pt.read_rollouts(tmp_path / "c"))
+    second.unlink()
+    system(*collect, "--resume", out=tmp_path / "c", model=persuader)
+    assert list(pt.read_rollouts(tmp_path / "c")) == wanted
+    assert first.stat().st_mtime_ns == before
 
 
 def test_bob_may_be_a_checkpoint(persuader, arguable, tmp_path, words):

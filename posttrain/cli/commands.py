@@ -243,7 +243,7 @@ class List:
             print(f"  {name:18} {first}")
         print("systems")
         for name in systems.names():
-            print(f"  {name:18} {systems.first_line(name)}")
+            print(f"  {name.replace('_', '-'):18} {systems.first_line(name)}")
         print("parts of systems, for --with and compare\n  " + ", ".join(systems.parts()))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
+from types import FunctionType
 
 from posttrain import systems
 from posttrain.options import one_of
@@ -28,7 +29,11 @@ def run(arguments: Sequence[str]) -> None:
     from posttrain.run import Session
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE + "\nsystems\n" + "\n".join(f"  {name:18} {systems.first_line(name)}" for name in systems.names()))
+        print(
+            USAGE
+            + "\nsystems\n"
+            + "\n".join(f"  {name.replace('_', '-'):18} {systems.first_line(name)}" for name in systems.names())
+        )
         sys.exit(0 if arguments else 2)
     name, rest = arguments[0].replace("-", "_"), list(arguments[1:])
     one_of(name, systems.names(), "run")
@@ -40,9 +45,31 @@ def run(arguments: Sequence[str]) -> None:
     if "--dry-run" in rest:
         raise ValueError("--dry-run: a system has no plan; try it with --steps 1 --tasks 2")
     module = systems.load(name)
-    function = getattr(module, scale)
-    title = f"{(module.__doc__ or '').strip().splitlines()[0]}\n\nAt {scale} scale. {inspect.getdoc(function)}"
+    prose, function = documented(getattr(module, scale))
+    title = f"{(module.__doc__ or '').strip().splitlines()[0]}\n\nAt {scale} scale. {prose}"
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
-    found = tyro.cli(function, prog=f"posttrain run {name}", description=title, args=rest, config=config)
+    found = tyro.cli(function, prog=f"posttrain run {arguments[0]}", description=title, args=rest, config=config)
     if isinstance(found, Session):
         finish(found.directory.path)
+
+
+def documented(function: FunctionType) -> tuple[str, FunctionType]:
+    """The prose of a docstring, and a copy of the function that says the rest as tyro reads it.
+
+    A parameter's line is its name, two spaces or more, and a text, which may go on in lines that are indented.
+    """
+    names, prose, texts, last = inspect.signature(function).parameters, list[str](), dict[str, str](), ""
+    for line in (inspect.getdoc(function) or "").splitlines():
+        name, _, text = line.partition("  ")
+        if name in names and text:
+            texts[name], last = text.strip(), name
+        elif last and line.startswith("  "):
+            texts[last] += f" {line.strip()}"
+        else:
+            prose.append(line)
+            last = ""
+
+    same = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    same.__annotations__, same.__kwdefaults__ = function.__annotations__, function.__kwdefaults__
+    same.__doc__ = "\n".join(["Options.", "", *(f":param {name}: {text}" for name, text in texts.items())])
+    return "\n".join(prose).strip(), same

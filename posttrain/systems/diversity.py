@@ -144,7 +144,11 @@ def laptop(
     weight: float = TINY,
     run: RunOptions = RunOptions("runs/diversity", steps=150, tasks=32, lr=5e-4),
 ) -> Session:
-    """Solution modes, all of them right: how many does the policy keep?"""
+    """Solution modes, all of them right: how many does the policy keep?
+
+    method  diversity of right samples only (positive, as published) or of all; or what it is compared with
+    weight  lambda of the diversity term, or of the entropy bonus
+    """
     world = Modes(run.seed, EVEN, noise=0.4, hard=False)
     made = recipe(each(right), method, weight, samples=8)
     settings = {"method": method, "weight": weight}
@@ -162,6 +166,10 @@ def full(
     """GSM8K as published: 6 samples, lambda 0.01, KL 1e-4; accuracy 1 and format 0.1 are ours.
 
     Give --temperature 0.9 --max-new 756 too. `--system` is `posttrain.systems.diversity.SYSTEM` if not given.
+
+    method  diversity of right samples only (positive, as published) or of all; or what it is compared with
+    weight  lambda of the diversity term, or of the entropy bonus
+    kl      weight of the divergence from the model it starts from; 0 keeps no reference
     """
     task = replace(task, system=task.system or SYSTEM)
     policy: TextPolicy = model.policy()

@@ -170,7 +170,10 @@ RARE, EASIER = (0.92, 0.05, 0.03), (0.85, 0.10, 0.05)
 def laptop(
     method: Method = "kl_cov", run: RunOptions = RunOptions("runs/entropy", steps=150, tasks=32, lr=1e-3)
 ) -> Session:
-    """Solution modes: the base model has a habit that is wrong for half of the questions."""
+    """Solution modes: the base model has a habit that is wrong for half of the questions.
+
+    method  which decisions are restrained: the paper's kl_cov and clip_cov, or what they are compared with
+    """
     world = Modes(run.seed, RARE)
     made = recipe(each(right), method, TINY)
     return train(base(world, run.seed), world.training(), made, run.run(method=method), held_out=world.held_out())
@@ -185,8 +188,10 @@ def full(
 ) -> Session:
     """As published: 256 prompts x 8, 8 updates a step, dynamic sampling, at your checkpoint and data.
 
-    share  of the decisions that are restrained, 2e-3 (KL-Cov) or 2e-4 (Clip-Cov) if not given; 2e-4 for 32B
     Give --max-new 8192 for the published length.
+
+    method  which decisions are restrained: the paper's kl_cov and clip_cov, or what they are compared with
+    share   of the decisions that are restrained, 2e-3 (KL-Cov) or 2e-4 (Clip-Cov) if not given; 2e-4 for 32B
     """
     preset = PAPER if share is None else replace(PAPER, clip_share=share, kl_share=share)
     made = recipe(task.reward(), method, preset)

@@ -134,7 +134,13 @@ def laptop(
     weights: Weights = "uniform",
     run: RunOptions = RunOptions("runs/grpovi", steps=90, tasks=32, lr=1e-3),
 ) -> Session:
-    """Solution modes under a reward model whose scores all lie between 0.45 and 0.55."""
+    """Solution modes under a reward model whose scores all lie between 0.45 and 0.55.
+
+    increase  raise the variance of a group's rewards (--no-increase: plain GRPO)
+    std       divide by the group's standard deviation
+    weights   of a group's replies: equal, or their probabilities under the initial policy (the paper's), or the mean
+              logarithms per token of these, for long replies
+    """
     world = Modes(run.seed)
     policy = base(world, run.seed)
     reference = policy.frozen()
@@ -159,6 +165,15 @@ def full(
     """Your checkpoint under `--grade`, or under a sequence classifier (`--reward-model`), whose range you declare.
 
     A reward model's scores are clipped to [--low, --high].
+
+    increase  raise the variance of a group's rewards (--no-increase: plain GRPO)
+    std       divide by the group's standard deviation
+    weights   of a group's replies: equal, or their probabilities under the initial policy (the paper's), or the mean
+              logarithms per token of these, for long replies
+    reward_model  a sequence classifier that grades in place of --grade
+    low       least reward
+    high      greatest reward
+    kl        weight of the divergence from the model it starts from
     """
     policy = model.policy()
     reference = policy.frozen()

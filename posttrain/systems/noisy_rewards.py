@@ -195,7 +195,11 @@ def laptop(
     share: float = 0.4,
     run: RunOptions = RunOptions("runs/noisy-rewards", steps=120, tasks=64, lr=1e-3),
 ) -> Session:
-    """Two habits: a base model that can reason and seldom does. `share` of flips, or of the judge's mistakes."""
+    """Two habits: a base model that can reason and seldom does.
+
+    kind   what spoils the reward: flips of it; patterns of reasoning in its place; a judge; the judge, calibrated
+    share  of rewards that are flipped, or of the judge's mistakes
+    """
     world = Habits(run.seed)
     made = recipe(noisy(kind, share, run.seed), each(right))
     described = {"kind": kind, "share": share}
@@ -236,9 +240,13 @@ def full(
 ) -> Session:
     """PPO as published (gamma 1, lambda 1, critic warmed up over 20 steps), on your checkpoint, data and grader.
 
-    share    probability of a flip
-    judge    for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward
     Give --max-new 4096 for the published length. The critic copies the whole policy: no --lora.
+
+    kind      what spoils the reward: flips of it; patterns of reasoning in its place; a judge; the judge, calibrated
+    share     probability of a flip
+    judge     for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward
+    held_out  data of tasks that are only evaluated, by the grader itself
+    samples   samples of a task
     """
     policy, raw = model.policy(), task.reward()
     if (kind in ("judge", "calibrated")) != (judge is not None):

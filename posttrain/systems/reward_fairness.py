@@ -99,7 +99,11 @@ def laptop(
     cues: float = 0.6,
     run: RunOptions = RunOptions("runs/reward-fairness", steps=400, tasks=64, lr=3e-3),
 ) -> Session:
-    """A reward model from scratch on pairs with two kinds and three cues; accuracy, fairness and cues are printed."""
+    """A reward model from scratch on pairs with two kinds and three cues; accuracy, fairness and cues are printed.
+
+    kind  fairness as a term of the loss, as a coefficient (corrected, or as published), or plain: without it
+    cues  how much oftener a chosen reply has each cue, which says nothing of its quality; 0 to 1
+    """
     world = Preferences(run.seed, cues=cues)
     judge = fresh_judge(spoken(world.vocabulary), run.seed)
     loss = for_scores(fair(kind, alpha=TINY_ALPHA, gamma=TINY_GAMMA))
@@ -123,7 +127,13 @@ def full(
 ) -> Session:
     """HH-RLHF, UltraFeedback or your own pairs (columns prompt, chosen, rejected), at your checkpoint.
 
+    data      file or dataset of pairs
     target    a reward model, or a policy by DPO, for which the paper takes --lr 5e-6 --warmup 150 --max-norm 5
+    kind      fairness as a term of the loss, as a coefficient (corrected, or as published), or plain: without it
+    alpha     weight of the term
+    gamma     exponent of the coefficient
+    tau       which fairness: -1 is Jain's index
+    beta      of DPO
     category  a column of kinds, by which accuracy and mean margin are printed at the end
     """
     pairs = read_pairs(data, kind=category)

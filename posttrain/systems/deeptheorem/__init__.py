@@ -50,7 +50,10 @@ def laptop(
     variants: bool = True,
     run: RunOptions = RunOptions("runs/deeptheorem", steps=60, tasks=16, lr=3e-4),
 ) -> Session:
-    """Theorems about sums, with their contradictory variants or (`--no-variants`) statements that hold only."""
+    """Theorems about sums, some of which hold and some of which do not.
+
+    variants  train on contradictory variants too (--no-variants: on statements that hold only)
+    """
     world, policy = Theorems(run.seed), read_much(run.seed)
     before = {} if run.resume else {"before": examined(policy, world, run.seed)}
     made = recipe(each(right), samples=16)

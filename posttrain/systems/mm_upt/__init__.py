@@ -45,8 +45,9 @@ def laptop(
     own_questions: Literal["no", "in-context", "direct"] = "no",
     run: RunOptions = RunOptions("runs/mm-upt", steps=40, tasks=16, lr=1e-3),
 ) -> Session:
-    """Two habits: a base model whose majority is mostly right, or (`--no-reliable`) mostly wrong.
+    """Two habits: a base model whose majority is mostly right, or mostly wrong.
 
+    reliable       the majority is mostly right (--no-reliable: mostly wrong)
     labels         by labels and not by the majority
     pictures       arithmetic on drawn numbers instead; --lr 1e-4 suits it
     own_questions  pictures: on questions that the policy has written about them itself
@@ -83,6 +84,7 @@ def full(
     Ask for an answer that can be found, as published: --prompt "{problem} Please reason step by step, and put your
     final answer within \\boxed{}.", --temperature 0.7 --max-new 2048.
 
+    held_out       data of tasks with answers that are only evaluated
     answers        how replies are compared: boxed mathematics by math-verify, or their text
     own_questions  have the model write the questions, given the pictures of --image; in-context: given --answer too
     """

@@ -62,7 +62,10 @@ def laptop(
     adaptive: bool = True,
     run: RunOptions = RunOptions("runs/pangu-embedded", steps=40, tasks=48, lr=1e-3),
 ) -> Session:
-    """Three sources of tasks with rewards on three scales (`--no-adaptive`: as they are)."""
+    """Three sources of tasks with rewards on three scales.
+
+    adaptive  each source's rewards are brought to its own scale (--no-adaptive: as they are)
+    """
     world = Sources(run.seed)
     policy = base(world, run.seed, PARTLY)
     router = Router({kind: each(grade) for kind, grade in GRADES.items()}, kind_of, ADAPTIVE if adaptive else {})

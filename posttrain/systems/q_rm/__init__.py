@@ -98,7 +98,10 @@ MINIBATCH = 8  # prompts of an optimizer step, of a chunk of 3072
 
 
 def laptop(whole: bool = False, run: RunOptions = RunOptions("runs/q-rm", steps=100, tasks=12, lr=3e-4)) -> Session:
-    """Long answers that are right token by token: pairs from the base model, a Q model, REINFORCE on its scores."""
+    """Long answers that are right token by token: pairs from the base model, a Q model, REINFORCE on its scores.
+
+    whole  pay every token the mean of the scores, and not each its own
+    """
     world = Lookup(run.seed)
     policy = base(world, run.seed, TINY)
     model = q_model(policy, pairs_of(policy, world, PAIRS, run.seed), run.seed, STEPS)
@@ -121,7 +124,13 @@ def full(
 ) -> Session:
     """Your checkpoint on questions, under a Q model learnt from `--pairs` (prompt, chosen, rejected).
 
-    backbone  checkpoint of the Q model, the policy's own if not given; it must have the policy's tokenizer
+    pairs       JSONL, CSV or Parquet file, or dataset, of the pairs that teach the Q model
+    method      REINFORCE on the scores, or PPO with a critic
+    backbone    checkpoint of the Q model, the policy's own if not given; it must have the policy's tokenizer
+    head        a score of the state that has read the token (scalar, as released), or of every token before it
+    pair_steps  steps of 16 pairs that teach the Q model
+    pair_lr     their learning rate
+    held_out    data of tasks that are only evaluated, by --grade
     """
     policy = model.policy()
     body = ModelOptions(backbone, template=model.template, device=model.device).policy() if backbone else policy

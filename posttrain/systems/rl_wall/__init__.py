@@ -109,7 +109,11 @@ def laptop(
     spurious: bool = True,
     run: RunOptions = RunOptions("runs/rl-wall", steps=100, tasks=16, lr=5e-4, max_norm=0.2),
 ) -> Session:
-    """Walks: sweep the base model, train on so many problems, sweep again; solution trees of a few problems."""
+    """Walks: sweep the base model, train on so many problems, sweep again; solution trees of a few problems.
+
+    problems  that it is trained on
+    spurious  contexts depend on the action, a cue that is none (--no-spurious: they do not)
+    """
     world = Navigation(run.seed, beta=0.3 if spurious else 100.0)
     policy = base(world, run.seed, TINY)
     tests = world.problems(96, "test")
@@ -128,7 +132,9 @@ def full(
 ) -> Session:
     """Your checkpoint on MATH, swept on a held-out file (MATH-500) before and after, 64 samples a problem.
 
-    judge  a checkpoint, or `self`, that is asked of plans, executions and answers of the trained model's samples
+    held_out  data of the problems of both sweeps
+    samples   of each of them, at every temperature
+    judge     a checkpoint, or `self`, that is asked of plans, executions and answers of the trained model's samples
     """
     policy = model.policy()
     made = recipe(task.reward(), policy, epochs=1)

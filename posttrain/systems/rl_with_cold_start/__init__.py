@@ -53,7 +53,10 @@ def laptop(
     cold_start: bool = True,
     run: RunOptions = RunOptions("runs/rl-with-cold-start", steps=60, tasks=12, lr=2e-4),
 ) -> Session:
-    """Arithmetic on drawn digits: a cold start from a larger tiny teacher's chains, then GRPO (`--no-cold-start`)."""
+    """Arithmetic on drawn digits: a cold start from a larger tiny teacher's chains, then GRPO.
+
+    cold_start  learn the teacher's chains first (--no-cold-start: GRPO alone)
+    """
     world = world_of(run.seed)
     policy = base_of(world)
     if cold_start:

@@ -99,10 +99,14 @@ def full(
     every      stages after which there is one more round of reflection
     rounds     the most rounds
     denoising  steps of a walk
-    guidance   weight of the text in trained walks, w_denoise in drafts, w_invert on the way back to noise
+    guidance   weight of the text in trained walks
+    w_denoise  weight of the text in drafts
+    w_invert   weight of the text on the way back to noise
     reduction  of a step's log-probability: mean over numbers of the latents, or sum (then take a far smaller --lr)
     clip       of the ratio; with the mean 0.1 hardly ever holds, DDPO's release has 1e-4
     lora       rank of the adapter on attention; 0 trains the whole UNet
+    bf16       the frozen parts in bfloat16
+    device     cpu or cuda; the GPU if there is one
     at_once    latents in the UNet at a time, those with and those without the text counted: memory
     """
     how = Denoising(denoising, 1.0, guidance, w_denoise, w_invert, reduction, at_once=at_once)
