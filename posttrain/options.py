@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,6 +88,25 @@ class ModelOptions:
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )
+
+    def player(self, name: str, option: str, temperature: float | None = None) -> Sampler:
+        """Another player (a judge, a teacher, an opponent), named by `option`.
+
+        name  a Hub id or folder of a checkpoint, which is run here with a template of its own, or the address of a chat
+              server; of several models that it has, http://host:8000/v1#MODEL is one
+        Raises ServerError or ValueError, before any work, when there is none.
+        """
+        from posttrain.policy.load import naming
+        from posttrain.sampler.server import server
+
+        warmth = self.temperature if temperature is None else temperature
+        if not name.startswith("http"):
+            own = replace(self, model=name, template=None, stop=None, lora=0, checkpointing=False, temperature=warmth)
+            with naming(option):
+                return own.policy()
+        found = server(name, max_new=self.max_new, temperature=warmth)
+        _ = found.server.model
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import Bandit, task
@@ -99,7 +101,7 @@ def test_gae_by_hand():
 
 def test_a_critic_learns_values_and_is_saved(make):
     policy = make()
-    gae = Gae(Critic(policy, lr=1e-2), passes=5)
+    gae = Gae(Critic(policy, lr=1e-2), updates=3)
     group = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 6)[0]
     before = [p.detach().clone() for p in policy.parameters()]
     scores = [pt.Score(1.0)] * 6
@@ -111,9 +113,33 @@ def test_a_critic_learns_values_and_is_saved(make):
     assert losses[-1] < 0.2 * losses[0]
     torch.testing.assert_close(torch.cat(credit), torch.zeros(sum(map(len, credit))), atol=0.5, rtol=0)
     assert all((a == b).all() for a, b in zip(before, policy.parameters(), strict=True)), "the policy is not touched"
-    twin = Gae(Critic(policy, lr=1e-2), passes=5)
+    twin = Gae(Critic(policy, lr=1e-2), updates=3)
     twin.load_state_dict(gae.state_dict())
     torch.testing.assert_close(torch.cat(twin(group, scores)), torch.cat(gae(group, scores)))
+
+
+def test_the_critic_s_updates_share_the_rows_and_memory_that_runs_out_is_met(make, monkeypatch):
+    policy = make()
+    gae = Gae(Critic(policy), updates=3)
+    group = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 7)[0]
+    gae(group, [pt.Score(float(i)) for i in range(7)])
+    rows = [row for part, _, _ in gae.seen for row in part]
+    shares, passes = [], []
+    learn, values = gae.critic.learn, gae.critic.values
+
+    def scarce(some):
+        if len(some) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        passes.append(len(some))
+        return values(some)
+
+    monkeypatch.setattr(gae.critic, "learn", lambda some, *rest: shares.append(some) or learn(some, *rest))
+    monkeypatch.setattr(gae.critic, "values", scarce)
+    assert gae.learn()["critic_loss"] > 0
+    assert [len(some) for some in shares] == [3, 2, 2]
+    assert sorted(map(id, itertools.chain(*shares))) == sorted(map(id, rows)), "each row once"
+    assert sum(passes) == 7, "row by row"
+    assert gae.critic.micro_tokens < 16384
 
 
 def test_on_policy_distillation_follows_the_teacher():

@@ -19,6 +19,7 @@ from posttrain import grade, tiny
 from posttrain.chat import in_words
 from posttrain.cli import main
 from posttrain.data import read, read_demonstrations
+from posttrain.options import ModelOptions
 from posttrain.reward import graded
 from posttrain.systems import rl_with_cold_start as system
 from posttrain.systems.rl_with_cold_start import experiments
@@ -141,12 +142,12 @@ def album(tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_every_stage_from_the_command_line(family, album, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(system, "teacher_of", lambda *_: Canned("it is \\boxed{1}"))
+    monkeypatch.setattr(ModelOptions, "player", lambda *_: Canned("it is \\boxed{1}"))
     folder = checkpoint(tmp_path / "model", family)
     data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6", "--min-pixels", "64"]
     size = ["--steps", "1", "--tasks", "2", "--quiet"]
     start = ["run", "rl-with-cold-start", "--scale", "full", *data, *size]
-    main([*start, "--stage", "distil", "--model", folder, "--out", str(tmp_path / "cold")])
+    main([*start, "--stage", "distil", "--teacher", "it", "--model", folder, "--out", str(tmp_path / "cold")])
     chains = tmp_path / "cold-chains" / "demonstrations.jsonl"
     assert [json.loads(line)["id"] for line in chains.read_text().splitlines()] == ["2"]  # the one whose answer is 1
     with pytest.raises(SystemExit):  # the released script starts from the base model, which is RL alone
@@ -162,11 +163,12 @@ def test_every_stage_from_the_command_line(family, album, tmp_path, monkeypatch,
 
 
 def test_no_right_chain_is_said(album, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(system, "teacher_of", lambda *_: Canned("I do not know"))
+    monkeypatch.setattr(ModelOptions, "player", lambda *_: Canned("I do not know"))
     folder = checkpoint(tmp_path / "model")
     data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6", "--model", folder]
+    stage = ["--stage", "distil", "--teacher", "it"]
     with pytest.raises(SystemExit):
-        main(["run", "rl-with-cold-start", "--scale", "full", *data, "--stage", "distil", "--out", str(tmp_path / "c")])
+        main(["run", "rl-with-cold-start", "--scale", "full", *data, *stage, "--out", str(tmp_path / "c")])
     assert "not one chain of the teacher was right" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -173,6 +174,15 @@ def loaded_preprocessing(path: str) -> Preprocessing:
         return Preprocessing.of(settings)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {path}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Within, what is wrong with a checkpoint is said of another option than --model."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("--model ", f"{option} ", 1)) from error
 
 
 def first_line(error: BaseException) -> str:

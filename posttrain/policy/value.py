@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,23 @@ from torch import Tensor, nn
 
 from posttrain.advantage import decision_rewards
 from posttrain.core import Group, Invalid, Message, Metrics, Row, Score, Task
+from posttrain.descent import fitting
 from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, set_threads
 from posttrain.policy.text import TextPolicy, quiet
 from posttrain.row import micro_batches, rows_of
 
 
 class Critic:
-    """The value before each decision: a copy of the policy's body with a linear head, trained beside it."""
+    """The value before each decision: a copy of the policy's body with a linear head, trained beside it.
+
+    micro_tokens  in one pass, which is halved where memory runs out
+    """
 
     def __init__(self, policy: TextPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384):
         if policy.body is not policy.model:
             raise ValueError(
-                "a critic copies the policy's whole body, so it does not go with LoRA: leave --lora, or use grpo"
+                "a critic copies the policy's whole body, so it does not go with LoRA: leave --lora, or take a method "
+                "without a critic"
             )
         self.policy = copy.copy(policy)
         self.policy.shards = []  # a critic stands whole on every rank
@@ -42,22 +48,37 @@ class Critic:
         """[N] differentiable, before each decision of the rows."""
         return self.out(self.policy.hidden(rows).float())[:, 0]
 
-    @torch.no_grad()
     def valued(self, rows: Sequence[Row]) -> list[Tensor]:
         """[B][N] the same without gradients, on the CPU, in micro-batches."""
-        out: list[Tensor] = [torch.zeros(0)] * len(rows)
-        for piece in micro_batches(self.policy, rows, self.micro_tokens):
-            found = self.values([rows[i] for i in piece]).cpu()
-            for i, part in zip(piece, found.split([len(rows[i].advantage) for i in piece]), strict=True):
-                out[i] = part
-        return out
+
+        @torch.no_grad()
+        def attempt(tokens: int) -> list[Tensor]:
+            out: list[Tensor] = [torch.zeros(0)] * len(rows)
+            for piece in micro_batches(self.policy, rows, tokens):
+                found = self.values([rows[i] for i in piece]).cpu()
+                for i, part in zip(piece, found.split([len(rows[i].advantage) for i in piece]), strict=True):
+                    out[i] = part
+            return out
+
+        found, self.micro_tokens = fitting(self.policy, rows, self.micro_tokens, attempt)
+        return found
 
     def learn(self, rows: Sequence[Row], returns: Sequence[Tensor], before: Sequence[Tensor]) -> Metrics:
         """One step on half the squared error, values clipped around what they were (PPO, as released by OpenAI)."""
+        cost, self.micro_tokens = fitting(
+            self.policy, rows, self.micro_tokens, lambda tokens: self.gradient(rows, returns, before, tokens)
+        )
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()
+        return {"critic_loss": cost}
+
+    def gradient(
+        self, rows: Sequence[Row], returns: Sequence[Tensor], before: Sequence[Tensor], micro_tokens: int
+    ) -> float:
         total = sum(len(target) for target in returns)
         self.optimizer.zero_grad()
         whole = 0.0
-        for piece in micro_batches(self.policy, rows, self.micro_tokens):
+        for piece in micro_batches(self.policy, rows, micro_tokens):
             now = self.values([rows[i] for i in piece])
             target = torch.cat([returns[i] for i in piece]).to(now.device)
             error = (now - target).square()
@@ -67,9 +88,7 @@ class Critic:
             cost = 0.5 * error.sum() / total
             cost.backward()
             whole += cost.item()
-        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
-        self.optimizer.step()
-        return {"critic_loss": whole}
+        return whole
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -101,7 +120,10 @@ class Gae:
     """An advantage that asks a critic, and teaches it after the policy's update (`learn`).
 
     A rollout that was cut off is a finished episode here, as the reward has judged it as it stands.
-    `by_turn`: every turn is an episode of its own, so that no turn is credited with what a later one earns.
+
+    updates  optimizer steps of the critic after a step of the policy, each on its share of the rows
+    warmup   steps in which only the critic learns
+    by_turn  every turn is an episode of its own, so that no turn is credited with what a later one earns
     """
 
     def __init__(
@@ -109,12 +131,12 @@ class Gae:
         critic: Critic,
         gamma: float = 1.0,
         lam: float = 0.95,
-        passes: int = 1,
+        updates: int = 1,
         warmup: int = 0,
         by_turn: bool = False,
     ):
-        self.critic, self.gamma, self.lam, self.passes, self.by_turn = critic, gamma, lam, passes, by_turn
-        self.warmup = warmup  # steps in which only the critic learns
+        self.critic, self.gamma, self.lam = critic, gamma, lam
+        self.updates, self.warmup, self.by_turn = updates, warmup, by_turn
         self.steps = 0
         self.seen: list[tuple[list[Row], Tensor, Tensor]] = []  # rows, returns [N], values [N] of each rollout
 
@@ -136,12 +158,18 @@ class Gae:
         sizes = [len(row.advantage) for row in rows]
         returns = torch.cat([returns for _, returns, _ in self.seen])
         before = torch.cat([values for _, _, values in self.seen])
+        targets, values = returns.split(sizes), before.split(sizes)
+        order = torch.arange(len(rows))
+        if self.updates > 1:
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.steps))
         self.seen, self.steps = [], self.steps + 1
-        metrics: Metrics = {}
-        for _ in range(self.passes):
-            metrics = self.critic.learn(rows, returns.split(sizes), before.split(sizes))
+        losses = []
+        for share in order.tensor_split(min(self.updates, len(rows))):
+            some = share.tolist()
+            chosen = [rows[i] for i in some], [targets[i] for i in some], [values[i] for i in some]
+            losses.append(self.critic.learn(*chosen)["critic_loss"])
         unexplained = (returns - before).var() / returns.var().clamp(min=1e-8)
-        return metrics | {"value_explained": 1 - unexplained.item()}
+        return {"critic_loss": statistics.fmean(losses), "value_explained": 1 - unexplained.item()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "critic": self.critic.state_dict()}

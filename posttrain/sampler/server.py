@@ -33,8 +33,8 @@ class ServerError(ConnectionError):
 class Server:
     """An address that is posted to, with a deadline for every request and another try for what may pass.
 
-    url        such as http://localhost:8000/v1
-    model      as the server names it; None: the only one it has
+    url        such as http://localhost:8000/v1; a model may follow: http://localhost:8000/v1#MODEL
+    model      as the server names it; None: that of `url`, or the only one it has
     key        None: the environment's OPENAI_API_KEY, if any
     deadline_s for one request, its retries and their pauses included
     """
@@ -49,7 +49,8 @@ class Server:
         deadline_s: float = 600.0,
         retries: int = 5,
     ):
-        self.url, self.named = url.rstrip("/"), model
+        address, _, named = url.partition("#")
+        self.url, self.named = address.rstrip("/"), model or named or None
         self.at_once, self.deadline_s, self.retries = at_once, deadline_s, retries
         key = key or os.environ.get("OPENAI_API_KEY")
         limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
@@ -67,7 +68,7 @@ class Server:
         """Raises ServerError when the server cannot be reached, or has several models and none was named."""
         names = [one["id"] for one in self.get(f"{self.url}/models")["data"]]
         if self.named is None and len(names) != 1:
-            raise ServerError(f"{self.url} serves {', '.join(names)}: name one of them as `model`")
+            raise ServerError(f"{self.url} serves {', '.join(names)}: name one of them, as {self.url}#{names[0]}")
         if self.named is not None and self.named not in names:
             raise ServerError(f"{self.url} does not serve {self.named!r}, but {', '.join(names)}")
         return self.named or names[0]

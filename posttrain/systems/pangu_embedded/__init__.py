@@ -118,9 +118,5 @@ def full(
 
 
 def teacher_of(teacher: str | None, model: ModelOptions, policy: TextPolicy, repair: bool) -> Sampler:
-    if teacher and teacher.startswith("http"):
-        from posttrain.sampler.server import server
-
-        return server(teacher, max_new=model.max_new, temperature=model.temperature)
-    local = replace(model, model=teacher, lora=0).policy() if teacher else policy
-    return Repaired(local) if repair else local
+    found = model.player(teacher, "--teacher") if teacher else policy
+    return Repaired(found) if repair and isinstance(found, TextPolicy) else found

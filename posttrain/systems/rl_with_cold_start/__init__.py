@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.core import Reward, Sampler
+from posttrain.core import Reward
 from posttrain.data import read_demonstrations
 from posttrain.loss import clipped, token_mean
 from posttrain.method import grpo
@@ -112,7 +112,7 @@ def full(
         if not (run.resume and (folder / CHAINS).is_file()):
             tasks = task.tasks()
             policy.check(tasks)
-            asked = teacher_of(teacher, model, policy)
+            asked = model.player(teacher, "--teacher") if teacher else policy
             written(kept(asked, tasks, task.reward(), style, candidates, mix(run.seed, "teacher")), folder)
         found = chains_of(folder, task)
     aligned(policy, tower)
@@ -125,11 +125,3 @@ def chains_of(folder: Path, task: TaskOptions) -> list:
     if not path.read_text().strip():
         return []
     return read_demonstrations(path, image="images" if task.image else None, system=task.system)
-
-
-def teacher_of(teacher: str | None, model: ModelOptions, policy: TextPolicy) -> Sampler:
-    if teacher and teacher.startswith("http"):
-        from posttrain.sampler.server import server
-
-        return server(teacher, max_new=model.max_new, temperature=model.temperature)
-    return replace(model, model=teacher, lora=0).policy() if teacher else policy

@@ -35,7 +35,7 @@ def recipe(
     return Recipe(
         reward(weights),
         env,
-        advantage=Gae(Critic(policy, lr=critic_lr), gamma=1.0, lam=1.0, passes=updates, by_turn=True),
+        advantage=Gae(Critic(policy, lr=critic_lr), gamma=1.0, lam=1.0, updates=updates, by_turn=True),
         across=whitened,
         loss=total(*terms),
         reduce=token_mean,
