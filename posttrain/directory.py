@@ -196,7 +196,7 @@ def read_metrics(path: str | Path) -> list[Metrics]:
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines, up to one that a kill cut short; none of a file that is not there."""
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():  # others may be in a text
         try:
             yield json.loads(text)
         except json.JSONDecodeError:

@@ -38,6 +38,7 @@ FIRST_BLOW, NEXT_BLOW = 3, 1  # levels that a refutation takes from a belief
 DEGREES = ("-", "?", "+")  # 0 to 2 eighths of agreement, 3 to 5 or not known, 6 to 8
 ATTITUDES = ("Disagree", "Partly Disagree", "Neutral", "Partly Agree", "Agree")
 TURNS, TURN_SHARES = range(6), (4, 4, 4, 1, 1, 1)  # rounds before the one that a demonstration shows
+STRUCTURE = {"A", "B", "|"}  # an argument that has them is not understood: it would be read as more than one
 TAGS = ("<thought>", "</thought>", "<argument>", "</argument>")
 
 
@@ -130,7 +131,8 @@ class Persuasion:
     # ---- what is said to whom
 
     def transcript(self, lines: Sequence[str]) -> str:
-        return " ".join(f"{'AB'[i % 2]} {line}" for i, line in enumerate(lines))
+        heard = (self.silence if STRUCTURE & set(line.split()) else line for line in lines)
+        return " ".join(f"{'AB'[i % 2]} {line}" for i, line in enumerate(heard))
 
     def persuader(
         self,

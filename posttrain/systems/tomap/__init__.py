@@ -13,7 +13,7 @@ how much he agrees with each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import replace
 
 from posttrain.options import ModelOptions, RunOptions
 from posttrain.recipe import Part
@@ -22,17 +22,9 @@ from posttrain.step import train
 from posttrain.systems.tomap.claims import ARMS, CLAIMS, SHOWN
 from posttrain.systems.tomap.dialogue import Setting
 from posttrain.systems.tomap.experiments import prepared
+from posttrain.systems.tomap.options import DialogueOptions, LearningOptions, PredictorOptions, Stage, refuse
 from posttrain.systems.tomap.recipe import recipe
-from posttrain.systems.tomap.stages import (
-    DialogueOptions,
-    LearningOptions,
-    PredictorOptions,
-    collect,
-    judged,
-    propose,
-    roomy,
-    teach,
-)
+from posttrain.systems.tomap.stages import collect, judged, propose, roomy, teach
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop", "recipe"]
 
@@ -52,37 +44,38 @@ def laptop(
 
 
 def full(
-    talk: DialogueOptions,
     model: ModelOptions,
+    talk: DialogueOptions,
     learning: LearningOptions,
     predicting: PredictorOptions,
     run: RunOptions = RunOptions("runs/tomap", steps=200, tasks=128, lr=1e-6, warmup=40),
-    stage: Literal["propose", "collect", "predictor", "train", "evaluate"] = "train",
+    stage: Stage = "train",
     held_out: str | None = None,
 ) -> Session | None:
     """Your checkpoint against Bob, stage by stage: propose, collect, predictor, then train, then evaluate.
 
     stage     propose writes OUT/topics.jsonl with counterclaims; collect logs --steps times --tasks dialogues in which
-              Bob is asked for all his beliefs; predictor learns from --logs; evaluate writes OUT/evaluation.json
+              Bob is asked for all his beliefs; predictor learns from --logs; evaluate holds a dialogue on each topic
+              of --data and writes OUT/evaluation.json
     held_out  train: topics of the same form, on which Bob answers at temperature 0
     """
+    refuse(stage, held_out, talk, predicting)
+    learning.check()
     if stage == "predictor":
-        teach(predicting, run, model.device)
+        teach(predicting, run.run(**vars(predicting)), model.device)
         return None
-    policy = model.policy()
     if stage == "propose":
-        propose(policy, talk, run.run(**talk.describe(), **vars(model)))
+        found = talk.topics()
+        propose(model.policy(), found, run.run(**talk.describe(), **vars(model)))
         return None
+    talk = replace(talk, probe=talk.probe or stage == "collect")
     tasks = talk.tasks(validation=stage == "evaluate")
     tests = talk.tasks(held_out, validation=True) if held_out else []
+    policy, others = model.policy(), talk.players(model)
     roomy(policy, [*tasks, *tests], talk.turns, talk.most)
-    others = talk.players(model)
-    described = {**talk.describe(), **vars(learning), **vars(model)}
-    if stage == "evaluate":
-        judged(policy, tasks, talk.env(policy), others, run)
-        return None
-    if stage == "collect":
-        collect(policy, tasks, talk.env(policy, probe=True), others, run.run(**described))
-        return None
-    made = learning.recipe(policy, talk, others, run.tasks)
-    return train(policy, tasks, made, run.run(**described), held_out=tests)
+    described = run.run(**talk.describe(others), **vars(learning), **vars(model))
+    if stage == "train":
+        made = learning.recipe(policy, talk, others, run.tasks, run.micro_tokens)
+        return train(policy, tasks, made, described, held_out=tests)
+    (judged if stage == "evaluate" else collect)(policy, tasks, talk.env(policy), others, described)
+    return None

@@ -20,7 +20,7 @@ from posttrain.episode import user
 from posttrain.seeding import mix
 
 PROPOSED = 10  # of a topic; the first three are used
-ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s*(.+?)\s*$", re.MULTILINE)
+ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.*[^\W\d_].*)$", re.MULTILINE)  # a mark, a blank, and some letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,12 @@ def topics(data: str | Path, *, validation: bool = False, limit: int | None = No
 
 
 def tree(value: Any, place: Place) -> Iterator[Counterclaim]:
-    value = json.loads(value) if isinstance(value, str) and value else value or []  # a cell of a table
+    if isinstance(value, str) and value:  # a cell of a table
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: 'counterclaims' is no JSON: {error}") from error
+    value = value or []
     if not isinstance(value, Sequence):
         raise ValueError(f"{place}: 'counterclaims' holds {type(value).__name__}, not a list")
     for one in value:
@@ -104,7 +109,7 @@ def proposed(persuader: Sampler, found: Sequence[Topic], count: int = PROPOSED, 
         )
         for one in found
     ]
-    listed = [items(str(reply.content))[:count] for reply in persuader.sample(asks)]
+    listed = [items(str(reply.content), cut=reply.stop == "length")[:count] for reply in persuader.sample(asks)]
     denied = iter(persuader.sample([negating(s, mix(seed, s)) for of_one in listed for s in of_one]))
     out = []
     for one, statements in zip(found, listed, strict=True):
@@ -119,6 +124,7 @@ def negating(statement: str, seed: int) -> Ask:
     return Ask((user(wish),), seed=seed)
 
 
-def items(said: str) -> list[str]:
-    """The points of a numbered or bulleted list, each once."""
-    return list(dict.fromkeys(ITEM.findall(said)))
+def items(said: str, cut: bool = False) -> list[str]:
+    """The points of a numbered or bulleted list, each once, without bold type; not the last one if it was cut off."""
+    found = [" ".join(point.split()) for point in ITEM.findall(said.replace("**", ""))]
+    return list(dict.fromkeys(found[: len(found) - cut]))

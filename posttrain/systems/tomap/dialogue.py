@@ -27,7 +27,7 @@ TAGS = ("<thought>", "</thought>", "<argument>", "</argument>")
 NO_TAG = r"((?:(?!</?(?:thought|argument)>).)*)"
 FORM = re.compile(rf"\s*<thought>{NO_TAG}</thought>\s*<argument>{NO_TAG}</argument>\s*", re.DOTALL)
 ARGUMENT = re.compile(rf"<argument>{NO_TAG}</argument>", re.DOTALL)
-ATTITUDE = re.compile(r"<attitude>([^<]*)</attitude>", re.IGNORECASE)
+ATTITUDE = re.compile(r"<attitude>([^<]*)", re.IGNORECASE)  # the closing tag may be cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,12 @@ def argument(text: str) -> str:
 
 
 def level(reply: Reply) -> int | None:
-    """0 (disagree) to 4 (agree) by the last <attitude> alone, whatever is mentioned before it; None: it says none."""
+    """0 (disagree) to 4 (agree) by the last <attitude> alone, whatever is mentioned before it; None: it says none.
+
+    Case, and what is neither letter nor blank, do not matter: "**Partly-agree.**" is "Partly Agree".
+    """
     found = ATTITUDE.findall(str(reply.content))
-    said = " ".join(re.split(r"[\s_-]+", found[-1].strip().title())) if found else ""
+    said = " ".join(re.findall("[a-z]+", found[-1].lower())).title() if found else ""
     return ATTITUDES.index(said) if said in ATTITUDES else None
 
 
@@ -116,15 +119,14 @@ def dialogue(
     turns: int = 3,
     count: int = 3,
     limit: Limit = Limit(),
-    temperature: float | None = None,
     probe: bool = False,
 ) -> Env:
     """The environment; a task's truth is its `Topic`, and "persuadee" (and "predictor") are among the players.
 
-    count        counterclaims that are shown, of those that the topic has
-    temperature  of the persuadee; None: its own. Its attitudes, and all that it says in validation, have 0
-    probe        ask for Bob's attitude to every counterclaim after every round: what a predictor learns from
-    Raises EpisodeFailed when Bob gives no attitude, asked twice.
+    count  counterclaims that are shown, of those that the topic has
+    probe  ask for Bob's attitude to every counterclaim after every round: what a predictor learns from
+    Bob's attitudes, and all that he says in validation, have temperature 0. Raises EpisodeFailed when he gives no
+    attitude, asked twice.
     """
 
     def play(task: Task[Topic]) -> Episode:
@@ -154,8 +156,7 @@ def dialogue(
             lines.append(heard or wording.silence)
             lengths.append(length)
             answer = wording.persuadee(topic.claim, topic.denial, lines)
-            warmth = 0.0 if topic.validation else temperature
-            reply = yield from ask(answer, "persuadee", temperature=warmth)
+            reply = yield from ask(answer, "persuadee", temperature=0.0 if topic.validation else None)
             lines.append(limit(argument(str(reply.content)))[0] or wording.silence)
         return Dialogue(tuple(lines), tuple(stances), tuple(lengths), tuple(agreements), tuple(beliefs), retries)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from posttrain.core import Ask, Reply
 from posttrain.directory import read_rollouts, write_json
-from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
+from posttrain.policy.load import loaded, loaded_tokenizer, located, naming, picked
 from posttrain.seeding import mix
 from posttrain.systems.tomap.wording import ATTITUDES, Wording
 
@@ -67,11 +68,12 @@ class Encoder:
     def __init__(self, model: str, device: str | None = None, rows: int = 32):
         from transformers import AutoModel
 
-        path = located(model)
         self.name, self.rows = model, rows
-        self.tokenizer = loaded_tokenizer(path)
+        with naming("--encoder"):
+            path = located(model)
+            self.tokenizer = loaded_tokenizer(path)
+            self.model = loaded(AutoModel, path).to(picked(device)).eval().requires_grad_(False)
         self.tokenizer.truncation_side = "left"
-        self.model = loaded(AutoModel, path).to(picked(device)).eval().requires_grad_(False)
         config = self.model.config
         counted_from = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's first position
         self.most = int(config.max_position_embeddings) - counted_from
@@ -120,9 +122,11 @@ def embedder(name: str, device: str | None = None) -> Embedder:
     """By the address of a server, as `hashed:WIDTH:LONGEST`, or by a Hub id or folder."""
     if name.startswith("http"):
         return Served(name)
-    if name.startswith("hashed:"):
-        width, longest = map(int, name.split(":")[1:])
-        return Hashed(width, longest)
+    if name.startswith("hashed"):
+        numbers = re.fullmatch(r"hashed:([1-9]\d*):([1-9]\d*)", name)
+        if numbers is None:
+            raise ValueError(f"--encoder {name}: of the form hashed:WIDTH:LONGEST, such as hashed:512:1")
+        return Hashed(*map(int, numbers.groups()))
     return Encoder(name, device)
 
 

@@ -24,18 +24,20 @@ def recipe(
     critic_lr: float = 2e-6,
     kl: float = 0.001,
     entropy: float = 0.001,
+    micro_tokens: int = 16384,
 ) -> Recipe:
     """PPO as released: gamma = lambda = 1 within a turn, clip 0.2, a k3 term and an entropy bonus of 0.001 in the loss.
 
     One dialogue of each topic: its turns are compared with what the critic expects, and not with one another.
     """
+    critic = Critic(policy, lr=critic_lr, micro_tokens=micro_tokens)
     terms = [(1.0, clipped(0.2, 0.2))]
     terms += [(kl, kl_to_reference(k3))] if kl else []
     terms += [(entropy, entropy_bonus)] if entropy else []
     return Recipe(
         reward(weights),
         env,
-        advantage=Gae(Critic(policy, lr=critic_lr), gamma=1.0, lam=1.0, updates=updates, by_turn=True),
+        advantage=Gae(critic, gamma=1.0, lam=1.0, updates=updates, by_turn=True),
         across=whitened,
         loss=total(*terms),
         reduce=token_mean,
