@@ -320,6 +320,13 @@ def test_the_command_teaches(capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_system_is_not_started_on_several_ranks(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main(["run", "entropy"])
+    assert "posttrain run learns in one process: start it without torchrun" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "scale"), product(NAMES, ("laptop", "full")))
 def test_help_explains_every_option_of_a_system(name, scale):
     function = getattr(systems.load(name), scale)

@@ -6,6 +6,7 @@ A system's module has two functions, `laptop` and `full`; their arguments are th
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 from types import FunctionType
@@ -44,6 +45,11 @@ def run(arguments: Sequence[str]) -> None:
         del rest[at : at + 2]
     if "--dry-run" in rest:
         raise ValueError("--dry-run: a system has no plan; try it with --steps 1 --tasks 2")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "posttrain run learns in one process: start it without torchrun; a system's parts are trained over several "
+            "by posttrain train --with (see posttrain list)"
+        )
     module = systems.load(name)
     prose, function = documented(getattr(module, scale))
     title = f"{(module.__doc__ or '').strip().splitlines()[0]}\n\nAt {scale} scale. {prose}"
