@@ -46,6 +46,7 @@ def read(
     system: str | None = None,
     limit: int | None = None,
     split: str = "train",
+    option: str = "--prompt",
 ) -> list[Task]:
     """Tasks from a JSONL, CSV or Parquet file, or a dataset of the Hugging Face Hub.
 
@@ -53,12 +54,13 @@ def read(
     answer   the column of the truth that rewards see; None when there is none
     image    the column of pictures; `<image>` in the prompt says where each stands, else they come first
     system   a system message put before every prompt
+    option   what named the prompt's column, for error messages
     Keys are the column `id` where there is one, else the line. Raises ValueError naming file, line and column.
     """
     tasks: list[Task] = []
     seen: dict[str, int] = {}
     for place, record in records(data, limit, split):
-        asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
+        asked = with_pictures(prompt_of(record, prompt, place, option), record, image, place)
         messages = (*([system_message(system)] if system else []), *asked)
         key = str(record.get("id", record.get("key", place.line)))
         if key in seen:
@@ -157,11 +159,11 @@ def column(record: Record, name: str, place: Place, option: str) -> Any:
     return record[name]
 
 
-def prompt_of(record: Record, prompt: str, place: Place) -> tuple[Message, ...]:
+def prompt_of(record: Record, prompt: str, place: Place, option: str = "--prompt") -> tuple[Message, ...]:
     """The messages of a prompt: of a template with {columns}, of a chat column, or of a text column."""
     if COLUMN.search(prompt):
-        return (user(COLUMN.sub(lambda found: str(column(record, found[1], place, "--prompt")), prompt)),)
-    value = column(record, prompt, place, "--prompt")
+        return (user(COLUMN.sub(lambda found: str(column(record, found[1], place, option)), prompt)),)
+    value = column(record, prompt, place, option)
     if is_chat(value):
         messages = tuple(value)
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages

@@ -184,13 +184,16 @@ def train(
     *,
     held_out: Sequence[Task] = (),
     sampler: Sampler | None = None,
+    begun: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """Train a policy on tasks by a recipe, in a run directory; returns the session, whose `history` holds the metrics.
 
     `sampler` plays in the policy's place; its replies are corrected for the difference, and if it is an engine it is
     given the weights before every step. `held_out` tasks are graded every `run.eval_every` steps and never trained on.
+    `begun` is called once, when the directory is prepared and a resumed run restored, before any step.
     """
     with Session(run, policy, tasks, recipe, held_out=held_out, sampler=sampler) as session:
+        begun(session)
         for _ in session:
             experience = gather(policy, session.source, recipe, run.tasks, seed=session.seed, sampler=sampler)
             if session.engine and ranks.primary():

@@ -5,7 +5,7 @@ It is the `update` of reinforcement learning with a likelihood loss, on rows tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -35,9 +35,15 @@ def demonstrated(policy: TextPolicy, demonstration: Demonstration) -> list[Row]:
     return rows
 
 
-def sft(policy: TextPolicy, demonstrations: Sequence[Demonstration], run: Run) -> Session:
+def sft(
+    policy: TextPolicy,
+    demonstrations: Sequence[Demonstration],
+    run: Run,
+    begun: Callable[[Session], None] = lambda session: None,
+) -> Session:
     """Supervised fine-tuning, the loss on assistant replies only; `run.tasks` is the number of rows in a step.
 
+    `begun` is called once, when the directory is prepared and a resumed run restored, before any step.
     Raises ValueError naming the demonstration that is longer than the model's context.
     """
     rows = []
@@ -50,6 +56,7 @@ def sft(policy: TextPolicy, demonstrations: Sequence[Demonstration], run: Run) -
                 )
             rows.append(row)
     with Session(run, policy, rows, kind="sft") as session:
+        begun(session)
         for _ in session:
             session.log(supervised_step(policy, session, run))
     return session

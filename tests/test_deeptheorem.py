@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import posttrain as pt
+import posttrain.run
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.core import Failed, Invalid, Score
@@ -27,6 +28,7 @@ from posttrain.systems import deeptheorem
 from posttrain.systems.deeptheorem import near, pipeline, questions
 from posttrain.systems.deeptheorem.experiments import read_much, recipe
 from posttrain.systems.deeptheorem.process import by_marks, judged, marks_in, process_score
+from posttrain.systems.deeptheorem.replies import Replies
 from posttrain.systems.deeptheorem.stages import TEMPLATE, player_of, templated
 from posttrain.systems.deeptheorem.statements import Stated, decided, divided, floors, measured, proofs, statements
 from posttrain.systems.deeptheorem.verdict import INSTRUCTION, guarded, lenient, right, verdict
@@ -208,8 +210,9 @@ def test_bad_rows_are_named(tmp_path, change, message):
     data = written(tmp_path / "bad.jsonl", [TRAINING[0], TRAINING[1] | change])
     with pytest.raises(ValueError, match=re.escape(message)):
         statements(data)
-    with pytest.raises(ValueError, match="6 theorems cannot be held out of 6"):
-        divided(statements(written(tmp_path / "t.jsonl", TRAINING)), 6)
+    for count, wanted in ((6, "--keep-out 6: of 6 theorems none would be left"), (-1, "--keep-out -1: it must be")):
+        with pytest.raises(ValueError, match=wanted):
+            divided(statements(written(tmp_path / "t.jsonl", TRAINING)), count)
 
 
 def test_proofs_are_told_with_the_statement_s_own_verdict(training):
@@ -222,6 +225,11 @@ def test_proofs_are_told_with_the_statement_s_own_verdict(training):
         assert text.count("\\boxed") == 1
     with pytest.raises(ValueError, match="did you mean --proof proof"):
         proofs(training, "prof", {"t1"})
+
+
+def test_proofs_are_not_looked_for_in_a_test_file(tests):
+    with pytest.raises(ValueError, match=r"line 1: --stage sft .* 'id', 'pos_question', .* 'problem_name', 'prompt'"):
+        proofs(tests, "proof", {"made_up_1"})
 
 
 # ---- the prompt
@@ -272,10 +280,10 @@ def test_the_marks_of_a_judge(text, wanted):
     assert (marks and process_score(marks)) == (wanted and pytest.approx(wanted))
 
 
-def driven(replies: list[Any]) -> tuple[list[pt.Ask], Any]:
+def driven(proof: str, replies: list[Any]) -> tuple[list[pt.Ask], Any]:
     """The asks and the facts of an episode of `judged` whose replies are these."""
     one = pt.Task("t", (pt.user("Prove or disprove that 1 > 2."),), Stated("t", False))
-    episode = judged(0.0)(one)
+    episode = judged({"t": proof})(one)
     asks = next(episode)
     seen = [*asks]
     try:
@@ -288,20 +296,19 @@ def driven(replies: list[Any]) -> tuple[list[pt.Ask], Any]:
 
 
 def test_the_judge_is_asked_in_the_episode():
-    asks, facts = driven(["a proof {with braces}", GOOD])
-    assert [one.who for one in asks] == ["policy", "judge"]
-    assert asks[0].temperature == 0.0
-    question = asks[1].messages[-1]["content"]
+    asks, facts = driven("a proof {with braces}", [GOOD])
+    assert [(one.who, one.temperature) for one in asks] == [("judge", 0.0)]
+    question = asks[0].messages[-1]["content"]
     assert all(part in question for part in ("1 > 2.", "a proof {with braces}", "can be disproved"))
     assert by_marks(pt.Rollout(said("").task, [], facts)).value == pytest.approx(0.75)
 
 
 def test_nonsense_is_asked_for_again_and_then_invalid():
-    asks, facts = driven(["a proof", "nonsense", GOOD])
-    assert len(asks) == 3
-    assert asks[1].temperature != asks[2].temperature, "greedy again would say the same"
+    asks, facts = driven("a proof", ["nonsense", GOOD])
+    assert len(asks) == 2
+    assert asks[0].temperature != asks[1].temperature, "greedy again would say the same"
     assert facts["completeness"] == 0.5
-    _, facts = driven(["a proof", "nonsense", "nonsense"])
+    _, facts = driven("a proof", ["nonsense", "nonsense"])
     assert isinstance(facts, Failed)
     [score] = graded(pt.each(by_marks), [pt.Rollout(said("").task, [], facts)])
     assert isinstance(score, Invalid)
@@ -379,6 +386,87 @@ def test_evaluation_by_theorem_with_a_served_judge(chat, folder, tests, tmp_path
     assert "already holds an evaluation" in capsys.readouterr().err
 
 
+EVALUATE = ["run", "deeptheorem", "--scale", "full", "--stage", "evaluate", "--max-new", "6"]
+
+
+def lines_of(path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(chat, folder, tests, tmp_path, monkeypatch, capsys):
+    """A reply is on the disk as soon as it is there; a resume asks for the others, and for the marks that are missing."""
+    asked: list[str] = []
+    up = [True]
+    address = chat(lambda question: asked.append(question) or (GOOD if up[0] or "even" not in question else 400))
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    line = [*EVALUATE, "--model", folder, "--data", tests, "--judge", address]
+    main([*line, "--out", str(whole)])
+    with monkeypatch.context() as patched:
+        patched.setattr(Replies, "note", killed_after(2))
+        with pytest.raises(SystemExit):
+            main([*line, "--out", str(part)])
+    kept = lines_of(part / "replies.jsonl")
+    assert len(kept) == 2
+    first = kept[0] | {"reply": f"so </think> {PROVED}"}  # to be told from what the policy would say
+    (part / "replies.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(kept[1])}\n" + '{"task": "made')
+    with pytest.raises(SystemExit):
+        main([*line, "--out", str(part)])
+    assert "already holds an evaluation: continue with --resume" in " ".join(capsys.readouterr().err.split())
+    asked.clear()
+    up[0] = False
+    main([*line, "--out", str(part), "--resume"])
+    assert json.loads((part / "decided.json").read_text())["not marked"] == pytest.approx(1 / 3)
+    up[0] = True
+    asked.clear()
+    main([*line, "--out", str(part), "--resume"])
+    assert len(asked) == 1, "only the proof without marks"
+    found, wanted = (lines_of(out / "replies.jsonl") for out in (part, whole))
+    assert [one["task"] for one in found] == [one["task"] for one in wanted]
+    assert {one["task"]: one["reply"] for one in found} == {
+        one["task"]: first["reply"] if one["task"] == first["task"] else one["reply"] for one in wanted
+    }
+    assert all(one["process"] == pytest.approx(0.75) for one in found)
+    assert json.loads((part / "decided.json").read_text())["not marked"] == 0
+
+
+def killed_after(count: int) -> Any:
+    """`Replies.note` of a process that is killed once it has written so many replies."""
+    plain, left = Replies.note, [count]
+
+    def note(replies: Replies, one: pt.Rollout) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        plain(replies, one)
+
+    return note
+
+
+def test_an_evaluation_goes_into_no_folder_of_another(folder, training, tests, tmp_path, capsys):
+    out, run = tmp_path / "out", tmp_path / "run"
+    line = [*EVALUATE, "--model", folder, "--quiet"]
+    main([*line, "--data", tests, "--out", str(out)])
+    before = (out / "decided.json").read_text()
+
+    def refused(*options: str) -> str:
+        with pytest.raises(SystemExit):
+            main([*line, *options])
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "was begun with data" in refused("--data", training, "--out", str(out), "--resume")
+    assert "was begun with max_new = 6, not 5" in refused(
+        "--data", tests, "--out", str(out), "--resume", "--max-new", "5"
+    )
+    assert (out / "decided.json").read_text() == before
+    run.mkdir()
+    (run / "decided.json").write_text("of a run")
+    assert "does not hold an evaluation" in refused("--data", tests, "--out", str(run), "--overwrite")
+    assert (run / "decided.json").read_text() == "of a run"
+    main([*line, "--data", training, "--out", str(out), "--overwrite"])
+    assert json.loads((out / "decided.json").read_text())["theorems"] == 6
+    assert len(lines_of(out / "replies.jsonl")) == 12
+
+
 def test_a_local_judge_and_one_that_is_not_there(folder, tests, tmp_path, capsys, monkeypatch):
     line = ["run", "deeptheorem", "--scale", "full", "--stage", "evaluate", "--model", folder, "--max-new", "6"]
     main([*line, "--data", tests, "--judge", folder, "--out", str(tmp_path / "local")])
@@ -400,7 +488,8 @@ def test_a_local_judge_and_one_that_is_not_there(folder, tests, tmp_path, capsys
         (["--stage", "evaluate", "--keep-out", "2"], "--keep-out is an option of --stage train and sft"),
         (["--stage", "sft", "--against", "x"], "--against is an option of --stage construct"),
         (["--stage", "construct"], "--stage construct needs --writer"),
-        (["--stage", "train", "--keep-out", "6"], "6 theorems cannot be held out of 6"),
+        (["--stage", "train", "--keep-out", "6"], "--keep-out 6: of 6 theorems none would be left"),
+        (["--stage", "sft", "--keep-out", "-1"], "--keep-out -1: it must be at least 0"),
         (["--stage", "prove"], "invalid choice"),
     ],
 )
@@ -413,13 +502,80 @@ def test_options_that_do_not_go_together(training, options, message, tmp_path, c
 @pytest.mark.parametrize("stage", ["train", "sft"])
 def test_training_decides_before_and_after(stage, folder, training, tests, tmp_path):
     out = tmp_path / "out"
-    line = ["run", "deeptheorem", "--scale", "full", "--stage", stage, "--model", folder, "--data", training]
-    size = ["--max-new", "6", "--samples", "2", "--steps", "1", "--tasks", "2", "--quiet", "--out", str(out)]
-    main([*line, "--held-out", tests, "--keep-out", "1", *size])
+    line = trained(stage, folder, training, out)
+    main([*line, "--held-out", tests, "--keep-out", "1", "--steps", "1"])
     found = json.loads((out / "decided.json").read_text())
     assert set(found) == {"before", "after"}
     assert found["before"]["theorems"] == 3, "two of the file, one kept out"
     assert (out / "model" / "chat_template.jinja").read_text() == TEMPLATE.read_text()
+    assert [len(lines_of(out / f"decided-{step:06d}.jsonl")) for step in (0, 1)] == [5, 5]
+    main([*line, "--held-out", tests, "--keep-out", "1", "--steps", "2", "--resume"])
+    longer = json.loads((out / "decided.json").read_text())
+    assert longer["before"] == found["before"], "a resume keeps what the untouched policy decided"
+    assert set(longer) == {"before", "after"}
+    main([*line, "--steps", "1", "--overwrite"])
+    assert not list(out.glob("decided*")), "nothing of the run that was replaced"
+
+
+def trained(stage: str, folder: str, training: str, out) -> list[str]:
+    line = ["run", "deeptheorem", "--scale", "full", "--stage", stage, "--model", folder, "--data", training]
+    return [*line, "--max-new", "6", "--samples", "2", "--tasks", "2", "--quiet", "--out", str(out)]
+
+
+def test_what_is_decided_before_training_survives_a_kill(folder, training, tests, tmp_path, monkeypatch):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    main([*trained("train", folder, training, whole), "--held-out", tests, "--steps", "1"])
+    with monkeypatch.context() as patched:
+        patched.setattr(Replies, "note", killed_after(2))
+        with pytest.raises(SystemExit):
+            main([*trained("train", folder, training, part), "--held-out", tests, "--steps", "1"])
+    assert len(lines_of(part / "decided-000000.jsonl")) == 2
+    main([*trained("train", folder, training, part), "--held-out", tests, "--steps", "1", "--resume"])
+    assert (part / "decided.json").read_text() == (whole / "decided.json").read_text()
+
+
+def test_what_is_wrong_is_said_before_anything_is_decided(folder, training, tests, tmp_path, monkeypatch, capsys):
+    full, fresh = tmp_path / "full", tmp_path / "fresh"
+    main([*trained("train", folder, training, full), "--steps", "1"])
+
+    def decoding(*_: Any) -> Any:
+        raise AssertionError("statements are decided")
+
+    monkeypatch.setattr(Replies, "__init__", decoding)
+    twins = written(tmp_path / "twins.jsonl", [row | {"problem_name": "t0"} for row in TESTS])
+    for line, message in (
+        ([*trained("train", folder, training, full), "--held-out", tests], "already holds a run"),
+        ([*trained("sft", folder, training, full), "--held-out", tests], "already holds a run"),
+        ([*trained("sft", folder, training, fresh), "--held-out", tests, "--proof", "prof"], "did you mean --proof"),
+        ([*trained("sft", folder, tests, fresh), "--held-out", tests], "--stage sft takes training rows"),
+        (
+            [*trained("train", folder, training, fresh), "--keep-out", "5", "--held-out", twins],
+            "the theorem 't0' is also one of --keep-out",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            main(line)
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not fresh.exists()
+
+
+def test_a_resumed_run_at_laptop_scale_keeps_what_was_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(deeptheorem, "read_much", lambda seed: read_much(seed, quick=True))
+    line = ["run", "deeptheorem", "--tasks", "2", "--quiet", "--out", str(tmp_path / "out")]
+    main([*line, "--steps", "1"])
+    found = json.loads((tmp_path / "out" / "decided.json").read_text())
+    main([*line, "--steps", "2", "--resume"])
+    longer = json.loads((tmp_path / "out" / "decided.json").read_text())
+    assert longer["before"] == found["before"]
+    assert set(longer) == {"before", "after"}
+
+
+@pytest.mark.parametrize(("stage", "rate"), [("train", 1e-6), ("sft", 1e-5)])
+def test_each_stage_has_its_own_rate(stage, rate, folder, training, tmp_path, monkeypatch):
+    monkeypatch.setattr(posttrain.run, "SMALL_MODEL", 0)  # as if the checkpoint were a large one
+    main([*trained(stage, folder, training, tmp_path / "out"), "--steps", "1"])
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["lr"] == rate
 
 
 # ---- the pipeline
@@ -505,6 +661,9 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(chat, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*CONSTRUCT, "--data", other, "--out", str(out), "--resume", "--writer", chat(written_by)])
     assert "was begun with data" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*CONSTRUCT, *options, "--question", "qestion", "--writer", chat(written_by)])
+    assert "did you mean --question question?" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_local_writer_and_one_that_never_answers(chat, folder, tmp_path, capsys):
@@ -556,6 +715,15 @@ def test_near_statements_by_words():
     assert near.by_words(texts, tests) == [[0], [], []]
     many = ["the sum of two odd integers"] * 7
     assert near.by_words(["the sum of two odd integers is even"], many) == [[0, 1, 2, 3, 4]], "the five nearest"
+
+
+def test_a_long_list_of_texts_is_cut_into_words_once(monkeypatch):
+    """Of each text once, not once for every test statement: an hour's work otherwise, for a hundred thousand."""
+    cut: list[str] = []
+    plain = near.grams
+    monkeypatch.setattr(near, "grams", lambda text: cut.append(text) or plain(text))
+    near.by_words(["a b c", "d e f"], ["a b c d", "x y z", "u v w"])
+    assert sorted(cut) == sorted(["a b c", "d e f", "a b c d", "x y z", "u v w"])
 
 
 def test_near_statements_by_an_encoder(folder):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from posttrain.options import ModelOptions, RunOptions, hashed
@@ -26,14 +25,15 @@ from posttrain.systems.deeptheorem.experiments import ARMS, CLAIMS, SHOWN, exami
 from posttrain.systems.deeptheorem.stages import (
     Building,
     build,
-    decide,
-    fresh,
+    decided_first,
+    decided_last,
+    evaluated,
+    first,
+    last,
     player_of,
-    reported,
     templated,
-    write_decided,
 )
-from posttrain.systems.deeptheorem.statements import divided, proofs, statements
+from posttrain.systems.deeptheorem.statements import divided, proofs, statements, together
 from posttrain.systems.deeptheorem.verdict import guarded, right
 from posttrain.world.theorems import Theorems
 
@@ -55,18 +55,18 @@ def laptop(
     variants  train on contradictory variants too (--no-variants: on statements that hold only)
     """
     world, policy = Theorems(run.seed), read_much(run.seed)
-    before = {} if run.resume else {"before": examined(policy, world, run.seed)}
-    made = recipe(each(right), samples=16)
-    tests = world.held_out()
-    session = train(policy, world.training(variants), made, run.run(variants=variants), held_out=tests)
-    return reported(session, before | {"after": examined(policy, world, run.seed)})
+    made, tests = recipe(each(right), samples=16), world.held_out()
+    begun = first(lambda session: examined(policy, world, run.seed))
+    described = run.run(variants=variants)
+    session = train(policy, world.training(variants), made, described, held_out=tests, begun=begun)
+    return last(session, examined(policy, world, run.seed))
 
 
 def full(
     data: str,
     model: ModelOptions,
     building: Building,
-    run: RunOptions = RunOptions("runs/deeptheorem", steps=1000, tasks=128, lr=1e-6, warmup=50),
+    run: RunOptions = RunOptions("runs/deeptheorem", steps=1000, tasks=128, warmup=50),
     stage: Stage = "train",
     held_out: str | None = None,
     keep_out: int = 0,
@@ -102,22 +102,23 @@ def full(
         return None
     tasks, kept = divided(statements(data, limit, split), keep_out, run.seed)
     if stage == "evaluate":
-        folder = fresh(Path(run.out), run.overwrite)
         policy, marker = templated(model), player_of(judge, model, served_as) if judge else None
         policy.check(tasks)
-        write_decided(folder, decide(policy, tasks, run.seed, marker))
+        chosen = {"data": data, **hashed(data), "limit": limit, "split": split, "seed": run.seed, "judge": judge}
+        evaluated(policy, marker, tasks, {**chosen, "served_as": served_as, **vars(model)}, run)
         return None
-    tests = kept + (statements(held_out, None, "test") if held_out else [])
+    tests = together(kept, statements(held_out, None, "test") if held_out else [])
     policy = templated(model)
-    described = {"stage": stage, "data": data, **hashed(data), "held_out": held_out, "keep_out": keep_out}
+    described = {"stage": stage, "data": data, **hashed(data), "keep_out": keep_out, "held_out": held_out}
+    described["held_out_sha256"] = hashed(held_out)["data_sha256"] if held_out else None
     made = run.run(**described, limit=limit, proof=proof, **vars(model))
     policy.check([*tasks, *tests])
-    before = {"before": decide(policy, tests, run.seed).measures} if tests and not run.resume else {}
+    begun = first(lambda session: decided_first(session, tests))
     if stage == "sft":
-        session = sft(policy, proofs(data, proof, {task.truth.theorem for task in tasks}, split), made)
+        session = sft(policy, proofs(data, proof, {task.truth.theorem for task in tasks}, split), made, begun)
     else:
-        session = train(policy, tasks, recipe(each(right), samples), made, held_out=tests)
-    return reported(session, before | ({"after": decide(policy, tests, run.seed).measures} if tests else {}))
+        session = train(policy, tasks, recipe(each(right), samples), made, held_out=tests, begun=begun)
+    return last(session, decided_last(session, tests))
 
 
 TAKEN: Mapping[str, tuple[Stage, ...]] = {

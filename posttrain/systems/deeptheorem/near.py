@@ -20,7 +20,11 @@ Recall = Callable[[Sequence[str], Sequence[str]], list[list[int]]]  # texts, tes
 def by_words(texts: Sequence[str], tests: Sequence[str]) -> list[list[int]]:
     """By the share of the shorter one's n-grams of words that the other has too; shorter texts count as one n-gram."""
     against = [grams(test) for test in tests]
-    return [nearest([shared(grams(text), other) for other in against], LEAST_SHARED) for text in texts]
+    found = []
+    for text in texts:
+        own = grams(text)
+        found.append(nearest([shared(own, other) for other in against], LEAST_SHARED))
+    return found
 
 
 def grams(text: str) -> set[tuple[str, ...]]:

@@ -24,6 +24,7 @@ from typing import Any
 from posttrain.core import Env, Episode, Failed, Remote, Rollout, Sampler, Task
 from posttrain.directory import read_json, whole_lines, write_json
 from posttrain.episode import ask, play, play_concurrently, user
+from posttrain.options import RunOptions
 from posttrain.progress import bar
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.near import Recall
@@ -109,17 +110,18 @@ def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = Fals
     return failures
 
 
-def prepared(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path:
-    """The ledger's file, in a folder that is new, resumed with the same settings, or emptied of what was built there.
+def prepared(
+    folder: Path, kind: str, named: str, files: Sequence[str], settings: Mapping[str, Any], run: RunOptions
+) -> None:
+    """Make a folder for a kind of work and its `files`, take it up again with the same settings, or empty it of them.
 
-    Raises ValueError for one that holds another run.
+    The settings are in `KIND.json`. Raises ValueError for a folder that holds other work, or anything else.
     """
-    about, ledger = folder / "construct.json", folder / "items.jsonl"
-    if about.is_file() and not overwrite:
-        if not resume:
-            raise ValueError(
-                f"{folder} already holds theorems under construction: --resume, --overwrite or another --out"
-            )
+    about = folder / f"{kind}.json"
+    if not about.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and does not hold {named}: give another --out")
+    elif run.resume:
         before = read_json(about)
         changed = [name for name, value in settings.items() if before.get(name) != value]
         if changed:
@@ -127,11 +129,16 @@ def prepared(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite:
                 f"{folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {settings[changed[0]]!r}: "
                 "resume with the same settings, or give another --out"
             )
-        return ledger
+    elif run.overwrite:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+    else:
+        raise ValueError(
+            f"{folder} already holds {named}: continue with --resume, replace it with --overwrite, or "
+            "give another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    ledger.unlink(missing_ok=True)
     write_json(about, dict(settings))
-    return ledger
 
 
 def items_of(tasks: Sequence[Task], tests: Sequence[str], recall: Recall) -> list[Item]:

@@ -60,16 +60,15 @@ def request(task: Task, proof: str) -> str:
     return REQUEST.format(statement=task.prompt[-1]["content"], truth=worded(task.truth.holds), proof=proof)
 
 
-def judged(temperature: float | None = None) -> Env:
-    """One reply to the statement, at `temperature`, then the judge's marks of it as the episode's facts.
+def judged(proofs: Mapping[str, str]) -> Env:
+    """A judge's marks of the proof of each task, by its key, as the episode's facts.
 
     Where what it says is no marks it is asked once more, at temperature 1; after that the episode has `Failed`, as it
     has where the judge's server does not answer.
     """
 
     def play(task: Task) -> Episode:
-        reply = yield from ask(task.prompt, temperature=temperature)
-        question = [user(request(task, str(reply.content)))]
+        question = [user(request(task, proofs[task.key]))]
         for warmth in (0.0, 1.0):
             said = yield from ask(question, who="judge", temperature=warmth)
             marks = marks_in(str(said.content))

@@ -5,28 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
-from statistics import fmean
+from typing import Any, cast
 
-from posttrain.core import Episode, Group, Invalid, Rollout, Sampler, Score, Task
+from posttrain.core import Sampler, Task
 from posttrain.data import read
-from posttrain.directory import write_json
-from posttrain.episode import ask, rollout
-from posttrain.evaluation import GROUPS_AT_ONCE
+from posttrain.directory import read_json, write_json
 from posttrain.options import ModelOptions, RunOptions, hashed
 from posttrain.policy.text import TextPolicy
 from posttrain.progress import bar
-from posttrain.reward import each, graded
 from posttrain.run import Session
 from posttrain.sampler.server import server
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
 from posttrain.systems.deeptheorem.pipeline import Ledger, construct, items_of, prepared, rows_of
-from posttrain.systems.deeptheorem.process import by_marks, judged
-from posttrain.systems.deeptheorem.statements import as_table, measured, statements
-from posttrain.systems.deeptheorem.verdict import verdict
+from posttrain.systems.deeptheorem.replies import Replies, Watch, decide, mark
+from posttrain.systems.deeptheorem.statements import as_table, statements
 
 TEMPLATE = Path(__file__).with_name("prompt.jinja")
 
@@ -64,67 +59,79 @@ def player_of(name: str, model: ModelOptions, served_as: str | None) -> Sampler:
 
 # ---- decided by theorem
 
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """One greedy reply to each statement, with the judge's marks if one was asked; and what it comes to."""
-
-    rollouts: list[Rollout]
-    marks: list[Score | Invalid]
-    measures: dict[str, float]
+TABLE = "decided.json"
 
 
-def decide(policy: Sampler, tests: Sequence[Task], seed: int, judge: Sampler | None = None) -> Decided:
-    """Reply greedily, as the release does; a judge that fails on a proof takes nothing from the outcome."""
-    players = {"policy": policy, **({"judge": judge} if judge else {})}
-    groups: list[Group] = []
-    with bar("statements", len(tests)) as step:
-        for start in range(0, len(tests), GROUPS_AT_ONCE):
-            some = tests[start : start + GROUPS_AT_ONCE]
-            groups += rollout(judged(0.0) if judge else once, some, players, 1, seed + start, lambda *_: step())
-    marks = [graded(each(by_marks), group)[0] for group in groups] if judge else []
-    measures = measured([one for [one] in groups])
-    if judge:
-        known = [mark.value for mark in marks if isinstance(mark, Score)]
-        measures |= {"not marked": 1 - len(known) / len(marks)} | ({"process": fmean(known)} if known else {})
-    return Decided([one for [one] in groups], marks, measures)
+def evaluated(
+    policy: TextPolicy,
+    judge: Sampler | None,
+    tests: Sequence[Task],
+    settings: Mapping[str, Any],
+    run: RunOptions,
+) -> None:
+    """A test file decided by theorem: `decided.json`, and every reply with its verdict and marks in `replies.jsonl`."""
+    files = ("replies.jsonl", TABLE)
+    folder = Path(run.out)
+    prepared(folder, "evaluation", "an evaluation", files, settings, run)
+    replies = Replies(folder / "replies.jsonl", tests)
+    with bar("statements", len(tests), run.quiet) as watch:
+        measures = decide(replies, policy, run.seed, watch)
+    if judge is not None:
+        with bar("marks", len(tests), run.quiet) as watch:
+            measures |= mark(replies, judge, run.seed, watch)
+    print("\n".join(as_table({"decided": measures})))
+    write_json(folder / TABLE, measures)
 
 
-def once(task: Task) -> Episode:
-    """One greedy reply."""
-    yield from ask(task.prompt, temperature=0.0)
+def first(measure: Callable[[Session], Mapping[str, float]]) -> Callable[[Session], None]:
+    """For `train` and `sft` to begin with: what the untouched policy decides, in the run's `decided.json`.
+
+    A run that is resumed after its first checkpoint keeps what is there.
+    """
+
+    def begun(session: Session) -> None:
+        if session.step:
+            return
+        folder = session.directory.path
+        if not session.run.resume:
+            for old in folder.glob("decided*.json*"):  # of the run that was replaced
+                old.unlink()
+        if measures := measure(session):
+            write_json(folder / TABLE, {"before": dict(measures)})
+
+    return begun
 
 
-def write_decided(folder: Path, found: Decided) -> None:
-    """`decided.json`, and every reply with its verdict in `replies.jsonl`; the measures are printed."""
-    print("\n".join(as_table({"decided": found.measures})))
-    write_json(folder / "decided.json", found.measures)
-    with (folder / "replies.jsonl").open("w") as file:
-        for one, mark in zip_longest(found.rollouts, found.marks):
-            truth, said = one.task.truth, verdict(one.text)
-            line = {"task": one.task.key, "theorem": truth.theorem, "holds": truth.holds, "said": said.said}
-            line |= {"ended": said.ended, "reply": one.text}
-            if isinstance(mark, Score):
-                line |= {"process": mark.value, **mark.parts}
-            elif mark is not None:
-                line["not marked"] = mark.reason
-            file.write(json.dumps(line) + "\n")
-
-
-def fresh(folder: Path, overwrite: bool) -> Path:
-    """Raises ValueError, before any work, when an evaluation is there already."""
-    if (folder / "decided.json").exists() and not overwrite:
-        raise ValueError(f"{folder} already holds an evaluation: replace it with --overwrite, or give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def reported(session: Session, columns: Mapping[str, Mapping[str, float]]) -> Session:
+def last(session: Session, measures: Mapping[str, float]) -> Session:
     """What training changed, printed and in the run's `decided.json`."""
-    if columns:
+    if measures:
+        path = session.directory.path / TABLE
+        columns = (read_json(path) if path.is_file() else {}) | {"after": dict(measures)}
         print("\n".join(as_table(columns)))
-        write_json(session.directory.path / "decided.json", dict(columns))
+        write_json(path, columns)
     return session
+
+
+def decided_now(session: Session, tests: Sequence[Task], watch: Watch) -> dict[str, float]:
+    """The tests under the policy as it is; its replies are in the run's `decided-STEP.jsonl`."""
+    if not tests:
+        return {}
+    replies = Replies(session.directory.path / f"decided-{session.step:06d}.jsonl", tests)
+    return decide(replies, cast("TextPolicy", session.policy), session.run.seed, watch)
+
+
+def decided_first(session: Session, tests: Sequence[Task]) -> dict[str, float]:
+    """`decided_now`, counted in the display of the run that has begun."""
+    shown = session.progress.bar
+    row = shown.add_task("before", total=len(tests), numbers="")
+    found = decided_now(session, tests, lambda more: shown.update(row, advance=more))
+    shown.remove_task(row)
+    return found
+
+
+def decided_last(session: Session, tests: Sequence[Task]) -> dict[str, float]:
+    with bar("after", len(tests), session.run.quiet) as watch:
+        return decided_now(session, tests, watch)
 
 
 # ---- built from questions
@@ -134,15 +141,16 @@ def build(
     data: str, writer: Sampler, building: Building, model: ModelOptions, run: RunOptions, limit: int | None, split: str
 ) -> None:
     """Questions through the pipeline into `theorems.jsonl`. Raises ValueError when the writer never answered."""
-    tasks = read(data, building.question, None, limit=limit, split=split)
+    tasks = read(data, building.question, None, limit=limit, split=split, option="--question")
     files = [name for name in (building.against or "").split(",") if name]
     tests = [str(task.prompt[-1]["content"]) for name in files for task in statements(name)]
     recall = by_encoder(building.encoder, model.device) if building.encoder else by_words
     folder = Path(run.out)
     settings = {"data": data, **hashed(data), "limit": limit, "seed": run.seed, **vars(building)}
     del settings["writer"]  # another may go on
-    path = prepared(folder, settings, run.resume, run.overwrite)
-    ledger = Ledger(path, items_of(tasks, tests, recall))
+    files = ("items.jsonl", "theorems.jsonl")
+    prepared(folder, "construct", "theorems under construction", files, settings, run)
+    ledger = Ledger(folder / "items.jsonl", items_of(tasks, tests, recall))
     failures = construct(ledger, writer, run.seed, run.quiet)
     rows = rows_of(ledger.finished())
     (folder / "theorems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -22,6 +22,7 @@ from posttrain.systems.deeptheorem.verdict import Statement, lenient, verdict, w
 
 TRUTHS = {"true": True, "false": False, "proved": True, "disproved": False}
 SIDES = ("pos", "neg")
+TRAINING = ("id", *(f"{side}_{part}" for side in SIDES for part in ("question", "truth_value")))  # columns
 SAID = re.compile(r"\\boxed\{\s*(\\text\{)?\s*(dis)?proved\s*\}?\s*\}", re.IGNORECASE)
 
 
@@ -77,16 +78,28 @@ def is_true(value: Any, name: str, place: Place) -> bool:
 def divided(tasks: Sequence[Task], theorems: int, seed: int = 0) -> tuple[list[Task], list[Task]]:
     """Tasks to train on, and those of `theorems` theorems that are held out with all their statements.
 
-    Raises ValueError when nothing would be left to train on.
+    Raises ValueError for fewer than none, and when nothing would be left to train on.
     """
     names = sorted({task.truth.theorem for task in tasks})
+    if theorems < 0:
+        raise ValueError(f"--keep-out {theorems}: it must be at least 0")
     if theorems >= len(names):
-        raise ValueError(f"{theorems} theorems cannot be held out of {len(names)}: nothing is left to train on")
+        raise ValueError(f"--keep-out {theorems}: of {len(names)} theorems none would be left to train on")
     kept = set(random.Random(mix(seed, "held out")).sample(names, theorems))
     return (
         [task for task in tasks if task.truth.theorem not in kept],
         [task for task in tasks if task.truth.theorem in kept],
     )
+
+
+def together(kept: Sequence[Task], tests: Sequence[Task]) -> list[Task]:
+    """What is decided: statements kept out of training, and of a test file.
+
+    Raises ValueError for a theorem of both, whose statements could not be told apart.
+    """
+    if both := {task.truth.theorem for task in kept} & {task.truth.theorem for task in tests}:
+        raise ValueError(f"--held-out: the theorem {min(both)!r} is also one of --keep-out; give it another name")
+    return [*kept, *tests]
 
 
 def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train") -> list[Demonstration]:
@@ -96,7 +109,12 @@ def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train
     """
     out = []
     for place, record in records(data, None, split):
-        if str(record.get("id")) not in theorems:
+        if missing := [name for name in TRAINING if name not in record]:
+            raise ValueError(
+                f"{place}: --stage sft takes training rows, and the columns {', '.join(map(repr, missing))} are not "
+                f"among {', '.join(map(repr, record))}"
+            )
+        if str(record["id"]) not in theorems:
             continue
         text = SAID.sub("", str(column(record, proof, place, "--proof"))).strip()
         for side in SIDES:
