@@ -29,7 +29,7 @@ from posttrain.systems.deeptheorem import near, pipeline, questions
 from posttrain.systems.deeptheorem.experiments import read_much, recipe
 from posttrain.systems.deeptheorem.process import by_marks, judged, marks_in, process_score
 from posttrain.systems.deeptheorem.replies import Replies
-from posttrain.systems.deeptheorem.stages import TEMPLATE, player_of, templated
+from posttrain.systems.deeptheorem.stages import TEMPLATE, templated
 from posttrain.systems.deeptheorem.statements import Stated, decided, divided, floors, measured, proofs, statements
 from posttrain.systems.deeptheorem.verdict import INSTRUCTION, guarded, lenient, right, verdict
 from posttrain.world.theorems import RELATIONS, Claimed, Theorems, checked, steps
@@ -478,7 +478,7 @@ def test_a_local_judge_and_one_that_is_not_there(folder, tests, tmp_path, capsys
     monkeypatch.setattr(server, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(server, "LONGEST_PAUSE_S", 0.0)
     with pytest.raises(server.ServerError, match="Is the server up"):
-        player_of("http://127.0.0.1:9/v1", ModelOptions(), None)
+        ModelOptions().player("http://127.0.0.1:9/v1", "--judge")
 
 
 @pytest.mark.parametrize(

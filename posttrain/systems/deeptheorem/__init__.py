@@ -30,7 +30,6 @@ from posttrain.systems.deeptheorem.stages import (
     evaluated,
     first,
     last,
-    player_of,
     templated,
 )
 from posttrain.systems.deeptheorem.statements import divided, proofs, statements, together
@@ -75,7 +74,6 @@ def full(
     samples: int = 64,
     proof: str = "proof",
     judge: str | None = None,
-    served_as: str | None = None,
 ) -> Session | None:
     """Train a base model on theorems with variants, decide a test file by theorem, or construct such theorems.
 
@@ -92,20 +90,19 @@ def full(
     samples    train: samples of a statement
     proof      sft: column of the proofs
     judge      evaluate: who marks the proofs: a chat server (http://...), a Hub id or a folder
-    served_as  the judge's or writer's name, at a server of several models
     """
     refuse(stage, {"held_out": held_out, "keep_out": keep_out, "judge": judge, **vars(building)})
     if stage == "construct":
         if building.writer is None:
             raise ValueError("--stage construct needs --writer: a chat server (http://...), a Hub id or a folder")
-        build(data, player_of(building.writer, model, served_as), building, model, run, limit, split)
+        build(data, model.player(building.writer, "--writer"), building, model, run, limit, split)
         return None
     tasks, kept = divided(statements(data, limit, split), keep_out, run.seed)
     if stage == "evaluate":
-        policy, marker = templated(model), player_of(judge, model, served_as) if judge else None
+        policy, marker = templated(model), model.player(judge, "--judge") if judge else None
         policy.check(tasks)
         chosen = {"data": data, **hashed(data), "limit": limit, "split": split, "seed": run.seed, "judge": judge}
-        evaluated(policy, marker, tasks, {**chosen, "served_as": served_as, **vars(model)}, run)
+        evaluated(policy, marker, tasks, {**chosen, **vars(model)}, run)
         return None
     tests = together(kept, statements(held_out, None, "test") if held_out else [])
     policy = templated(model)

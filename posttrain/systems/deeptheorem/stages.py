@@ -17,7 +17,6 @@ from posttrain.options import ModelOptions, RunOptions, hashed
 from posttrain.policy.text import TextPolicy
 from posttrain.progress import bar
 from posttrain.run import Session
-from posttrain.sampler.server import server
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
 from posttrain.systems.deeptheorem.pipeline import Ledger, construct, items_of, prepared, rows_of
 from posttrain.systems.deeptheorem.replies import Replies, Watch, decide, mark
@@ -43,18 +42,6 @@ class Building:
 def templated(model: ModelOptions) -> TextPolicy:
     """The policy with the system's own prompt, unless another template was asked for."""
     return (model if model.template else replace(model, template=str(TEMPLATE))).policy()
-
-
-def player_of(name: str, model: ModelOptions, served_as: str | None) -> Sampler:
-    """A judge or a writer: a local checkpoint with its own template, or a chat server.
-
-    Raises ServerError, before any work, when the server is not there or does not have the model.
-    """
-    if not name.startswith("http"):
-        return replace(model, model=name, lora=0, stop=None).policy()
-    found = server(name, model=served_as, max_new=model.max_new)
-    _ = found.server.model
-    return found
 
 
 # ---- decided by theorem
