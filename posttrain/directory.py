@@ -39,7 +39,7 @@ class Directory:
         self.metrics, self.about, self.report = path / "metrics.jsonl", path / "run.json", path / "report.html"
 
     def check(self, run: Run) -> None:
-        """Raises ValueError when another run is in it, or there is none to resume: for work that `prepare` comes after."""
+        """Raises ValueError when another run is in it, or there is none to resume."""
         held = self.about.is_file()
         if held and not (run.resume or run.overwrite):
             raise ValueError(

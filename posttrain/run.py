@@ -121,7 +121,7 @@ class Session:
         self.settings = settings or {}
         self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
         parameters = list(policy.parameters())
-        self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
+        self.lr = peak_rate(run, policy, kind)
         self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)
         self.prepared = directory is not None  # by `begin`, for work that came before the session
         self.directory = directory or Directory(Path(run.out))
@@ -144,7 +144,7 @@ class Session:
 
     def __enter__(self) -> Session:
         if not self.prepared:
-            begin(self.run, self.lr, self.kind, self.recipe, self.settings)
+            begin(self.run, self.policy, self.kind, self.recipe, self.settings)
         state = self.checkpoints.latest() if self.run.resume else None
         if state:
             self.step = self.checkpoints.restore(state, self.policy, self.optimizer, self.remembering())
@@ -258,16 +258,21 @@ class Session:
 
 
 def begin(
-    run: Run, lr: float, kind: str, recipe: Recipe | None = None, settings: Mapping[str, Any] | None = None
+    run: Run, policy: Policy, kind: str, recipe: Recipe | None = None, settings: Mapping[str, Any] | None = None
 ) -> Directory:
     """The run's directory with its run.json: what a session does on entry, for work that must come before it.
 
     Raises ValueError and OSError as `Directory.prepare`.
     """
     directory = Directory(Path(run.out))
+    lr = peak_rate(run, policy, kind)
     described = {"kind": kind, "lr": lr, "recipe": recipe, "run": run, **(settings or {})}
     ranks.first(lambda: directory.prepare(described, run), "for the run's directory")
     return directory
+
+
+def peak_rate(run: Run, policy: Policy, kind: str) -> float:
+    return run.lr if run.lr is not None else default_rate(policy, kind)
 
 
 def default_rate(policy: Policy, kind: str) -> float:

@@ -60,7 +60,7 @@ def true_verdict(task: Task) -> bool:
     if found is None:
         raise ValueError(
             f"task {task.key!r}: --check yes-no needs yes, no, true or false as its answer, or a text with one of them "
-            f"after its first \"answer is\", not {task.truth!r:.200}"
+            f'after its first "answer is", not {task.truth!r:.200}'
         )
     return found[1].lower() in ("yes", "true")
 
@@ -79,22 +79,21 @@ INSTALL = re.compile(
     r"\b(?:pip3?|npm|yarn|pnpm)\s+(?:install|i|add)\s+([^\n`;|&]+?)"
     r"(?=,?\s*\b(?:pip3?|npm|yarn|pnpm)\s+(?:install|i|add)\b|[\n`;|&]|$)"
 )
-SENTENCE = re.compile(r"(?<=\S)[.:!?)]+(?=\s|$)")  # an end of it
+END = re.compile(r"(?<=\S)[.:!?)]+(?=\s|$)|\s#")  # of a sentence, or of what is no comment
 LISTED = re.compile(r",(?!\s*[<>=!~]|[^\[]*\])|\s+and\s+")  # between names; no comma in `a>=1,<2` or `b[c,d]` is
 WORD = re.compile(r"\"[^\"]*\"|'[^']*'|\S+")
 REQUIREMENT = re.compile(r"((?:@[\w.-]+/)?[A-Za-z0-9](?:[\w.-]*\w)?)(?:\[[^\]]*\])?\s*(?:[<>=!~@;].*)?")
 ADDRESS = re.compile(r"\w+\+|.*://|[./~]|[^@]*/|@$|.*\.(?:whl|gz|zip|txt)$")  # a place, or a file, of no registry
-VALUED = frozenset(  # options of pip and npm whose value is the next word
+VALUED = (  # options of pip and npm whose value is the next word
     "-r --requirement -c --constraint -e --editable -i --index-url --extra-index-url -f --find-links -t --target "
     "--prefix --root --src --platform --python --python-version --implementation --abi --only-binary --no-binary "
     "--proxy --retries --timeout --trusted-host --cert --client-cert --cache-dir --log --progress-bar "
     "--upgrade-strategy --config-settings --global-option --report --registry --tag -w --workspace --omit --include"
-    .split()
 )
-PROSE = frozenset(
+PROSE = (  # words that are no names here, though there may be packages of these names
     "an the it its them this that these those your our my all any each to of or in on for from with without via by "
     "as at if is are then now first next before after once using when which while so but not will can should you we "
-    "command commands package packages library libraries module modules".split()
+    "command commands package packages library libraries module modules"
 )
 
 
@@ -106,7 +105,7 @@ def packages(text: str) -> list[str]:
     """
     names: list[str] = []
     for command in INSTALL.findall(text):
-        first, *others = LISTED.split(SENTENCE.split(command)[0])
+        first, *others = LISTED.split(END.split(command)[0])
         found, whole = required(WORD.findall(first))
         names += found
         for words in map(WORD.findall, others):
@@ -123,14 +122,14 @@ def required(words: Sequence[str]) -> tuple[list[str], bool]:
     left = iter(words)
     for word in left:
         if re.match(r"--?\w", word):
-            if word in VALUED:
+            if word in VALUED.split():
                 next(left, None)
         elif ADDRESS.match(word):
             if word == "@":  # `name @ address`
                 next(left, None)
         else:
             found = REQUIREMENT.fullmatch(word.strip("\"'*"))
-            if not found or found[1].lower() in PROSE:
+            if not found or found[1].lower() in PROSE.split():
                 return names, False
             names.append(found[1])
     return names, True
