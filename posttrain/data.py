@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def read(
     system: str | None = None,
     limit: int | None = None,
     split: str = "train",
-    option: str = "--prompt",
+    option: str = "--data",
+    prompt_option: str = "--prompt",
 ) -> list[Task]:
     """Tasks from a JSONL, CSV or Parquet file, or a dataset of the Hugging Face Hub.
 
@@ -54,13 +56,13 @@ def read(
     answer   the column of the truth that rewards see; None when there is none
     image    the column of pictures; `<image>` in the prompt says where each stands, else they come first
     system   a system message put before every prompt
-    option   what named the prompt's column, for error messages
+    option, prompt_option  by which the user named the data and the prompt's column, for error messages
     Keys are the column `id` where there is one, else the line. Raises ValueError naming file, line and column.
     """
     tasks: list[Task] = []
     seen: dict[str, int] = {}
-    for place, record in records(data, limit, split):
-        asked = with_pictures(prompt_of(record, prompt, place, option), record, image, place)
+    for place, record in records(data, limit, split, option):
+        asked = with_pictures(prompt_of(record, prompt, place, prompt_option), record, image, place)
         messages = (*([system_message(system)] if system else []), *asked)
         key = str(record.get("id", record.get("key", place.line)))
         if key in seen:
@@ -246,8 +248,10 @@ def reply_text(value: Any, place: Place, name: str) -> str:
 # ---- files
 
 
-def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:
-    """Every record with its place. Raises ValueError for a missing, empty or malformed file."""
+def records(
+    data: str | Path, limit: int | None = None, split: str = "train", option: str = "--data"
+) -> Iterator[tuple[Place, Record]]:
+    """Every record with its place. Raises ValueError, naming the option, for a missing, empty or malformed file."""
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit}: it must be at least 1")
     path = Path(data)
@@ -256,24 +260,24 @@ def records(data: str | Path, limit: int | None = None, split: str = "train") ->
         ".json": jsonl,
         ".csv": table,
         ".tsv": table,
-        ".parquet": parquet,
+        ".parquet": partial(parquet, option=option),
     }
     if path.is_file():
         if path.suffix not in readers:
-            raise ValueError(f"--data {data}: the ending {path.suffix!r} is none of {', '.join(readers)}")
+            raise ValueError(f"{option} {data}: the ending {path.suffix!r} is none of {', '.join(readers)}")
         found = readers[path.suffix](path)
     elif path.suffix in readers or str(data).startswith((".", "/", "~")):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        raise ValueError(f"--data {data}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ValueError(f"{option} {data}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
     else:
-        found = hub(str(data), split)
+        found = hub(str(data), split, option)
     count = 0
     for count, pair in enumerate(found, 1):
         yield pair
         if count == limit:
             break
     if not count:
-        raise ValueError(f"--data {data}: the file is empty")
+        raise ValueError(f"{option} {data}: the file is empty")
 
 
 def jsonl(path: Path) -> Iterator[tuple[Place, Record]]:
@@ -301,11 +305,11 @@ def table(path: Path) -> Iterator[tuple[Place, Record]]:
             yield Place(str(path), reader.line_num), record
 
 
-def parquet(path: Path) -> Iterator[tuple[Place, Record]]:
+def parquet(path: Path, option: str) -> Iterator[tuple[Place, Record]]:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ValueError(f"--data {path}: Parquet needs the extra: pip install 'posttrain[data]'") from error
+        raise ValueError(f"{option} {path}: Parquet needs the extra: pip install 'posttrain[data]'") from error
     number = 0
     for batch in ParquetFile(path).iter_batches():
         for record in batch.to_pylist():
@@ -313,18 +317,18 @@ def parquet(path: Path) -> Iterator[tuple[Place, Record]]:
             yield Place(str(path), number), record
 
 
-def hub(name: str, split: str) -> Iterator[tuple[Place, Record]]:
+def hub(name: str, split: str, option: str) -> Iterator[tuple[Place, Record]]:
     """A dataset id, or `id:configuration`."""
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ValueError(f"--data {name}: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
+        raise ValueError(f"{option} {name}: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
     repository, _, configuration = name.partition(":")
     try:
         found = load_dataset(repository, configuration or None, split=split)
     except Exception as error:
         raise ValueError(
-            f"--data {name}: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
+            f"{option} {name}: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
         ) from error
     for number, record in enumerate(found, 1):
         yield Place(name, number), dict(record)

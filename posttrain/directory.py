@@ -38,6 +38,19 @@ class Directory:
         self.checkpoints, self.rollouts, self.model = path / "checkpoints", path / "rollouts", path / "model"
         self.metrics, self.about, self.report = path / "metrics.jsonl", path / "run.json", path / "report.html"
 
+    def check(self, run: Run) -> None:
+        """Raises ValueError when another run is in it, or there is none to resume."""
+        held = self.about.is_file()
+        if held and not (run.resume or run.overwrite):
+            raise ValueError(
+                f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it "
+                "with --resume, replace it with --overwrite, or give another --out"
+            )
+        if not held and self.path.is_dir() and any(self.path.iterdir()):
+            if run.resume:
+                raise ValueError(f"--resume: {self.path} holds no run.json, so there is no run to continue")
+            raise ValueError(f"{self.path} is not empty and holds no run: give another --out")
+
     def prepare(self, settings: Mapping[str, Any], run: Run) -> None:
         """Make the directory and write run.json.
 
@@ -45,20 +58,12 @@ class Directory:
         written or the disk is full.
         """
         described = plain(settings)
+        self.check(run)
         if self.about.is_file():
             if run.resume:
                 self.same_settings(described)
-            elif run.overwrite:
-                self.clear()
             else:
-                raise ValueError(
-                    f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it "
-                    "with --resume, replace it with --overwrite, or give another --out"
-                )
-        elif run.resume and self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"--resume: {self.path} holds no run.json, so there is no run to continue")
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and holds no run: give another --out")
+                self.clear()
         try:
             self.rollouts.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)

@@ -130,12 +130,12 @@ class TaskOptions:
     split: str = "train"
     """Split of a Hugging Face dataset."""
 
-    def tasks(self, data: str | None = None, split: str | None = None) -> list[Task]:
-        """The tasks of `--data`, or all of another file or dataset with the same columns."""
+    def tasks(self, data: str | None = None, split: str | None = None, option: str = "--data") -> list[Task]:
+        """The tasks of `--data`, or all of another file or dataset with the same columns, given by that `option`."""
         from posttrain.data import read
 
         limit = None if data else self.limit
-        where = {"split": split or self.split, "system": self.system, "image": self.image}
+        where = {"split": split or self.split, "system": self.system, "image": self.image, "option": option}
         return read(data or self.data, self.prompt, self.answer, limit=limit, **where)
 
     def reward(self) -> Reward:

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.check import check_env, check_policy
-from posttrain.cli import main
-from posttrain.core import Invalid, Rollout, Score
+from posttrain.core import Invalid, Rollout
 from posttrain.decode.decode import Choice, Decoding, decoded
 from posttrain.episode import rollout
 from posttrain.evaluation import evaluate
@@ -42,7 +41,6 @@ from posttrain.systems.actlcd.labels import (
     token_rewards,
 )
 from posttrain.systems.actlcd.learning import learned, rate, trained, transitions
-from posttrain.systems.actlcd.stages import Checked, graded_sequences, loaded_gate, read_along, three_ways
 from posttrain.world.misconceptions import Misconceptions, conversation, right, transcript
 from posttrain.world.words import Size
 
@@ -448,6 +446,16 @@ def test_stated_answers():
         checkers.is_yes_or_no(said("So the answer is yes", truth="maybe"))
 
 
+def test_a_truth_may_be_a_whole_answer_that_states_it():
+    why = "It is true that he died in 322 BC. So the answer is no."
+    assert checkers.is_yes_or_no(said("So the answer is no.", truth=why)) == 1.0
+    assert checkers.is_yes_or_no(said("So the answer is yes.", truth=why)) == 0.0
+    assert checkers.is_yes_or_no(said("So the answer is yes.", truth=True)) == 1.0
+    assert checkers.is_number(said("The answer is 7", truth="3 and 4. The answer is 7")) == 1.0
+    with pytest.raises(ValueError, match="needs yes, no"):
+        checkers.is_yes_or_no(said("So the answer is yes", truth="No, and it is not stated"))
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [
@@ -456,6 +464,22 @@ def test_stated_answers():
         ("npm install @types/node lodash@4\nnpm i react", ["@types/node", "lodash", "react"]),  # JavaScript is checked
         ("pip3 install a\npip install a", ["a"]),
         ("Use numpy.", []),
+        ("You can pip install requests, then import it.", ["requests"]),
+        ("pip install foo. Then run pip install bar.", ["foo", "bar"]),
+        ("pip install numpy and pandas", ["numpy", "pandas"]),
+        ("pip install numpy, pandas, and scipy. Then import", ["numpy", "pandas", "scipy"]),
+        ("pip install requests and import it", ["requests"]),
+        ("First pip install the requests library", []),
+        ("pip install numpy to begin with", ["numpy"]),
+        ("pip install -r requirements.txt", []),
+        ("pip install git+https://github.com/a/b", []),
+        ("pip install --index-url https://x foo -q", ["foo"]),
+        ("pip install -e .[dev] ./c.whl d-1.0-py3-none-any.whl real", ["real"]),
+        ("pip install e @ https://x/y f", ["e", "f"]),
+        ("pip install 'g[h,i]>=1,<2', j==1.0,k  # and more", ["g", "j", "k"]),
+        ("(**pip install foo**)", ["foo"]),
+        ("npm i -D user/repo @a/b", ["@a/b"]),
+        ("yarn add x, yarn add y", ["x", "y"]),
     ],
 )
 def test_names_of_packages(text, names):
@@ -555,93 +579,3 @@ def test_a_judge_that_says_nonsense_or_nothing_makes_no_verdict(shelf):
         assert isinstance(found, Invalid)
         assert reason in found.reason
     assert httpx.get(f"{shelf}/real").status_code == 200  # the server outlived the hurry
-
-
-# ---- at the scale of a checkpoint
-
-
-def test_reading_along_compares_with_the_reference(make):
-    policy = gate_policy(make, Constant(0.5))
-    tasks = [task("a", truth="four 4"), task("b", truth="the answer is long, longer than its limit")]
-    data = read_along(policy, tasks, seed=0)
-    chat = policy.speaker.chat
-    replies = [chat.demonstrated(one.prompt, one.truth).reply[:5] for one in tasks]
-    assert data.done.nonzero()[:, 0].tolist() == [len(replies[0]) - 1, len(replies[0]) + len(replies[1]) - 1]
-    assert len(data) == sum(map(len, replies))
-    assert 0 < data.action.sum() < len(data), "both actions are in the data"
-    paid = data.reward[data.done]
-    assert data.reward[~data.done].eq(0).all()
-    assert paid[0].item() == token_rewards(data.action.bool(), data.label)[: len(replies[0])].sum().item()
-
-
-def test_a_grader_may_pay_sequences(make):
-    policy = gate_policy(make, Constant(0.5))
-
-    def grade(one):
-        return Invalid("no") if one.task.key == "bad" else Score(0.25)
-
-    found = graded_sequences(policy, [task("a"), task("bad")], Checked(each(grade)), 2, 0)
-    assert found.reward[found.done].tolist() == [0.25, 0.25]
-    assert found.label.eq(NEITHER).all()
-
-
-def test_three_ways_at_both_penalties(make):
-    policy = gate_policy(make, temperature=0.0)
-    found = three_ways(policy, [task("a"), task("b")], Checked(each(lambda one: 1.0)))
-    assert list(found) == [f"{n}, penalty {p}" for n in ("greedy", "DoLa", "ActLCD") for p in ("1", "1.2")]
-    assert found["DoLa, penalty 1.2"]["contrast rate"] == 1.0
-    assert found["greedy, penalty 1.2"]["contrast rate"] == 0.0
-
-
-@pytest.fixture
-def questions(tmp_path) -> str:
-    path = tmp_path / "questions.jsonl"
-    lines = [{"prompt": f"What is {i}+{i}?", "answer": f"The answer is {2 * i}"} for i in range(4)]
-    path.write_text("\n".join(map(json.dumps, lines)))
-    return str(path)
-
-
-@pytest.fixture
-def checkpoint(make, tmp_path) -> str:
-    make().save(tmp_path / "model")
-    return str(tmp_path / "model")
-
-
-def test_train_then_decode(checkpoint, questions, tmp_path, capsys):
-    common = ["run", "actlcd", "--scale", "full", "--model", checkpoint, "--data", questions, "--max-new", "6"]
-    out = str(tmp_path / "run")
-    options = ["--layers", "0,1", "--reward", "grader", "--samples", "2", "--check", "number"]
-    main([*common, *options, "--steps", "5", "--tasks", "8", "--out", out, "--quiet"])
-    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["decoding"]["layers"] == "0,1"
-    capsys.readouterr()
-    main([*common, "--stage", "decode", "--gate", f"{out}/model", "--grade", "exact", "--out", str(tmp_path / "d")])
-    shown = capsys.readouterr().out
-    assert "ActLCD, penalty 1.2" in shown
-    assert set(json.loads((tmp_path / "d" / "decoding.json").read_text())) == {
-        f"{n}, penalty {p}" for n in ("greedy", "DoLa", "ActLCD") for p in ("1", "1.2")
-    }
-    for wrong, message in (
-        (["--stage", "decode"], "needs --gate"),
-        (["--stage", "decode", "--gate", str(tmp_path)], "holds no gate"),
-        (["--stage", "decode", "--gate", checkpoint], "is not of a gate"),
-        (["--check", "judge"], "needs --judge"),
-        (["--layers", "7"], "layers 0"),
-        (["--check", "packages", "--registry", "http://here"], "must hold {name}"),
-    ):
-        with pytest.raises(SystemExit):
-            main([*common, *wrong, "--out", str(tmp_path / "none"), "--quiet"])
-        assert message in capsys.readouterr().err
-
-
-def test_a_gate_of_another_model_is_refused(make, words, tmp_path):
-    gate = Bcq(width("values", 2), (8,), cloned=True)
-    policy = GatePolicy(make(), gate, HOW, temperature=0.0)
-    policy.save(tmp_path)
-    again = loaded_gate(str(tmp_path), make())
-    x = torch.randn(20, policy.inputs)
-    assert gate.act(x).equal(again.gate.act(x))
-    assert again.gate.cloned
-    about = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(about | {"inputs": 99}))
-    with pytest.raises(ValueError, match="reads 99 features, and this model has 49"):
-        loaded_gate(str(tmp_path), make())

@@ -298,6 +298,8 @@ def test_what_cannot_be_decoded_is_refused(policy):
     for prompts, most in (([()], 4), ([(1, 2)], 0), ([tuple(range(60))], 5)):
         with pytest.raises(ValueError, match="prompt 0 of .* the model has 64 positions"):
             decoded(policy, prompts, never, max_new=most)
+    with pytest.raises(ValueError, match="prompt 1 shows a picture"):
+        decoded(policy, [(1, 2), (1, -77, -77, 2)], never, max_new=4)
     for wrong in ({"relative_top": 0.0}, {"penalty": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match="relative_top=|penalty="):
             Decoding(**wrong)

@@ -130,12 +130,14 @@ def decoded(
     seeds   one per prompt (its index when none are given), for a temperature above 0
     forced  replies that are read in place of what is chosen: what would the gate and both actions have done?
     rows    replies decoded side by side; as many as 32 M logits of all layers have room for, if not given
-    Raises ValueError for an empty prompt, or one that leaves no room for a token.
+    Raises ValueError for an empty prompt, one that leaves no room for a token, or one that shows a picture.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     if forced is not None:
         limits = [min(limit, len(reply)) for limit, reply in zip(limits, forced, strict=True)]
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if any(token < 0 for token in prompt):  # the name of a picture
+            raise ValueError(f"prompt {i} shows a picture: with access to layers only text is decoded")
         if not prompt or limit < 1 or len(prompt) + limit > policy.context:
             raise ValueError(
                 f"prompt {i} of {len(prompt)} tokens and {limit} of a reply: a prompt has at least one token, a reply "

@@ -8,33 +8,33 @@ learnt from decoding with a mixed gate, by discrete BCQ, with a reward of classi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from posttrain.decode.decode import Decoding
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
+from posttrain.directory import Directory
+from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each
 from posttrain.run import Session
 from posttrain.seeding import mix
 from posttrain.step import train
-from posttrain.systems.actlcd import checkers
 from posttrain.systems.actlcd.bcq import Bcq
+from posttrain.systems.actlcd.checking import Checked, CheckOptions, check_truths
 from posttrain.systems.actlcd.claims import ARMS, CLAIMS, SHOWN
+from posttrain.systems.actlcd.collecting import reference
 from posttrain.systems.actlcd.experiments import HIDDEN, REFRESH, Laboratory
-from posttrain.systems.actlcd.features import Kind
-from posttrain.systems.actlcd.gate import Constant, GatePolicy, Net
-from posttrain.systems.actlcd.labels import joined
+from posttrain.systems.actlcd.gate import Net
 from posttrain.systems.actlcd.learning import trained
 from posttrain.systems.actlcd.stages import (
-    Checked,
-    checked_by,
+    GateOptions,
+    Stage,
+    decode,
     decoded_three_ways,
-    graded_sequences,
+    learn,
     loaded_gate,
-    read_along,
+    refuse,
 )
 from posttrain.world.misconceptions import conversation, right
 
@@ -59,6 +59,7 @@ def laptop(
     torch.manual_seed(mix(run.seed, "gate") % 2**32)
     made = Recipe(each(right), env=conversation, samples=8)
     settings = run.run(learner=learner, terminal=terminal, snowball=snowball)
+    Directory(Path(run.out)).check(settings)
     data = lab.collected(terminal)
     if learner == "grpo":
         net = Net(data.features.shape[1], HIDDEN)
@@ -70,69 +71,48 @@ def laptop(
         gate.view.fit(data.features)
         policy = lab.policy(gate)
         session = trained(policy, gate, data, settings, refresh=REFRESH, recipe=made, held_out=lab.held_out())
-    decoded_three_ways(policy, lab.held_out(), Checked(made.reward, conversation), run.out)
+    checked = Checked(made.reward, conversation)
+    decoded_three_ways(policy, lab.held_out(), checked, Path(run.out), resume=run.resume, quiet=run.quiet)
     return session
 
 
 def full(
     task: TaskOptions,
     model: ModelOptions,
+    learning: GateOptions,
+    checking: CheckOptions,
     run: RunOptions = RunOptions("runs/actlcd", steps=2000, tasks=1024, lr=3e-4),
-    stage: Literal["train", "decode"] = "train",
+    stage: Stage = "train",
     gate: str | None = None,
-    layers: str = "low",
-    norm_early: bool = False,
-    penalty: float = 1.2,
-    features: Kind = "values",
-    learner: Literal["bcq", "clone"] = "bcq",
-    reward: Literal["labels", "grader"] = "labels",
-    samples: int = 4,
-    check: Literal["grade", "number", "yes-no", "packages", "judge"] = "grade",
-    judge: str | None = None,
-    registry: str = checkers.PYPI,
     held_out: str | None = None,
 ) -> Session | None:
     """Your checkpoint, which stays as it is: learn a gate for it from answers, then decode with the gate.
 
-    The right token at each place is that of --answer's column, read token by token (teacher forcing).
+    The right token at each place is that of --answer's column, read token by token (teacher forcing). What was
+    collected is kept in OUT/collected, and an interrupted run goes on from there with --resume.
 
-    stage       train a gate, or decode --data with the --gate of such a run: greedy, DoLa and ActLCD side by side
-    gate        decode: OUT/model of the run that trained it
-    layers      candidates of the contrast: low, high, or numbers separated by commas
-    norm_early  apply the final norm to early layers too
-    penalty     of repeated tokens while collecting; decoding is shown at 1.0 and 1.2
-    features    values, or ids as released
-    learner     bcq, or its classifier alone
-    reward      of a sequence: the sum over labels (published), or what the grader gives the gate's own replies
-    samples     reward grader: replies to a task
-    check       grade (by --grade), number or yes-no (after "the answer is"), packages that exist, or judge
-    judge       check judge: address of a chat server
-    registry    check packages: address with {name}, of PyPI if not given
-    held_out    decoded before the end, in place of --data
+    stage     train a gate, or decode --data with the --gate of such a run: greedy, DoLa and ActLCD side by side
+    gate      decode: OUT/model of the run that trained it
+    held_out  train: other questions, decoded in these three ways at the end
     """
-    speaker = model.policy()
-    checked = checked_by(task, check, judge, registry)
+    refuse(stage, task, model, learning, checking, gate, held_out)
+    checked = checking.checked(task)
     tasks = task.tasks()
-    speaker.check(tasks)
-    if stage == "decode":
-        if gate is None:
-            raise ValueError("--stage decode needs --gate, the OUT/model of a run that trained one")
-        decoded_three_ways(loaded_gate(gate, speaker), tasks, checked, run.out)
+    described = {**vars(checking), **task.describe(), **vars(model)}
+    if gate is not None:
+        check_truths(checked, tasks)
+        policy = loaded_gate(gate, model.policy())
+        policy.check(tasks)
+        decode(policy, tasks, checked, gate, run, **described)
         return None
-    how = Decoding(layers, norm_early=norm_early, penalty=penalty, temperature=0.0)
-    mixed = GatePolicy(speaker, Constant(0.5), how, features)
-    data = read_along(mixed, tasks, mix(run.seed, "read"))
-    torch.manual_seed(mix(run.seed, "gate") % 2**32)
-    made = Bcq(mixed.inputs, cloned=learner == "clone")
-    if features == "values":
-        made.view.fit(data.features)
-    if reward == "grader":
-        unpaid = replace(data, reward=torch.full_like(data.reward, torch.nan))
-        data = joined([unpaid, graded_sequences(mixed, tasks, checked, samples, mix(run.seed, "graded"))])
-    options = {"layers": layers, "norm_early": norm_early, "penalty": penalty, "features": features, "reward": reward}
-    described = {**options, "learner": learner, "check": check, **task.describe(), **vars(model)}
-    policy = GatePolicy(speaker, made, how, features, temperature=0.0)
-    session = trained(policy, made, data, run.run(**described))
-    tests = task.tasks(held_out, "test") if held_out else tasks
-    decoded_three_ways(policy, tests, checked, run.out)
+    tests = task.tasks(held_out, "test", "--held-out") if held_out else []
+    for one in tasks:
+        reference(one)
+    check_truths(checked, [*(tasks if learning.reward == "grader" else []), *tests])
+    tested = {"held_out": held_out, "held_out_sha256": hashed(held_out)["data_sha256"] if held_out else None}
+    settings = run.run(**vars(learning), **described, **tested)
+    Directory(Path(run.out)).check(settings)
+    policy, session = learn(model.policy(), tasks, tests, learning, checked, settings)
+    if tests:
+        decoded_three_ways(policy, tests, checked, Path(run.out), resume=run.resume, quiet=run.quiet)
     return session

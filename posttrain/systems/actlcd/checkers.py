@@ -7,7 +7,7 @@ rollout invalid.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -21,9 +21,7 @@ from posttrain.reward import each
 PYPI, NPM = "https://pypi.org/pypi/{name}/json", "https://registry.npmjs.org/{name}"
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 ANSWER = re.compile(r"\banswer is\b(.*)", re.IGNORECASE | re.DOTALL)
-INSTALL = re.compile(
-    r"\b(?:pip3?|npm|yarn|pnpm)\s+(?:install|i|add)\s+([^\n`;|&]+?)(?=,?\s*\b(?:pip3?|npm)\s|[\n`;|&]|$)"
-)
+VERDICT = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
 
 
 # ---- stated answers
@@ -41,19 +39,35 @@ def number(text: str) -> float | None:
     return float(found[0].replace(",", "").replace("$", "")) if found else None
 
 
+def true_number(task: Task) -> float:
+    """What follows the truth's `####`, or its "answer is", or the whole of it. Raises ValueError without a number."""
+    text = str(task.truth)
+    truth = number(text.rpartition("####")[2] if "####" in text else stated(text) or text)
+    if truth is None:
+        raise ValueError(f"task {task.key!r}: --check number finds no number in {task.truth!r}")
+    return truth
+
+
 def is_number(rollout: Rollout) -> float:
     """GSM8K as evaluated there: the first number after "The answer is". Raises ValueError for a truth without one."""
-    truth = number(str(rollout.task.truth).rpartition("####")[2])
-    if truth is None:
-        raise ValueError(f"task {rollout.task.key!r}: --check number finds no number in {rollout.task.truth!r}")
-    return float(number(stated(rollout.text)) == truth)
+    return float(number(stated(rollout.text)) == true_number(rollout.task))
+
+
+def true_verdict(task: Task) -> bool:
+    """What the truth says after its "answer is", or is itself. Raises ValueError for one that is neither yes nor no."""
+    text = str(task.truth)
+    found = VERDICT.search(stated(text)) or VERDICT.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(
+            f"task {task.key!r}: --check yes-no needs yes, no, true or false as its answer, or a text with one of them "
+            f'after its first "answer is", not {task.truth!r:.200}'
+        )
+    return found[1].lower() in ("yes", "true")
 
 
 def is_yes_or_no(rollout: Rollout) -> float:
     """StrategyQA: the first yes or no after "So the answer is". Raises ValueError for a truth that is neither."""
-    truth = {"yes": True, "true": True, "no": False, "false": False}.get(str(rollout.task.truth).strip().lower())
-    if truth is None:
-        raise ValueError(f"task {rollout.task.key!r}: --check yes-no needs yes, no, true or false as its answer")
+    truth = true_verdict(rollout.task)
     found = re.search(r"\b(yes|no)\b", stated(rollout.text), re.IGNORECASE)
     return float(found is not None and (found[1].lower() == "yes") == truth)
 
@@ -61,15 +75,64 @@ def is_yes_or_no(rollout: Rollout) -> float:
 # ---- packages
 
 
+INSTALL = re.compile(
+    r"\b(?:pip3?|npm|yarn|pnpm)\s+(?:install|i|add)\s+([^\n`;|&]+?)"
+    r"(?=,?\s*\b(?:pip3?|npm|yarn|pnpm)\s+(?:install|i|add)\b|[\n`;|&]|$)"
+)
+END = re.compile(r"(?<=\S)[.:!?)]+(?=\s|$)|\s#")  # of a sentence, or of what is no comment
+LISTED = re.compile(r",(?!\s*[<>=!~]|[^\[]*\])|\s+and\s+")  # between names; no comma in `a>=1,<2` or `b[c,d]` is
+WORD = re.compile(r"\"[^\"]*\"|'[^']*'|\S+")
+REQUIREMENT = re.compile(r"((?:@[\w.-]+/)?[A-Za-z0-9](?:[\w.-]*\w)?)(?:\[[^\]]*\])?\s*(?:[<>=!~@;].*)?")
+ADDRESS = re.compile(r"\w+\+|.*://|[./~]|[^@]*/|@$|.*\.(?:whl|gz|zip|txt)$")  # a place, or a file, of no registry
+VALUED = (  # options of pip and npm whose value is the next word
+    "-r --requirement -c --constraint -e --editable -i --index-url --extra-index-url -f --find-links -t --target "
+    "--prefix --root --src --platform --python --python-version --implementation --abi --only-binary --no-binary "
+    "--proxy --retries --timeout --trusted-host --cert --client-cert --cache-dir --log --progress-bar "
+    "--upgrade-strategy --config-settings --global-option --report --registry --tag -w --workspace --omit --include"
+)
+PROSE = (  # words that are no names here, though there may be packages of these names
+    "an the it its them this that these those your our my all any each to of or in on for from with without via by "
+    "as at if is are then now first next before after once using when which while so but not will can should you we "
+    "command commands package packages library libraries module modules"
+)
+
+
 def packages(text: str) -> list[str]:
-    """The names that a reply wants installed, once each, in order: `pip install a, pip install "b>=1"`, `npm i c`."""
-    names = []
-    for wanted in INSTALL.findall(text):
-        for word in re.split(r"[,\s]+", wanted):
-            found = re.match(r"(@[\w.-]+/)?[A-Za-z0-9][\w.-]*", word.strip("\"'"))
-            if found and not word.startswith("-"):
-                names.append(found[0].rstrip("."))
+    """The names that a reply wants installed, once each, in order: `pip install a, pip install "b>=1"`, `npm i c`.
+
+    A command ends where prose begins: at a word that is no requirement, at the end of a sentence, and at a comma or an
+    "and" after which more than one word follows.
+    """
+    names: list[str] = []
+    for command in INSTALL.findall(text):
+        first, *others = LISTED.split(END.split(command)[0])
+        found, whole = required(WORD.findall(first))
+        names += found
+        for words in map(WORD.findall, others):
+            if not whole or len(words) > 1:
+                break
+            found, whole = required(words)
+            names += found
     return list(dict.fromkeys(names))
+
+
+def required(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Names among the words of a command, up to the first that is no requirement, and whether there was none such."""
+    names: list[str] = []
+    left = iter(words)
+    for word in left:
+        if re.match(r"--?\w", word):
+            if word in VALUED.split():
+                next(left, None)
+        elif ADDRESS.match(word):
+            if word == "@":  # `name @ address`
+                next(left, None)
+        else:
+            found = REQUIREMENT.fullmatch(word.strip("\"'*"))
+            if not found or found[1].lower() in PROSE.split():
+                return names, False
+            names.append(found[1])
+    return names, True
 
 
 @dataclass
@@ -161,6 +224,7 @@ def truthful(rollout: Rollout) -> float | Invalid:
     )
 
 
+TRUTHS: Mapping[str, Callable[[Task], object]] = {"number": true_number, "yes-no": true_verdict}  # what they need
 GRADES: dict[str, Callable[[Rollout], float | Invalid]] = {
     "number": is_number,
     "yes-no": is_yes_or_no,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from posttrain.chat import Tokens
 from posttrain.core import Ask, Density, Reply, Row, Task, Turn
+from posttrain.data import parts_of
 from posttrain.decode.decode import Choice, Decoded, Decoding, Step, decoded
 from posttrain.decode.layers import candidates
 from posttrain.policy.text import TextPolicy
@@ -201,6 +202,10 @@ class GatePolicy:
         return Reply(said, logp, tokens, made.stop if made else "length", self.version, self.warmth(ask))
 
     def check(self, tasks: Sequence[Task]) -> None:
+        """Raises ValueError, naming the task, for a prompt that shows a picture or is too long for the model."""
+        for task in tasks:
+            if any(part.get("type") == "image" for message in task.prompt for part in parts_of(message["content"])):
+                raise ValueError(f"task {task.key!r}: its prompt shows a picture, and a gate decodes text only")
         self.speaker.check(tasks)
 
     # ---- scoring

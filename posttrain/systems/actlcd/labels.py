@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 NEEDED, NOT_NEEDED, NEITHER = 1, 0, -1
+FIELDS = ("features", "action", "label", "reward", "done")  # of transitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,7 @@ def joined(parts: Sequence[Transitions]) -> Transitions:
     """Raises ValueError when there is nothing."""
     if not parts:
         raise ValueError("there is no decision to learn from: every reply was empty, or no rollout could be graded")
-    names = ("features", "action", "label", "reward", "done")
-    return Transitions(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return Transitions(*(torch.cat([getattr(part, name) for part in parts]) for name in FIELDS))
 
 
 def sequence(

@@ -10,13 +10,16 @@ from torch.optim import Optimizer
 
 from posttrain.core import Env, Metrics, Rollout, Task
 from posttrain.descent import descend
+from posttrain.directory import Directory
 from posttrain.episode import rollout
 from posttrain.recipe import Recipe
 from posttrain.run import Run, Session
 from posttrain.stream import Shuffled
 from posttrain.systems.actlcd.bcq import CLONING, REFRESH, Bcq, phase_of
 from posttrain.systems.actlcd.gate import Gated, GatePolicy, gated
-from posttrain.systems.actlcd.labels import Transitions, joined, labels, sequence
+from posttrain.systems.actlcd.labels import FIELDS, Transitions, joined, labels, sequence
+
+KIND = "gate"  # of the run
 
 
 def seen(one: Rollout) -> list[Gated]:
@@ -100,16 +103,21 @@ def trained(
     refresh: int = REFRESH,
     recipe: Recipe | None = None,
     held_out: Sequence[Task] = (),
+    directory: Directory | None = None,
 ) -> Session:
-    """Learn the policy's gate in a run directory; `run.tasks` transitions a step, `recipe` plays what is held out."""
+    """Learn the policy's gate in a run directory; `run.tasks` transitions a step, `recipe` plays what is held out.
+
+    directory  begun already, where the transitions were collected
+    """
     device = policy.speaker.device
-    names = ("features", "action", "label", "reward", "done")
-    data = Transitions(*(getattr(data, name).to(device) for name in names))
-    with Session(run, policy, range(len(data)), recipe, held_out=held_out, kind="gate") as session:
+    data = Transitions(*(getattr(data, name).to(device) for name in FIELDS))
+    options = {"held_out": held_out, "kind": KIND, "directory": directory}
+    with Session(run, policy, range(len(data)), recipe, **options) as session:
         for step in session:
             index = torch.tensor(session.source.take(run.tasks), device=device)
-            options = {"refresh": refresh, "max_norm": run.max_norm}
-            metrics = stepped(gate, session.optimizer, data, index, step, run.steps, **options)
+            metrics = stepped(
+                gate, session.optimizer, data, index, step, run.steps, refresh=refresh, max_norm=run.max_norm
+            )
             policy.version += 1
             session.log(metrics | {"decisions": float(len(index))})
     return session

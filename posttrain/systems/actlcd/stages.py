@@ -1,134 +1,141 @@
-"""The gate on a checkpoint and data of the user's own: collecting, and decoding three ways side by side."""
+"""The gate on a checkpoint and data of the user's own: what is learnt, and decoding three ways side by side."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from posttrain.core import Ask, Env, Reward, Sampler, Score, Task
-from posttrain.decode.decode import Decoding, decoded
-from posttrain.directory import write_json
-from posttrain.episode import single_turn
+from posttrain.core import Task
+from posttrain.decode.decode import Decoding
+from posttrain.directory import Directory, file_hash, read_json, write_json
 from posttrain.evaluation import Evaluation, evaluate
-from posttrain.options import TaskOptions, one_of
+from posttrain.options import ModelOptions, RunOptions, TaskOptions, one_of
 from posttrain.policy.text import TextPolicy
+from posttrain.progress import bar
+from posttrain.run import Run, Session, begin
 from posttrain.seeding import mix
-from posttrain.systems.actlcd import checkers
 from posttrain.systems.actlcd.bcq import Bcq
+from posttrain.systems.actlcd.checking import Checked, CheckOptions
+from posttrain.systems.actlcd.collecting import collected, graded_sequences, read_along
+from posttrain.systems.actlcd.features import Kind
 from posttrain.systems.actlcd.gate import Constant, GatePolicy, Net, stored
-from posttrain.systems.actlcd.labels import Transitions, joined, labels, sequence
-from posttrain.systems.actlcd.learning import rate, transitions
+from posttrain.systems.actlcd.labels import Transitions, joined
+from posttrain.systems.actlcd.learning import KIND, rate, trained
 
-AT_ONCE = 64  # references read together
+Stage: TypeAlias = Literal["train", "decode"]
+Row: TypeAlias = dict[str, float]
+
 PENALTIES = (1.0, 1.2)
+FIXED = {"greedy": 0.0, "DoLa": 1.0}  # gates that no run changes: how often they contrast
+ROWS = len(PENALTIES) * (len(FIXED) + 1)
 
 
 @dataclass(frozen=True)
-class Checked:
-    """How replies are graded: an environment, its reward, and whom it asks besides the policy."""
+class GateOptions:
+    """What a gate is and learns from, by --stage train."""
 
-    reward: Reward
-    env: Env = single_turn
-    others: Mapping[str, Sampler] = field(default_factory=dict)
+    layers: str = "low"
+    """Candidates of the contrast: low, high, or numbers separated by commas."""
+    norm_early: bool = False
+    """Apply the final norm to early layers too."""
+    penalty: float = 1.2
+    """Of repeated tokens while collecting; decoding is shown at 1.0 and 1.2."""
+    features: Kind = "values"
+    """values, or ids as released."""
+    learner: Literal["bcq", "clone"] = "bcq"
+    """bcq, or its classifier alone."""
+    reward: Literal["labels", "grader"] = "labels"
+    """Of a sequence: the sum over labels (published), or what the grader gives the gate's own replies."""
+    samples: int = 4
+    """Reward grader: replies to a task."""
 
 
-def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int) -> Transitions:
-    """The gate's choices while it reads reference answers: at each token, what both actions would have said.
+def altered(options: Any, names: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """The options of a group, or those of these names, that were given another value than their own."""
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if value != one.default and (not names or one.name in names):
+            yield f"--{one.name.replace('_', '-')}", value
 
-    The right token is the reference's, whatever the gate chose (teacher forcing): a wording that differs counts as
-    wrong, where plain and contrast agree on it for both of them. Answers are cut at the policy's `max_new`.
+
+def refuse(
+    stage: Stage,
+    task: TaskOptions,
+    model: ModelOptions,
+    learning: GateOptions,
+    checking: CheckOptions,
+    gate: str | None,
+    held_out: str | None,
+) -> None:
+    """Raises ValueError for an option that would have no effect."""
+    if task.image is not None:
+        raise ValueError(f"--image {task.image}: a gate decodes text only, with access to the layers of the model")
+    for name, value in altered(model, ("temperature", "lora", "checkpointing")):
+        raise ValueError(f"{name} {value}: the model is never trained, and says its best token; leave it out")
+    if stage == "decode":
+        for name, value in [*altered(learning), *([("--held-out", held_out)] if held_out else [])]:
+            raise ValueError(f"{name} {value} is an option of --stage train: a gate decodes as it was trained")
+        if gate is None:
+            raise ValueError("--stage decode needs --gate, the OUT/model of a run that trained one")
+    else:
+        refuse_in_training(learning, checking, gate, held_out)
+
+
+def refuse_in_training(learning: GateOptions, checking: CheckOptions, gate: str | None, held_out: str | None) -> None:
+    if gate is not None:
+        raise ValueError(f"--gate {gate} is an option of --stage decode")
+    if learning.samples < 1:
+        raise ValueError(f"--samples {learning.samples}: it must be at least 1")
+    if learning.reward != "grader":
+        for name, value in altered(learning, ("samples",)):
+            raise ValueError(f"{name} {value} is an option of --reward grader")
+        for name, value in altered(checking) if held_out is None else ():
+            raise ValueError(f"{name} {value}: nothing is checked without --held-out or --reward grader")
+
+
+# ---- learning
+
+
+def learn(
+    speaker: TextPolicy,
+    tasks: Sequence[Task],
+    tests: Sequence[Task],
+    learning: GateOptions,
+    checked: Checked,
+    run: Run,
+) -> tuple[GatePolicy, Session]:
+    """Collect, or take what an interrupted run has collected, and learn a gate in the run's directory.
+
+    Raises ValueError, before any of it, when a task or a test is too long for the model or shows a picture.
     """
-    parts: list[Transitions] = []
-    chat, longest = policy.speaker.chat, policy.speaker.sampling.max_new
-    for start in range(0, len(tasks), AT_ONCE):
-        some = tasks[start : start + AT_ONCE]
-        told = [chat.demonstrated(task.prompt, str(task.truth)) for task in some]
-        replies = [one.reply[:longest] for one in told]
-        asks = [Ask(task.prompt, seed=mix(seed, start + i)) for i, task in enumerate(some)]
-        made = decoded(
-            policy.speaker,
-            [one.prompt for one in told],
-            policy.choosing(asks, longest),
-            policy.how,
-            max_new=longest,
-            forced=replies,
-        )
-        for one in made:
-            label = labels(one.notes["plain"], one.notes["other"], torch.tensor(one.ids))
-            parts.append(sequence(one.notes["features"], one.contrast, label))
-    return joined(parts)
-
-
-def graded_sequences(
-    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, samples: int, seed: int
-) -> Transitions:
-    """Rollouts of the gate, paid at their last token what the grader gives; what it cannot grade is left out."""
-    players = {"policy": policy, **checked.others}
-    found = evaluate(players, tasks, checked.reward, checked.env, samples=samples, seed=seed)
-    parts = [
-        transitions(one, torch.full((one.decisions,), -1), score=score.value)
-        for group, scores in zip(found.groups, found.scores, strict=True)
-        for one, score in zip(group, scores, strict=True)
-        if isinstance(score, Score) and one.decisions
-    ]
-    return joined(parts)
-
-
-def three_ways(
-    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, penalties: Sequence[float] = PENALTIES, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Accuracy and contrast rate of plain greedy, of DoLa, and of the gate, each at every repetition penalty."""
-    gates = {"greedy": Constant(0.0), "DoLa": Constant(1.0), "ActLCD": policy.gate}
-    out: dict[str, dict[str, float]] = {}
-    for name, gate in gates.items():
-        for penalty in penalties:
-            how = replace(policy.how, penalty=penalty)
-            player = GatePolicy(policy.speaker, gate, how, policy.kind, temperature=0.0)
-            found: Evaluation = evaluate(
-                {"policy": player, **checked.others}, tasks, checked.reward, checked.env, seed=seed
-            )
-            out[f"{name}, penalty {penalty:g}"] = {
-                "accuracy": found.reward,
-                "contrast rate": rate([one for group in found.groups for one in group]),
-                "tokens": statistics.fmean(one.decisions for group in found.groups for one in group),
-                "invalid": float(found.invalid),
-            }
-    return out
-
-
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    columns = list(next(iter(found.values())))
-    lines = [f"{'':22}" + "".join(f"{name:>15}" for name in columns)]
-    lines += [f"{name:22}" + "".join(f"{row[c]:15.3f}" for c in columns) for name, row in found.items()]
-    return "\n".join(lines)
-
-
-def decoded_three_ways(policy: GatePolicy, tasks: Sequence[Task], checked: Checked, out: str) -> None:
-    """Prints the table of `three_ways`, and writes it to OUT/decoding.json."""
-    found = three_ways(policy, tasks, checked)
-    print(table(found))
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_json(Path(out) / "decoding.json", found)
-
-
-def checked_by(task: TaskOptions, check: str, judge: str | None, registry: str) -> Checked:
-    """Raises ValueError for a judge that was not named."""
-    if check == "grade":
-        return Checked(task.reward())
-    one_of(check, list(checkers.GRADES), "--check")
-    if check == "packages":
-        return Checked(checkers.reward(check), checkers.installing(checkers.Registry(registry)))
-    if check == "judge":
-        if judge is None:
-            raise ValueError("--check judge needs --judge, the address of a chat server (http://host:8000/v1)")
-        from posttrain.sampler.server import server
-
-        return Checked(checkers.reward(check), checkers.judged, {"judge": server(judge)})
-    return Checked(checkers.reward(check))
+    kind = learning.features
+    how = Decoding(learning.layers, norm_early=learning.norm_early, penalty=learning.penalty, temperature=0.0)
+    mixed = GatePolicy(speaker, Constant(0.5), how, kind)
+    mixed.check([*tasks, *tests])
+    torch.manual_seed(mix(run.seed, "gate") % 2**32)
+    gate = Bcq(mixed.inputs, cloned=learning.learner == "clone")
+    policy = GatePolicy(speaker, gate, how, kind, temperature=0.0)
+    directory = begin(run, policy, KIND)
+    read = partial(read_along, mixed, seed=mix(run.seed, "read"))
+    pieces: dict[str, Callable[[Sequence[Task], int], Transitions]] = {"read": lambda some, at: read(some, start=at)}
+    if learning.reward == "grader":
+        graded = partial(graded_sequences, mixed, checked=checked, samples=learning.samples)
+        pieces["graded"] = lambda some, at: graded(some, seed=mix(run.seed, "graded"), start=at)
+    found = collected(directory.path / "collected", tasks, pieces, resume=run.resume, quiet=run.quiet)
+    data = found["read"]
+    if kind == "values":
+        gate.view.fit(data.features)
+    if "graded" in found:
+        unpaid = replace(data, reward=torch.full_like(data.reward, torch.nan))
+        data = joined([unpaid, found["graded"]])
+    return policy, trained(policy, gate, data, run, directory=directory)
 
 
 def loaded_gate(folder: str, speaker: TextPolicy) -> GatePolicy:
@@ -145,3 +152,89 @@ def loaded_gate(folder: str, speaker: TextPolicy) -> GatePolicy:
         )
     policy.load_state_dict(tensors)
     return policy
+
+
+# ---- decoding
+
+
+def three_ways(
+    policy: GatePolicy,
+    tasks: Sequence[Task],
+    checked: Checked,
+    *,
+    seed: int = 0,
+    known: Container[str] = (),
+    watch: Callable[[int], object] = lambda more: None,
+) -> Iterator[tuple[str, Row]]:
+    """Accuracy and contrast rate of plain greedy, of DoLa, and of the gate, each at every repetition penalty.
+
+    Rows come as they are known; those that are `known` already are left out. `watch` hears how many tasks are done.
+    """
+    gates = {**{name: Constant(contrast) for name, contrast in FIXED.items()}, "ActLCD": policy.gate}
+    for name, gate in gates.items():
+        for penalty in PENALTIES:
+            row = f"{name}, penalty {penalty:g}"
+            if row in known:
+                continue
+            how = replace(policy.how, penalty=penalty)
+            player = GatePolicy(policy.speaker, gate, how, policy.kind, temperature=0.0)
+            players = {"policy": player, **checked.others}
+            found: Evaluation = evaluate(players, tasks, checked.reward, checked.env, seed=seed, watch=watch)
+            yield (
+                row,
+                {
+                    "accuracy": found.reward,
+                    "contrast rate": rate([one for group in found.groups for one in group]),
+                    "tokens": statistics.fmean(one.decisions for group in found.groups for one in group),
+                    "invalid": float(found.invalid),
+                },
+            )
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    columns = list(next(iter(found.values())))
+    lines = [f"{'':22}" + "".join(f"{name:>15}" for name in columns)]
+    lines += [f"{name:22}" + "".join(f"{row[c]:15.3f}" for c in columns) for name, row in found.items()]
+    return "\n".join(lines)
+
+
+def decoded_three_ways(
+    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, out: Path, *, resume: bool = False, quiet: bool = False
+) -> None:
+    """Prints the table of `three_ways`; each of its rows is in OUT/decoding.json as soon as it is known.
+
+    On a resume, rows of gates that no run changes are taken from there.
+    """
+    path = out / "decoding.json"
+    found: dict[str, Any] = {}
+    if resume and path.is_file():
+        found = {name: row for name, row in read_json(path).items() if name.partition(",")[0] in FIXED}
+    write_json(path, found)
+    try:
+        with bar("decoding", ROWS * len(tasks), quiet) as done:
+            done(len(found) * len(tasks))
+            for name, row in three_ways(policy, tasks, checked, known=found, watch=done):
+                found[name] = row
+                write_json(path, found)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"the rows so far are in {path}; continue with the same command and --resume")
+        raise
+    print(table(found))
+    if not any(row["accuracy"] for row in found.values()):
+        print(
+            "warning: not one reply was right, greedy ones included: look at what --check or --grade takes for the "
+            "answer, and at --max-new",
+            file=sys.stderr,
+        )
+
+
+def decode(
+    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, gate: str, run: RunOptions, **settings: Any
+) -> None:
+    """Decode with a gate of another run, in a directory of its own. Raises ValueError where that is the gate's."""
+    out = Path(run.out)
+    if Path(gate).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"--out {out}: it holds the --gate, which stays as it is; give another --out")
+    made = run.run(**settings, gate=gate, gate_sha256=file_hash(Path(gate) / "model.safetensors"))
+    Directory(out).prepare({"kind": "decode", "run": made}, made)
+    decoded_three_ways(policy, tasks, checked, out, resume=run.resume, quiet=run.quiet)

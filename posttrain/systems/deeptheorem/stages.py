@@ -128,7 +128,7 @@ def build(
     data: str, writer: Sampler, building: Building, model: ModelOptions, run: RunOptions, limit: int | None, split: str
 ) -> None:
     """Questions through the pipeline into `theorems.jsonl`. Raises ValueError when the writer never answered."""
-    tasks = read(data, building.question, None, limit=limit, split=split, option="--question")
+    tasks = read(data, building.question, None, limit=limit, split=split, prompt_option="--question")
     files = [name for name in (building.against or "").split(",") if name]
     tests = [str(task.prompt[-1]["content"]) for name in files for task in statements(name)]
     recall = by_encoder(building.encoder, model.device) if building.encoder else by_words

@@ -1,0 +1,122 @@
+"""What a gate learns from at the scale of a checkpoint, collected piece by piece and kept in the run's directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from posttrain.core import Ask, Score, Task
+from posttrain.decode.decode import decoded
+from posttrain.directory import fresh
+from posttrain.evaluation import evaluate
+from posttrain.progress import bar
+from posttrain.seeding import mix
+from posttrain.systems.actlcd.checking import Checked
+from posttrain.systems.actlcd.gate import GatePolicy
+from posttrain.systems.actlcd.labels import FIELDS, Transitions, joined, labels, sequence
+from posttrain.systems.actlcd.learning import transitions
+
+Piece: TypeAlias = Callable[[Sequence[Task], int], Transitions]  # some tasks, and the place of their first
+
+AT_ONCE = 64  # tasks of a piece: an interruption loses no more
+
+
+def reference(task: Task) -> str:
+    """The answer that is read token by token. Raises ValueError, naming the task, where there is no text."""
+    if not isinstance(task.truth, str) or not task.truth.strip():
+        raise ValueError(
+            f"task {task.key!r}: its answer is {task.truth!r}, and a gate learns from the text of answers: "
+            "name their column by --answer"
+        )
+    return task.truth
+
+
+def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int = 0) -> Transitions:
+    """The gate's choices while it reads reference answers: at each token, what both actions would have said.
+
+    The right token is the reference's, whatever the gate chose (teacher forcing): a wording that differs counts as
+    wrong, where plain and contrast agree on it for both of them. Answers are cut at the policy's `max_new`. The first
+    of the tasks is number `start` of all.
+    """
+    chat, longest = policy.speaker.chat, policy.speaker.sampling.max_new
+    told = [chat.demonstrated(task.prompt, reference(task)) for task in tasks]
+    asks = [Ask(task.prompt, seed=mix(seed, start + i)) for i, task in enumerate(tasks)]
+    made = decoded(
+        policy.speaker,
+        [one.prompt for one in told],
+        policy.choosing(asks, longest),
+        policy.how,
+        max_new=longest,
+        forced=[one.reply[:longest] for one in told],
+    )
+    parts: list[Transitions] = []
+    for one in made:
+        label = labels(one.notes["plain"], one.notes["other"], torch.tensor(one.ids))
+        parts.append(sequence(one.notes["features"], one.contrast, label))
+    return joined(parts)
+
+
+def graded_sequences(
+    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, samples: int, seed: int, start: int = 0
+) -> Transitions:
+    """Rollouts of the gate, paid at their last token what the grader gives; what it cannot grade is left out.
+
+    Raises ValueError when it can grade none of them.
+    """
+    players = {"policy": policy, **checked.others}
+    found = evaluate(players, tasks, checked.reward, checked.env, samples=samples, seed=seed + start)
+    parts = [
+        transitions(one, torch.full((one.decisions,), -1), score=score.value)
+        for group, scores in zip(found.groups, found.scores, strict=True)
+        for one, score in zip(group, scores, strict=True)
+        if isinstance(score, Score) and one.decisions
+    ]
+    return joined(parts)
+
+
+def collected(
+    folder: Path, tasks: Sequence[Task], pieces: dict[str, Piece], *, resume: bool, quiet: bool = False
+) -> dict[str, Transitions]:
+    """The transitions of every kind over all tasks; what is in the folder already is read, on a resume, and not made.
+
+    A piece is a file, written as soon as it is there. Raises ValueError for a file that cannot be read.
+    """
+    if resume:
+        folder.mkdir(exist_ok=True)
+    else:
+        fresh(folder)
+    out: dict[str, Transitions] = {}
+    try:
+        for kind, piece in pieces.items():
+            parts: list[Transitions] = []
+            with bar(f"collecting ({kind})", len(tasks), quiet) as done:
+                for start in range(0, len(tasks), AT_ONCE):
+                    some, file = tasks[start : start + AT_ONCE], folder / f"{kind}-{start:06d}.safetensors"
+                    if not file.is_file():
+                        keep(piece(some, start), file)
+                    parts.append(kept(file))
+                    done(len(some))
+            out[kind] = joined(parts)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"what was collected is in {folder}; continue with the same command and --resume")
+        raise
+    return out
+
+
+def keep(data: Transitions, file: Path) -> None:
+    scratch = file.with_suffix(".writing")
+    save_file({name: getattr(data, name).contiguous() for name in FIELDS}, scratch)
+    os.replace(scratch, file)
+
+
+def kept(file: Path) -> Transitions:
+    try:
+        return Transitions(**load_file(file))
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; delete it, and --resume collects it again") from error
