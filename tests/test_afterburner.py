@@ -22,12 +22,12 @@ import posttrain as pt
 from posttrain import tiny
 from posttrain.checkpoint import stateful
 from posttrain.cli import main
-from posttrain.core import EpisodeFailed, Invalid, Score
+from posttrain.core import EpisodeFailed, Failed, Invalid, Score
 from posttrain.data import Place
 from posttrain.sandbox import Called, Outcome, Program, Returned, sandbox
 from posttrain.step import practised
 from posttrain.systems import afterburner
-from posttrain.systems.afterburner import measuring, stages, venus
+from posttrain.systems.afterburner import evaluating, measuring, stages, venus
 from posttrain.systems.afterburner.experiments import (
     InWords,
     demonstrations,
@@ -36,7 +36,7 @@ from posttrain.systems.afterburner.experiments import (
     rewritings,
     unseen,
 )
-from posttrain.systems.afterburner.iterate import Best, Rewrite, accepted, course, curve, iterate
+from posttrain.systems.afterburner.iterate import Best, Rewrite, accepted, course, courses, curve, iterate
 from posttrain.systems.afterburner.measuring import CAPS, Bench, Performance, beyond, resampled
 from posttrain.systems.afterburner.reward import Weights, efficiency, formed, recipe, rewriting, scored
 from posttrain.systems.afterburner.venus import InMarkdown, problem, problems
@@ -275,6 +275,7 @@ def test_the_paper_s_interval():
     assert high - mean == pytest.approx(0.0252, rel=0.2)
     with pytest.raises(ValueError, match="no measurement"):
         resampled([])
+    assert all(map(math.isnan, resampled([math.nan] * 16)))  # BEYOND without people
 
 
 # ---- the reward
@@ -409,13 +410,24 @@ def test_the_curve_by_hand():
     tasks = [rewrite(metric="time"), rewrite(metric="memory")]
     rollouts = [pt.Rollout(tasks[0], [], ["a", "c"]), pt.Rollout(tasks[1], [], ["b", "b"])]
     people = [PASS, Performance(True, 4.0, 200.0)]
-    first, second = curve(bench, rollouts, lambda exercise: people)
+    first, second = curve(courses(bench, rollouts), lambda exercise: people)
     assert first["pass"] == 0.5
     assert first["beyond time"] == 0.0  # it failed
     assert first["beyond memory"] == 1.0
     assert math.isnan(first["beyond integral"])  # nobody was asked for it
     assert second["pass"] == 1.0
     assert second["beyond time"] == 1.0
+
+
+def test_an_episode_that_could_not_be_played_is_left_out_of_the_curve_and_said():
+    bench = Shelf({"a": PASS, "b": Invalid("it died twice")})
+    rollouts = [
+        pt.Rollout(rewrite(), [], facts) for facts in (["a"], Failed("EpisodeFailed: the sandbox failed"), ["b"])
+    ]
+    with pytest.warns(UserWarning, match="2 of 3 episodes could not be .* because: EpisodeFailed: the sandbox failed"):
+        assert len(courses(bench, rollouts)) == 1
+    with pytest.raises(ValueError, match="none of 1 episodes could be played and measured"):
+        courses(bench, rollouts[1:2])
 
 
 def test_the_ablations_leave_out_what_they_say():
@@ -530,9 +542,80 @@ def test_an_evaluator_of_the_data_grades_what_differs(box):
     assert bench.known
     assert [one.passed for one in bench([(case(evaluator=near), code) for code in (close, WRONG)])] == [True, False]
     assert not Bench(box, 5.0, repeats=1)([(case(), close)])[0].passed
-    [found] = Bench(box, 5.0, repeats=1)([(case(evaluator="def evaluate("), close)])
+    missing = case(evaluator="import nothing_of_that_name")
+    [found] = Bench(box, 5.0, repeats=1)([(missing, close)])
     assert isinstance(found, Invalid)
     assert "evaluator of problem 1" in found.reason
+    with pytest.raises(ValueError, match="f.jsonl, line 7: test_case_evaluator cannot be executed: ModuleNotFound"):
+        venus.executable([case(), case(evaluator=near), missing], bench.execute)
+    venus.executable([case(), case(evaluator=near)], bench.execute)
+
+
+def test_a_reply_that_ends_the_data_s_evaluator_has_failed_its_test_and_harms_no_other(box):
+    careless = "def evaluate(expected, printed):\n    return eval(printed) == eval(expected)"
+    exercise = case(evaluator=careless, test_cases=[{"input": "1", "output": "2"}, {"input": "50", "output": "100"}])
+    ends = RIGHT.replace("return 2 * n", "return '2.0' if n == 1 else '__import__(\"os\")._exit(0)'")
+    lasts = RIGHT.replace("return 2 * n", "return 'sum(range(10**12))'")
+    right = RIGHT.replace("return 2 * n", "return 2.0 * n")
+    found = Bench(box, 1.0, repeats=1)([(exercise, code) for code in (ends, lasts, right)])
+    assert [one.why for one in found] == ["a test failed: test 2", "a test failed: test 1", ""]
+
+
+def test_problems_of_two_files_with_the_same_line_are_not_mixed(tmp_path, box):
+    bench = Bench(box, 5.0, repeats=1)
+    for factor, passes in ((2, True), (3, False)):
+        path = tmp_path / f"{factor}.jsonl"
+        tests = [{"input": str(n), "output": str(factor * n)} for n in (1, 7)]
+        record = {"question_content": "?", "test_case_runners": RUNNER, "test_cases": tests}
+        path.write_text(json.dumps(record))
+        [one] = problems(str(path))
+        assert one.key == "1"
+        assert bench([(one, RIGHT)])[0].passed is passes
+
+
+TABLE = "TABLE = [0]\nfor i in range(300_000):\n    TABLE.append(TABLE[-1] + i)\n\n"
+LOOKED_UP = TABLE + "def summed(n):\n    return TABLE[n + 1]"
+ADDED = "def summed(n):\n    total = 0\n    for i in range(n + 1):\n        total += i\n    return total"
+
+
+def test_work_that_is_done_while_code_is_loaded_counts(box):
+    tests = [{"input": [n], "output": n * (n + 1) // 2} for n in (10, 200_000)]
+    exercise = case(runner="", function="summed", code_prompt="", test_cases=tests)
+    table, honest = Bench(box, 20.0, repeats=2)([(exercise, code) for code in (LOOKED_UP, ADDED)])
+    assert table.passed
+    assert table.seconds > 1e-3  # measured: 0.02; of the calls alone 1e-6
+    assert honest.passed
+    assert table.seconds > honest.seconds
+
+
+def test_long_code_is_not_slow_for_its_length(box):
+    tests = [{"input": [1], "output": 2}]
+    long = "\n".join(f"def unused_{i}(n):\n    return [x + {i} for x in range(n)]" for i in range(100)) + "\n"
+    exercise = case(runner="", function="doubled", code_prompt="", test_cases=tests)
+    [found] = Bench(box, 20.0, repeats=3)([(exercise, long + "def doubled(n):\n    return 2 * n")])
+    assert found.seconds < 1e-4
+
+
+def test_memory_has_the_limit_that_is_asked_for(box):
+    big = "def doubled(n):\n    return len(bytearray(n << 20)) >> 19"
+    exercise = case(runner="", function="doubled", code_prompt="", test_cases=[{"input": [600], "output": 1200}])
+    assert Bench(box, 20.0, repeats=1)([(exercise, big)])[0].passed
+    [found] = Bench(box, 20.0, memory_mib=256, repeats=1)([(exercise, big)])
+    assert not found.passed
+    assert "MemoryError" in found.why
+
+
+@pytest.mark.parametrize("starter", [STARTER, ""])
+@pytest.mark.parametrize("code", [RIGHT, "def doubled(n):\n    return 2 * n"])
+def test_a_function_may_be_a_method_whatever_the_starter(starter, code, box):
+    exercise = case(runner="", function="doubled", code_prompt=starter, test_cases=[{"input": [4], "output": 8}])
+    assert Bench(box, 5.0, repeats=1)([(exercise, code)])[0].passed
+
+
+def test_programs_may_use_the_names_of_the_release_s_prelude(box):
+    code = "class Solution:\n    def doubled(self, n):\n        return min(2 * n + int(stdin.readline()), maxsize)"
+    exercise = case(test_cases=[{"input": "1\n5", "output": "7"}, {"input": "2\n-1", "output": "3"}])
+    assert Bench(box, 5.0, repeats=1)([(exercise, code)])[0].passed
 
 
 @pytest.mark.parametrize(
@@ -548,6 +631,8 @@ def test_an_evaluator_of_the_data_grades_what_differs(box):
         ({"runner": "", "function": "f", "test_cases": [{"input": "1", "output": "1"}]}, "not a list of arguments"),
         ({"solutions": [{"passed": True}]}, "line 7: a solution has no code"),
         ({"question_content": ""}, "line 7: the column 'question_content' is empty"),
+        ({"evaluator": "def evaluate("}, "line 7: test_case_evaluator is no Python"),
+        ({"runner": "", "function": "a b"}, "line 7: function is 'a b', which is no name of a function"),
     ],
 )
 def test_bad_records_are_named(changes, message):
@@ -637,6 +722,121 @@ def test_every_stage_on_a_checkpoint(stage, options, katas_file, checkpoint, tmp
         assert list((out / "model").rglob("*.safetensors"))
     if stage == "grpo":
         assert len(next(iter(pt.read_rollouts(out)))["truth"]) < 300  # not the problem with all its solutions
+
+
+def evaluated(data, checkpoint, out, *options):
+    size = ["--tasks", "2", "--max-new", "6", "--repeats", "1", "--out", str(out), "--quiet"]
+    arguments = ["--scale", "full", "--model", checkpoint, "--data", data, "--stage", "evaluate", "--rounds", "1"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the plain sandbox")
+        try:
+            main(["run", "afterburner", *arguments, "--measured", "2", *size, *options])
+        except SystemExit as refused:
+            return refused.code
+    return 0
+
+
+@pytest.mark.parametrize("people", ["none in the data", "--people 0"])
+def test_without_people_there_is_no_beyond_and_the_rest_is_there(people, katas_file, checkpoint, tmp_path, capsys):
+    data = katas_file
+    if people == "none in the data":
+        data = str(tmp_path / "alone.jsonl")
+        records = [json.loads(line) for line in Path(katas_file).read_text().splitlines()]
+        Path(data).write_text("".join(json.dumps(one | {"solutions": []}) + "\n" for one in records))
+    options = people.split() if people.startswith("--") else []
+    assert not evaluated(data, checkpoint, tmp_path / "run", *options)
+    rows = json.loads((tmp_path / "run" / "iterations.json").read_text())
+    assert rows[1]["beyond time"] is None
+    assert rows[1]["pass"] == [0.0, 0.0, 0.0]
+    assert rows[1]["left out"] == 0
+    assert "| 1 | 0.000 [0.000, 0.000] | - | - | - | 0.000 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--measured", "0"], "--measured 0: it must be at least 1"),
+        (["--rounds", "-1"], "--rounds -1: it must be at least 0"),
+        (["--people", "-1"], "--people -1: it must be at least 0"),
+        (["--repeats", "0"], "--repeats 0: it must be at least 1"),
+        (["--memory-mib", "0"], "--memory-mib 0: it must be at least 1"),
+        (["--wall-s", "0"], "--wall-s 0.0: it must be above 0"),
+        (["--max-new", "2000"], "positions: lower --max-new"),
+        (["--max-new", "900"], "an iteration may take"),  # the first prompt fits, one with code in it may not
+        (["--out", "{file}"], "cannot be written"),
+        (["--data", "{broken}"], "line 1: test_case_evaluator cannot be executed: ZeroDivisionError"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_any_work(
+    options, message, katas_file, checkpoint, tmp_path, capsys, monkeypatch
+):
+    def rollout(*_, **__):
+        raise AssertionError("an episode was played")
+
+    monkeypatch.setattr(evaluating, "rollout", rollout)
+    broken = tmp_path / "broken.jsonl"
+    record = json.loads(Path(katas_file).read_text().splitlines()[0])
+    broken.write_text(json.dumps(record | {"test_case_evaluator": "1 / 0"}))
+    places = {"file": katas_file, "broken": str(broken)}
+    assert evaluated(katas_file, checkpoint, tmp_path / "run", *(option.format(**places) for option in options))
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "rollouts").exists()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked(
+    katas_file, checkpoint, tmp_path, capsys, monkeypatch
+):
+    out, batches = tmp_path / "run", []
+    play, measure = evaluating.rollout, evaluating.curve
+
+    def rollout(env, tasks, *rest, **options):
+        batches.append([task.key for task in tasks])
+        if len(batches) == 3:
+            raise Interrupted
+        return play(env, tasks, *rest, **options)
+
+    monkeypatch.setattr(evaluating, "rollout", rollout)
+    with pytest.raises(Interrupted):
+        evaluated(katas_file, checkpoint, out)
+    assert len(list(pt.read_rollouts(out))) == 4
+
+    def once(*arguments):
+        monkeypatch.setattr(evaluating, "curve", killed)
+        return measure(*arguments)
+
+    def killed(*arguments):
+        raise Interrupted
+
+    monkeypatch.setattr(evaluating, "curve", once)
+    people = (out / "people.jsonl").read_text()
+    with pytest.raises(Interrupted):
+        evaluated(katas_file, checkpoint, out, "--resume")
+    assert len(batches) == 5 + 1  # the one in which it was stopped again, and the two that were left
+    assert batches[2] == batches[3]
+    assert [len(json.loads(line)["passed"]) for line in people.splitlines()] == [2, 2, 2]
+    assert (out / "people.jsonl").read_text() == people  # not measured again, which would give other seconds
+    with (out / "measured.jsonl").open("a") as file:
+        file.write('{"rows": [{"pa')  # cut short by the kill
+    monkeypatch.setattr(evaluating, "curve", measure)
+    assert not evaluated(katas_file, checkpoint, out, "--resume")
+    assert len((out / "measured.jsonl").read_text().splitlines()) == 2
+    assert len(batches) == 6
+    assert json.loads((out / "run.json").read_text())["run"]["settings"]["rounds"] == 1
+
+    capsys.readouterr()
+    written = (out / "iterations.json").read_text()
+    assert evaluated(katas_file, checkpoint, out)
+    assert "already holds a run" in capsys.readouterr().err
+    assert evaluated(katas_file, checkpoint, out, "--resume", "--people", "1")
+    assert "was started with people = 100, not 1" in capsys.readouterr().err
+    assert (out / "iterations.json").read_text() == written
+    assert not evaluated(katas_file, checkpoint, out, "--overwrite", "--measured", "1")
+    assert len((out / "measured.jsonl").read_text().splitlines()) == 1
+    assert len(batches) == 6 + 5
 
 
 def test_the_same_problem_twice_is_refused(katas_file, tmp_path):

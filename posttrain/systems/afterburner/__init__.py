@@ -25,11 +25,12 @@ from posttrain.sandbox import sandbox
 from posttrain.step import train
 from posttrain.supervised import sft
 from posttrain.systems.afterburner.claims import ARMS, CLAIMS, SHOWN
+from posttrain.systems.afterburner.evaluating import IterationOptions, evaluate, reported
 from posttrain.systems.afterburner.experiments import SAMPLES, InWords, bench_of, iterated, rewritings, taught, unseen
-from posttrain.systems.afterburner.measuring import Bench
-from posttrain.systems.afterburner.reward import Weights, formed, recipe
-from posttrain.systems.afterburner.stages import Stage, demonstrations, evaluated, pairs, reported
-from posttrain.systems.afterburner.venus import InMarkdown, problems
+from posttrain.systems.afterburner.measuring import MeasuringOptions
+from posttrain.systems.afterburner.reward import formed, recipe
+from posttrain.systems.afterburner.stages import Stage, TeachingOptions, demonstrations, pairs
+from posttrain.systems.afterburner.venus import InMarkdown, executable, problems
 from posttrain.systems.afterburner.venus import rewritings as rewritings_of
 from posttrain.world.kata import Katas
 from posttrain.world.words import base
@@ -74,70 +75,50 @@ def laptop(
 def full(
     data: str,
     model: ModelOptions,
+    teaching: TeachingOptions,
+    measuring: MeasuringOptions,
+    iterating: IterationOptions,
     run: RunOptions = RunOptions("runs/afterburner", steps=100, tasks=32, lr=1e-6),
     stage: Stage = "grpo",
     held_out: str | None = None,
     limit: int | None = None,
     split: str = "train",
-    samples: int = 32,
-    best: int = 24,
-    pairs_each: int = 48,
-    least: int = 48,
-    beta: float = 0.1,
     feedback: bool = True,
     original: bool = True,
-    wall_s: float = 90.0,
-    repeats: int = 3,
-    at_once: int = 1,
-    zone: float = 0.1,
-    repaired: bool = False,
-    rounds: int = 10,
-    measured: int = 16,
-    people: int = 100,
 ) -> Session | None:
     """Your checkpoint on problems with tests and people's solutions, such as Elfsong/Venus_Python.
 
     As published: sft or grpo, then evaluate; --max-new 8192 --temperature 1.
 
-    data        JSONL or Parquet file, or dataset; columns as in Venus (docs/systems/afterburner.md)
-    stage       sft, dpo, grpo, or evaluate: iterate greedily, and write OUT/iterations.json
-    held_out    grpo: problems whose PASS@1 after one round is followed
-    limit       use only the first so many problems
-    split       of a dataset
-    samples     grpo: samples of a task
-    best        sft: solutions of each problem and metric that are learned
-    pairs_each  dpo: pairs of each problem and metric
-    least       dpo: solutions that a problem must have
-    beta        dpo
-    feedback    whether the policy is told how the code before performed
-    original    whether it is shown the code before
-    wall_s      seconds that the tests of one code may take
-    repeats     times that code is timed, of which the least counts
-    at_once     codes measured side by side; more is faster and noisier
-    zone        relative gains smaller than this count as none
-    repaired    what passes where the original failed also earns for its efficiency, as in the release
-    rounds      evaluate: iterations after the first answer
-    measured    evaluate: times that what was said is measured
-    people      evaluate: solutions of each problem, at most, that it is compared with
+    data      JSONL or Parquet file, or dataset; columns as in Venus (docs/systems/afterburner.md)
+    stage     sft, dpo, grpo, or evaluate: iterate greedily, and write OUT/iterations.json
+    held_out  grpo: problems whose PASS@1 after one round is followed
+    limit     use only the first so many problems
+    split     of a dataset
+    feedback  whether the policy is told how the code before performed
+    original  whether it is shown the code before
     """
+    for options in (teaching, measuring, iterating):
+        options.check()
     found = problems(data, limit, split)
+    kept_back = problems(held_out, split="test") if held_out else []
     dialogue = InMarkdown(feedback, original)
-    policy = model.policy()
-    described = {"stage": stage, "data": data, **hashed(data), "limit": limit, "samples": samples, **vars(model)}
+    described = {"stage": stage, "data": data, **hashed(data), "limit": limit, "split": split, "held_out": held_out}
+    described |= {"feedback": feedback, "original": original}
+    settings = run.run(**described, **vars(teaching), **vars(measuring), **vars(iterating), **vars(model))
     if stage == "sft":
-        return sft(policy, demonstrations(found, best), run.run(best=best, **described))
+        return sft(model.policy(), demonstrations(found, teaching.best), settings)
     if stage == "dpo":
-        preferred = pairs(found, pairs_each, least, run.seed)
-        settings = run.run(pairs_each=pairs_each, least=least, beta=beta, **described)
-        return prefer(policy, preferred, dpo(beta), settings, reference=policy.frozen())
+        preferred = pairs(found, teaching.pairs_each, teaching.least, run.seed)
+        policy = model.policy()
+        return prefer(policy, preferred, dpo(teaching.beta), settings, reference=policy.frozen())
     with sandbox() as box:
-        bench = Bench(box, wall_s, repeats=repeats, at_once=at_once)
+        bench = measuring.bench(box)
+        executable([*found, *kept_back], bench.execute)
+        policy = model.policy()
         if stage == "grpo":
-            made = recipe(bench, dialogue, Weights(zone=zone, repaired=repaired), samples)
-            tests = rewritings_of(problems(held_out, split="test"), dialogue, run.seed) if held_out else []
-            tasks = rewritings_of(found, dialogue, run.seed)
-            return train(policy, tasks, made, run.run(**described), held_out=tests)
-        options = {"rounds": rounds, "measured": measured, "people": people, "seed": run.seed}
-        rows = evaluated(policy, found, bench, dialogue, **options)
-    print(reported(rows, Path(run.out)))
+            made = recipe(bench, dialogue, teaching.weights(), teaching.samples)
+            tasks, tests = (rewritings_of(some, dialogue, run.seed) for some in (found, kept_back))
+            return train(policy, tasks, made, settings, held_out=tests)
+        print(reported(evaluate(policy, found, bench, dialogue, iterating, settings), Path(run.out)))
     return None

@@ -17,7 +17,7 @@ from posttrain.sandbox import sandbox
 from posttrain.seeding import mix
 from posttrain.step import practised
 from posttrain.supervised import sft
-from posttrain.systems.afterburner.iterate import Best, Rewrite, curve, iterate
+from posttrain.systems.afterburner.iterate import Best, Rewrite, courses, curve, iterate
 from posttrain.systems.afterburner.measuring import METRICS, Bench, Metric, Performance
 from posttrain.systems.afterburner.reward import recipe
 from posttrain.world.kata import Kata, Katas, measured, reply
@@ -166,7 +166,8 @@ def iterated(
     people = passed(world, bench, world.katas(held_out=True)[:limit])
     env = iterate(ROUNDS[-1] + 1, bench, dialogue, temperature)
     played = rollout(env, unseen(world, limit), {"policy": policy}, 1, seed)
-    return curve(bench, [group[0] for group in played], lambda kata: [found for _, found in people[kata]])
+    paths = courses(bench, [group[0] for group in played])
+    return curve(paths, lambda kata: [found for _, found in people[kata]])
 
 
 def measures(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from posttrain.core import Env, Episode, EpisodeFailed, Invalid, Message, Rollout, Task
+from posttrain.core import Env, Episode, EpisodeFailed, Failed, Invalid, Message, Rollout, Task
 from posttrain.episode import ask
 from posttrain.systems.afterburner.measuring import METRICS, Bench, Exercise, Metric, Performance, beyond
 
@@ -96,14 +97,40 @@ def iterate(rounds: int, bench: Bench, dialogue: Dialogue, temperature: float | 
     return env
 
 
-def curve(
-    bench: Bench, rollouts: Sequence[Rollout], people: Callable[[Any], Sequence[Performance]]
-) -> list[dict[str, float]]:
+Course: TypeAlias = "tuple[Rewrite, list[Best]]"  # what was asked, and the best code after each round
+
+
+def courses(bench: Bench, rollouts: Sequence[Rollout]) -> list[Course]:
+    """The course of each episode, without those that could not be played or measured, of which it warns.
+
+    Raises ValueError when none could be.
+    """
+    found: list[Course] = []
+    lost: list[str] = []
+    for one in rollouts:
+        if isinstance(one.facts, Failed):
+            lost.append(one.facts.reason)
+            continue
+        try:
+            found.append((one.task.truth, course(bench, one.task.truth, one.facts)[1:]))
+        except EpisodeFailed as error:
+            lost.append(str(error))
+    if not found:
+        raise ValueError(f"none of {len(lost)} episodes could be played and measured; the first because: {lost[0]}")
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {len(rollouts)} episodes could not be played and measured and are left out; the first "
+            f"because: {lost[0]}",
+            stacklevel=2,
+        )
+    return found
+
+
+def curve(paths: Sequence[Course], people: Callable[[Any], Sequence[Performance]]) -> list[dict[str, float]]:
     """After each round: PASS@1, and by each metric the mean BEYOND of the tasks that ask for it, 0 where code fails.
 
     people   the passed solutions of an exercise; a task whose exercise has none counts for PASS@1 alone
     """
-    paths = [(one.task.truth, course(bench, one.task.truth, one.facts)[1:]) for one in rollouts]
     known: dict[int, Sequence[Performance]] = {}
     table: list[dict[str, float]] = []
     for i in range(max(len(path) for _, path in paths)):

@@ -3,6 +3,8 @@
 Seconds are CPU seconds of the thread, memory is the peak of what Python allocated, in KiB; both are in these units
 everywhere. (The release has milliseconds in its data, and over them a cap of 90 seconds, written as 90.) The integral
 is seconds times peak; the release sums the peak so far over samples, whose number depends on the sampler's speed.
+
+Work that code does as it is loaded counts as well, beyond what may be noise: a table made ahead is not free.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ LEAST_S, LEAST_KIB = (
     1e-6,
     1.0,
 )  # what is smaller is not told apart: gains are relative, and clocks and allocators coarse
+FREE_LOADING = 2.0  # times the seconds of a process that only compiles the code: births alone differ by half (measured)
+MEMORY_MIB = 1024  # as in Monolith, and as the cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,36 @@ class Performance:
         return {"time": self.seconds, "memory": self.kib, "integral": self.seconds * self.kib}[metric]
 
 
+@dataclass(frozen=True)
+class MeasuringOptions:
+    """How code is executed and timed."""
+
+    wall_s: float = TIME_CAP_S
+    """Seconds that the tests of one code may take."""
+    memory_mib: int = MEMORY_MIB
+    """MiB of address space that they may take; twice as much while their memory is measured."""
+    repeats: int = 3
+    """Times that code is timed, of which the least counts."""
+    at_once: int = 1
+    """Codes measured side by side; more is faster and noisier."""
+
+    def check(self) -> None:
+        """Raises ValueError for a number that is too small."""
+        at_least(self, memory_mib=1, repeats=1, at_once=1)
+        if not 0 < self.wall_s < math.inf:
+            raise ValueError(f"--wall-s {self.wall_s}: it must be above 0")
+
+    def bench(self, box: Sandbox) -> Bench:
+        return Bench(box, self.wall_s, memory_mib=self.memory_mib, repeats=self.repeats, at_once=self.at_once)
+
+
+def at_least(options: Any, **least: float) -> None:
+    """Raises ValueError naming the first of some options that is smaller than it may be."""
+    for name, bound in least.items():
+        if not getattr(options, name) >= bound:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: it must be at least {bound}")
+
+
 Execute: TypeAlias = Callable[[Calls], Called]  # in the sandbox, apart from the code: for a grader that comes with data
 NO_CODE = Performance(False, why="the reply holds no code")
 
@@ -56,8 +90,9 @@ class Exercise(Protocol):
     """What code is measured on."""
 
     @property
-    def name(self) -> str: ...  # what is executed besides the code: exercises of one name execute the same
+    def name(self) -> str: ...  # what is executed besides the code, and what of it is kept: the same for equal names
     def calls(self, code: str) -> Calls | None: ...  # None: this cannot be executed
+    def unrun(self, code: str) -> Calls | None: ...  # the code compiled only; None: code does nothing as it is loaded
     def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str: ...  # what is kept of the results
     def accepts(self, verdict: str) -> bool: ...  # the code passes; expected answers stay out here
 
@@ -67,17 +102,26 @@ class Bench:
 
     It is a part of the recipe that remembers: checkpoints hold what was measured, and other runs do not.
 
-    wall_s   seconds of one process; one that takes longer has failed
-    repeats  processes in which the calls are timed; the least time counts
-    laps     times that each call is made in one process, the least counts: cheaper than repeats, and only for code
-             that is not there to win, which would remember its answers from lap to lap
-    at_once  processes side by side; one is least noisy
+    wall_s      seconds of one process; one that takes longer has failed
+    memory_mib  address space of one process; one that wants more has failed
+    repeats     processes in which the calls are timed; the least time counts
+    laps        times that each call is made in one process, the least counts: cheaper than repeats, and only for code
+                that is not there to win, which would remember its answers from lap to lap
+    at_once     processes side by side; one is least noisy
     """
 
     def __init__(
-        self, box: Sandbox, wall_s: float = TIME_CAP_S, *, repeats: int = 3, laps: int = 1, at_once: int | None = 1
+        self,
+        box: Sandbox,
+        wall_s: float = TIME_CAP_S,
+        *,
+        memory_mib: int = MEMORY_MIB,
+        repeats: int = 3,
+        laps: int = 1,
+        at_once: int | None = 1,
     ):
-        self.box, self.wall_s, self.repeats, self.laps, self.at_once = box, wall_s, repeats, laps, at_once
+        self.box, self.wall_s, self.memory_mib = box, wall_s, memory_mib
+        self.repeats, self.laps, self.at_once = repeats, laps, at_once
         self.known: dict[str, tuple[str, float, float, str]] = {}  # verdict, seconds, KiB, why it cannot pass
         self.lock = threading.Lock()  # episodes that play side by side measure one after the other
 
@@ -90,25 +134,40 @@ class Bench:
     def executed(self, trials: Sequence[tuple[Exercise, str | None]]) -> Invalid | None:
         """Execute what is not known yet; returns how the sandbox failed, if it did."""
         wanted = {
-            key(exercise, code): (exercise, calls)
+            key(exercise, code): (exercise, calls, exercise.unrun(code))
             for exercise, code in trials
             if code is not None
             and key(exercise, code) not in self.known
             and (calls := exercise.calls(code)) is not None
         }
         made = [
-            replace(calls, arguments=calls.arguments * self.laps, repeats=self.repeats) for _, calls in wanted.values()
+            replace(one, arguments=one.arguments * self.laps, repeats=self.repeats) for _, one, _ in wanted.values()
         ]
+        unrun = {name: replace(one, repeats=self.repeats) for name, (_, _, one) in wanted.items() if one}
         try:
-            found = called(self.box, made, Limits(wall_s=self.wall_s), self.at_once) if made else []
-            for (name, (exercise, calls)), one in zip(wanted.items(), found, strict=True):
-                self.known[name] = self.kept(exercise, len(calls.arguments), one)
+            found = called(self.box, [*made, *unrun.values()], self.limits, self.at_once) if made else []
+            births = {name: one.loading_s for name, one in zip(unrun, found[len(made) :], strict=True)}
+            for (name, (exercise, calls, _)), one in zip(wanted.items(), found, strict=False):
+                free = FREE_LOADING * births.get(name, math.inf)
+                self.known[name] = self.kept(exercise, len(calls.arguments), one, free)
         except RuntimeError as error:  # the sandbox's own, and never the code's
             return Invalid(f"the sandbox failed: {error}")
         return None
 
-    def kept(self, exercise: Exercise, count: int, one: Called) -> tuple[str, float, float, str]:
-        """What is remembered of an execution: the verdict, seconds, KiB, and why it could not pass if it could not."""
+    @property
+    def limits(self) -> Limits:
+        return Limits(wall_s=self.wall_s, memory_mib=self.memory_mib)
+
+    def fresh(self) -> Bench:
+        """One that measures the same way, and knows nothing yet."""
+        kept = {"memory_mib": self.memory_mib, "repeats": self.repeats, "laps": self.laps, "at_once": self.at_once}
+        return Bench(self.box, self.wall_s, **kept)
+
+    def kept(self, exercise: Exercise, count: int, one: Called, free_s: float) -> tuple[str, float, float, str]:
+        """What is remembered of an execution: the verdict, seconds, KiB, and why it could not pass if it could not.
+
+        Of the seconds that loading took, `free_s` do not count.
+        """
         bad = next((result for result in one.results if isinstance(result, Raised)), None)
         why = one.error or (f"{bad.name}: {bad.message}"[:200] if bad else "")
         if why or not one.peak_kib:
@@ -117,11 +176,11 @@ class Bench:
         verdict = exercise.verdict(laps[0], self.execute)
         if any(exercise.verdict(lap, self.execute) != verdict for lap in laps[1:]):
             return "", TIME_CAP_S, MEMORY_CAP_KIB, "the same call came out differently"
-        seconds = sum(min(one.seconds[i::count]) for i in range(count))
+        seconds = sum(min(one.seconds[i::count]) for i in range(count)) + max(one.loading_s - free_s, 0.0)
         return verdict, max(seconds, LEAST_S), max(*one.peak_kib, LEAST_KIB), ""
 
     def execute(self, calls: Calls) -> Called:
-        return called(self.box, [calls], Limits(wall_s=self.wall_s))[0]
+        return called(self.box, [calls], self.limits)[0]
 
     def performance(self, exercise: Exercise, code: str | None, broken: Invalid | None) -> Performance | Invalid:
         if code is None:
@@ -155,10 +214,12 @@ def beyond(own: float, people: Sequence[float]) -> float:
 def resampled(runs: Sequence[float], draws: int = 128, size: int = 4, seed: int = 0) -> tuple[float, float, float]:
     """Mean of a measure over measurements, with the paper's interval: Student's, of the means of 128 resamples of 4.
 
-    Raises ValueError for none.
+    NaN where the measure is NaN, as BEYOND is without people's solutions. Raises ValueError for no measurements.
     """
     if not runs:
         raise ValueError("no measurement to resample")
+    if any(map(math.isnan, runs)):
+        return math.nan, math.nan, math.nan
     index = np.random.default_rng(seed).integers(0, len(runs), size=(draws, size))
     means = np.asarray(runs, float)[index].mean(1)
     half = 1.979 * statistics.stdev(means.tolist()) / math.sqrt(draws) if draws > 1 else math.inf  # t of 127, 97.5 %

@@ -1,24 +1,47 @@
-"""SFT, DPO and GRPO on a checkpoint and problems of the user's own, and the test-time loop with its table."""
+"""What SFT and DPO learn from problems of the user's own, and the options of all the stages that teach."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from posttrain.core import Invalid, Sampler, Task
 from posttrain.data import Demonstration, Pair
-from posttrain.directory import write_json
-from posttrain.episode import assistant, rollout
+from posttrain.episode import assistant
 from posttrain.seeding import mix
-from posttrain.systems.afterburner.iterate import Rewrite, curve, iterate
-from posttrain.systems.afterburner.measuring import METRICS, Bench, Performance, resampled
+from posttrain.systems.afterburner.measuring import METRICS, at_least
+from posttrain.systems.afterburner.reward import Weights
 from posttrain.systems.afterburner.venus import InMarkdown, Problem, asked, by_record, said
 
-Row: TypeAlias = "Mapping[str, float | tuple[float, float, float]]"  # a value, or mean and interval
 Stage = Literal["sft", "dpo", "grpo", "evaluate"]
+
+
+@dataclass(frozen=True)
+class TeachingOptions:
+    """What SFT, DPO and GRPO learn from."""
+
+    samples: int = 32
+    """Grpo: samples of a task."""
+    best: int = 24
+    """Sft: solutions of each problem and metric that are learned."""
+    pairs_each: int = 48
+    """Dpo: pairs of each problem and metric."""
+    least: int = 48
+    """Dpo: solutions that a problem must have."""
+    beta: float = 0.1
+    """Dpo: how close it stays to the model it starts from."""
+    zone: float = 0.1
+    """Grpo: relative gains smaller than this count as none."""
+    repaired: bool = False
+    """Grpo: what passes where the original failed also earns for its efficiency, as in the release."""
+
+    def check(self) -> None:
+        """Raises ValueError for a number that is too small."""
+        at_least(self, samples=1, best=1, pairs_each=1, least=1, zone=0)
+
+    def weights(self) -> Weights:
+        return Weights(zone=self.zone, repaired=self.repaired)
 
 
 def demonstrations(found: Sequence[Problem], most: int) -> list[Demonstration]:
@@ -58,67 +81,3 @@ def pairs(found: Sequence[Problem], count: int, least: int, seed: int) -> list[P
     if not out:
         raise ValueError(f"no problem has {least} solutions that passed and differ: lower --least")
     return out
-
-
-def people_of(bench: Bench, found: Sequence[Problem], most: int) -> dict[str, list[Performance]]:
-    """Solutions by people that pass here, measured here: at most `most` of each problem, by the problem's key.
-
-    Raises ValueError when the sandbox failed, or an evaluator cannot be executed.
-    """
-    trials = [(one, each.code) for one in found for each in one.solutions[:most] if each.passed]
-    out: dict[str, list[Performance]] = {one.key: [] for one in found}
-    for (one, _), performance in zip(trials, bench(trials), strict=True):
-        if isinstance(performance, Invalid):
-            raise ValueError(performance.reason)
-        if performance.passed:
-            out[one.key].append(performance)
-    return out
-
-
-def evaluated(
-    policy: Sampler,
-    found: Sequence[Problem],
-    bench: Bench,
-    dialogue: InMarkdown,
-    *,
-    rounds: int,
-    measured: int,
-    people: int,
-    seed: int,
-) -> list[Row]:
-    """PASS@1 and BEYOND with their intervals after each of `rounds` greedy iterations from nothing.
-
-    What was said is measured `measured` times afresh; people's solutions once.
-    """
-    tasks: list[Task[Rewrite]] = [asked(one, metric, dialogue) for one in found for metric in METRICS]
-    played = rollout(iterate(rounds + 1, bench, dialogue, temperature=0.0), tasks, {"policy": policy}, 1, seed)
-    others = people_of(bench, found, people)
-    tables = []
-    for _ in range(measured):
-        again = Bench(bench.box, bench.wall_s, repeats=bench.repeats, at_once=bench.at_once)
-        tables.append(curve(again, [group[0] for group in played], lambda one: others[one.key]))
-    return [
-        {name: resampled([table[i][name] for table in tables], seed=mix(seed, i) % 2**32) for name in tables[0][i]}
-        for i in range(rounds + 1)
-    ]
-
-
-def reported(rows: Sequence[Row], out: Path) -> str:
-    """The table as Markdown, which is also written to out/iterations.json."""
-    out.mkdir(parents=True, exist_ok=True)
-    kept = [{name: None if isnan(value) else value for name, value in row.items()} for row in rows]
-    write_json(out / "iterations.json", [{"iteration": i, **row} for i, row in enumerate(kept)])
-    names = list(rows[0])
-    lines = ["| iteration | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {i} | " + " | ".join(shown(row[name]) for name in names) + " |" for i, row in enumerate(rows)]
-    return "\n".join(lines)
-
-
-def isnan(value: float | tuple[float, float, float]) -> bool:
-    return math.isnan(value[0] if isinstance(value, tuple) else value)
-
-
-def shown(value: float | tuple[float, float, float]) -> str:
-    if isnan(value):
-        return "-"
-    return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]" if isinstance(value, tuple) else f"{value:.3f}"

@@ -11,11 +11,15 @@ output}) and `solutions` (a list of {code, passed, time, memory, integral}); and
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from posttrain.core import Message, Task
@@ -36,6 +40,7 @@ from functools import cache, lru_cache, reduce
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, combinations, permutations, product, zip_longest
 from math import ceil, comb, factorial, floor, gcd, inf, sqrt
+from sys import maxsize, stdin
 from typing import *
 
 """
@@ -43,7 +48,7 @@ RUNNER = """
 def run_program(text):
     before, sys.stdin, sys.stdout = (sys.stdin, sys.stdout), io.StringIO(text), io.StringIO()
     try:
-        exec(PROGRAM, dict(globals(), __name__="__main__"))
+        exec(PROGRAM, dict(globals(), __name__="__main__", stdin=sys.stdin))
         return sys.stdout.getvalue()
     finally:
         sys.stdin, sys.stdout = before
@@ -51,8 +56,15 @@ def run_program(text):
 PROGRAM = compile(%r, "submission", "exec")
 """
 METHOD = """
-def %s(*arguments):
-    return Solution().%s(*arguments)
+if hasattr(globals().get("Solution"), %r):
+    def %s(*arguments):
+        return Solution().%s(*arguments)
+"""
+UNRUN = """
+compile(%r, "submission", "exec")
+
+def unrun():
+    pass
 """
 
 
@@ -70,6 +82,7 @@ class Problem:
     """What is asked, its tests, and what people wrote."""
 
     key: str
+    place: Place
     statement: str
     starter: str
     tests: tuple[tuple[str, str], ...]  # input and expected output, as texts
@@ -80,31 +93,45 @@ class Problem:
 
     @property
     def name(self) -> str:
-        return self.key
+        """With a hash of all that decides whether code passes: another file may have the same keys."""
+        return f"{self.key} {self.digest}"
+
+    @cached_property
+    def digest(self) -> str:
+        decides = json.dumps([self.runner, self.function, self.evaluator, self.tests])
+        return hashlib.sha256(decides.encode()).hexdigest()[:24]
 
     def calls(self, code: str) -> Calls:
         if self.runner:
             program = self.runner.replace(PLACEHOLDER, code)
             return Calls(PRELUDE + RUNNER % program, "run_program", tuple((given,) for given, _ in self.tests))
-        method = METHOD % (self.function, self.function) if "class Solution" in self.starter else ""
+        method = METHOD % ((self.function,) * 3)
         arguments = tuple(tuple(json.loads(given)) for given, _ in self.tests)
         return Calls(f"{PRELUDE}{code}\n{method}", self.function, arguments)
+
+    def unrun(self, code: str) -> Calls | None:
+        """A runner's program is executed anew in each call, and only compiled before."""
+        return None if self.runner else Calls(PRELUDE + UNRUN % code, "unrun", ((),))
 
     def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str:
         """`passed`, or the first test that failed. The evaluator is executed too, but never with the submission.
 
-        Raises RuntimeError for an evaluator that cannot be executed.
+        A reply that makes the evaluator exit, or keeps it busy, has failed that test. Raises RuntimeError for an
+        evaluator that cannot be executed at all.
         """
         values = [one.value if isinstance(one, Returned) else None for one in results]
         said = [value if self.runner else json.dumps(value) for value in values]
         unlike = [i for i, (_, wanted) in enumerate(self.tests) if not same(wanted, said[i], bool(self.runner))]
         if unlike and self.evaluator:
-            judged = Calls(PRELUDE + self.evaluator, "evaluate", tuple((self.tests[i][1], said[i]) for i in unlike))
-            found = execute(judged)
-            if found.error:
-                raise RuntimeError(f"the evaluator of problem {self.key} cannot be executed: {found.error}")
-            unlike = [i for i, one in zip(unlike, found.results, strict=True) if one != Returned(True)]
+            found = execute(self.judging([(self.tests[i][1], said[i]) for i in unlike]))
+            if not found.results and (error := execute(self.judging([])).error):
+                raise RuntimeError(f"the evaluator of problem {self.key} cannot be executed: {error}")
+            unlike = [i for i, one in zip_longest(unlike, found.results) if one != Returned(True)]
         return f"test {unlike[0] + 1}" if unlike else PASSED
+
+    def judging(self, outputs: Sequence[tuple[str, Any]]) -> Calls:
+        """The evaluator's calls; of none, its loading."""
+        return Calls(PRELUDE + self.evaluator, "evaluate", tuple(outputs))
 
     def accepts(self, verdict: str) -> bool:
         return verdict == PASSED
@@ -131,21 +158,52 @@ def problems(data: str, limit: int | None = None, split: str = "train") -> list[
 
 
 def problem(record: Mapping[str, Any], place: Place) -> Problem:
-    """One record. Raises ValueError naming the place for a runner without the placeholder, or tests that are none."""
+    """One record.
+
+    Raises ValueError naming the place for a runner without the placeholder, tests that are none, an evaluator that is
+    no Python.
+    """
     runner = str(record.get("test_case_runners") or "")
     if runner and PLACEHOLDER not in runner:
         raise ValueError(f"{place}: test_case_runners has no {PLACEHOLDER} in it, so the solution would not be run")
     function = "" if runner else str(column(record, "function", place, "--function"))
+    if function and not function.isidentifier():
+        raise ValueError(f"{place}: function is {function!r}, which is no name of a function")
     return Problem(
         key=str(place.line if record.get("problem_id") is None else record["problem_id"]),
+        place=place,
         statement=str(column(record, "question_content", place, "--question")),
         starter=str(record.get("code_prompt") or ""),
         tests=tests(column(record, "test_cases", place, "--tests"), place, runner == ""),
         runner=runner,
         function=function,
-        evaluator=str(record.get("test_case_evaluator") or ""),
+        evaluator=evaluator(str(record.get("test_case_evaluator") or ""), place),
         solutions=tuple(solution(one, place) for one in listed(record.get("solutions") or [], "solutions", place)),
     )
+
+
+def evaluator(source: str, place: Place) -> str:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{place}: test_case_evaluator is no Python: {error}") from error
+    return source
+
+
+def executable(found: Sequence[Problem], execute: Execute) -> None:
+    """Raises ValueError naming the first problem whose evaluator cannot be executed, before any work."""
+    apart: dict[str, Problem] = {}
+    for one in found:
+        apart.setdefault(one.evaluator, one)
+    for one in apart.values():
+        if not one.evaluator:
+            continue
+        try:
+            error = execute(one.judging([])).error
+        except RuntimeError as failed:
+            raise ValueError(f"the sandbox failed: {failed}") from failed
+        if error:
+            raise ValueError(f"{one.place}: test_case_evaluator cannot be executed: {error}")
 
 
 def listed(value: Any, name: str, place: Place) -> list[Any]:
