@@ -18,8 +18,9 @@ import posttrain as pt
 from posttrain.check import check_policy
 from posttrain.directory import plain
 from posttrain.picture import png
+from posttrain.policy.asked import branching
 from posttrain.policy.denoise import gaussian_entropy, gaussian_logp, schedule
-from posttrain.policy.diffusion import branching, thumbnail
+from posttrain.policy.diffusion import thumbnail
 from posttrain.policy.pipeline import diffusion
 from posttrain.row import rows_of
 from posttrain.step import practised
@@ -140,7 +141,7 @@ def test_schedules_without_a_density_are_refused(options, steps, message):
 # ---- the policy
 
 
-@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"at_once": 4}, {"eta": 0.5}])
+@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"batch": 4}, {"eta": 0.5}])
 def test_density_of_fresh_pictures_is_what_was_drawn(how):
     check_policy(drawing(**how), TASKS)
 
@@ -168,7 +169,7 @@ def test_guidance_adds_what_the_text_changes():
 
 def test_a_picture_depends_on_its_seed_alone():
     many = drawing().sample([ask(seed=i) for i in range(5)])
-    for how in ({}, {"at_once": 2}):
+    for how in ({}, {"batch": 2}):
         alone = drawing(**how).sample([ask(seed=3), ask("heavy right", seed=9)])[0]
         torch.testing.assert_close(alone.content, many[3].content, atol=1e-5, rtol=1e-4)
     assert (many[0].content - many[1].content).abs().max() > 0.01
@@ -218,8 +219,8 @@ def test_branches_share_their_trunk_and_its_cost():
 
 def test_pieces_and_micro_batches_leave_the_gradient_as_it_is():
     seen = []
-    for at_once, tokens in ((256, 10**6), (4, 10**6), (256, 200)):
-        policy = drawing(at_once=at_once)
+    for batch, tokens in ((256, 10**6), (4, 10**6), (256, 200)):
+        policy = drawing(batch=batch)
         rows = drawn_rows(drawing())
         spy = Spy(policy)
         pt.update(policy, spy, rows, pt.clipped(), micro_tokens=tokens)

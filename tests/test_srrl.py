@@ -16,7 +16,7 @@ import posttrain as pt
 from posttrain.advantage import normalised
 from posttrain.core import Invalid
 from posttrain.grade.clip import clip_similarity
-from posttrain.policy.diffusion import text_of
+from posttrain.policy.asked import text_of
 from posttrain.step import practised
 from posttrain.stream import Shuffled
 from posttrain.systems.srrl import PARTS, graded_by, recipe
