@@ -24,7 +24,7 @@ TEXT = {
 }
 
 
-def drawing(seed: int = 0, **how: Any) -> DiffusionPolicy:
+def drawing(seed: int = 0, batch: int = 256, **how: Any) -> DiffusionPolicy:
     """Pixels of 8x8, three steps: `drawing(steps=5, reduction="sum")`. The last layer is random, so that text matters."""
     policy = untrained(Balance(), seed, Size(channels=(8, 8), width=8))
     policy.unet.eval()
@@ -34,6 +34,7 @@ def drawing(seed: int = 0, **how: Any) -> DiffusionPolicy:
         policy.encoder,
         policy.tokenizer,
         denoising=replace(Denoising(steps=3, guidance=2.0), **how),
+        batch=batch,
     )
 
 

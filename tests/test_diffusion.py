@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
+import sys
+from dataclasses import replace
 
 import diffusion_checkpoints
 import pytest
@@ -18,12 +21,14 @@ import posttrain as pt
 from posttrain.check import check_policy
 from posttrain.directory import plain
 from posttrain.picture import png
+from posttrain.policy.asked import branching
 from posttrain.policy.denoise import gaussian_entropy, gaussian_logp, schedule
-from posttrain.policy.diffusion import branching, thumbnail
+from posttrain.policy.diffusion import thumbnail
 from posttrain.policy.pipeline import diffusion
 from posttrain.row import rows_of
 from posttrain.step import practised
 from posttrain.world.balance import Balance
+from posttrain.world.pictures import base
 
 TASKS = Balance().tasks()
 
@@ -140,7 +145,7 @@ def test_schedules_without_a_density_are_refused(options, steps, message):
 # ---- the policy
 
 
-@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"at_once": 4}, {"eta": 0.5}])
+@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"batch": 4}, {"eta": 0.5}])
 def test_density_of_fresh_pictures_is_what_was_drawn(how):
     check_policy(drawing(**how), TASKS)
 
@@ -168,7 +173,7 @@ def test_guidance_adds_what_the_text_changes():
 
 def test_a_picture_depends_on_its_seed_alone():
     many = drawing().sample([ask(seed=i) for i in range(5)])
-    for how in ({}, {"at_once": 2}):
+    for how in ({}, {"batch": 2}):
         alone = drawing(**how).sample([ask(seed=3), ask("heavy right", seed=9)])[0]
         torch.testing.assert_close(alone.content, many[3].content, atol=1e-5, rtol=1e-4)
     assert (many[0].content - many[1].content).abs().max() > 0.01
@@ -216,10 +221,20 @@ def test_branches_share_their_trunk_and_its_cost():
     assert policy.calls == 2 * (6 + 4 * 1 + 2 * 5)  # back, trunk and branches
 
 
+def test_a_trunk_has_other_noise_in_every_round():
+    policy = drawing()
+    draft = policy.sample([branched(0, 1)])[0]
+    later = replace(draft, trace=replace(draft.trace, round=1))
+    asked = [{"type": "text", "text": "heavy left"}, branching(7, 1)]
+    second, third = policy.sample([pt.Ask((pt.user(asked), pt.assistant(one)), seed=4) for one in (draft, later)])
+    assert (second.trace.round, third.trace.round) == (1, 2)
+    assert (second.trace.path[0] - third.trace.path[0]).abs().max() > 1e-2
+
+
 def test_pieces_and_micro_batches_leave_the_gradient_as_it_is():
     seen = []
-    for at_once, tokens in ((256, 10**6), (4, 10**6), (256, 200)):
-        policy = drawing(at_once=at_once)
+    for batch, tokens in ((256, 10**6), (4, 10**6), (256, 200)):
+        policy = drawing(batch=batch)
         rows = drawn_rows(drawing())
         spy = Spy(policy)
         pt.update(policy, spy, rows, pt.clipped(), micro_tokens=tokens)
@@ -330,6 +345,49 @@ def test_half_precision(checkpoint):
     assert density.logp.dtype == torch.float32
     density.logp.sum().backward()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in policy.parameters())
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(checkpoint, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    stored = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float16)
+    stored.save_pretrained(tmp_path / "half")
+    policy = diffusion(str(tmp_path / "half"), pt.Denoising(steps=3), device="cpu")
+    networks = (policy.unet, policy.encoder, policy.vae)
+    assert {p.dtype for network in networks for p in network.parameters()} == {torch.float32}
+    check_policy(policy, TASKS, tolerance=1e-3)
+
+
+def test_latents_are_not_taken_for_pictures(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "sd")
+    shutil.rmtree(tmp_path / "sd" / "vae")
+    with pytest.raises(ValueError, match=r"sd: its UNet works on latents of 4 channels, but the folder has no vae/"):
+        diffusion(str(tmp_path / "sd"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"addition_embed_type": "text_time"}, "addition_embed_type text_time.*as SDXL's does"),
+        ({"in_channels": 9}, "reads 9 channels and writes 4"),
+    ],
+)
+def test_a_unet_that_cannot_be_asked_is_refused_before_its_weights_are_read(checkpoint, tmp_path, settings, message):
+    shutil.copytree(checkpoint, tmp_path / "sd")
+    unet = tmp_path / "sd" / "unet"
+    (unet / "config.json").write_text(json.dumps(json.loads((unet / "config.json").read_text()) | settings))
+    for weights in unet.glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match=message):
+        diffusion(str(tmp_path / "sd"), device="cpu")
+
+
+@pytest.mark.parametrize("made", [lambda path: base(Balance()), lambda path: diffusion(path, device="cpu")])
+def test_without_the_extra_it_is_named(checkpoint, tmp_path, monkeypatch, made):
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "diffusers.models.unets.unet_2d_condition", None)
+    with pytest.raises(ValueError, match=r"pip install 'posttrain\[diffusion\]'"):
+        made(checkpoint)
 
 
 def test_folders_that_are_no_diffusion_checkpoint(tmp_path):

@@ -16,10 +16,12 @@ import posttrain as pt
 from posttrain.advantage import normalised
 from posttrain.core import Invalid
 from posttrain.grade.clip import clip_similarity
-from posttrain.policy.diffusion import text_of
+from posttrain.options import RunOptions
+from posttrain.policy.asked import text_of
+from posttrain.policy.pipeline import diffusion
 from posttrain.step import practised
 from posttrain.stream import Shuffled
-from posttrain.systems.srrl import PARTS, graded_by, recipe
+from posttrain.systems.srrl import PARTS, claims, full, graded_by, laptop, recipe
 from posttrain.systems.srrl.claims import measured
 from posttrain.systems.srrl.reflection import every_round, reflected
 from posttrain.systems.srrl.selection import Windowed, selected
@@ -87,6 +89,39 @@ def test_rounds_cost_two_more_walks_each_and_keep_no_graph():
         assert one.decisions == 3  # the last walk's alone
         assert not any(turn.reply.trace.path.requires_grad for turn in one.turns)
     assert measured(policy, WORLD, 0, 2)["calls@2"] == 5 * 2 * 3
+
+
+@pytest.mark.parametrize("batch", [2, 8, 256])
+def test_branches_share_their_drafts_and_their_trunk_at_any_batch(batch):
+    """8 cuts groups of 5 in two, 2 lets every walk go alone: neither the pictures nor the cost may tell."""
+    tasks = [staged(WORLD.tasks()[i % 2], rounds=2, last=2, seed=i) for i in range(4)]
+    whole, policy = drawing(steps=4), drawing(steps=4, batch=batch)
+    wanted, groups = (pt.rollout(reflected(2), tasks, {"policy": one}, 5) for one in (whole, policy))
+    assert policy.calls == 2 * (4 * 2 * (4 + 4) + 4 * 2 + 4 * 5 * 2)  # drafts and the way back, trunks, branches
+    for group, like in zip(groups, wanted, strict=True):
+        for rollout, other in zip(group, like, strict=True):
+            for turn, same in zip(rollout.turns, other.turns, strict=True):
+                torch.testing.assert_close(turn.reply.content, same.reply.content, atol=1e-4, rtol=1e-3)
+                torch.testing.assert_close(turn.reply.logp, same.reply.logp, atol=1e-4, rtol=1e-3)
+        assert [len({id(one.turns[k].reply.content) for one in group}) for k in range(3)] == [1, 1, 5]
+
+
+def test_a_shared_draft_is_decoded_once(tmp_path, monkeypatch):
+    policy = diffusion(diffusion_checkpoints.stable_diffusion(tmp_path), pt.Denoising(steps=2), batch=4, device="cpu")
+    decode, decoded = policy.vae.decode, []
+    monkeypatch.setattr(policy.vae, "decode", lambda latents: decoded.append(len(latents)) or decode(latents))
+    pt.rollout(reflected(2), [staged(task(text="a cat"), 2, 1, 0)], {"policy": policy}, 5)
+    assert sum(decoded) == 2 + 5
+
+
+@pytest.mark.parametrize(("arm", "drafts"), [("srrl", True), ("srrl, every round", False)])
+def test_rounds_are_measured_as_they_were_trained(monkeypatch, arm, drafts):
+    policy, asked = drawing(), []
+    sample = policy.sample
+    monkeypatch.setattr(policy, "sample", lambda asks: asked.extend(asks) or sample(asks))
+    monkeypatch.setattr(claims, "begun", lambda seed, quick: policy)
+    claims.ARMS[arm](0, True)
+    assert any(one.temperature == 0 for one in asked) == drafts
 
 
 def test_every_round_earns_its_own_reward():
@@ -245,8 +280,58 @@ def test_prompts_from_a_file(tmp_path):
     file = tmp_path / "prompts.json"
     file.write_text('["a cat washing dishes", "a dog riding a bike"]')
     assert [one.prompt[0]["content"] for one in read_prompts(str(file))] == json.loads(file.read_text())
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="--data .*nothing.json: there is no such file"):
         read_prompts(str(tmp_path / "nothing.json"))
+    with pytest.raises(ValueError, match="--held-out nothing.json: there is no such file"):
+        full(str(file), held_out="nothing.json")
+    file.write_bytes(b'["caf\xe9"]')
+    with pytest.raises(ValueError, match="prompts.json: it is not UTF-8, .* at byte 5"):
+        read_prompts(str(file))
+
+
+# ---- runs at full scale
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"every": 0}, "--every 0: it must be at least 1"),
+        ({"every": -3}, "--every -3"),
+        ({"branches": 0}, "--branches 0"),
+        ({"denoising": 0}, "--denoising 0"),
+        ({"rounds": -1}, "--rounds -1: it must be at least 0"),
+        ({"lora": -1}, "--lora -1"),
+        ({"at_once": 1}, "--at-once 1: it must be at least 2"),
+        ({"clip": -1.0}, "--clip -1.0: it must be above 0"),
+        ({"run": RunOptions("nowhere", steps=0)}, "--steps 0"),
+    ],
+)
+def test_numbers_that_make_no_run_are_refused_before_anything_is_read(option, message):
+    with pytest.raises(ValueError, match=message):
+        full("nothing.json", **option)
+
+
+def test_a_laptop_run_goes_no_rounds_below_none():
+    with pytest.raises(ValueError, match="--rounds -1"):
+        laptop(rounds=-1)
+
+
+def test_a_resume_may_change_the_batch_but_not_what_is_learned(tmp_path):
+    model = diffusion_checkpoints.stable_diffusion(tmp_path / "sd")
+    data, own = tmp_path / "prompts.json", tmp_path / "own.py"
+    data.write_text('["a cat", "a dog"]')
+    own.write_text("def bright(reply, prompt):\n    return float(reply.mean())\n")
+
+    def run(steps, resume=True, **options):
+        plan = RunOptions(str(tmp_path / "run"), steps=steps, tasks=2, lr=1e-4, resume=resume, quiet=True)
+        small = {"branches": 2, "rounds": 1, "every": 1, "denoising": 2, "lora": 2, "device": "cpu", **options}
+        return full(str(data), model, plan, f"{own}:bright", **small)
+
+    run(1, resume=False)
+    for option, message in (({"bf16": True}, "bf16 = False"), ({"held_out": str(data)}, "held_out = None")):
+        with pytest.raises(ValueError, match=f"started with {message}"):
+            run(2, **option)
+    assert len(run(2, at_once=2).history) == 2
 
 
 # ---- the log-probability's reduction and the clip range (a trap of the release)
@@ -311,6 +396,9 @@ def test_clip_scores_a_picture_by_its_prompt(tmp_path):
     assert scores[0].value == pytest.approx((found.image_embeds @ found.text_embeds.T).item(), abs=1e-4)
     assert -1 <= scores[1].value <= 1
     assert scores[2] == Invalid("nothing was drawn")
+    latents = pt.Rollout(task(text="a cat"), [pt.Turn(pt.Ask(task().prompt), reply(torch.zeros(4, 16, 16)))])
+    with pytest.raises(ValueError, match="1 or 3 channels, not of 4"):
+        clip_similarity(folder, "cpu")([latents])
 
 
 def test_rewards_by_name(tmp_path):
@@ -318,6 +406,11 @@ def test_rewards_by_name(tmp_path):
         graded_by("clip", None)
     with pytest.raises(ValueError, match="no loadable processor"):
         graded_by(f"clip={tmp_path}", None)
+    folder = diffusion_checkpoints.clip(tmp_path / "clip")
+    for weights in (tmp_path / "clip").glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match=f"--reward clip={folder}: it has no loadable model"):
+        graded_by(f"clip={folder}", None)
     file = tmp_path / "own.py"
     file.write_text("def bright(reply, prompt):\n    return float(reply.mean())\n")
     one = rounds_of(0.25)

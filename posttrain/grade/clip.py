@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from posttrain.core import Group, Invalid, Reward, Score
-from posttrain.policy.diffusion import text_of
-from posttrain.policy.load import first_line, loaded, picked
+from posttrain.policy.asked import text_of
+from posttrain.policy.load import first_line, picked
+from posttrain.policy.text import quiet
 
 
 def clip_similarity(model: str, device: str | None = None) -> Reward:
@@ -20,11 +21,8 @@ def clip_similarity(model: str, device: str | None = None) -> Reward:
     """
     from transformers import CLIPModel, CLIPProcessor
 
-    try:
-        processor: Any = CLIPProcessor.from_pretrained(model)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"--reward clip={model}: it has no loadable processor: {first_line(error)}") from error
-    scorer = loaded(CLIPModel, model).eval().requires_grad_(False).to(picked(device))
+    processor = part(CLIPProcessor, model, "processor")
+    scorer = part(CLIPModel, model, "model", dtype=torch.float32).eval().requires_grad_(False).to(picked(device))
 
     @torch.no_grad()
     def embedded(group: Group, pictures: list[Tensor]) -> Tensor:
@@ -43,7 +41,20 @@ def clip_similarity(model: str, device: str | None = None) -> Reward:
     return reward
 
 
+def part(kind: Any, model: str, name: str, **options: Any) -> Any:
+    try:
+        with quiet():
+            return kind.from_pretrained(model, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"--reward clip={model}: it has no loadable {name}: {first_line(error)}") from error
+
+
 def pixels(picture: Tensor) -> Any:
-    """[C, H, W] of values in [-1, 1] -> [H, W, 3] bytes; grey becomes a colour."""
+    """[C, H, W] of values in [-1, 1] -> [H, W, 3] bytes; grey becomes a colour.
+
+    Raises ValueError for what is neither grey nor a colour, such as latents.
+    """
+    if picture.shape[0] not in (1, 3):
+        raise ValueError(f"CLIP is shown pictures of 1 or 3 channels, not of {picture.shape[0]}")
     coloured = picture.expand(3, -1, -1) if picture.shape[0] == 1 else picture
     return (coloured.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(1, 2, 0).numpy()

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
 from posttrain.picture import png
+from posttrain.policy.asked import Latents, Wanted, branch_of, text_of
 from posttrain.policy.denoise import (
     LEAST_SIGMA,
     Reduction,
@@ -52,60 +53,6 @@ class Denoising:
     w_invert: float = 0.1  # of the way back to noise
     reduction: Reduction = "mean"  # of a decision's log-probability over the numbers of a picture
     least_sigma: float = LEAST_SIGMA
-    at_once: int = 256  # pictures in the network; decisions beyond that are computed again on the way back
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Latents:
-    """The trace of a picture."""
-
-    prompt: str
-    path: Tensor  # [N + 1, C, H, W] before every decision, and after the last; the decisions are the last of a walk
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
-    """An ask, understood. Walks of one `kind` are taken side by side; of one `key`, they are one until they branch."""
-
-    prompt: str
-    start: Latents | None  # to be led back to noise; None: fresh noise
-    eta: float
-    trunk: int  # seed of the noise up to the decisions
-    own: int  # seed of theirs
-    last: int  # how many decisions
-
-    @property
-    def kind(self) -> tuple[float, bool, int]:
-        return self.eta, self.start is None, self.last
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        return self.prompt, id(self.start), self.trunk
-
-
-def branching(seed: int, last: int) -> dict[str, Any]:
-    """A part of a message's content: replies of one seed differ in their `last` steps alone."""
-    return {"type": "branch", "seed": seed, "last": last}
-
-
-def text_of(message: Message) -> str:
-    """The text of a message's content. Raises ValueError when there is none."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    texts = [part["text"] for part in content if part.get("type") == "text"] if isinstance(content, list) else []
-    if not texts:
-        raise ValueError("a diffusion policy is asked in text: a message of the user has none")
-    return " ".join(texts)
-
-
-def branch_of(message: Message) -> Mapping[str, Any] | None:
-    """The branching part of a message's content. Raises ValueError for parts that are not of text or branching."""
-    parts = message["content"] if isinstance(message["content"], list) else []
-    strange = [part.get("type") for part in parts if part.get("type") not in ("text", "branch")]
-    if strange:
-        raise ValueError(f"a diffusion policy reads parts of type text and branch, not {strange[0]!r}")
-    return next((part for part in parts if part["type"] == "branch"), None)
 
 
 class DiffusionPolicy:
@@ -117,6 +64,7 @@ class DiffusionPolicy:
     tokenizer   of the encoder
     vae         an AutoencoderKL, if the UNet works on latents and not on pixels
     bf16        run the models under bfloat16 autocast; weights, log-probabilities and the optimizer stay float32
+    batch       latents in the UNet at a time, those with and those without the text counted: memory, never the result
     adapter     False: with the LoRA adapter switched off (see `frozen`)
     """
 
@@ -130,11 +78,12 @@ class DiffusionPolicy:
         denoising: Denoising = Denoising(),
         *,
         bf16: bool = False,
+        batch: int = 256,
         adapter: bool = True,
     ):
         self.unet, self.scheduler, self.vae = unet.eval(), scheduler, vae
         self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
-        self.denoising, self.bf16, self.adapter = denoising, bf16, adapter
+        self.denoising, self.bf16, self.batch, self.adapter = denoising, bf16, batch, adapter
         self.schedule = schedule(scheduler, denoising.steps, denoising.least_sigma).on(self.device)
         self.version = 0
         self.calls = 0  # pictures that have gone forward through the UNet: what all of it costs
@@ -154,6 +103,7 @@ class DiffusionPolicy:
             raise ValueError("a diffusion policy is asked in text: there is no message of the user")
         shown = [message for message in ask.messages if message["role"] == "assistant"]
         start = self.latents_of(shown[-1]) if shown else None
+        number = start.round + 1 if start else 0
         eta = self.denoising.eta if ask.temperature is None else ask.temperature
         if eta < 0:
             raise ValueError(f"temperature {eta}: it is the eta of DDIM, 0 or more")
@@ -161,8 +111,8 @@ class DiffusionPolicy:
         last = branch["last"] if branch else steps
         if not 1 <= last <= steps:
             raise ValueError(f"branching over the last {last} steps of a walk of {steps}")
-        trunk = mix(branch["seed"], len(shown)) if branch else ask.seed
-        return Wanted(text_of(asked[-1]), start, eta, trunk, ask.seed, last if eta else 0)
+        trunk = mix(branch["seed"], number) if branch else ask.seed
+        return Wanted(text_of(asked[-1]), start, number, eta, trunk, ask.seed, last if eta else 0)
 
     def latents_of(self, message: Message) -> Latents:
         trace = message["reply"].trace if "reply" in message else None
@@ -208,36 +158,45 @@ class DiffusionPolicy:
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """One picture for each ask, in order; what is drawn depends on its seed, not on the asks beside it."""
         wanted = [self.wanted(ask) for ask in asks]
-        alike: dict[tuple[float, bool, int], dict[tuple[str, int, int], list[int]]] = {}
+        kinds: dict[tuple[float, bool, int], list[int]] = {}
         for i, one in enumerate(wanted):
-            alike.setdefault(one.kind, {}).setdefault(one.key, []).append(i)
+            kinds.setdefault(one.kind, []).append(i)
         replies: dict[int, Reply] = {}
-        for trunks in alike.values():
-            order = [i for members in trunks.values() for i in members]
-            for part in pieces(len(order), self.denoising.at_once // 2):
-                found = self.drawn([wanted[i] for i in order[part]])
-                replies |= dict(zip(order[part], found, strict=True))
+        for members in kinds.values():
+            replies |= zip(members, self.drawn([wanted[i] for i in members]), strict=True)
         return [replies[i] for i in range(len(asks))]
 
     @torch.no_grad()
     def drawn(self, asked: Sequence[Wanted]) -> list[Reply]:
-        """Pictures of one kind. A trunk that several share is walked once."""
+        """Pictures of one kind. What several share, a trunk or all of a draft, is walked and decoded once."""
         heads = list({one.key: one for one in asked}.values())
         place = {one.key: i for i, one in enumerate(heads)}
-        at = torch.tensor([place[one.key] for one in asked], device=self.device)
-        eta, branch = asked[0].eta, len(self.schedule) - asked[0].last
-        trunk, _ = self.walked(self.begun(heads), [(one.prompt, one.trunk) for one in heads], eta, range(branch))
-        path, logp = self.walked(
-            trunk[at, -1], [(one.prompt, one.own) for one in asked], eta, range(branch, len(self.schedule))
-        )
-        traces = [Latents(one.prompt, way) for one, way in zip(asked, path.cpu(), strict=True)]
-        if not eta:  # drafts of one trunk are one, so that what follows them can be shared as well
-            traces = [traces[at.tolist().index(i)] for i in at.tolist()]
-        pictures = [self.picture(trace.path[-1]) for trace in traces]
-        return [
-            Reply(picture, likely, trace, "end", self.version, eta)
-            for picture, likely, trace in zip(pictures, logp.cpu(), traces, strict=True)
-        ]
+        trunks = torch.cat([self.trunk(heads[part]) for part in self.portions(len(heads))])
+        if not asked[0].eta:  # one reply to all of them, so that what follows it can be shared as well
+            drafts = [self.reply(one, x[None], x.new_zeros(0)) for one, x in zip(heads, trunks, strict=True)]
+            return [drafts[place[one.key]] for one in asked]
+        replies: list[Reply] = []
+        for part in self.portions(len(asked)):
+            some = asked[part]
+            begun = trunks[[place[one.key] for one in some]]
+            steps = range(len(self.schedule) - some[0].last, len(self.schedule))
+            path, logp = self.walked(begun, [(one.prompt, one.own) for one in some], some[0].eta, steps)
+            replies += map(self.reply, some, path, logp)
+        return replies
+
+    def portions(self, count: int) -> Iterator[slice]:
+        """Of so many walks or decisions, each of which may go through the UNet with the text and without it."""
+        return pieces(count, self.batch // 2)
+
+    def trunk(self, heads: Sequence[Wanted]) -> Tensor:
+        """[B, C, H, W] where the decisions of walks of one kind begin; of drafts, which have none, the end."""
+        asked = [(one.prompt, one.trunk) for one in heads]
+        path, _ = self.walked(self.begun(heads), asked, heads[0].eta, range(len(self.schedule) - heads[0].last))
+        return path[:, -1]
+
+    def reply(self, one: Wanted, path: Tensor, logp: Tensor) -> Reply:
+        trace = Latents(one.prompt, path.cpu(), one.round)
+        return Reply(self.picture(path[-1]), logp.cpu(), trace, "end", self.version, one.eta)
 
     def begun(self, heads: Sequence[Wanted]) -> Tensor:
         """[B, C, H, W] the noise at which walks of one kind begin."""
@@ -313,7 +272,7 @@ class DiffusionPolicy:
     def density(self, rows: Sequence[Row]) -> Density:
         """Log-probability and entropy of every step that was decided, [N], guided as it was in sampling.
 
-        Rows of more steps than `at_once` are computed in pieces, and again on the way back.
+        Rows of more steps than fit into a batch are computed in pieces, and again on the way back.
         """
         drawn = [turn.reply for row in rows for turn in row.turns]
         paths: list[Tensor] = [reply.trace.path for reply in drawn]
@@ -331,7 +290,7 @@ class DiffusionPolicy:
             mean = self.schedule.mean(before[part], predicted, step[part], eta[part])
             return gaussian_logp(after[part], mean, width[part], how.reduction)
 
-        parts = list(pieces(len(step), how.at_once // 2))
+        parts = list(self.portions(len(step)))
         again = len(parts) > 1 and torch.is_grad_enabled()
         found = [checkpoint(scored, part, use_reentrant=False) if again else scored(part) for part in parts]
         return Density(torch.cat(found), gaussian_entropy(width, before[0].numel(), how.reduction))

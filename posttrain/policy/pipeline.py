@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from posttrain.policy.load import first_line, keep_freed_memory, picked, set_threads
 from posttrain.policy.text import quiet
@@ -20,44 +23,53 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # what SRRL's and DDPO's relea
 EXTRA = "a diffusion policy needs the extra: pip install 'posttrain[diffusion]'"
 
 
-def diffusion(
-    model: str,
-    denoising: Denoising | None = None,
-    *,
-    lora: int = 0,
-    bf16: bool = False,
-    device: str | None = None,
-) -> DiffusionPolicy:
-    """A trainable diffusion policy from a folder or a Hub id.
-
-    lora   rank of a LoRA adapter on the UNet's attention; 0 trains all of the UNet
-    Raises ValueError naming what is missing: the folder, a part of it, the extra.
-    """
-    from posttrain.policy.diffusion import Denoising, DiffusionPolicy
-
+def diffusers_parts() -> tuple[Any, Any, Any]:
+    """diffusers' AutoencoderKL, UNet2DConditionModel and DDIMScheduler. Raises ValueError naming the extra."""
     try:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     except ImportError as error:
         raise ValueError(EXTRA) from error
+    return AutoencoderKL, UNet2DConditionModel, DDIMScheduler
+
+
+def diffusion(
+    model: str,
+    denoising: Denoising | None = None,
+    *,
+    lora: int = 0,
+    bf16: bool = False,
+    batch: int = 256,
+    device: str | None = None,
+) -> DiffusionPolicy:
+    """A trainable diffusion policy from a folder or a Hub id, in float32 whatever the checkpoint is stored in.
+
+    lora   rank of a LoRA adapter on the UNet's attention; 0 trains all of the UNet
+    batch  latents in the UNet at a time: memory, never the result
+    Raises ValueError naming what is missing: the folder, a part of it, the extra; or why its UNet cannot be asked.
+    """
+    from posttrain.policy.diffusion import Denoising, DiffusionPolicy
+
+    autoencoder, unets, schedulers = diffusers_parts()
     from transformers import CLIPTextModel
 
     path = located(model)
-    unet = part(UNet2DConditionModel, path, "unet")
+    latent = not Path(path).is_dir() or (Path(path) / "vae").is_dir()
+    check_unet(part(unets.load_config, path, "unet"), path, latent)
+    unet = part(unets.from_pretrained, path, "unet")
     if lora:
         adapt(unet, lora)
     set_threads(unet, None)
     keep_freed_memory()
-    encoder, scheduler = part(CLIPTextModel, path, "text_encoder"), part(DDIMScheduler, path, "scheduler")
-    latent = not Path(path).is_dir() or (Path(path) / "vae").is_dir()
-    vae = part(AutoencoderKL, path, "vae").requires_grad_(False).eval() if latent else None
+    encoder = part(CLIPTextModel.from_pretrained, path, "text_encoder", dtype=torch.float32)
+    scheduler = part(schedulers.from_pretrained, path, "scheduler")
+    vae = part(autoencoder.from_pretrained, path, "vae").requires_grad_(False).eval() if latent else None
     for network in (unet, encoder, vae):
         if network is not None:
             network.to(picked(device))
-    return DiffusionPolicy(
-        unet, scheduler, encoder, tokenizer_of(path), vae, Denoising() if denoising is None else denoising, bf16=bf16
-    )
+    how, words = Denoising() if denoising is None else denoising, tokenizer_of(path)
+    return DiffusionPolicy(unet, scheduler, encoder, words, vae, how, bf16=bf16, batch=batch)
 
 
 def located(model: str) -> str:
@@ -73,10 +85,24 @@ def located(model: str) -> str:
     return str(folder)
 
 
-def part(kind: Any, path: str, folder: str) -> Any:
+def check_unet(config: Mapping[str, Any], path: str, latent: bool) -> None:
+    """Raises ValueError for a UNet that cannot be asked by text alone, or whose pictures nobody could see."""
+    more, read, written = config.get("addition_embed_type"), config.get("in_channels", 4), config.get("out_channels", 4)
+    if more:
+        raise ValueError(
+            f"--model {path}: its UNet takes more than one text (addition_embed_type {more}), as SDXL's does: "
+            "only models like Stable Diffusion 1 and 2 are supported"
+        )
+    if read != written:
+        raise ValueError(f"--model {path}: its UNet reads {read} channels and writes {written}: it must be as many")
+    if not latent and read not in (1, 3):
+        raise ValueError(f"--model {path}: its UNet works on latents of {read} channels, but the folder has no vae/")
+
+
+def part(read: Callable[..., Any], path: str, folder: str, **options: Any) -> Any:
     try:
         with quiet():
-            return kind.from_pretrained(path, subfolder=folder)
+            return read(path, subfolder=folder, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {path}: its {folder}/ cannot be loaded: {first_line(error)}") from error
 
@@ -84,7 +110,7 @@ def part(kind: Any, path: str, folder: str) -> Any:
 def tokenizer_of(path: str) -> Any:
     from transformers import AutoTokenizer
 
-    return part(AutoTokenizer, path, "tokenizer")
+    return part(AutoTokenizer.from_pretrained, path, "tokenizer")
 
 
 def adapt(unet: Any, rank: int) -> None:

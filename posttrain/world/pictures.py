@@ -63,12 +63,12 @@ def words_of(world: World) -> Any:
 def untrained(world: World, seed: int = 0, size: Size = Size()) -> DiffusionPolicy:
     """A UNet on pixels with a text encoder, both from random weights."""
     import torch
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from posttrain.policy.diffusion import DiffusionPolicy
+    from posttrain.policy.pipeline import diffusers_parts
 
+    _, unets, schedulers = diffusers_parts()
     words = words_of(world)
     _, picture = world.demonstration(random.Random(0))
     torch.manual_seed(mix(seed, "networks") % 2**32)
@@ -85,7 +85,7 @@ def untrained(world: World, seed: int = 0, size: Size = Size()) -> DiffusionPoli
         attention_dropout=0.0,
         initializer_factor=10.0,
     )
-    unet = UNet2DConditionModel(
+    unet = unets(
         sample_size=picture.shape[-1],
         in_channels=picture.shape[0],
         out_channels=picture.shape[0],
@@ -97,7 +97,7 @@ def untrained(world: World, seed: int = 0, size: Size = Size()) -> DiffusionPoli
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    scheduler = schedulers(beta_schedule="squaredcos_cap_v2", clip_sample=False)
     return DiffusionPolicy(unet, scheduler, CLIPTextModel(config), words)
 
 

@@ -54,6 +54,8 @@ def laptop(
     branches  5 branches of a trunk, of which the best and the worst are trained (take --tasks 12)
     inverted  the heavy side must rise
     """
+    at_least(0, rounds=rounds)
+    at_least(1, steps=run.steps)
     world = Balance(run.seed, inverted)
     policy = base(Balance(run.seed), run.seed, TINY, TINY_DENOISING)
     samples, select = (BRANCHES, 0.5) if branches else (32, None)
@@ -105,29 +107,35 @@ def full(
     reduction  of a step's log-probability: mean over numbers of the latents, or sum (then take a far smaller --lr)
     clip       of the ratio; with the mean 0.1 hardly ever holds, DDPO's release has 1e-4
     lora       rank of the adapter on attention; 0 trains the whole UNet
-    bf16       the frozen parts in bfloat16
+    bf16       run the models under bfloat16 autocast; weights and the optimizer stay float32
     device     cpu or cuda; the GPU if there is one
-    at_once    latents in the UNet at a time, those with and those without the text counted: memory
+    at_once    latents in the UNet at a time, those with and those without the text counted: memory, never the result
     """
-    how = Denoising(denoising, 1.0, guidance, w_denoise, w_invert, reduction, at_once=at_once)
-    tasks, tests = read_prompts(data), read_prompts(held_out) if held_out else []
+    at_least(1, branches=branches, every=every, denoising=denoising, steps=run.steps)
+    at_least(0, rounds=rounds, lora=lora)
+    at_least(2, at_once=at_once)
+    if clip <= 0:
+        raise ValueError(f"--clip {clip}: it must be above 0")
+    how = Denoising(denoising, 1.0, guidance, w_denoise, w_invert, reduction)
+    tasks, tests = read_prompts(data), read_prompts(held_out, "--held-out") if held_out else []
     grade = graded_by(reward, device)
-    policy = diffusion(model, how, lora=lora, bf16=bf16, device=device)
+    policy = diffusion(model, how, lora=lora, bf16=bf16, batch=at_once, device=device)
     plain = method == "ddpo"
-    made = recipe(
-        grade,
-        rounds=0 if plain else rounds,
-        trained=trained,
-        samples=branches,
-        select=None if plain else 0.5,
-        clip=clip,
-    )
+    count, select = (0, None) if plain else (rounds, 0.5)
+    made = recipe(grade, rounds=count, trained=trained, samples=branches, select=select, clip=clip)
     counts = [0] if plain else [min(count, rounds) for count in growing(run.steps, every)]
     lasts = [] if plain else [max(last * denoising // 20, 1) for last in LASTS]
     source = Stages(Shuffled(tasks, run.seed), counts, lasts, run.seed)
-    described = {"data": data, "model": model, "reward": reward, "method": method, "branches": branches}
-    described |= {"every": every, "rounds": rounds, "denoising": how, "lora": lora, **hashed(data)}
-    return train(policy, source, made, run.run(**described), held_out=tests)
+    described = {"data": data, "model": model, "reward": reward, "held_out": held_out, "method": method}
+    described |= {"branches": branches, "every": every, "rounds": rounds, "denoising": how, "lora": lora, "bf16": bf16}
+    return train(policy, source, made, run.run(**described, **hashed(data)), held_out=tests)
+
+
+def at_least(least: int, **options: int) -> None:
+    """Raises ValueError naming the first option that is less."""
+    for name, value in options.items():
+        if value < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least {least}")
 
 
 def graded_by(reward: str, device: str | None) -> Reward:

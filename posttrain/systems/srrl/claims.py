@@ -50,8 +50,9 @@ def arm(
     lasts: Sequence[int] = (),
     groups: int = 2,
     inverted: bool = False,
+    trained: Trained = "last",
 ) -> Callable[[int, bool], dict[str, float]]:
-    """`every` stages there is one more round; 0: there are none."""
+    """`every` stages there is one more round; 0: there are none. Rounds are measured as they were `trained`."""
 
     def run(seed: int, quick: bool) -> dict[str, float]:
         world, policy = Balance(seed, inverted), begun(seed, quick)
@@ -61,12 +62,14 @@ def arm(
             source = Stages(Shuffled(world.tasks(), seed), rounds, (1,) if quick and lasts else lasts, seed)
             practised(policy, source, made(world), steps=stages, per_step=groups, lr=RATE, seed=seed)
         spent = policy.calls / 1000
-        return measured(policy, world, seed, 4 if quick else SEEN) | {"training calls, thousands": spent}
+        return measured(policy, world, seed, 4 if quick else SEEN, trained) | {"training calls, thousands": spent}
 
     return run
 
 
-def measured(policy: DiffusionPolicy, world: Balance, seed: int, samples: int) -> dict[str, float]:
+def measured(
+    policy: DiffusionPolicy, world: Balance, seed: int, samples: int, trained: Trained = "last"
+) -> dict[str, float]:
     """Logic accuracy and reward after 0, 1 and 2 rounds, and the UNet calls of a picture then."""
     out: dict[str, float] = {}
     for k in ROUNDS:
@@ -75,7 +78,7 @@ def measured(policy: DiffusionPolicy, world: Balance, seed: int, samples: int) -
             {"policy": policy},
             world.tasks(),
             each(world.graded),
-            reflected(k),
+            reflected(k, trained),
             samples=samples,
             seed=mix(seed, "measured"),
         )
@@ -96,7 +99,7 @@ ARMS = {
     "base": arm(None),
     "ddpo": arm(plain),
     "srrl": arm(plain, EVERY),
-    "srrl, every round": arm(lambda world: plain(world, "all"), EVERY),
+    "srrl, every round": arm(lambda world: plain(world, "all"), EVERY, trained="all"),
     "branches": arm(branched, lasts=LASTS, groups=12),
     "inverted, base": arm(None, inverted=True),
     "inverted, srrl": arm(plain, EVERY, inverted=True),
