@@ -108,6 +108,8 @@ def test_bad_files_are_named(write, tmp_path):
     write("questions.jsonl", *ROWS)
     with pytest.raises(ValueError, match="there is no such file; did you mean questions.jsonl"):
         pt.read(tmp_path / "question.jsonl")
+    with pytest.raises(ValueError, match=r"^--held-out .*question.jsonl: there is no such file"):
+        pt.read(tmp_path / "question.jsonl", option="--held-out")
     with pytest.raises(ValueError, match=r"the ending '.txt' is none of"):
         pt.read(write("q.txt", "hello"))
     with pytest.raises(ValueError, match="line 3: it has not as many fields"):

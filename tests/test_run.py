@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import posttrain as pt
 from posttrain.policy.value import Critic, Gae
+from posttrain.run import Session, begin
 
 HERE = Path(__file__).parent
 STEPS = 8
@@ -185,6 +186,27 @@ def test_another_run_in_the_directory_is_not_touched(tmp_path, before, options, 
     with pytest.raises(ValueError, match=match):
         run_bandit(tmp_path / "r", **options)
     assert (tmp_path / "r" / "metrics.jsonl").read_text() == content
+
+
+def test_a_run_may_be_begun_before_its_session(tmp_path):
+    """For work that comes first: the directory is there, and whatever would stop the session stops it now."""
+    policy = Bandit([0.0, 0.0])
+    run = pt.Run(tmp_path / "r", steps=2, tasks=2, quiet=True)
+    directory = begin(run, policy, "train")
+    (directory.path / "collected").mkdir()
+    with Session(run, policy, [task("a")], directory=directory) as session:
+        for _ in session:
+            session.log({})
+    about = json.loads((directory.path / "run.json").read_text())
+    assert "resumed" not in about
+    assert len(pt.read_metrics(directory.path)) == 2
+    with pytest.raises(ValueError, match="already holds a run"):
+        begin(run, policy, "train")
+    with pytest.raises(ValueError, match="already holds a run"):
+        directory.check(run)
+    directory.check(replace(run, resume=True))
+    with pytest.raises(ValueError, match="was started with tasks = 2, not 3"):
+        begin(replace(run, resume=True, tasks=3), policy, "train")
 
 
 def test_foreign_directories_are_left_alone(tmp_path):

@@ -90,7 +90,7 @@ CLAIMS = (
     ),
     Claim(
         "offline learning is as good as online",
-        "the same gate by GRPO on right facts, without labels, within 0.03",
+        "the same gate by GRPO on right facts, without labels, 30,720 decisions against 6,144 offline; within 0.03",
         "factuality",
         "ActLCD",
         "GRPO gate",
