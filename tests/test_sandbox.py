@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,6 +41,7 @@ WALLED = {  # the zygote, and what is left of it where a container grants no nam
     "zygote without namespaces": ("user", "counted", "network", "pids", *(["mounts"] if readable else [])),
     "zygote without Landlock and seccomp": ("landlock", "seccomp"),
 }
+NOBODY = 65534 if os.getuid() == 0 else None
 KINDS = [*WALLED, "bubblewrap", "plain"]
 
 
@@ -84,8 +86,16 @@ def bait(tmp_path_factory):
         udp.setblocking(False)
         os.chmod(short, 0o755)
         os.chmod(f"{short}/socket", 0o777)
+        owned = Path(short, "owned")  # by the user that programs are, as every file of a trainer that is not root
+        owned.write_text("owned")
+        victim = stack.enter_context(subprocess.Popen(["sleep", "600"], user=NOBODY))
+        stack.callback(victim.kill)
+        if NOBODY is not None:
+            os.chown(owned, NOBODY, NOBODY)
         names = {
             "trainer": os.getpid(),
+            "victim": victim.pid,
+            "owned": owned,
             "secret": folder / "secret",
             "here": Path(__file__).parent,
             "above": Path(__file__).parent.parent,
@@ -103,10 +113,11 @@ def bait(tmp_path_factory):
                     found.append(name)
             with contextlib.suppress(BlockingIOError):
                 found.append(udp.recv(100).decode())
-            return found
+            return [*found, *(["a signal"] if victim.poll() is not None else [])]
 
         yield names, heard
         os.unlink(f"{short}/socket")
+        owned.unlink()
     os.rmdir(short)
 
 
@@ -133,12 +144,13 @@ def settled(box, before: set[int]) -> bool:
 def test_what_attacks_come_to(box, name, bait, monkeypatch):
     attack = ATTACKS[name]
     apart = box.name == "bubblewrap" or (isinstance(box, Zygote) and "pids" not in box.without)
-    missing = set(attack.needs) - set(box.isolates) - ({"a pid namespace"} if apart else set())
+    missing = set(attack.needs) - set(box.isolates) - {"a pid namespace" if apart else "no pid namespace"}
     if missing:
         pytest.skip(f"{box.name} does not isolate {', '.join(sorted(missing))} here")
     monkeypatch.setenv("SECRET_TOKEN", "SECRET")
     before = alive(box)
     values, heard = bait
+    owned = values["owned"].stat()
     source = attack.source.replace("SIGNAL", "9" if apart else "0")
     for word, value in values.items():
         source = source.replace("{" + word + "}", str(value))
@@ -153,13 +165,23 @@ def test_what_attacks_come_to(box, name, bait, monkeypatch):
     assert outcome.wall_s < attack.limits.wall_s + 2
     assert heard() == []
     assert values["secret"].read_text() == "SECRET"
+    now = values["owned"].stat()
+    assert (now.st_mode, now.st_size, now.st_mtime, now.st_gid) == (
+        *owned[:1],
+        owned.st_size,
+        owned.st_mtime,
+        owned.st_gid,
+    )
+    assert not hasattr(os, "listxattr") or os.listxattr(values["owned"]) == []
     assert settled(box, before)
     assert box.run(Program("print('well')")).stdout == "well\n"
 
 
 def test_there_are_attacks_enough_and_the_zygote_stands_them_all(zygote):
     assert len(ATTACKS) >= 30
-    assert all(set(attack.needs) <= {*zygote.isolates, "a pid namespace"} for attack in ATTACKS.values())
+    assert all(
+        set(attack.needs) <= {*zygote.isolates, "a pid namespace", "no pid namespace"} for attack in ATTACKS.values()
+    )
 
 
 def test_an_honest_program_has_what_it_needs(box):
@@ -290,14 +312,16 @@ def test_nothing_is_left_of_a_sandbox_that_is_closed(zygote):
     box.close()
 
 
-def test_a_trainer_that_is_killed_leaves_nothing_running():
+@pytest.mark.parametrize("kind", ["zygote", "zygote without namespaces"])
+def test_a_trainer_that_is_killed_leaves_nothing_running(kind):
     if reason := lacking("zygote"):
         pytest.skip(f"this machine lacks {reason}")
-    source = """
-from posttrain.sandbox import Program, sandbox
-box = sandbox("zygote")
+    source = f"""
+from posttrain.sandbox import Program
+from posttrain.sandbox.backends import Zygote
+box = Zygote({WALLED[kind]!r})
 print(box.folder, flush=True)
-box.run(Program("import time; time.sleep(60)"))
+box.run(Program("import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); time.sleep(60)"))
 """
     trainer = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
     with trainer:
@@ -315,7 +339,7 @@ box.run(Program("import time; time.sleep(60)"))
     while alive(gone) and time.monotonic() < end:
         time.sleep(0.01)
     assert not alive(gone)
-    os.rmdir(folder)
+    shutil.rmtree(folder)  # with the working folder, where it is no mount of its own
 
 
 def test_plain_warns_that_it_isolates_nothing():

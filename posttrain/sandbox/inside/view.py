@@ -26,17 +26,18 @@ def interpreter() -> list[str]:
 
 
 def readable() -> list[str]:
-    return [*SYSTEM, *interpreter(), *DEVICES]
+    return [*SYSTEM, *interpreter()]
 
 
 def enter(empty: str) -> None:
-    """This process, in a mount namespace of its own, gets a root that holds only what `readable` names.
+    """This process, in a mount namespace of its own, gets a root that holds only what `readable` names and
+    the devices.
 
     empty  a folder to build it on
     """
     kernel.mount(None, "/", None, kernel.REC | kernel.PRIVATE)
     kernel.mount("tmpfs", empty, "tmpfs", kernel.NOSUID | kernel.NODEV, "size=1m,nr_inodes=1000,mode=755")
-    for path in readable():
+    for path in (*readable(), *DEVICES):
         target = empty + path
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if os.path.islink(path) and not path.startswith("/etc"):
