@@ -293,7 +293,7 @@ def test_a_zygote_that_dies_twice_in_one_program_is_an_error_not_an_outcome(monk
 
     with sandbox("zygote") as box:
         monkeypatch.setattr(Born, "answered", lambda born, *_: born.end() or b"")
-        with pytest.raises(RuntimeError, match="died twice"):
+        with pytest.raises(RuntimeError, match="failed twice in one program: its process has died"):
             box.run(Program(""))
 
 
@@ -365,10 +365,103 @@ def test_a_kind_that_this_machine_cannot_do_names_what_is_missing(monkeypatch):
         sandbox("best").close()
 
 
-@pytest.mark.parametrize("limits", [{"wall_s": 0}, {"wall_s": float("nan")}, {"memory_mib": -1}, {"processes": 0}])
-def test_limits_that_limit_nothing_are_refused(limits):
-    with pytest.raises(ValueError, match=next(iter(limits))):
-        Limits(**limits)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("wall_s", value) for value in (0, float("nan"), float("inf"), 3e6, "3", True)),
+        *(("memory_mib", value) for value in (-1, 512.5, 2**50)),
+        *(("file_mib", value) for value in (0.5, 2**50)),
+        *(("output_kib", value) for value in (0.5, 2**50)),
+        *(("processes", value) for value in (0, 1.5, 2**70)),
+    ],
+)
+def test_limits_that_are_none_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"Limits\({name}="):
+        Limits(**{name: value})
+
+
+def test_the_largest_limits_are_limits(zygote):
+    from posttrain.sandbox.program import MOST
+
+    assert zygote.run(Program("print(1)"), Limits(**MOST)).stdout == "1\n"
+
+
+@pytest.mark.parametrize("kind", ["zygote", "zygote without namespaces"])
+@pytest.mark.parametrize("broken", ["os.fork", "json.loads"])
+def test_what_the_sandbox_cannot_do_is_an_error_and_no_outcome(monkeypatch, kind, broken):
+    """Every fork, or every keeper, of this zygote fails once it is ready."""
+    from posttrain.sandbox import backends
+
+    if reason := lacking("zygote"):
+        pytest.skip(f"this machine lacks {reason}")
+    real = backends.interpreter
+
+    def failing(function, *arguments):
+        command = real(function, *arguments)
+        module, _, name = broken.partition(".")
+        patch = f"""
+def no(*_): raise BlockingIOError(11, "no process to be had")
+zygote.prepared = lambda: setattr(zygote.{module}, "{name}", no)
+"""
+        command[-1] = command[-1].replace("; del sys.path[0]; ", patch)
+        return command
+
+    monkeypatch.setattr(backends, "interpreter", failing)
+    with Zygote(WALLED[kind]) as box, pytest.raises(RuntimeError, match="failed twice.*no process to be had"):
+        box.run(Program("print(1)"))
+
+
+def test_a_keeper_that_is_killed_twice_is_the_programs_doing(zygote, monkeypatch):
+    from posttrain.sandbox.backends import Born
+
+    monkeypatch.setattr(Born, "answered", lambda *_: b"")
+    assert zygote.run(Program("")).status == "killed"
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"data.csv": "x" * (17 << 20)}, "file_mib=16"),
+        (dict.fromkeys(map(str, range(2100)), ""), "2100 files"),
+        ({"x" * 300: ""}, "too long"),
+        ({"a": "", "a/b": ""}, "'a'.*folder"),
+        ({"a/": ""}, "folder"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(zygote, files, why):
+    with pytest.raises(ValueError, match=why):
+        zygote.run(Program("", files=files))
+
+
+def test_files_that_just_fit_are_there(zygote):
+    files = {"large": "x" * (15 << 20), **dict.fromkeys(("a/b/c", "n" * 255), "")}
+    source = "import os\nprint(sorted(os.listdir()) == ['a', 'large', 'n' * 255], os.path.getsize('large'))"
+    assert zygote.run(Program(source, files=files)).stdout == f"True {15 << 20}\n"
+
+
+@pytest.mark.parametrize("what", [{"source": b"x"}, {"stdin": b"x"}, {"files": {"a": b"x"}}])
+def test_programs_are_of_text(what):
+    with pytest.raises(ValueError, match="bytes, not text"):
+        Program(**{"source": "", **what})
+
+
+@pytest.mark.parametrize(
+    ("source", "stdout", "error"),
+    [
+        ("print('x')\nexit()\nprint('y')", "x\n", ""),
+        ("print('x')\nquit(0)", "x\n", ""),
+        ("def f(x: List[int]): pass", "", "NameError: name 'List' is not defined"),
+        ("import os, sys\nprint('x')\nsys.stdout = open(os.devnull, 'w')\nprint('y')", "x\n", ""),
+        ("import subprocess as s\nprint(s.DEVNULL, open('/dev/null', 'w').write('x'))", "-3 1\n", ""),
+        ("f = open(1, 'w')\nf.write('hello')", "hello", ""),
+        ("f = open('x', 'w')\nf.close()\ng = open(1, 'wb')\ng.write(b'hello')", "hello", ""),
+    ],
+)
+def test_programs_do_what_they_do_elsewhere(box, source, stdout, error):
+    outcome = box.run(Program(source))
+    assert outcome.stdout == stdout
+    assert outcome.stderr.endswith(error + "\n" if error else "")
+    assert outcome.status == ("error" if error else "finished")
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", ".", "a\0b"])

@@ -26,6 +26,7 @@ from posttrain.sandbox.inside.view import DEVICES
 from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, outcome, request
 
 INSIDE = Path(__file__).parent / "inside"
+KILLED = 128  # from here on, an exit code of bwrap says by which signal what it ran was killed
 BIRTH_S = 30.0  # a start of an interpreter, or the end of a program, takes no longer even on a busy machine
 FLAGS = ("-P", "-s", "-S")  # with an environment of our own this is `-I`, which would ignore PYTHONHASHSEED
 ENVIRONMENT = {
@@ -161,10 +162,12 @@ def framed(asked: dict[str, Any]) -> bytes:
     return b"".join(b"%012d" % len(part) + part for part in parts)
 
 
-def checked(said: dict[str, Any]) -> dict[str, Any]:
-    if "failed" in said:
-        raise RuntimeError(f"the sandbox cannot confine a program: {said['failed']}")
-    return said
+def whole(text: bytes) -> dict[str, Any]:
+    """A keeper's answer; empty if the keeper was killed before it had written all of it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
 
 
 class Zygote(Side):
@@ -184,16 +187,16 @@ class Zygote(Side):
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         text = framed(asked)
-        alive = False
+        failed = ""
         for _ in range(2):
             born = self._living()
-            said = born.answered(text, asked["limits"]["wall_s"] + BIRTH_S)
-            if said:
-                return checked(json.loads(said))
-            alive = born.process.poll() is None
-        if alive:  # what kept the program has died twice, and nothing else has
+            said = whole(born.answered(text, asked["limits"]["wall_s"] + BIRTH_S))
+            if said and "failed" not in said:
+                return said
+            failed = "its process has died" if born.process.poll() is not None else said.get("failed", "")
+        if not failed:  # what kept the program was killed twice, and nothing else was
             return dict(LOST)
-        raise RuntimeError("the sandbox's process has died twice during one program")
+        raise RuntimeError(f"the sandbox has failed twice in one program: {failed}")
 
     def _living(self) -> Born:
         with self._lock:
@@ -253,17 +256,17 @@ class Born:
                 with theirs:
                     socket.send_fds(self.control, [b"run"], [theirs.fileno()])
                 ours.settimeout(patience_s)
-                ours.sendall(text)
-                ours.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it answers before it has read all
+                    ours.sendall(text)
+                    ours.shutdown(socket.SHUT_WR)
                 while data := ours.recv(1 << 16):
                     said += data
                     ours.settimeout(max(0.001, deadline - time.monotonic()))
             except TimeoutError:
                 self.end()  # stuck, which no program can bring about
                 return b""
-            except OSError:
+            except OSError:  # no more is to come
                 self.process.poll()
-                return b""
         return bytes(said)
 
     def end(self) -> None:
@@ -287,6 +290,7 @@ class Alone(Side):
         """What to start: a keeper that reads one request from stdin and writes its answer to stdout."""
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        failed = ""
         for _ in range(2):
             done = subprocess.Popen(
                 self.command(asked["limits"]),
@@ -299,15 +303,19 @@ class Alone(Side):
             )
             with done:
                 try:
-                    said, errors = done.communicate(framed(asked), asked["limits"]["wall_s"] + BIRTH_S)
+                    text, errors = done.communicate(framed(asked), asked["limits"]["wall_s"] + BIRTH_S)
+                    killed = done.returncode < 0 or done.returncode >= KILLED
+                    failed = "" if killed else f"exit code {done.returncode}: {errors.decode(errors='replace')[-500:]}"
                 except subprocess.TimeoutExpired:
-                    said, errors = b"", b""
+                    text, failed = b"", "nothing heard in time"
                     done.kill()
-            if said:
-                return checked(json.loads(said))
-            if done.returncode > 0:
-                raise RuntimeError(f"the sandbox does not start: {errors.decode(errors='replace')[-500:]}")
-        return dict(LOST)
+            said = whole(text)
+            if said and "failed" not in said:
+                return said
+            failed = said.get("failed", failed)
+        if not failed:
+            return dict(LOST)
+        raise RuntimeError(f"the sandbox has failed twice in one program: {failed}")
 
 
 class Plain(Alone):
