@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
@@ -40,7 +41,7 @@ class Limits:
             value, whole = getattr(self, each.name), each.name != "wall_s"
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise ValueError(f"Limits({each.name}={value!r}): not a {'whole ' if whole else ''}number")
-            if not 0 < value:
+            if math.isnan(value) or value <= 0:
                 raise ValueError(f"Limits({each.name}={value}): not above zero")
             if value > MOST[each.name]:
                 raise ValueError(f"Limits({each.name}={value}): above {MOST[each.name]}")
@@ -61,7 +62,11 @@ class Program:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        texts = {"source": self.source, "stdin": self.stdin, **{f"files[{name!r}]": self.files[name] for name in self.files}}
+        texts = {
+            "source": self.source,
+            "stdin": self.stdin,
+            **{f"files[{name!r}]": self.files[name] for name in self.files},
+        }
         for name, text in texts.items():
             if not isinstance(text, str):
                 raise ValueError(f"Program({name}=...): a {type(text).__name__}, not text")
