@@ -177,7 +177,7 @@ ATTACKS = {
     "environment": Attack("import os\nprint([n for n in os.environ if 'SECRET' in n.upper()], end='')", stdout="[]"),
     "writes outside": Attack(
         "import os, sys\nattempts = {p: lambda p=p: open(p, 'w') for p in ('/x', '/usr/x', '/lib/x', '/etc/x', '/dev/x',"
-        " '/work/../x', '{secret}', '{here}/x', sys.base_prefix + '/x', os.__file__)}" + REACH,
+        " '/posttrain-work/../x', '/posttrain-sandbox/x', '{secret}', '{here}/x', sys.base_prefix + '/x', os.__file__)}" + REACH,
         needs=("files",),
     ),
     "changes what is the user's": Attack(
@@ -231,7 +231,7 @@ ATTACKS = {
     "becomes root": Attack("import os\nattempts = {'root': lambda: os.setuid(0), 'group': lambda: os.setgroups([0])}" + REACH, needs=("privileges",)),
     "is nobody": Attack("import os\nprint(os.getuid() != 0 and os.geteuid() != 0, end='')", stdout="True", needs=("privileges",)),
     "namespaces": Attack(
-        C + "print(libc.unshare(0x10000000), libc.mount(b'x', b'/work', b'tmpfs', 0, None), libc.chroot(b'.'), end='')",
+        C + "print(libc.unshare(0x10000000), libc.mount(b'x', b'/tmp', b'tmpfs', 0, None), libc.chroot(b'.'), end='')",
         stdout="-1 -1 -1", needs=("system calls",),
     ),
     "kernel": Attack(

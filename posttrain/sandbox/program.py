@@ -24,7 +24,7 @@ class Limits:
     memory_mib  MiB of address space of each of its processes, the interpreter's own 30 or so included
     output_kib  KiB of stdout, and as many of stderr
     processes   processes and threads at a time, the program itself included; where there is no pid namespace to end
-                them all with, never more than one
+                them all with, or bubblewrap is run by root and cannot count them, never more than one
     file_mib    MiB of one file; and of its working folder, where a sandbox isolates "disk"
     Raises ValueError for a limit that is not above zero, that is larger than any program needs (`MOST`), or, but for
     seconds, that is not a whole number.

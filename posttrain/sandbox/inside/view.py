@@ -12,7 +12,7 @@ from . import kernel
 
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom")
-WORK = "/work"
+WORK = "/posttrain-work"
 INODES = 2000  # files and folders of one program
 NOBODY = 65534
 
@@ -23,6 +23,11 @@ def interpreter() -> list[str]:
     places = {*given, *map(os.path.realpath, given)}
     inner = ("/usr", "/lib", "/lib64", *places)
     return sorted(p for p in places if not any(p != i and p.startswith(i + "/") for i in inner) and p != "/usr")
+
+
+def below_tmp() -> bool:
+    """The interpreter lies there, where nothing may be laid over it then."""
+    return any(place.startswith("/tmp/") for place in interpreter())
 
 
 def readable() -> list[str]:
@@ -51,14 +56,16 @@ def enter(empty: str) -> None:
             if path not in DEVICES:
                 kernel.read_only(target)
     os.mkdir(empty + WORK)
-    os.mkdir(empty + "/tmp")
+    os.makedirs(empty + "/tmp", exist_ok=True)
     os.chdir(empty)
     kernel.pivot_here()
     kernel.read_only("/", recursive=False)
 
 
 def working_folder(mebibytes: int = 1) -> None:
-    """Mounts an empty folder of limited size at `WORK` and at /tmp, in a mount namespace of this process' own."""
+    """Mounts an empty folder of limited size at `WORK`, and at /tmp if it can be had, in a mount namespace of this
+    process' own."""
     data = f"size={mebibytes}m,nr_inodes={INODES},mode=700,uid={NOBODY},gid={NOBODY}"
     kernel.mount("tmpfs", WORK, "tmpfs", kernel.NOSUID | kernel.NODEV, data)
-    kernel.mount(WORK, "/tmp", None, kernel.BIND)
+    if not below_tmp():
+        kernel.mount(WORK, "/tmp", None, kernel.BIND)
