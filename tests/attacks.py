@@ -17,7 +17,7 @@ class Attack:
     status: str = "finished"
     exit: int | None = None  # as the outcome must have it; looked at where status is not finished
     stdout: str | None = ""  # None: anything
-    needs: tuple[str, ...] = ()  # of `isolates`, "a pid namespace" or "no pid namespace"; without them it is not tried
+    needs: tuple[str, ...] = ()  # of `isolates`, or of what test_sandbox.py adds; without them it is not tried
     limits: Limits = Limits(wall_s=5)
     stdin: str = ""
     files: dict[str, str] = field(default_factory=dict)
@@ -211,7 +211,7 @@ ATTACKS = {
     "many files": Attack(
         "made = 0\ntry:\n    while made < 10_000:\n        open(str(made), 'w').close()\n        made += 1\n"
         "except OSError:\n    pass\nprint(made < 2000, end='')",
-        stdout="True", needs=("disk", "system calls"),
+        stdout="True", needs=("disk", "a count of files"),
     ),
     "locked folders": Attack("import os\nos.makedirs('a/b/c')\nos.chmod('a/b', 0)\nos.chmod('a', 0)"),
     # network

@@ -85,8 +85,8 @@ def flushed() -> None:
     with contextlib.suppress(MemoryError):
         held = [each for each in gc.get_objects() if issubclass(type(each), FILES)]
         for kind in FILES:  # those of text first, which write to the others
-            for file in (*(each for each in held if issubclass(type(each), kind)), sys.__stdout__):
-                with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or cannot be written
+            for file in [each for each in (*held, sys.__stdout__) if issubclass(type(each), kind)]:
+                with contextlib.suppress(OSError, ValueError):  # it is closed, or cannot be written
                     file.flush()
 
 
