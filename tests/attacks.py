@@ -17,7 +17,7 @@ class Attack:
     status: str = "finished"
     exit: int | None = None  # as the outcome must have it; looked at where status is not finished
     stdout: str | None = ""  # None: anything
-    needs: tuple[str, ...] = ()  # of `isolates`, or "a pid namespace"; without them the attack is not tried
+    needs: tuple[str, ...] = ()  # of `isolates`, or of what test_sandbox.py adds; without them it is not tried
     limits: Limits = Limits(wall_s=5)
     stdin: str = ""
     files: dict[str, str] = field(default_factory=dict)
@@ -96,6 +96,16 @@ ATTACKS = {
         "print(libc.process_vm_readv(os.getppid(), pair, 1, pair, 1, 0), end='')",
         stdout="-1", needs=("processes",),
     ),
+    "signals by the kernel": Attack(
+        "import fcntl, os, socket, struct\na, b = socket.socketpair()\n"
+        "attempts = {'owner': lambda: fcntl.fcntl(a, 8, {victim}), 'owner by ioctl': lambda: fcntl.ioctl(a, 0x8901, struct.pack('i', {victim})),\n"
+        " 'group': lambda: fcntl.ioctl(a, 0x8902, struct.pack('i', {victim})), 'owner of a kind': lambda: fcntl.fcntl(a, 15, struct.pack('ii', 1, {victim}))}"
+        + REACH + "try:\n    fcntl.fcntl(a, 10, 9)\n    fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC)\n    b.send(b'x')\nexcept OSError:\n    pass",
+        needs=("processes",),
+    ),
+    "outlives its keeper": Attack(
+        C + "print(libc.prctl(1, 0, 0, 0, 0), end='')", stdout="-1", needs=("processes", "no pid namespace")
+    ),
     # time
     "endless loop": Attack("while True: pass", "timeout", limits=SOON),
     "sleep": Attack("import time\ntime.sleep(1e6)", "timeout", limits=SOON),
@@ -167,8 +177,20 @@ ATTACKS = {
     "environment": Attack("import os\nprint([n for n in os.environ if 'SECRET' in n.upper()], end='')", stdout="[]"),
     "writes outside": Attack(
         "import os, sys\nattempts = {p: lambda p=p: open(p, 'w') for p in ('/x', '/usr/x', '/lib/x', '/etc/x', '/dev/x',"
-        " '/work/../x', '{secret}', '{here}/x', sys.base_prefix + '/x', os.__file__)}" + REACH,
+        " '/posttrain-work/../x', '/posttrain-sandbox/x', '{secret}', '{here}/x', sys.base_prefix + '/x', os.__file__)}" + REACH,
         needs=("files",),
+    ),
+    "changes what is the user's": Attack(
+        "import os\nflags = {'open to empty': os.O_TRUNC, 'open to empty, for nothing': os.O_TRUNC | 3}\n"
+        "attempts = {n: lambda f=f: os.open('{owned}', f) for n, f in flags.items()} | {\n"
+        " 'mode': lambda: os.chmod('{owned}', 0o777) or changed(), 'times': lambda: os.utime('{owned}', (1, 1)) or changed(),\n"
+        " 'open mode': lambda: os.fchmod(os.open(os.__file__, os.O_RDONLY), 0) or changed(),\n"
+        " 'attributes': lambda: os.setxattr('{owned}', 'user.x', b'1'), 'size': lambda: os.truncate('{owned}', 0),\n"
+        " 'owner': lambda: os.chown('{owned}', -1, os.getgid())}\n"
+        "def look(): return [(s.st_mode, s.st_mtime) for s in map(os.stat, ('{owned}', os.__file__))]\n"
+        "def changed():\n    if look() == before: raise OSError\n"
+        "try:\n    before = look()\nexcept OSError:\n    before = None" + REACH,
+        needs=("files", "system calls"),
     ),
     "symbolic link": Attack(
         "import os\nos.symlink('{secret}', 'link')\nattempts = {'read': lambda: open('link')}" + REACH, needs=("files",)
@@ -189,7 +211,7 @@ ATTACKS = {
     "many files": Attack(
         "made = 0\ntry:\n    while made < 10_000:\n        open(str(made), 'w').close()\n        made += 1\n"
         "except OSError:\n    pass\nprint(made < 2000, end='')",
-        stdout="True", needs=("disk", "system calls"),
+        stdout="True", needs=("disk", "a count of files"),
     ),
     "locked folders": Attack("import os\nos.makedirs('a/b/c')\nos.chmod('a/b', 0)\nos.chmod('a', 0)"),
     # network
@@ -209,12 +231,16 @@ ATTACKS = {
     "becomes root": Attack("import os\nattempts = {'root': lambda: os.setuid(0), 'group': lambda: os.setgroups([0])}" + REACH, needs=("privileges",)),
     "is nobody": Attack("import os\nprint(os.getuid() != 0 and os.geteuid() != 0, end='')", stdout="True", needs=("privileges",)),
     "namespaces": Attack(
-        C + "print(libc.unshare(0x10000000), libc.mount(b'x', b'/work', b'tmpfs', 0, None), libc.chroot(b'.'), end='')",
+        C + "print(libc.unshare(0x10000000), libc.mount(b'x', b'/tmp', b'tmpfs', 0, None), libc.chroot(b'.'), end='')",
         stdout="-1 -1 -1", needs=("system calls",),
     ),
     "kernel": Attack(
         C + "print(*[libc.syscall(n, 0, 0, 0, 0, 0) for n in (425, 434, 438, 435)], end='')",
         stdout="-1 -1 -1 -1", needs=("system calls",),
+    ),
+    "asynchronous input and output": Attack(
+        C + "made = ctypes.c_ulong(0)\nnumber = 206 if os.uname().machine == 'x86_64' else 0\n"
+        "print(libc.syscall(number, 1, ctypes.byref(made)), end='')", stdout="-1", needs=("system calls",),
     ),
     "other programs": Attack(
         "import os\nos.execv('/bin/sh', ['sh', '-c', 'echo out; read x < {secret} && echo $x; exit 3'])", "error", 3, stdout="out\n",

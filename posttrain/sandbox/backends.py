@@ -22,15 +22,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from posttrain.sandbox.inside.view import DEVICES
+from posttrain.sandbox.inside.view import DEVICES, WORK, below_tmp
 from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, outcome, request
 
 INSIDE = Path(__file__).parent / "inside"
+CODE = "/posttrain-sandbox"  # where `INSIDE` is in a container, wherever it lies on the machine
+KILLED = 128  # from here on, an exit code of bwrap says by which signal what it ran was killed
 BIRTH_S = 30.0  # a start of an interpreter, or the end of a program, takes no longer even on a busy machine
 FLAGS = ("-P", "-s", "-S")  # with an environment of our own this is `-I`, which would ignore PYTHONHASHSEED
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
-    "HOME": "/work",
+    "HOME": WORK,
+    "TMPDIR": WORK,  # /tmp may be the interpreter's
     "LANG": "C.UTF-8",
     "PYTHONUTF8": "1",
     "PYTHONHASHSEED": "0",  # the same program gives the same output
@@ -38,9 +41,12 @@ ENVIRONMENT = {
 NEEDED = ("network", "processes", "files", "privileges")
 
 
-def interpreter(function: str, *arguments: str) -> list[str]:
-    """The command that calls a function of inside/zygote.py in an interpreter that holds nothing of this one."""
-    boot = f"import sys; sys.path.insert(0, {str(INSIDE.parent)!r}); from inside import zygote; del sys.path[0]; "
+def interpreter(function: str, *arguments: str, code: str = str(INSIDE.parent)) -> list[str]:
+    """The command that calls a function of inside/zygote.py in an interpreter that holds nothing of this one.
+
+    code  where that interpreter finds the folder "inside"
+    """
+    boot = f"import sys; sys.path.insert(0, {code!r}); from inside import zygote; del sys.path[0]; "
     call = f"zygote.{function}({', '.join(arguments)})"
     return [os.path.realpath(sys.executable), *FLAGS, "-c", boot + call]
 
@@ -59,13 +65,18 @@ def examined() -> dict[str, Any]:
 def probe() -> dict[str, str]:
     """What this machine offers for a sandbox, one line each; and which sandboxes can be had."""
     found = examined()
-    bubblewrap = shutil.which("bwrap")
     return {
         **found["lines"],
-        "bubblewrap": bubblewrap or "no: there is no bwrap on the PATH",
+        "bubblewrap": bwrap() or "no: there is no bwrap on the PATH",
         "memory cgroup": cgroup(),
         "isolated": ", ".join(found["isolates"]),
     }
+
+
+def bwrap() -> str:
+    """Where it is; empty if it is not on the PATH."""
+    place = shutil.which("bwrap")
+    return os.path.abspath(place) if place else ""
 
 
 def cgroup() -> str:
@@ -161,10 +172,12 @@ def framed(asked: dict[str, Any]) -> bytes:
     return b"".join(b"%012d" % len(part) + part for part in parts)
 
 
-def checked(said: dict[str, Any]) -> dict[str, Any]:
-    if "failed" in said:
-        raise RuntimeError(f"the sandbox cannot confine a program: {said['failed']}")
-    return said
+def whole(text: bytes) -> dict[str, Any]:
+    """A keeper's answer; empty if the keeper was killed before it had written all of it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
 
 
 class Zygote(Side):
@@ -184,16 +197,16 @@ class Zygote(Side):
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         text = framed(asked)
-        alive = False
+        failed = ""
         for _ in range(2):
             born = self._living()
-            said = born.answered(text, asked["limits"]["wall_s"] + BIRTH_S)
-            if said:
-                return checked(json.loads(said))
-            alive = born.process.poll() is None
-        if alive:  # what kept the program has died twice, and nothing else has
+            said = whole(born.answered(text, asked["limits"]["wall_s"] + BIRTH_S))
+            if said and "failed" not in said:
+                return said
+            failed = "its process has died" if born.process.poll() is not None else said.get("failed", "")
+        if not failed:  # what kept the program was killed twice, and nothing else was
             return dict(LOST)
-        raise RuntimeError("the sandbox's process has died twice during one program")
+        raise RuntimeError(f"the sandbox has failed twice in one program: {failed}")
 
     def _living(self) -> Born:
         with self._lock:
@@ -253,17 +266,17 @@ class Born:
                 with theirs:
                     socket.send_fds(self.control, [b"run"], [theirs.fileno()])
                 ours.settimeout(patience_s)
-                ours.sendall(text)
-                ours.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it answers before it has read all
+                    ours.sendall(text)
+                    ours.shutdown(socket.SHUT_WR)
                 while data := ours.recv(1 << 16):
                     said += data
                     ours.settimeout(max(0.001, deadline - time.monotonic()))
             except TimeoutError:
                 self.end()  # stuck, which no program can bring about
                 return b""
-            except OSError:
+            except OSError:  # no more is to come
                 self.process.poll()
-                return b""
         return bytes(said)
 
     def end(self) -> None:
@@ -287,6 +300,7 @@ class Alone(Side):
         """What to start: a keeper that reads one request from stdin and writes its answer to stdout."""
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        failed = ""
         for _ in range(2):
             done = subprocess.Popen(
                 self.command(asked["limits"]),
@@ -299,15 +313,19 @@ class Alone(Side):
             )
             with done:
                 try:
-                    said, errors = done.communicate(framed(asked), asked["limits"]["wall_s"] + BIRTH_S)
+                    text, errors = done.communicate(framed(asked), asked["limits"]["wall_s"] + BIRTH_S)
+                    killed = done.returncode < 0 or done.returncode >= KILLED
+                    failed = "" if killed else f"exit code {done.returncode}: {errors.decode(errors='replace')[-500:]}"
                 except subprocess.TimeoutExpired:
-                    said, errors = b"", b""
+                    text, failed = b"", "nothing heard in time"
                     done.kill()
-            if said:
-                return checked(json.loads(said))
-            if done.returncode > 0:
-                raise RuntimeError(f"the sandbox does not start: {errors.decode(errors='replace')[-500:]}")
-        return dict(LOST)
+            said = whole(text)
+            if said and "failed" not in said:
+                return said
+            failed = said.get("failed", failed)
+        if not failed:
+            return dict(LOST)
+        raise RuntimeError(f"the sandbox has failed twice in one program: {failed}")
 
 
 class Plain(Alone):
@@ -333,22 +351,28 @@ class Bubblewrap(Alone):
         super().__init__()
         _, _, counted, _, _, _, landlock, seccomp = examined()["walls"]
         self.walls = [False, False, counted, True, True, True, landlock, seccomp]
-        self.sized = "--size" in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
+        self.program = bwrap()
+        self.sized = "--size" in subprocess.run([self.program, "--help"], capture_output=True, text=True).stdout
         extra = (["disk"] if self.sized else []) + (["system calls"] if seccomp else [])
         self.isolates = ("memory", "network", "processes", "files", "privileges", *extra)
 
     @staticmethod
     def lacking() -> str | None:
-        if not shutil.which("bwrap"):
+        if not bwrap():
             return "bubblewrap: there is no bwrap on the PATH (apt install bubblewrap)"
         tried = subprocess.run(
-            ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, text=True
+            [bwrap(), "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, text=True
         )
         return None if tried.returncode == 0 else f"what bubblewrap needs: {tried.stderr.strip()}"
 
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if os.getuid() == 0:  # nobody in the container is root outside of it, whose processes Linux does not count
+            asked = {**asked, "limits": {**asked["limits"], "processes": 1}}
+        return super().answer(asked)
+
     def command(self, limits: dict[str, Any]) -> list[str]:
-        bound = []
-        places = [os.path.realpath(p) for p in (sys.base_prefix, sys.base_exec_prefix, INSIDE)]
+        bound = ["--ro-bind", str(INSIDE), f"{CODE}/inside"]
+        places = [os.path.realpath(p) for p in (sys.base_prefix, sys.base_exec_prefix)]
         for place in sorted({p for p in places if not p.startswith("/usr")}):
             bound += ["--ro-bind", place, place]
         for place in ("/lib", "/lib64", "/bin"):
@@ -357,10 +381,11 @@ class Bubblewrap(Alone):
             elif os.path.isdir(place):
                 bound += ["--ro-bind", place, place]
         return [
-            *("bwrap", "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+            *(self.program, "--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
             *("--uid", "65534", "--gid", "65534", "--ro-bind", "/usr", "/usr", *bound),
             *(word for device in DEVICES for word in ("--dev-bind", device, device)),
             *(("--size", str(limits["file_mib"] << 20)) if self.sized else ()),
-            *("--tmpfs", "/work", "--symlink", "work", "/tmp", "--remount-ro", "/", "--chdir", "/work"),
-            *interpreter("alone", repr(self.walls), repr("/work")),
+            *("--tmpfs", WORK, *(() if below_tmp() else ("--symlink", WORK[1:], "/tmp"))),
+            *("--remount-ro", "/", "--chdir", WORK),
+            *interpreter("alone", repr(self.walls), repr(WORK), code=CODE),
         ]

@@ -10,9 +10,10 @@ values   it must know them, and gets each call's arguments only once it has answ
 seconds  the harness measures each call by the thread's CPU clock, to which it holds a reference from before the
          submission was loaded; and the kernel's clock of the whole process is read from outside it as the arguments go
          in and as the value comes out. Where the two differ by more than reading and writing that much JSON can take
-         (`ALLOWANCE_S`, `BYTE_S`), the call is charged the kernel's. So a forger hides 0.3 ms of a call and 0.1 us for
-         each byte of its arguments and value, no more. Work done before the first call is not in any call's seconds:
-         it is `loading_s`, measured from outside.
+         (`ALLOWANCE_S`, `BYTE_S`, `ELEMENT_S`), the call is charged the kernel's. So a forger hides 0.3 ms of a call,
+         0.1 us for each byte of its arguments and value and 0.5 us for each element of its value, no more: an answer
+         that is longer than the harness would write it is none. Work done before the first call is not in any call's
+         seconds: it is `loading_s`, measured from outside.
 repeats  each is a process of its own: nothing is remembered from one to the next. Equal arguments in one `Calls` may
          be answered from a cache.
 peaks    can be forged by a submission that finds the harness; `outcome.memory_kib` cannot, but counts the interpreter.
@@ -31,10 +32,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, Sandbox, outcome, request
+from posttrain.sandbox.program import MOST, USUAL, Limits, Outcome, Program, Sandbox, outcome, request
 
-ALLOWANCE_S, BYTE_S = 3e-4, 1e-7  # CPU seconds of a call that are the harness': of each, of each byte of JSON
-TRACED = 4  # times the seconds, and half as many times the memory, for the run in which allocations are traced
+ALLOWANCE_S, BYTE_S, ELEMENT_S = 3e-4, 1e-7, 5e-7  # CPU seconds of a call that are the harness': of each, of each byte
+# of JSON, and of each element of its value
+TRACED_S, TRACED_MIB = 4, 6  # times the seconds, and times the memory, for the run in which allocations are traced
+MEASURED = 200  # characters of an answer besides its value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,8 @@ class Called:
     results    one for each call that was answered before the run ended
     seconds    CPU seconds of each of these calls, the least of the repeats
     peak_kib   KiB allocated by Python at the peak of each call, above what was allocated when it began; measured in a
-               run of its own, which is not timed. Empty if that run failed
+               run of its own, which is not timed. Empty if that run failed, or ran out of memory where this one did
+               not: then the memory could not be measured
     error      why not every call was answered; None if every one was, be it by an exception
     loading_s  CPU seconds of the process before its first call, its birth (about 3 ms) included
     """
@@ -103,20 +107,28 @@ def called(
 
     Each process is alone, whatever `limits.processes`: others' seconds would be in no clock. Times are least noisy with
     `at_once=1`. Calls that fail in their first run are not repeated. The run that traces memory may take four times
-    `limits.wall_s`, and twice the memory. Raises RuntimeError if the sandbox itself fails.
+    `limits.wall_s`, and six times the memory. Raises RuntimeError if the sandbox itself fails.
     """
     limits = replace(limits, processes=1)
     first = [
-        Spoken(said, each) for said, each in zip(sandbox.answers(asked(calls, limits), at_once), calls, strict=True)
+        Spoken(said, each, ()) for said, each in zip(sandbox.answers(asked(calls, limits), at_once), calls, strict=True)
     ]
     sound = [i for i, run in enumerate(first) if run.error is None]
     again = [each for i in sound for each in [calls[i]] * (calls[i].repeats - 1)]
-    traced_limits = replace(limits, wall_s=TRACED * limits.wall_s, memory_mib=TRACED // 2 * limits.memory_mib)
+    traced_limits = replace(
+        limits,
+        wall_s=min(TRACED_S * limits.wall_s, MOST["wall_s"]),
+        memory_mib=min(TRACED_MIB * limits.memory_mib, MOST["memory_mib"]),
+    )
     requests = asked(again, limits) + asked([calls[i] for i in sound], traced_limits, traced=True)
     replies = sandbox.answers(requests, at_once)
     repeats, traced = iter(replies[: len(again)]), dict(zip(sound, replies[len(again) :], strict=True))
     return [
-        judged(run, [Spoken(next(repeats), each) for _ in range(each.repeats - 1)], Spoken(traced[i], each))
+        judged(
+            run,
+            [Spoken(next(repeats), each, run.texts) for _ in range(each.repeats - 1)],
+            Spoken(traced[i], each, run.texts),
+        )
         if i in traced
         else judged(run, [], None)
         for i, (run, each) in enumerate(zip(first, calls, strict=True))
@@ -138,34 +150,37 @@ def asked(calls: Sequence[Calls], limits: Limits, traced: bool = False) -> list[
 def judged(first: Spoken, repeats: list[Spoken], traced: Spoken | None) -> Called:
     """One account of all the runs."""
     timed = [first, *repeats]
-    runs = [*timed, traced] if traced else timed
-    failed = next((run for run in runs if run.error), None)
-    answered = min(len(run.results) for run in timed)
+    if traced and (traced.error or traced.ran_out(first)):
+        traced = None
+    failed = next((run for run in timed if run.error), None)
+    answered = min(len(run.texts) for run in timed)
     results = list(first.results[:answered])
-    for run in runs:
-        for i, (one, other) in enumerate(zip(results, run.results, strict=False)):
-            if json.dumps(plain(one)) != json.dumps(plain(other)):
+    for run in [*repeats, *([traced] if traced else [])]:
+        for i, (one, other) in enumerate(zip(first.texts[:answered], run.texts, strict=False)):
+            if one != other:
                 results[i] = Raised("Inconsistent", "the same call came out differently in another process")
     return Called(
         outcome=(failed or first).outcome,
         results=tuple(results),
         seconds=tuple(min(run.seconds[i] for run in timed) for i in range(answered)),
-        peak_kib=tuple(traced.peaks) if traced and not traced.error else (),
+        peak_kib=tuple(traced.peaks) if traced else (),
         error=failed.error if failed else None,
         loading_s=min(run.loading_s for run in timed),
     )
 
 
-def plain(result: Returned | Raised) -> list[Any]:
-    return [result.value] if isinstance(result, Returned) else [result.name, result.message]
-
-
 class Spoken:
-    """What one process said, and what is believed of it."""
+    """What one process said, and what is believed of it.
 
-    def __init__(self, said: dict[str, Any], calls: Calls) -> None:
+    first  the texts that another process gave for the values, if one has been heard: a value that is the same is not
+           parsed again, and one that is not is none
+    """
+
+    def __init__(self, said: dict[str, Any], calls: Calls, first: Sequence[str]) -> None:
         arguments = calls.arguments
+        self.first = first
         self.outcome = outcome(said)
+        self.texts: list[str] = []
         self.results: list[Returned | Raised] = []
         self.seconds: list[float] = []
         self.peaks: list[float] = []
@@ -175,36 +190,63 @@ class Spoken:
             if self.error is None:
                 self.hear(i, line, window, arguments)
         self.error = self.error or said["broken"]
-        if self.error is None and len(self.results) < len(arguments):
-            where = f"in call {len(self.results)}" if said["calls"] else "before the first call"
+        if self.error is None and len(self.texts) < len(arguments):
+            where = f"in call {len(self.texts)}" if said["calls"] else "before the first call"
             self.error = f"{self.outcome.status} {where}"
         if self.error is None and sum(self.seconds) > self.outcome.cpu_s + ALLOWANCE_S * len(arguments):
             self.error = "it claims more seconds than its process used"
 
     def hear(self, i: int, line: str, window: float | None, arguments: tuple[tuple[Any, ...], ...]) -> None:
         try:
-            answer = json.loads(line)
             if i == 0:
                 self.loading_s = window or 0.0
-                self.error = answer.get("error")
+                self.error = json.loads(line).get("error")
                 return
-            if "raised" in answer:
-                name, message = answer["raised"]
-                result = Raised(str(name), str(message))
-            else:
-                result = Returned(answer["value"])
-            seconds, peak = float(answer["seconds"]), float(answer["peak"])
+            text, measured = parted(line)
+            seconds, peak = float(measured["seconds"]), float(measured["peak"])
+            if not self.first:
+                self.results.append(result(text))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             self.error = f"its answer to call {i - 1} is not the harness'"
             return
-        size = len(line) + len(json.dumps(arguments[i - 1]))
-        self.results.append(result)
-        self.seconds.append(charged(seconds, window, size))
+        believed = text if not self.first or text == self.first[i - 1] else ""
+        size = len(believed) + len(json.dumps(arguments[i - 1]))
+        self.texts.append(text)
+        self.seconds.append(charged(seconds, window, BYTE_S * size + ELEMENT_S * elements(believed)))
         self.peaks.append(peak / 1024)
 
+    def ran_out(self, other: Spoken) -> bool:
+        """A call had not memory enough here, and had it there."""
+        pairs = zip(self.texts, other.texts, strict=False)
+        return any(here != there and here.startswith('{"raised":["MemoryError",') for here, there in pairs)
 
-def charged(claimed: float, window: float | None, size: int) -> float:
-    """Those claimed, if the kernel's window around the call bears them out; else the window's."""
+
+def parted(line: str) -> tuple[str, dict[str, Any]]:
+    """The harness' answer in two: the value or exception, and what was measured. Raises ValueError."""
+    at = line.rindex(',"seconds":')
+    if len(line) - at > MEASURED:
+        raise ValueError("more than measurements")
+    return line[:at] + "}", json.loads("{" + line[at + 1 :])
+
+
+def result(text: str) -> Returned | Raised:
+    """The value or exception. Raises an error of json, or ValueError for text that is longer than the harness' own."""
+    answer = json.loads(text)
+    if json.dumps(answer, separators=(",", ":")) != text:
+        raise ValueError("padded")
+    if "raised" in answer:
+        name, message = answer["raised"]
+        return Raised(str(name), str(message))
+    return Returned(answer["value"])
+
+
+def elements(text: str) -> int:
+    """Of a value, no fewer than there are."""
+    return 1 + text.count(",") + text.count("[") + text.count("{")
+
+
+def charged(claimed: float, window: float | None, harness_s: float) -> float:
+    """Those claimed, if the kernel's window around the call, less the harness' own, bears them out; else its."""
     if window is None:
         return claimed if math.isfinite(claimed) and claimed >= 0 else math.inf
-    return claimed if window - ALLOWANCE_S - BYTE_S * size <= claimed <= window else window
+    return claimed if window - ALLOWANCE_S - harness_s <= claimed <= window else window

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+from posttrain.sandbox.inside.view import INODES
+
+MOST = {"wall_s": 10**6, "memory_mib": 1 << 24, "output_kib": 1 << 20, "processes": 1 << 15, "file_mib": 1 << 20}
+PAGE, NAME, PATH = 4096, 255, 4000  # bytes: what the smallest file takes; of a file's name; of one with its folders
 Status = Literal["finished", "error", "timeout", "memory", "output", "killed"]
 
 
@@ -19,9 +24,10 @@ class Limits:
     memory_mib  MiB of address space of each of its processes, the interpreter's own 30 or so included
     output_kib  KiB of stdout, and as many of stderr
     processes   processes and threads at a time, the program itself included; where there is no pid namespace to end
-                them all with, never more than one
+                them all with, or bubblewrap is run by root and cannot count them, never more than one
     file_mib    MiB of one file; and of its working folder, where a sandbox isolates "disk"
-    Raises ValueError for a limit that is not positive.
+    Raises ValueError for a limit that is not above zero, that is larger than any program needs (`MOST`), or, but for
+    seconds, that is not a whole number.
     """
 
     wall_s: float = 10.0
@@ -32,8 +38,13 @@ class Limits:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not getattr(self, each.name) > 0:
-                raise ValueError(f"Limits({each.name}={getattr(self, each.name)}): not above zero")
+            value, whole = getattr(self, each.name), each.name != "wall_s"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ValueError(f"Limits({each.name}={value!r}): not a {'whole ' if whole else ''}number")
+            if math.isnan(value) or value <= 0:
+                raise ValueError(f"Limits({each.name}={value}): not above zero")
+            if value > MOST[each.name]:
+                raise ValueError(f"Limits({each.name}={value}): above {MOST[each.name]}")
 
 
 USUAL = Limits()
@@ -43,7 +54,7 @@ USUAL = Limits()
 class Program:
     """A Python program. `files` are written to its working folder first, by their relative names.
 
-    Raises ValueError for a name that leads out of the folder.
+    Raises ValueError for a name that leads out of the folder, or for what is not text.
     """
 
     source: str
@@ -51,10 +62,22 @@ class Program:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        texts = {
+            "source": self.source,
+            "stdin": self.stdin,
+            **{f"files[{name!r}]": self.files[name] for name in self.files},
+        }
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise ValueError(f"Program({name}=...): a {type(text).__name__}, not text")
         for name in self.files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
                 raise ValueError(f"Program(files={{{name!r}: ...}}): not the name of a file below the working folder")
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"Program(files={{{name!r}: ...}}): not the name of a file: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +141,8 @@ def request(
     program: Program, limits: Limits, calls: dict[str, Any] | None = None, arguments: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What a keeper is asked, in JSON's types. `calls`: the function to call, traced or not; a line of `arguments` for
-    each call."""
+    each call. Raises ValueError for files that no working folder within these limits can hold."""
+    fitting(program.files, limits.file_mib)
     return {
         "source": program.source,
         "stdin": program.stdin,
@@ -127,6 +151,21 @@ def request(
         "calls": calls,
         "arguments": list(arguments),
     }
+
+
+def fitting(files: Mapping[str, str], file_mib: int) -> None:
+    """Raises ValueError naming what does not fit into a working folder of that many MiB."""
+    folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
+    for name in files:
+        if any(len(part.encode()) > NAME for part in PurePosixPath(name).parts) or len(name.encode()) > PATH:
+            raise ValueError(f"Program(files={{{name[:40]!r}...: ...}}): the name is too long for a file")
+        if str(PurePosixPath(name)) in folders or name.endswith("/"):
+            raise ValueError(f"Program(files={{{name!r}: ...}}): the name of a folder too")
+    if len(files) + len(folders) > INODES:
+        raise ValueError(f"Program(files=...): {len(files)} files and {len(folders)} folders, more than {INODES}")
+    size = sum(-len(text.encode(errors="surrogatepass")) // PAGE * -PAGE for text in files.values())
+    if size > file_mib << 20:
+        raise ValueError(f"Program(files=...): {size} bytes in all, more than Limits(file_mib={file_mib})")
 
 
 def outcome(said: dict[str, Any]) -> Outcome:

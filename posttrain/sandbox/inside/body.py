@@ -7,9 +7,13 @@ all that is in it. What is known about a run is measured from outside, by keeper
 from __future__ import annotations
 
 import atexit
+import contextlib
+import gc
+import io
 import json
 import linecache
 import os
+import site
 import sys
 import threading
 import time
@@ -23,6 +27,7 @@ NAME = "program.py"
 MESSAGE = 1000  # characters of an exception's message
 TRACEBACK = 10_000  # characters of a traceback, of which the last ones matter
 OUR_FRAMES = 2  # above the program's own in a traceback
+FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 DEPTH = 100  # of nested lists and dictionaries in a value
 
 
@@ -34,7 +39,8 @@ def loaded(source: str) -> dict[str, Any]:
     sys.argv = [NAME]
     sys.path.append(os.getcwd())  # last: a file of the program never hides the standard library
     linecache.cache[NAME] = len(source), None, source.splitlines(keepends=True), NAME  # for tracebacks
-    exec(compile(source, NAME, "exec"), module.__dict__)
+    site.setquit()
+    exec(compile(source, NAME, "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
 
 
@@ -68,9 +74,20 @@ def ended() -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
+        flushed()
     except BaseException as error:
         code = told(error)
     return code
+
+
+def flushed() -> None:
+    """Writes what files that nobody closed still hold, as Python does when it deletes them at its end."""
+    with contextlib.suppress(MemoryError):
+        held = [each for each in gc.get_objects() if issubclass(type(each), FILES)]
+        for kind in FILES:  # those of text first, which write to the others
+            for file in [each for each in (*held, sys.__stdout__) if issubclass(type(each), kind)]:
+                with contextlib.suppress(OSError, ValueError):  # it is closed, or cannot be written
+                    file.flush()
 
 
 def told(error: BaseException) -> int:

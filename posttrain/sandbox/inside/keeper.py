@@ -23,7 +23,8 @@ CHUNK = 65536
 PATIENCE = 5.0  # seconds that killed processes may take to end
 HIGH = 20  # descriptors are moved above this before they get their final numbers
 CHANNEL = 3
-TOO_MUCH = "its answers are larger than the limit of a file"
+ANSWERS = 2 << 20  # bytes of all answers of one process
+TOO_MUCH = "its answers are larger than 2 MiB together"
 
 
 def kept(request: dict[str, Any], arguments: Callable[[], list[str]], confine: Callable[[], None]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def kept(request: dict[str, Any], arguments: Callable[[], list[str]], confine: C
         return {"failed": failure}
     began = time.monotonic()
     streams = {out: bytearray(), err: bytearray()}
-    conversation = Conversation(ours, program, limits["file_mib"] << 20)
+    conversation = Conversation(ours, program, ANSWERS)
     asked = arguments()
     if request["calls"]:
         conversation.begin(asked)

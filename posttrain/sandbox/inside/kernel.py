@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Sequence
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,14 +82,16 @@ def landlock_abi() -> int:
     return system_call(LANDLOCK_CREATE, None, 0, 1)
 
 
-def landlock(abi: int, readable: list[str], writable: list[str]) -> None:
-    """Files: below `readable` to read and run, below `writable` all but devices and sockets, nothing elsewhere.
+def landlock(abi: int, readable: Sequence[str], writable: Sequence[str], devices: Sequence[str]) -> None:
+    """Files: below `readable` to read and run, below `writable` all but devices and sockets, `devices` to read and
+    write, nothing elsewhere.
     From ABI 4 no TCP, from ABI 6 no signal and no abstract socket of a process outside."""
     rights = RIGHTS[min(abi, 5)]
     attributes = struct.pack("QQQ", rights, TCP if abi >= 4 else 0, SCOPES if abi >= 6 else 0)
     rules = system_call(LANDLOCK_CREATE, attributes, 8 if abi < 4 else 16 if abi < 6 else 24, 0)
     allowed = [(path, EXECUTE | READ_FILE | READ_DIR) for path in readable]
     allowed += [(path, rights & ~DEVICES_AND_SOCKETS) for path in writable]
+    allowed += [(path, READ_FILE | WRITE_FILE) for path in devices]
     for path, right in allowed:
         if os.path.exists(path):
             right &= rights if os.path.isdir(path) else rights & OF_FILES

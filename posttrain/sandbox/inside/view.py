@@ -12,7 +12,7 @@ from . import kernel
 
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom")
-WORK = "/work"
+WORK = "/posttrain-work"
 INODES = 2000  # files and folders of one program
 NOBODY = 65534
 
@@ -25,18 +25,24 @@ def interpreter() -> list[str]:
     return sorted(p for p in places if not any(p != i and p.startswith(i + "/") for i in inner) and p != "/usr")
 
 
+def below_tmp() -> bool:
+    """The interpreter lies there, where nothing may be laid over it then."""
+    return any(place.startswith("/tmp/") for place in interpreter())
+
+
 def readable() -> list[str]:
-    return [*SYSTEM, *interpreter(), *DEVICES]
+    return [*SYSTEM, *interpreter()]
 
 
 def enter(empty: str) -> None:
-    """This process, in a mount namespace of its own, gets a root that holds only what `readable` names.
+    """This process, in a mount namespace of its own, gets a root that holds only what `readable` names and
+    the devices.
 
     empty  a folder to build it on
     """
     kernel.mount(None, "/", None, kernel.REC | kernel.PRIVATE)
     kernel.mount("tmpfs", empty, "tmpfs", kernel.NOSUID | kernel.NODEV, "size=1m,nr_inodes=1000,mode=755")
-    for path in readable():
+    for path in (*readable(), *DEVICES):
         target = empty + path
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if os.path.islink(path) and not path.startswith("/etc"):
@@ -50,14 +56,16 @@ def enter(empty: str) -> None:
             if path not in DEVICES:
                 kernel.read_only(target)
     os.mkdir(empty + WORK)
-    os.mkdir(empty + "/tmp")
+    os.makedirs(empty + "/tmp", exist_ok=True)
     os.chdir(empty)
     kernel.pivot_here()
     kernel.read_only("/", recursive=False)
 
 
 def working_folder(mebibytes: int = 1) -> None:
-    """Mounts an empty folder of limited size at `WORK` and at /tmp, in a mount namespace of this process' own."""
+    """Mounts an empty folder of limited size at `WORK`, and at /tmp if it can be had, in a mount namespace of this
+    process' own."""
     data = f"size={mebibytes}m,nr_inodes={INODES},mode=700,uid={NOBODY},gid={NOBODY}"
     kernel.mount("tmpfs", WORK, "tmpfs", kernel.NOSUID | kernel.NODEV, data)
-    kernel.mount(WORK, "/tmp", None, kernel.BIND)
+    if not below_tmp():
+        kernel.mount(WORK, "/tmp", None, kernel.BIND)

@@ -146,12 +146,12 @@ def child_is_first() -> None:
 
 def fenced(folder: str) -> None:
     kernel.set_process(kernel.NO_NEW_PRIVS, 1)
-    kernel.landlock(kernel.landlock_abi(), view.readable(), [folder])
+    kernel.landlock(kernel.landlock_abi(), view.readable(), [folder], view.DEVICES)
 
 
 def filtered() -> None:
     kernel.set_process(kernel.NO_NEW_PRIVS, 1)
-    seccomp.install(False, os.getpid())
+    seccomp.install(False, os.getpid(), False)
 
 
 def confined(walls: Walls, limits: dict, work: str) -> None:
@@ -173,9 +173,9 @@ def confined(walls: Walls, limits: dict, work: str) -> None:
     elif walls.shed:
         resource.setrlimit(resource.RLIMIT_NPROC, (CROWD, CROWD))
     if walls.landlock:
-        kernel.landlock(walls.landlock, view.readable(), [work])
+        kernel.landlock(walls.landlock, view.readable(), [work], view.DEVICES)
     if walls.seccomp:
-        seccomp.install(several, None if walls.pids else os.getpid())
+        seccomp.install(several, None if walls.pids else os.getpid(), walls.mounts)
 
 
 def limited(limits: dict) -> None:

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import tempfile
-import traceback
 from typing import Any
 
 from . import keeper, kernel, view, walls
@@ -44,27 +43,39 @@ def serve(control_number: int, empty: str, without: tuple[str, ...] = ()) -> Non
         message, descriptors, *_ = socket.recv_fds(control, 16, 1)
         if not message:
             return
-        if found.pids:
-            kernel.unshare(kernel.NEWPID)
-        with contextlib.suppress(OSError):  # no process to be had: the trainer sees its socket closed, and asks again
-            if os.fork() == 0:
-                control.close()
-                become_keeper(descriptors[0], found, empty)
-        if found.pids:
-            kernel.back_to(own)
-        os.close(descriptors[0])
+        with socket.socket(fileno=descriptors[0]) as connection:
+            try:
+                if found.pids:
+                    kernel.unshare(kernel.NEWPID)
+                if os.fork() == 0:
+                    control.close()
+                    become_keeper(connection, found, empty)
+            except OSError as error:
+                answer(connection, failure(error))
+            if found.pids:
+                kernel.back_to(own)
 
 
-def become_keeper(connection: int, found: walls.Walls, empty: str) -> None:
+def become_keeper(connection: socket.socket, found: walls.Walls, empty: str) -> None:
     """Turns this process into the keeper of one program, and never returns."""
-    code = 1
     try:
-        keep(socket.socket(fileno=connection), found, empty)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
+        try:
+            said = keep(connection.fileno(), found, empty)
+        except BaseException as error:
+            said = failure(error)
+        answer(connection, said)
     finally:
-        os._exit(code)
+        os._exit(0)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """What is answered where the sandbox fails, and not the program."""
+    return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def answer(connection: socket.socket, said: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the trainer waits no longer
+        connection.sendall(json.dumps(said).encode())
 
 
 def preferred_victim() -> None:
@@ -81,19 +92,17 @@ def prepared() -> None:
     gc.freeze()
 
 
-def keep(connection: socket.socket, found: walls.Walls, empty: str) -> None:
-    """This process keeps one program."""
+def keep(number: int, found: walls.Walls, empty: str) -> dict[str, Any]:
+    """This process keeps the program that it reads from this descriptor; returns what is to be answered."""
     kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
     untouchable()
-    with connection:
-        number = connection.fileno()
-        request = json.loads(headed(number))
-        if found.network:
-            kernel.unshare(walls.APART)
-        if found.mounts:
-            kernel.unshare(kernel.NEWNS)
-            view.working_folder(request["limits"]["file_mib"])
-        connection.sendall(json.dumps(outcome(request, number, found, view.WORK if found.mounts else empty)).encode())
+    request = json.loads(headed(number))
+    if found.network:
+        kernel.unshare(walls.APART)
+    if found.mounts:
+        kernel.unshare(kernel.NEWNS)
+        view.working_folder(request["limits"]["file_mib"])
+    return outcome(request, number, found, view.WORK if found.mounts else empty)
 
 
 def untouchable() -> None:
