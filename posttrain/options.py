@@ -233,8 +233,8 @@ class ScaleOptions:
     stale: str = "block"
     """What keeps the bound: block (the learner waits for old groups), drop (they are lost), interrupt (begun again)."""
 
-    def check(self) -> None:
-        """Raises ValueError for options that do not go together."""
+    def check(self, model: str) -> None:
+        """Raises ValueError for options that do not go together, or do not suit the model."""
         one_of(self.stale, ("block", "drop", "interrupt"), "--stale")
         for name in ("staleness", "stale", "learners", "samplers", "at_once", "gpus"):
             value = getattr(self, name)
@@ -247,6 +247,11 @@ class ScaleOptions:
         for name in ("learners", "samplers", "at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be at least 1")
+        if self.sampler is not None:
+            from posttrain.policy.load import located, sees
+
+            if sees(located(model)):
+                raise ValueError(f"--sampler {self.sampler}: a policy that sees pictures samples itself, leave it out")
 
     def engine_options(self) -> dict[str, Any]:
         """Raises ValueError for one without a value."""
@@ -262,8 +267,6 @@ class ScaleOptions:
 
         from posttrain import ranks
 
-        if self.sampler is not None and hasattr(policy, "preprocessing"):
-            raise ValueError(f"--sampler {self.sampler}: a policy that sees pictures samples itself, leave it out")
         if self.sampler is None:
             yield None
         elif self.sampler == "vllm":
