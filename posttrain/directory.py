@@ -38,19 +38,10 @@ class Directory:
         self.checkpoints, self.rollouts, self.model = path / "checkpoints", path / "rollouts", path / "model"
         self.metrics, self.about, self.report = path / "metrics.jsonl", path / "run.json", path / "report.html"
 
-    def prepare(self, settings: Mapping[str, Any], run: Run) -> None:
-        """Make the directory and write run.json.
-
-        Raises ValueError when another run is in it, or the resumed one had other settings; OSError when it cannot be
-        written or the disk is full.
-        """
-        described = plain(settings)
+    def check(self, run: Run) -> None:
+        """Raises ValueError when another run is in the directory, or none that could be resumed."""
         if self.about.is_file():
-            if run.resume:
-                self.same_settings(described)
-            elif run.overwrite:
-                self.clear()
-            else:
+            if not run.resume and not run.overwrite:
                 raise ValueError(
                     f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it "
                     "with --resume, replace it with --overwrite, or give another --out"
@@ -59,6 +50,19 @@ class Directory:
             raise ValueError(f"--resume: {self.path} holds no run.json, so there is no run to continue")
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no run: give another --out")
+
+    def prepare(self, settings: Mapping[str, Any], run: Run) -> None:
+        """Make the directory and write run.json.
+
+        Raises ValueError when another run is in it, or the resumed one had other settings; OSError when it cannot be
+        written or the disk is full.
+        """
+        self.check(run)
+        described = plain(settings)
+        if self.about.is_file() and run.resume:
+            self.same_settings(described)
+        elif self.about.is_file():
+            self.clear()
         try:
             self.rollouts.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)

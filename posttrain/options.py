@@ -66,9 +66,18 @@ class ModelOptions:
     threads: int | None = None
     """torch threads; one for models under 2 M parameters if not given."""
     min_pixels: int | None = None
-    """Fewest pixels of a resized picture, for a model that sees; the checkpoint's own number if not given."""
+    """Fewest pixels of a resized picture, for a model that sees; the checkpoint's, or the system's, if not given."""
     max_pixels: int | None = None
     """Most pixels of a resized picture: fewer take less memory."""
+
+    def within(self, least: int | None, most: int) -> ModelOptions:
+        """With a system's limits of pictures, where none are given and those that are leave room for them."""
+        low, high = self.min_pixels, self.max_pixels
+        if low is None and least is not None:
+            low = least if high is None else min(least, high)
+        if high is None:
+            high = most if low is None else max(most, low)
+        return replace(self, min_pixels=low, max_pixels=high)
 
     def policy(self) -> TextPolicy:
         from posttrain import ranks
