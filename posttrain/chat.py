@@ -31,6 +31,7 @@ PLAIN = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
+UNSEEN = ("image", "image_url", "video", "video_url")  # types of parts that templates of text drop without a word
 TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
 
 
@@ -75,7 +76,7 @@ class Chat:
 
     def shown(self, content: Any) -> Any:
         """A message's content for the template. Raises ValueError for pictures, which only a `VisionPolicy` sees."""
-        if isinstance(content, list) and any(part.get("type") == "image" for part in content):
+        if isinstance(content, list) and any(part.get("type") in UNSEEN for part in content):
             raise ValueError("the prompt holds a picture, and the model, or posttrain with this model, sees none")
         return content
 

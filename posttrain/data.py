@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Demonstration:
     """A conversation whose assistant messages are to be learned."""
 
     messages: tuple[Message, ...]
+    place: str = field(default="", compare=False)  # where it stands, for error messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +90,15 @@ def read_demonstrations(
     for place, record in records(data, **options):
         before: list[Message] = [system_message(system)] if system else []
         if prompt in record and is_chat(record[prompt]) and response not in record:
-            messages = (*before, *with_pictures(record[prompt], record, image, place))
+            said = [with_reply(message, place, prompt) for message in record[prompt]]
+            messages = (*before, *with_pictures(said, record, image, place))
             if not any(message["role"] == "assistant" for message in messages):
                 raise ValueError(f"{place}: the messages in {prompt!r} hold no assistant reply to learn")
         else:
             said = reply_text(column(record, response, place, "--response"), place, response)
             asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
             messages = (*before, *asked, assistant(said))
-        out.append(Demonstration(messages))
+        out.append(Demonstration(messages, str(place)))
     return out
 
 
@@ -127,6 +129,7 @@ def read_pairs(
                 raise ValueError(f"{place}: {chosen!r} and {rejected!r} do not share their messages before the last")
         else:
             asked = prompt_of(record, prompt, place)
+        asked = with_pictures(asked, record, None, place)
         pair = Pair((*before, *asked), reply_text(good, place, chosen), reply_text(bad, place, rejected))
         if kind:
             pair = replace(pair, kind=str(column(record, kind, place, "--kind")))
@@ -177,27 +180,57 @@ def prompt_of(record: Record, prompt: str, place: Place, option: str = "--prompt
 def with_pictures(messages: Sequence[Message], record: Record, name: str | None, place: Place) -> tuple[Message, ...]:
     """The messages with the pictures of a column where the text says `<image>`, or before the first user's text.
 
-    Raises ValueError when there are not as many marks as pictures, or when a file is not there.
+    What an assistant says has no pictures in it. Raises ValueError when there are not as many marks as pictures, when a
+    file is not there, and when no column is named where pictures are missing.
     """
+    messages = [without_nulls(message) for message in messages]
     if name is None:
+        check_complete(messages, record, place)
         return tuple(messages)
     value = column(record, name, place, "--image")
     given = list(value) if isinstance(value, list | tuple) else [value]
     left = [{"type": "image", "image": found_picture(one, place)} for one in given]
-    split = [parts_of(message["content"]) for message in messages]
+    split = [parts_of(message["content"]) if message["role"] != "assistant" else [] for message in messages]
     holes = sum(map(is_hole, (part for parts in split for part in parts)))
     if holes and holes != len(left):
         raise ValueError(f"{place}: the prompt has {holes} {MARK}, and the column {name!r} has {len(left)} pictures")
     first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
     out: list[Message] = []
     for i, (message, parts) in enumerate(zip(messages, split, strict=True)):
-        if not holes and i == first:
+        if left and not holes and i == first:
             out.append({**message, "content": [*left, *parts]})
         elif any(map(is_hole, parts)):
             out.append({**message, "content": [left.pop(0) if is_hole(part) else part for part in parts]})
         else:
             out.append(message)
     return tuple(out)
+
+
+def without_nulls(message: Message) -> Message:
+    """A message whose parts have only what is given: Parquet files have every key of any part in all of them."""
+    if not isinstance(message["content"], list | tuple):
+        return message
+    parts = [
+        {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
+
+
+def check_complete(messages: Sequence[Message], record: Record, place: Place) -> None:
+    """Raises ValueError when a message has a place for a picture, and no column of pictures is named to fill it."""
+    asked = [message["content"] for message in messages if message["role"] != "assistant"]
+    if any(map(is_hole, (part for content in asked if not isinstance(content, str) for part in parts_of(content)))):
+        raise ValueError(
+            f"{place}: a picture is to stand in the messages, and none is given; it goes under 'image', or in a column "
+            "named by --image"
+        )
+    columns = [name for name in ("images", "image") if record.get(name)]
+    if columns and any(isinstance(content, str) and MARK in content for content in asked):
+        raise ValueError(
+            f"{place}: the prompt says {MARK} and there is a column {columns[0]!r}: give --image {columns[0]} "
+            f"(preference pairs are of text only: leave the line, or {MARK}, out)"
+        )
 
 
 def parts_of(content: Any) -> list[dict[str, Any]]:
@@ -213,11 +246,15 @@ def parts_of(content: Any) -> list[dict[str, Any]]:
 
 def is_hole(part: Mapping[str, Any]) -> bool:
     """A picture that is yet to be given."""
-    return part.get("type") == "image" and not {"image", "path"} & set(part)
+    return isinstance(part, Mapping) and part.get("type") == "image" and not {"image", "path"} & set(part)
 
 
 def found_picture(image: Any, place: Place) -> Any:
     """A picture of a column: a path made relative to its data file's folder, or the picture itself."""
+    if isinstance(image, Mapping) and image.get("bytes") is None:
+        image = image.get("path")
+    if image is None:
+        raise ValueError(f"{place}: a picture of its column is empty; fill it in or leave the line out")
     if not isinstance(image, str):
         return image
     folder = Path(place.file).parent if Path(place.file).is_file() else Path()
@@ -239,10 +276,21 @@ def is_chat(value: Any) -> bool:
 def reply_text(value: Any, place: Place, name: str) -> str:
     """A reply given as text or as chat messages that end in it."""
     if is_chat(value):
-        value = value[-1]["content"]
+        value = with_reply(assistant(value[-1]["content"]), place, name)["content"]
     if not isinstance(value, str):
         raise ValueError(f"{place}: the column {name!r} holds {type(value).__name__}, neither text nor chat messages")
     return value
+
+
+def with_reply(message: Message, place: Place, name: str) -> Message:
+    """A message, an assistant's with its content as text. Raises ValueError for one that says more than text."""
+    content = message["content"]
+    if message["role"] != "assistant" or isinstance(content, str):
+        return message
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in content or ()]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{place}: an assistant's message in {name!r} is not text, so it cannot be learned")
+    return {**message, "content": "".join(map(str, texts))}
 
 
 # ---- files

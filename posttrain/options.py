@@ -66,9 +66,18 @@ class ModelOptions:
     threads: int | None = None
     """torch threads; one for models under 2 M parameters if not given."""
     min_pixels: int | None = None
-    """Fewest pixels of a resized picture, for a model that sees; the checkpoint's own number if not given."""
+    """Fewest pixels of a resized picture, for a model that sees; the checkpoint's, or the system's, if not given."""
     max_pixels: int | None = None
     """Most pixels of a resized picture: fewer take less memory."""
+
+    def within(self, least: int | None, most: int) -> ModelOptions:
+        """With a system's limits of pictures, where none are given and those that are leave room for them."""
+        low, high = self.min_pixels, self.max_pixels
+        if low is None and least is not None:
+            low = least if high is None else min(least, high)
+        if high is None:
+            high = most if low is None else max(most, low)
+        return replace(self, min_pixels=low, max_pixels=high)
 
     def policy(self) -> TextPolicy:
         from posttrain import ranks
@@ -233,8 +242,8 @@ class ScaleOptions:
     stale: str = "block"
     """What keeps the bound: block (the learner waits for old groups), drop (they are lost), interrupt (begun again)."""
 
-    def check(self) -> None:
-        """Raises ValueError for options that do not go together."""
+    def check(self, model: str) -> None:
+        """Raises ValueError for options that do not go together, or do not suit the model."""
         one_of(self.stale, ("block", "drop", "interrupt"), "--stale")
         for name in ("staleness", "stale", "learners", "samplers", "at_once", "gpus"):
             value = getattr(self, name)
@@ -247,6 +256,11 @@ class ScaleOptions:
         for name in ("learners", "samplers", "at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be at least 1")
+        if self.sampler is not None:
+            from posttrain.policy.load import located, sees
+
+            if sees(located(model)):
+                raise ValueError(f"--sampler {self.sampler}: a policy that sees pictures samples itself, leave it out")
 
     def engine_options(self) -> dict[str, Any]:
         """Raises ValueError for one without a value."""
@@ -262,8 +276,6 @@ class ScaleOptions:
 
         from posttrain import ranks
 
-        if self.sampler is not None and hasattr(policy, "preprocessing"):
-            raise ValueError(f"--sampler {self.sampler}: a policy that sees pictures samples itself, leave it out")
         if self.sampler is None:
             yield None
         elif self.sampler == "vllm":

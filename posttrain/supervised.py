@@ -48,10 +48,15 @@ def sft(
     """
     rows = []
     for number, demonstration in enumerate(demonstrations, 1):
-        for row in demonstrated(policy, demonstration):
+        name = demonstration.place or f"demonstration {number}"
+        try:
+            found = demonstrated(policy, demonstration)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        for row in found:
             if policy.size([row]) > policy.context:
                 raise ValueError(
-                    f"demonstration {number} has {policy.size([row])} tokens, but the model has {policy.context} "
+                    f"{name} has {policy.size([row])} tokens, but the model has {policy.context} "
                     "positions: shorten it or leave it out"
                 )
             rows.append(row)

@@ -17,6 +17,7 @@ from posttrain.grade.verify import equivalent, last_boxed
 from posttrain.systems.mm_upt import clusters, majority, pictures, semantic_entropy, settled
 from posttrain.systems.mm_upt.questions import STEPS, questions, to_write
 from posttrain.systems.mm_upt.questions import in_words as new_question
+from posttrain.world import glyphs
 
 
 def find(text: str) -> str | None:
@@ -160,3 +161,18 @@ def test_own_questions_need_pictures(capsys):
     with pytest.raises(SystemExit):
         main(["run", "mm-upt", "--own-questions", "direct"])
     assert "give --pictures too" in capsys.readouterr().err
+
+
+def test_own_questions_are_neither_of_text_nor_with_labels(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "How many?", "answer": "4"}))
+    words = ["--scale", "full", "--model", checkpoint(tmp_path / "model"), "--data", str(data), "--max-new", "4"]
+    for mode in ("direct", "in-context"):
+        with pytest.raises(SystemExit):
+            main(["run", "mm-upt", *words, "--own-questions", mode, "--out", str(tmp_path / "run")])
+        assert "task '1' shows none; name the column of pictures with --image" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["run", "mm-upt", "--pictures", "--labels", "--own-questions", "direct", "--out", str(tmp_path / "run")])
+    assert "--labels: nobody knows the answers" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert glyphs.right(said("no number")) == 0.0, "no answer to a question without a truth is not right"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -18,13 +19,15 @@ import posttrain as pt
 from posttrain import grade, tiny
 from posttrain.chat import in_words
 from posttrain.cli import main
+from posttrain.core import Failed
 from posttrain.data import read, read_demonstrations
 from posttrain.options import ModelOptions
 from posttrain.reward import graded
 from posttrain.systems import rl_with_cold_start as system
 from posttrain.systems.rl_with_cold_start import experiments
+from posttrain.systems.rl_with_cold_start.chains import collected, record, written
 from posttrain.systems.rl_with_cold_start.reflection import gap, patterns, reflects
-from posttrain.systems.rl_with_cold_start.stages import aligned, check_started, written
+from posttrain.systems.rl_with_cold_start.stages import aligned, check_started
 from posttrain.systems.rl_with_cold_start.styles import AGAIN, CRITICISE, DESCRIBE, REVISE, STYLES, kept
 from posttrain.world.glyphs import Glyphs, Problem, answer, careful, drawing, looked_again, skipping, works
 from posttrain.world.words import Size, taught
@@ -116,11 +119,14 @@ def test_what_a_style_asks_and_makes(style, asked, chain):
 def test_chains_survive_their_file(tmp_path):
     path = png(tmp_path / "a.png", 8, 16)
     prompts = [(pt.system("Think."), pt.user([image(str(path)), text("How many?")])), seen().prompt]
-    chains = {f"k{i}": pt.Demonstration((*prompt, pt.assistant(f"{i}"))) for i, prompt in enumerate(prompts)}
-    file = written(chains, tmp_path / "chains")
-    back = read_demonstrations(file, image="images", system=system.SYSTEM)
+    prompts.append((pt.system("Think."), pt.system("In millimetres."), pt.user("How many?")))  # the data has its own
+    chains = [pt.Demonstration((*prompt, pt.assistant("4"))) for prompt in prompts]
+    lines = [record(f"k{i}", one, tmp_path / f"picture-{i}", "Think.") for i, one in enumerate(chains)]
+    written(tmp_path / "chains.jsonl", lines)
+    *back, words = read_demonstrations(tmp_path / "chains.jsonl", image="images", system=system.SYSTEM)
     assert [one.messages[0]["content"] for one in back] == [system.SYSTEM] * 2, "one system message, the stage's own"
     assert [in_words(one.messages[1]["content"]) for one in back] == ["<image>How many?"] * 2
+    assert [message["content"] for message in words.messages] == [system.SYSTEM, "In millimetres.", "How many?", "4"]
     shown = [policy().chat.seen(one.messages)[1]["content"][0]["image"] for one in back]
     assert (shown[0].pixels == noise(8, 16)).all()
     assert (shown[1].pixels == noise(8, 8)).all()
@@ -172,6 +178,130 @@ def test_no_right_chain_is_said(album, tmp_path, monkeypatch, capsys):
     assert "not one chain of the teacher was right" in capsys.readouterr().err
 
 
+class Counted(Canned):
+    """A teacher that says how often it was asked; after `whole` questions it is switched off."""
+
+    asked, whole = 0, 1000
+
+    def sample(self, asks):
+        Counted.asked += len(asks)
+        if Counted.asked > Counted.whole:
+            raise KeyboardInterrupt
+        return super().sample(asks)
+
+
+@pytest.fixture
+def distil(album, tmp_path, monkeypatch):
+    """The distil stage from the command line, with a teacher that counts; more options may follow."""
+    monkeypatch.setattr(ModelOptions, "player", lambda *_: Counted("it is \\boxed{1}"))
+    monkeypatch.setattr(Counted, "asked", 0)
+    folder = checkpoint(tmp_path / "model")
+    data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6", "--model", folder]
+    stage = ["--stage", "distil", "--teacher", "http://one/v1#large", "--steps", "1", "--tasks", "1", "--quiet"]
+
+    def run(*more: str) -> None:
+        out = ["--out", str(tmp_path / "run")]
+        main(["run", "rl-with-cold-start", "--scale", "full", *data, *stage, *out, *more])
+
+    return run
+
+
+def test_a_finished_run_is_seen_before_the_teacher_is_asked(distil, tmp_path, capsys):
+    distil()
+    chains = (tmp_path / "run-chains" / "demonstrations.jsonl").read_bytes()
+    assert Counted.asked == 12
+    for more in ([], ["--style", "caption"]):
+        with pytest.raises(SystemExit):
+            distil(*more)
+        assert "already holds a run" in capsys.readouterr().err
+    assert Counted.asked == 12
+    assert (tmp_path / "run-chains" / "demonstrations.jsonl").read_bytes() == chains
+    distil("--overwrite")
+    assert Counted.asked == 24
+
+
+def test_chains_are_resumed_with_the_same_settings_only(distil, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run-chains"
+    distil()
+    answered = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
+    (folder / "demonstrations.jsonl").unlink()  # as a kill leaves it: one problem answered, the next line cut short
+    (folder / "answers.jsonl").write_text(answered[0] + answered[1][:10])
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        distil()
+    assert "already holds chains of a teacher" in capsys.readouterr().err
+    for more in (["--style", "critic"], ["--limit", "2"], ["--teacher", "http://one/v1#small"], ["--seed", "1"]):
+        with pytest.raises(SystemExit):
+            distil("--resume", *more)
+        assert "was begun with" in capsys.readouterr().err
+    asked = Counted.asked
+    distil("--resume", "--teacher", "http://elsewhere/v1#large")
+    assert Counted.asked == asked + 8, "two problems of three"
+    assert sorted((folder / "answers.jsonl").read_text().splitlines(keepends=True)) == sorted(answered)
+    assert [json.loads(line)["id"] for line in (folder / "demonstrations.jsonl").read_text().splitlines()] == ["2"]
+
+
+def test_every_answer_is_written_when_it_comes(tmp_path):
+    """Groups of a teacher that streams end one after another: what was paid for is not lost."""
+
+    class Dies:
+        def sample(self, asks):
+            raise AssertionError("it streams")
+
+        def stream(self, asks):
+            for i in range(5):
+                yield i, pt.Reply("\\boxed{4}", torch.zeros(0), None)
+            raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        collected(Dies(), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True)
+    assert [json.loads(line)["id"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == ["a"]
+    path = collected(
+        Canned("\\boxed{4}"), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True
+    )
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+def test_a_teacher_that_refuses_is_not_one_that_is_wrong(tmp_path, capsys):
+    refusal = Failed("http://teacher refused (status 400): no pictures here")
+    tasks = [seen(str(i)) for i in range(20)]
+    with pytest.raises(ValueError, match=r"could not answer 20 of 20 problems; the first because: .*no pictures here"):
+        collected(Canned(refusal), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
+    assert not (tmp_path / "demonstrations.jsonl").exists()
+
+    def moody(ask):
+        return refusal if ask.messages == tasks[3].prompt else "\\boxed{4}"
+
+    tasks[3] = pt.Task("3", (pt.user("other"),), "4")
+    path = collected(Canned(moody), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
+    assert len(path.read_text().splitlines()) == 19
+    assert "warning: the teacher could not answer 1 of 20 problems" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("distil", ["--held-out", "x.jsonl"], "--held-out has no effect in --stage distil, only in rl"),
+        ("sft", ["--teacher", "http://x"], "--teacher has no effect in --stage sft"),
+        ("rl", ["--style", "caption"], "--style has no effect in --stage rl"),
+        ("rl", ["--tower"], "--tower has no effect in --stage rl, only in distil and sft"),
+        ("sft", ["--no-cold-start"], "--no-cold-start has no effect in --stage sft"),
+    ],
+)
+def test_options_without_an_effect_are_refused(stage, options, message, capsys, tmp_path):
+    words = ["--scale", "full", "--data", "x.jsonl", "--stage", stage, "--out", str(tmp_path / "run"), *options]
+    with pytest.raises(SystemExit):
+        main(["run", "rl-with-cold-start", *words])
+    assert message in capsys.readouterr().err
+
+
+def test_a_limit_of_pixels_moves_the_system_s_other_one():
+    assert ModelOptions().within(262_144, 1_204_224) == ModelOptions(min_pixels=262_144, max_pixels=1_204_224)
+    assert ModelOptions(max_pixels=50_000).within(262_144, 1_204_224).min_pixels == 50_000
+    assert ModelOptions(min_pixels=2_000_000).within(262_144, 1_204_224).max_pixels == 2_000_000
+    assert ModelOptions(max_pixels=0).within(None, 1_204_224) == ModelOptions(max_pixels=0), "to be refused"
+
+
 def test_the_aligner_is_trained_and_the_tower_is_not():
     for family in ("qwen2_5_vl", "qwen3_vl"):
         one = policy(family)
@@ -215,14 +345,14 @@ def test_second_looks_are_right_as_often_as_is_said():
     assert 0.4 < blind.count("4") / 400 < 0.6
 
 
-@given(some.sampled_from(["digits", "dots", "bars"]), some.lists(some.integers(0, 5), min_size=1, max_size=4))
-def test_drawings_are_cells_of_one_token(kind, numbers):
-    drawn = drawing(numbers, kind, random.Random(1))
+@given(some.lists(some.integers(0, 5), min_size=1, max_size=4))
+def test_drawings_are_cells_of_one_token(numbers):
+    drawn = drawing(numbers, random.Random(1))
     assert drawn.dtype == np.uint8
     shown = Glyphs().preprocessing.picture(drawn)
     assert (shown.rows, shown.columns) == (1, len(numbers))
-    assert (drawing(numbers, kind, random.Random(1)) == drawn).all()
-    assert not (drawing(numbers, kind, random.Random(2)) == drawn).all()
+    assert (drawing(numbers, random.Random(1)) == drawn).all()
+    assert not (drawing(numbers, random.Random(2)) == drawn).all()
 
 
 def test_held_out_problems_are_not_shown():
@@ -230,7 +360,6 @@ def test_held_out_problems_are_not_shown():
     held = {str(one) for one in world.problems[:400]}
     draw = random.Random(0)
     assert not held & {str(world.drawn(draw)) for _ in range(3000)}
-    assert held >= {str(world.drawn(draw, held_out=True)) for _ in range(300)}
     one = world.drawn(draw)
     other = world.drawn(draw, like=one)
     assert other.numbers == one.numbers
@@ -240,6 +369,29 @@ def test_held_out_problems_are_not_shown():
         messages = world.demonstration(draw).messages
         said = " ".join(in_words(message["content"]) for message in messages)
         assert set(said.replace("<image>", "").split()) <= words
+
+
+def test_what_is_chosen_by_is_not_tested_on():
+    """No problem of validation, numbers and signs, is among the tests, nor is one of either trained on."""
+    shown: list[Problem] = []
+
+    class Watched(Glyphs):
+        def task(self, problem, key, draw):
+            shown.append(problem)
+            return super().task(problem, key, draw)
+
+    def problems(tasks) -> set[Problem]:
+        assert len(tasks) == len(shown)
+        found = set(shown)
+        shown.clear()
+        return found
+
+    world = Watched(0)
+    validation, tests = problems(world.validation(100)), problems(world.tests(300))
+    trained = problems(world.tasks(600, "rl"))
+    assert len(validation) > 50
+    assert not validation & tests
+    assert not (validation | tests) & trained
 
 
 def test_spoilt_chains_keep_their_structure():

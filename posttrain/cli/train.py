@@ -53,7 +53,7 @@ class Train:
 
         one_of(self.method, METHODS, "--method")
         one_of(self.truncated, TRUNCATED, "--truncated")
-        self.scale.check()
+        self.scale.check(self.model_options.model)
         if self.run_options.eval_every and not self.held_out:
             raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
         if self.run_options.dry_run:

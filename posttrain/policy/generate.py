@@ -211,7 +211,9 @@ class Cached:
         index = torch.tensor(owner, device=self.device)
         if len(prompts) < len(owner):
             self.cache.batch_select_indices(index)
-        self.logits, self.mask, self.position = logits[index], mask[index], positions[..., index, -1]
+        self.logits, self.mask = logits[index], mask[index]
+        last = positions[..., index, -1]
+        self.position = last.view(-1, len(index)).amax(0).expand_as(last)  # a picture's axes end at unlike positions
 
     def placed(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """What the model reads of prompts: tokens [B, T], their positions [..., B, T], and what it is given beside."""

@@ -79,10 +79,7 @@ def vision(
     from posttrain.policy.vision import VisionPolicy
 
     path = located(model)
-    preprocessing = loaded_preprocessing(path)
-    preprocessing = replace(
-        preprocessing, least=min_pixels or preprocessing.least, most=max_pixels or preprocessing.most
-    )
+    preprocessing = limited(loaded_preprocessing(path), min_pixels, max_pixels)
     network = prepared(loaded(AutoModelForImageTextToText, path), lora, checkpointing, device, threads)
     sampling = Sampling(max_new, temperature, stop)
     options: dict[str, Any] = {"template": template, "bf16": bf16}
@@ -93,7 +90,7 @@ def fitting(model: str, *, min_pixels: int | None = None, max_pixels: int | None
     """`vision` for a checkpoint that sees pictures as Qwen's models do, `text` for any other."""
     if sees(located(model)):
         return vision(model, min_pixels=min_pixels, max_pixels=max_pixels, **options)
-    if min_pixels or max_pixels:
+    if min_pixels is not None or max_pixels is not None:
         raise ValueError(f"--min-pixels and --max-pixels: the model {model} sees no pictures")
     return text(model, **options)
 
@@ -174,6 +171,19 @@ def loaded_preprocessing(path: str) -> Preprocessing:
         return Preprocessing.of(settings)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {path}: {first_line(error)}") from error
+
+
+def limited(preprocessing: Preprocessing, least: int | None, most: int | None) -> Preprocessing:
+    """With these limits of a resized picture in the place of its own; raises ValueError where no picture is within."""
+    least = preprocessing.least if least is None else least
+    most = preprocessing.most if most is None else most
+    token = (preprocessing.patch * preprocessing.merge) ** 2
+    if not 0 < least <= most or most < token:
+        raise ValueError(
+            f"--min-pixels {least} --max-pixels {most}: the fewest pixels of a resized picture are at least 1, the "
+            f"most not fewer than these, nor than the {token} of one token"
+        )
+    return replace(preprocessing, least=least, most=most)
 
 
 @contextlib.contextmanager

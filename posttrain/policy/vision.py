@@ -39,27 +39,54 @@ Features = Mapping[int, Sequence[Tensor]]  # by a picture's name: [tokens, D], a
 
 
 class PicturedChat(Chat):
-    """A chat whose messages may hold pictures; `placeholder` is the token that the template writes for one."""
+    """A chat whose messages may hold pictures.
 
-    def __init__(self, tokenizer: Any, template: str | None, preprocessing: Preprocessing, placeholder: int):
+    placeholder  the token that the template writes for a picture
+    never        all tokens that stand for pictures and videos: no text may hold them
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        preprocessing: Preprocessing,
+        placeholder: int,
+        never: Sequence[int],
+    ):
         self.preprocessing, self.placeholder = preprocessing, placeholder
+        self.marks = [mark for mark in tokenizer.convert_ids_to_tokens(list(never)) if mark]
         super().__init__(tokenizer, template)
 
     def seen(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The messages with every picture read and resized. Raises ValueError for one that cannot be read."""
-        return tuple(
-            message if isinstance(message["content"], str | None) else self.with_pictures(message)
-            for message in messages
-        )
+        return tuple(self.with_pictures(message) for message in messages)
 
     def with_pictures(self, message: Message) -> Message:
-        parts = [
-            {"type": "image", "image": self.preprocessing.picture(part.get("image", part.get("path")))}
-            if part.get("type") == "image"
-            else part
-            for part in message["content"]
-        ]
-        return {**message, "content": parts}
+        content = message["content"]
+        if isinstance(content, str | None):
+            self.check_text(content or "")
+            return message
+        return {**message, "content": [self.part(part) for part in content]}
+
+    def part(self, part: Any) -> dict[str, Any]:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind == "text":
+            text = str(part.get("text", ""))
+            self.check_text(text)
+            return {"type": "text", "text": text}
+        if kind != "image":
+            raise ValueError(f"a part of a message is of type {kind!r}; a model that sees takes 'text' and 'image'")
+        image = part.get("image") if part.get("image") is not None else part.get("path")
+        if image is None:
+            raise ValueError("a picture is to stand in a message, and its part has none under 'image' (or 'path')")
+        return {"type": "image", "image": self.preprocessing.picture(image)}
+
+    def check_text(self, text: str) -> None:
+        for mark in self.marks:
+            if mark in text:
+                raise ValueError(
+                    f"a message's text has {mark}, which stands for pictures or videos: no text may contain it"
+                )
 
     def shown(self, content: Any) -> Any:
         if isinstance(content, str | None):
@@ -116,15 +143,20 @@ class VisionPolicy(TextPolicy):
         check_pattern(model.get_base_model() if hasattr(model, "get_base_model") else model)
         self.preprocessing = preprocessing
         super().__init__(model, tokenizer, sampling or Sampling(), **options)
-        never = [getattr(self.body.config, name, None) for name in NEVER]
-        self.head.never = torch.tensor(sorted({i for i in never if i is not None}), device=self.device)
+        self.head.never = torch.tensor(self.never, device=self.device)
+
+    @property
+    def never(self) -> list[int]:
+        """Tokens that stand for pictures and videos."""
+        found = [getattr(self.model.config, name, None) for name in NEVER]
+        return sorted({i for i in found if i is not None})
 
     @property
     def placeholder(self) -> int:
         return int(self.model.config.image_token_id)
 
     def conversation(self, template: str | None) -> PicturedChat:
-        return PicturedChat(self.tokenizer, template, self.preprocessing, self.placeholder)
+        return PicturedChat(self.tokenizer, template, self.preprocessing, self.placeholder, self.never)
 
     # ---- sampling
 
@@ -295,6 +327,11 @@ def check_pattern(body: Any) -> None:
     lacking = [name for name in ("get_image_features", "get_rope_index") if not hasattr(trunk, name)]
     if lacking or not hasattr(config, "image_token_id"):
         raise ValueError(f"{type(body).__name__} does not take pictures as Qwen's vision-language models do")
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise ValueError(
+            f"{type(body).__name__} has layers of {', '.join(sorted(kinds))}, from which nothing is sampled here"
+        )
     if "mm_encoder_outputs" not in inspect.signature(trunk.forward).parameters:
         raise ValueError(f"{type(body).__name__}: pictures need transformers 5.23 or later")
     merge = config.vision_config.spatial_merge_size

@@ -80,10 +80,14 @@ def compared(wanted: Sums, found: Sums, who: str) -> None:
 
 
 def probe_of(policy: TextPolicy, tasks: Sequence[Task]) -> tuple[tuple[int, ...], ...]:
-    """Prompts of the run, which exercise what it will be used for; any other, if its source does not show its tasks."""
+    """Prompts of the run, which exercise what it will be used for; any other, if its source does not show its tasks.
+
+    Pictures (names, below zero) are left out of them: whoever scores the probe is given tokens only.
+    """
     tasks = tasks or [Task("probe", ({"role": "user", "content": "What is 17 + 25, and why?"},), None)]
-    prompts = [policy.chat.prompt(task.prompt)[0][:LONGEST] for task in tasks[:PROBES]]
-    return tuple(ids for ids in prompts if len(ids) > 1)
+    prompts = [policy.chat.prompt(task.prompt)[0] for task in tasks[:PROBES]]
+    words = [tuple(i for i in ids if i >= 0)[:LONGEST] for ids in prompts]
+    return tuple(ids for ids in words if len(ids) > 1)
 
 
 def published(policy: TextPolicy, probe: tuple[tuple[int, ...], ...], merged: bool) -> Weights:

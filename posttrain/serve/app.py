@@ -68,6 +68,8 @@ class App:
         given = body.get("messages")
         if not isinstance(given, list) or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in given):
             raise Refused("messages: a list of objects with role and content")
+        for message in given:
+            check_text(message["content"])
         messages, last = self.recorder.restored(given)
         episode = request.headers.get("x-posttrain-episode") or (last.episode if last else "")
         task = request.headers.get("x-posttrain-task") or (last.task if last else "")
@@ -203,6 +205,16 @@ class App:
         own = dict(self.policy.body.named_parameters())
         sums = {name: [*summed(own[name]), own[name].numel()] for name in names if name in own}
         return {"version": self.policy.version, "sums": sums}
+
+
+def check_text(content: Any) -> None:
+    """Refuse what is not text: of a picture a client could name any file of this machine."""
+    if isinstance(content, str | None):
+        return
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise Refused(f"messages: a part of type {kind!r}; this server takes text only, and no pictures")
 
 
 def without_stop(reply: Reply, strings: tuple[str, ...]) -> str:

@@ -5,8 +5,8 @@
     [picture of 3 1 4] + * =   ->   see 3 1 4 is 4                                  skipping the calculation
     [picture of 3 1 4] + * =   ->   see 3 1 4 so 3 + 1 = 2 wait 3 + 1 = 4 , ...     looking again, which proves nothing
 
-A number is a digit, so many dots, or a bar so high: one cell of 8 x 8 pixels, which is one token. A problem may also be
-given as text (`3 1 4 + * =`), so that a model can know how to calculate and not how to do so from a picture.
+A number is a digit in a cell of 8 x 8 pixels, which is one token. A problem may also be given as text (`3 1 4 + * =`),
+so that a model can know how to calculate and not how to do so from a picture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,8 @@ from posttrain.episode import assistant, user
 from posttrain.policy.pixels import Preprocessing
 from posttrain.seeding import mix
 
-Kind = Literal["digits", "dots", "bars"]
-Style = Literal["at once", "careful", "skipping", "aha"]
-BASE, NUMBERS, CELL, HELD_OUT = 6, 3, 8, 400  # of 1944 problems
+BASE, CELL, HELD_OUT = 6, 8, 400  # of 1944 problems
+VALIDATION = 100  # of those that are held out: to choose by, and not to be tested on
 SIGNS = ("+", "-", "*")
 FONT = (
     " # # ## ## # # ",
@@ -37,7 +36,6 @@ FONT = (
     "# ## ####  #  #",
     "####  ##   ### ",
 )
-DOT_PLACES = ((0, 0), (0, 3), (3, 0), (3, 3), (5, 1), (1, 5))
 NOISE = 30.0  # deviation of a pixel, of 255
 EYE = Preprocessing(patch=4, merge=2, least=CELL**2, most=(4 * CELL) ** 2, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -76,11 +74,9 @@ class Glyphs:
     guess_right           answers at once that are right
     careful_right         careful answers that are right; in the others the last step is wrong
     second_right          second looks that are right, and steps after them; half of the first looks are
-    stubborn              wrong answers at once are the same for the same problem
     """
 
     seed: int = 0
-    kind: Kind = "digits"
     as_text: float = 0.0
     captions: float = 0.0
     questions: float = 0.0
@@ -90,7 +86,6 @@ class Glyphs:
     guess_right: float = 1.0
     careful_right: float = 1.0
     second_right: float = 0.5
-    stubborn: bool = False
     longest: int = 28
     preprocessing: Preprocessing = EYE
 
@@ -105,17 +100,27 @@ class Glyphs:
         random.Random(mix(self.seed, "split")).shuffle(every)
         return every
 
-    def drawn(self, draw: random.Random, held_out: bool = False, like: Problem | None = None) -> Problem:
-        """A problem; with `like`, another question on its numbers."""
+    def drawn(self, draw: random.Random, like: Problem | None = None) -> Problem:
+        """A problem to train on; with `like`, another question on its numbers."""
         if like:
             pairs = [(p, q) for p in SIGNS for q in SIGNS if (p, q) != like.signs]
             return Problem(like.numbers, draw.choice(pairs))
-        return draw.choice(self.problems[:HELD_OUT] if held_out else self.problems[HELD_OUT:])
+        return draw.choice(self.problems[HELD_OUT:])
 
     def tasks(self, count: int, part: str, held_out: bool = False) -> list[Task]:
         """So many problems in pictures of their own."""
+        return self.tasks_of(self.problems[:HELD_OUT] if held_out else self.problems[HELD_OUT:], count, part)
+
+    def tests(self, count: int) -> list[Task]:
+        """Of the problems that are held out, without those of `validation`."""
+        return self.tasks_of(self.problems[: HELD_OUT - VALIDATION], count, "test")
+
+    def validation(self, count: int) -> list[Task]:
+        return self.tasks_of(self.problems[HELD_OUT - VALIDATION : HELD_OUT], count, "validation")
+
+    def tasks_of(self, problems: Sequence[Problem], count: int, part: str) -> list[Task]:
         draw = random.Random(mix(self.seed, "tasks", part))
-        return [self.task(self.drawn(draw, held_out), f"{part}:{i}", draw) for i in range(count)]
+        return [self.task(draw.choice(problems), f"{part}:{i}", draw) for i in range(count)]
 
     def task(self, problem: Problem, key: str, draw: random.Random) -> Task:
         return Task(key, (user(self.content(problem, asked(problem), draw)),), str(problem.answer))
@@ -143,14 +148,13 @@ class Glyphs:
             return skipping(problem)
         if at < self.careful + self.skipping + self.aha:
             return looked_again(problem, draw, self.second_right)
-        steady = random.Random(repr(problem)) if self.stubborn else draw
-        return f"is {problem.answer if draw.random() < self.guess_right else other(problem.answer, steady)}"
+        return f"is {problem.answer if draw.random() < self.guess_right else other(problem.answer, draw)}"
 
     def shown(self, problem: Problem, words: str, reply: str, draw: random.Random) -> Demonstration:
         return Demonstration((user(self.content(problem, words, draw)), assistant(reply)))
 
     def content(self, problem: Problem, words: str, draw: random.Random) -> list[dict[str, Any]]:
-        picture = {"type": "image", "image": drawing(problem.numbers, self.kind, draw)}
+        picture = {"type": "image", "image": drawing(problem.numbers, draw)}
         return [picture, {"type": "text", "text": words}]
 
 
@@ -208,7 +212,8 @@ def answer(text: str) -> str | None:
 
 
 def right(rollout: Rollout) -> float:
-    return float(answer(rollout.text) == rollout.task.truth)
+    found = answer(rollout.text)
+    return float(found is not None and found == rollout.task.truth)
 
 
 def works(text: str) -> bool:
@@ -219,14 +224,13 @@ def works(text: str) -> bool:
 # ---- pictures
 
 
-def drawing(numbers: Sequence[int], kind: Kind, draw: random.Random) -> np.ndarray:
+def drawing(numbers: Sequence[int], draw: random.Random) -> np.ndarray:
     """uint8 [8, 8 n, 3]: light marks of some colour on a dark ground, moved by a pixel, under noise."""
     noise = np.random.default_rng(draw.getrandbits(63))
     picture = np.full((CELL, CELL * len(numbers), 3), 40.0)
     for i, number in enumerate(numbers):
         colour = noise.integers(140, 256, 3)
-        marks: Any = {"digits": digit, "dots": dots, "bars": bar}[kind](number, noise)
-        picture[:, i * CELL : (i + 1) * CELL][marks] = colour
+        picture[:, i * CELL : (i + 1) * CELL][digit(number, noise)] = colour
     return np.clip(picture + noise.normal(0, NOISE, picture.shape), 0, 255).astype(np.uint8)
 
 
@@ -236,19 +240,4 @@ def digit(number: int, noise: np.random.Generator) -> np.ndarray:
     cell = np.zeros((CELL, CELL), bool)
     top, left = noise.integers(1, 3), noise.integers(2, 4)
     cell[top : top + 5, left : left + 3] = glyph
-    return cell
-
-
-def dots(number: int, noise: np.random.Generator) -> np.ndarray:
-    cell = np.zeros((CELL, CELL), bool)
-    for place in noise.choice(len(DOT_PLACES), number, replace=False):
-        top, left = DOT_PLACES[place]
-        cell[top : top + 2, left : left + 2] = True
-    return cell
-
-
-def bar(number: int, noise: np.random.Generator) -> np.ndarray:
-    cell = np.zeros((CELL, CELL), bool)
-    left = noise.integers(1, 3)
-    cell[CELL - 1 - number : CELL, left : left + noise.integers(3, 6)] = True
     return cell

@@ -87,7 +87,7 @@ def flushed() -> None:
         for kind in FILES:  # those of text first, which write to the others
             for file in [each for each in (*held, sys.__stdout__) if issubclass(type(each), kind)]:
                 with contextlib.suppress(OSError, ValueError):  # it is closed, or cannot be written
-                    file.flush()
+                    file.flush()  # type: ignore[union-attr]  (one of FILES)
 
 
 def told(error: BaseException) -> int:

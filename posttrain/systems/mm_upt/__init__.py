@@ -21,7 +21,7 @@ from posttrain.step import train
 from posttrain.systems.mm_upt import pictures as drawn
 from posttrain.systems.mm_upt.claims import ARMS, CLAIMS
 from posttrain.systems.mm_upt.experiments import world_of
-from posttrain.systems.mm_upt.questions import in_words, questions, to_write
+from posttrain.systems.mm_upt.questions import check_pictures, in_words, questions, to_write
 from posttrain.systems.mm_upt.vote import clusters, majority, recipe, semantic_entropy, settled
 from posttrain.world import glyphs
 from posttrain.world.habits import answer, right
@@ -54,6 +54,10 @@ def laptop(
     """
     if own_questions != "no" and not pictures:
         raise ValueError(f"--own-questions {own_questions}: they are about pictures, so give --pictures too")
+    if own_questions != "no" and labels:
+        raise ValueError(
+            f"--labels: nobody knows the answers to --own-questions {own_questions}; leave one of them out"
+        )
     described = {"labels": labels, "reliable": reliable, "pictures": pictures, "own_questions": own_questions}
     if pictures:
         seen = drawn.world_of(run.seed)
@@ -89,8 +93,7 @@ def full(
     own_questions  have the model write the questions, given the pictures of --image; in-context: given --answer too
     """
     if task.image:  # as released
-        limits = {"min_pixels": model.min_pixels or LEAST_PIXELS, "max_pixels": model.max_pixels or MOST_PIXELS}
-        model = replace(model, **limits)
+        model = model.within(LEAST_PIXELS, MOST_PIXELS)
     policy = model.policy()
     reward = majority(last_boxed, equivalent) if answers == "math" else majority(settled)
     made = replace(recipe(reward, reference=policy.frozen()), evaluation=task.reward(), updates=4)
@@ -100,6 +103,7 @@ def full(
     else:
         given = replace(task, answer=task.answer if own_questions == "in-context" else None).tasks()
         policy.check(given)
+        check_pictures(given, own_questions)
         tasks = questions(policy, given, to_write(own_questions), in_words, mix(run.seed, "questions"))
     described = {"answers": answers, "own_questions": own_questions, **task.describe(), **vars(model)}
     return train(policy, tasks, made, run.run(**described), held_out=tests)

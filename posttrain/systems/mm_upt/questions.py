@@ -33,6 +33,16 @@ def parts_of(task: Task) -> tuple[list[Any], str]:
     return pictures, "".join(part["text"] for part in parts if part.get("type") == "text").strip()
 
 
+def check_pictures(tasks: Sequence[Task], mode: Mode) -> None:
+    """Raises ValueError for a task that shows no picture about which a question could be written."""
+    for task in tasks:
+        if not parts_of(task)[0]:
+            raise ValueError(
+                f"--own-questions {mode}: they are about pictures, and task {task.key!r} shows none; name the column "
+                "of pictures with --image"
+            )
+
+
 def to_write(mode: Mode) -> Callable[[Task], tuple[Message, ...]]:
     """What the model is asked, to write a question about a task's pictures."""
 

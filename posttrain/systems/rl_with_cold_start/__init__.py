@@ -10,13 +10,15 @@ Reflection ("wait, let me check") stands in replies before any reinforcement, an
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from posttrain.core import Reward
-from posttrain.data import read_demonstrations
+from posttrain.data import Demonstration, read_demonstrations
+from posttrain.directory import Directory
 from posttrain.loss import clipped, token_mean
 from posttrain.method import grpo
 from posttrain.options import ModelOptions, RunOptions, TaskOptions
@@ -26,10 +28,16 @@ from posttrain.reward import each
 from posttrain.run import Session
 from posttrain.seeding import mix
 from posttrain.step import train
+from posttrain.systems.rl_with_cold_start.chains import collected, prepared
 from posttrain.systems.rl_with_cold_start.claims import ARMS, CLAIMS
 from posttrain.systems.rl_with_cold_start.experiments import SFT_EPOCHS, base_of, chains, learned, world_of
-from posttrain.systems.rl_with_cold_start.stages import CHAINS, aligned, check_started, cold_started, written
-from posttrain.systems.rl_with_cold_start.styles import kept
+from posttrain.systems.rl_with_cold_start.stages import (
+    aligned,
+    check_options,
+    check_started,
+    cold_started,
+    teacher_name,
+)
 from posttrain.world.glyphs import right
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "full", "laptop", "recipe"]
@@ -92,36 +100,39 @@ def full(
     cold_start  rl: refuse a checkpoint that no cold start has written (--no-cold-start: reinforcement alone)
     held_out    rl: data of tasks that are only evaluated
     """
+    own = {"teacher": teacher, "style": style, "candidates": candidates, "response": response, "tower": tower}
+    usual = {name: option.default for name, option in inspect.signature(full).parameters.items()}
+    check_options(stage, {**own, "cold_start": cold_start, "held_out": held_out}, usual)
     task = replace(task, system=task.system or SYSTEM)
-    least = LEAST_PIXELS if stage == "rl" else None
     if task.image:
-        model = replace(model, min_pixels=model.min_pixels or least, max_pixels=model.max_pixels or MOST_PIXELS)
+        model = model.within(LEAST_PIXELS if stage == "rl" else None, MOST_PIXELS)
     if stage == "rl" and cold_start:
         check_started(model.model)
+    described = {"stage": stage, "style": style, "teacher": teacher_name(teacher), **task.describe(), **vars(model)}
+    plan = run.run(**described)
+    Directory(Path(run.out)).check(plan)
     policy = model.policy()
-    described = {"stage": stage, "style": style, "teacher": teacher, **task.describe(), **vars(model)}
     if stage == "rl":
         made = replace(recipe(task.reward(), reference=policy.frozen()), updates=4)
         tests = task.tasks(held_out, "test") if held_out else []
         return train(policy, task.tasks(), made, run.run(cold_start=cold_start, **described), held_out=tests)
-    where = {"image": task.image, "system": task.system}
     if stage == "sft":
-        found = read_demonstrations(task.data, task.prompt, response, limit=task.limit, split=task.split, **where)
+        where = {"image": task.image, "system": task.system, "limit": task.limit, "split": task.split}
+        found = read_demonstrations(task.data, task.prompt, response, **where)
     else:
-        folder = Path(f"{Path(run.out)}-chains")
-        if not (run.resume and (folder / CHAINS).is_file()):
-            tasks = task.tasks()
-            policy.check(tasks)
-            asked = model.player(teacher, "--teacher") if teacher else policy
-            written(kept(asked, tasks, task.reward(), style, candidates, mix(run.seed, "teacher")), folder)
-        found = chains_of(folder, task)
+        tasks, reward, folder = task.tasks(), task.reward(), Path(f"{Path(run.out)}-chains")
+        policy.check(tasks)
+        prepared(folder, {**described, "candidates": candidates, "seed": run.seed}, plan)
+        asked = model.player(teacher, "--teacher") if teacher else policy
+        seed = mix(run.seed, "teacher")
+        path = collected(asked, tasks, reward, style, candidates, seed, folder, task.system, run.quiet)
+        found = chains_of(path, task)
     aligned(policy, tower)
-    return cold_started(policy, found, run, described)
+    return cold_started(policy, found, run, {**described, "candidates": candidates, "tower": tower})
 
 
-def chains_of(folder: Path, task: TaskOptions) -> list:
-    """The chains that `written` put there; none, where none was kept."""
-    path = folder / CHAINS
-    if not path.read_text().strip():
+def chains_of(path: Path, task: TaskOptions) -> list[Demonstration]:
+    """The chains that were kept; none, where none was."""
+    if not path.stat().st_size:
         return []
     return read_demonstrations(path, image="images" if task.image else None, system=task.system)

@@ -96,7 +96,7 @@ def best_learned(
     policy: TextPolicy, world: Glyphs, demonstrations: Sequence[Demonstration], epochs: int, every: int, quick: bool
 ) -> int:
     """The epoch that is best on problems kept for the choice; the policy is left as it was after it."""
-    tasks = world.tasks(10 if quick else 100, "validation", held_out=True)
+    tasks = world.validation(10 if quick else 100)
     best: tuple[float, int, dict[str, torch.Tensor]] = (-1.0, 0, {})
 
     def watch(epoch: int) -> None:
@@ -118,7 +118,7 @@ def reinforced(policy: TextPolicy, world: Glyphs, recipe: Callable[..., Recipe],
 
 
 def measured(policy: TextPolicy, world: Glyphs, quick: bool) -> dict[str, float]:
-    tasks = world.tasks(10 if quick else 300, "test", held_out=True)
+    tasks = world.tests(10 if quick else 300)
     found = evaluate({"policy": policy}, tasks, each(right), samples=SAMPLES, seed=mix(world.seed, "test"))
     texts = [one.text for group in found.groups for one in group]
     marks = [value > 0 for values in found.values for value in values]

@@ -1,4 +1,4 @@
-"""The cold start on a checkpoint and data of the user's own: chains to a file, then supervised fine-tuning on them."""
+"""The stages on a checkpoint and data of the user's own: which options they have, and what each begins from."""
 
 from __future__ import annotations
 
@@ -7,48 +7,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.chat import in_words
-from posttrain.core import Message
 from posttrain.data import Demonstration
 from posttrain.options import RunOptions
-from posttrain.policy.pixels import opened
 from posttrain.policy.text import TextPolicy
 from posttrain.run import Session
 from posttrain.supervised import sft
 
-CHAINS = "demonstrations.jsonl"
 STARTED = ("distil", "sft")  # stages whose checkpoints reinforcement starts from
+OF_STAGES = {  # options that only some stages have
+    "teacher": ("distil",),
+    "style": ("distil",),
+    "candidates": ("distil",),
+    "response": ("sft",),
+    "tower": ("distil", "sft"),
+    "cold_start": ("rl",),
+    "held_out": ("rl",),
+}
 
 
-def written(chains: Mapping[str, Demonstration], folder: Path) -> Path:
-    """The chains as a file with the columns id, prompt, images and response, which `--stage sft` reads.
-
-    The system's message is left out: every stage puts it there itself. Pictures that are no files are written as PNG.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (key, one) in enumerate(chains.items()):
-        *asked, said = [message for message in one.messages if message["role"] != "system"]
-        images = [stored(image, folder / f"picture-{number}-{i}.png") for i, image in enumerate(images_of(asked))]
-        prompt = [{"role": message["role"], "content": in_words(message["content"])} for message in asked]
-        line = {"id": key, "prompt": prompt, "response": said["content"]}
-        lines.append(json.dumps({**line, **({"images": images} if images else {})}))
-    path = folder / CHAINS
-    path.write_text("\n".join(lines) + "\n")
-    return path
+def check_options(stage: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option, given unlike its `usual` value, that has no effect in the stage."""
+    for name, stages in OF_STAGES.items():
+        if stage not in stages and given[name] != usual[name]:
+            option = name.replace("_", "-") if usual[name] is not True else f"no-{name.replace('_', '-')}"
+            raise ValueError(
+                f"--{option} has no effect in --stage {stage}, only in {' and '.join(stages)}: leave it out"
+            )
 
 
-def images_of(messages: Sequence[Message]) -> list[Any]:
-    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
-    return [part.get("image", part.get("path")) for parts in contents for part in parts if part.get("type") == "image"]
-
-
-def stored(image: Any, path: Path) -> str:
-    """Where a picture's file is; one that has none is written."""
-    if isinstance(image, str | Path):
-        return str(Path(image).absolute())
-    opened(image).save(path)
-    return str(path.absolute())
+def teacher_name(teacher: str | None) -> str | None:
+    """As it stands in settings: of a server the model, since its address may change between a run and its resume."""
+    return f"server#{teacher.partition('#')[2]}" if teacher and teacher.startswith("http") else teacher
 
 
 def aligned(policy: TextPolicy, vision: bool = False) -> None:

@@ -7,9 +7,10 @@ its last reply is right (rejection sampling); of a reflection, also only when it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from posttrain.core import Env, Episode, Reward, Rollout, Sampler, Score, Task
+from posttrain.core import Env, Episode, Group, Invalid, Reward, Rollout, Sampler, Score, Task
 from posttrain.data import Demonstration
 from posttrain.episode import ask, assistant, rollout, user
 from posttrain.reward import graded
@@ -72,18 +73,34 @@ def kept(
     candidates: int = 4,
     seed: int = 0,
 ) -> dict[str, Demonstration]:
-    """By the task's key, the first of the teacher's chains that is right and whole; tasks without one are left out."""
-    found: dict[str, Demonstration] = {}
-    for group in rollout(STYLES[style], tasks, {"policy": teacher}, candidates, seed):
-        marks = graded(verify, group)
-        first = graded(verify, [Rollout(one.task, one.turns[:1], one.facts) for one in group])
-        for one, mark, before in zip(group, marks, first, strict=True):
-            if not right(mark) or any(turn.reply.stop == "length" for turn in one.turns):
-                continue
-            if style == "reflection" and (right(before) or not isinstance(before, Score)):
-                continue
-            found.setdefault(one.task.key, Demonstration((*one.task.prompt, assistant(str(one.facts)))))
-    return found
+    """By the task's key, the chain that is kept of each; tasks without one are left out."""
+    groups = rollout(STYLES[style], tasks, {"policy": teacher}, candidates, seed)
+    found = [(group[0].task.key, judged(group, verify, style).chain) for group in groups]
+    return {key: chain for key, chain in found if chain is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of a problem: the chain that is kept, and why candidates could not be graded."""
+
+    chain: Demonstration | None
+    ungraded: tuple[str, ...]
+
+
+def judged(group: Group, verify: Reward, style: str) -> Found:
+    """The first of a problem's chains that is right and whole."""
+    marks = graded(verify, group)
+    first = graded(verify, [Rollout(one.task, one.turns[:1], one.facts) for one in group])
+    good = (
+        one
+        for one, mark, before in zip(group, marks, first, strict=True)
+        if right(mark)
+        and not any(turn.reply.stop == "length" for turn in one.turns)
+        and (style != "reflection" or (isinstance(before, Score) and not right(before)))
+    )
+    one = next(good, None)
+    chain = None if one is None else Demonstration((*one.task.prompt, assistant(str(one.facts))))
+    return Found(chain, tuple(mark.reason for mark in marks if isinstance(mark, Invalid)))
 
 
 def right(mark: Any) -> bool:
