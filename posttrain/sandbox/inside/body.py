@@ -83,9 +83,9 @@ def ended() -> int:
 def flushed() -> None:
     """Writes what files that nobody closed still hold, as Python does when it deletes them at its end."""
     with contextlib.suppress(MemoryError):
-        held = [each for each in gc.get_objects() if issubclass(type(each), FILES)]
+        held: list[Any] = [each for each in (*gc.get_objects(), sys.__stdout__) if issubclass(type(each), FILES)]
         for kind in FILES:  # those of text first, which write to the others
-            for file in [each for each in (*held, sys.__stdout__) if issubclass(type(each), kind)]:
+            for file in [each for each in held if issubclass(type(each), kind)]:
                 with contextlib.suppress(OSError, ValueError):  # it is closed, or cannot be written
                     file.flush()  # type: ignore[union-attr]  (one of FILES)
 
