@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain import ranks
 from posttrain.core import Invalid, Metrics, Policy
+from posttrain.lines import whole_lines
 
 if TYPE_CHECKING:
+    from posttrain.options import RunOptions
     from posttrain.run import Run
     from posttrain.step import Played
 
@@ -137,6 +139,36 @@ class Directory:
         ranks.first(lambda: placed(scratch, self.model), "for the model")
 
 
+def begun(
+    folder: Path, kind: str, named: str, files: Sequence[str], settings: Mapping[str, Any], run: RunOptions | Run
+) -> None:
+    """For work that is no run: make its folder, take it up again with the same settings, or empty it of its `files`.
+
+    The settings are in `KIND.json`. Raises ValueError for a folder that holds other work, or anything else.
+    """
+    about, now = folder / f"{kind}.json", plain(settings)
+    if not about.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and does not hold {named}: give another --out")
+    elif run.resume:
+        before = read_json(about)
+        changed = [name for name, value in now.items() if before.get(name) != value]
+        if changed:
+            raise ValueError(
+                f"{folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {now[changed[0]]!r}: "
+                "resume with the same settings, or give another --out"
+            )
+    elif run.overwrite:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+    else:
+        raise ValueError(
+            f"{folder} already holds {named}: continue with --resume, replace with --overwrite, or give another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(about, now)
+
+
 def fresh(folder: Path) -> None:
     """An empty folder, whatever was there."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -197,15 +229,6 @@ def read_rollouts(path: str | Path, step: int | None = None) -> Iterator[dict[st
 def read_metrics(path: str | Path) -> list[Metrics]:
     """One dictionary per step. A last line that a kill cut short is left out."""
     return list(whole_lines(Path(path) / "metrics.jsonl"))
-
-
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, up to one that a kill cut short; none of a file that is not there."""
-    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():  # others may be in a text
-        try:
-            yield json.loads(text)
-        except json.JSONDecodeError:
-            return
 
 
 def plain(thing: Any) -> Any:

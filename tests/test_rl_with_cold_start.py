@@ -21,11 +21,12 @@ from posttrain.chat import in_words
 from posttrain.cli import main
 from posttrain.core import Failed
 from posttrain.data import read, read_demonstrations
+from posttrain.lines import Lines
 from posttrain.options import ModelOptions
 from posttrain.reward import graded
 from posttrain.systems import rl_with_cold_start as system
 from posttrain.systems.rl_with_cold_start import experiments
-from posttrain.systems.rl_with_cold_start.chains import collected, record, written
+from posttrain.systems.rl_with_cold_start.chains import collected, record
 from posttrain.systems.rl_with_cold_start.reflection import gap, patterns, reflects
 from posttrain.systems.rl_with_cold_start.stages import aligned, check_started
 from posttrain.systems.rl_with_cold_start.styles import AGAIN, CRITICISE, DESCRIBE, REVISE, STYLES, kept
@@ -122,7 +123,7 @@ def test_chains_survive_their_file(tmp_path):
     prompts.append((pt.system("Think."), pt.system("In millimetres."), pt.user("How many?")))  # the data has its own
     chains = [pt.Demonstration((*prompt, pt.assistant("4"))) for prompt in prompts]
     lines = [record(f"k{i}", one, tmp_path / f"picture-{i}", "Think.") for i, one in enumerate(chains)]
-    written(tmp_path / "chains.jsonl", lines)
+    Lines(tmp_path / "chains.jsonl").replace(lines)
     *back, words = read_demonstrations(tmp_path / "chains.jsonl", image="images", system=system.SYSTEM)
     assert [one.messages[0]["content"] for one in back] == [system.SYSTEM] * 2, "one system message, the stage's own"
     assert [in_words(one.messages[1]["content"]) for one in back] == ["<image>How many?"] * 2

@@ -18,6 +18,7 @@ from conftest import Bandit, digits, task
 from safetensors.torch import load_file
 
 import posttrain as pt
+from posttrain.lines import Lines, whole_lines
 from posttrain.policy.value import Critic, Gae
 from posttrain.run import Session, begin
 
@@ -383,3 +384,18 @@ def test_what_a_closure_holds_is_recorded_by_size_not_by_content():
         "answers": "list of 1000",
         "lookup": "test_what_a_closure_holds_is_recorded_by_size_not_by_content.<locals>.lookup",
     }
+
+
+def test_lines_outlive_a_kill_and_go_on_behind_the_last_whole_one(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    lines = Lines(path)
+    lines.add({"text": "a\u2028b"}, {"text": "c"})
+    assert list(whole_lines(path)) == lines.found == [{"text": "a\u2028b"}, {"text": "c"}]
+    path.write_text(path.read_text() + '{"text": "cu')
+    again = Lines(path)
+    again.add({"text": "d"})
+    assert [line["text"] for line in Lines(path).found] == ["a\u2028b", "c", "d"]
+    again.replace([{"text": "e"}])
+    assert list(whole_lines(path)) == [{"text": "e"}]
+    assert Lines(path, resume=False).found == []
+    assert path.read_text() == ""

@@ -23,9 +23,10 @@ from posttrain import tiny
 from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failed, Invalid
 from posttrain.evaluation import evaluate
+from posttrain.lines import Lines
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.systems.tomap import experiments, stages
-from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, record, topics, write
+from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, record, topics
 from posttrain.systems.tomap.dialogue import (
     SHOWN,
     Dialogue,
@@ -636,7 +637,7 @@ def test_counterclaims_are_proposed_negated_and_kept(tmp_path):
 
     [found] = proposed(Canned(says), [TOPIC], count=2)
     assert found.counterclaims == (Counterclaim("It costs too much.", "It costs little."),), "one was not negated"
-    write(tmp_path / "topics.jsonl", map(record, [found, Topic("bare", "ä", "b")]))
+    Lines(tmp_path / "topics.jsonl").replace(map(record, [found, Topic("bare", "ä", "b")]))
     assert topics(tmp_path / "topics.jsonl") == [found, Topic("bare", "ä", "b")]
     assert topics(tmp_path / "topics.jsonl", validation=True)[0].validation
     assert items("* a\n\n 3. b c \n* a") == ["a", "b c"]
@@ -684,7 +685,7 @@ def persuader(tmp_path_factory, words) -> str:
 def arguable(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("topics") / "topics.jsonl"
     found = [Topic(str(i), f"{i} is good", f"{i} is bad", TOPIC.counterclaims) for i in range(4)]
-    write(path, map(record, found))
+    Lines(path).replace(map(record, found))
     return str(path)
 
 
@@ -771,7 +772,7 @@ def test_what_is_missing_or_makes_no_sense_is_named_before_any_work(persuader, a
     data, bob = ["--data", arguable], ["--persuadee", f"{counsel}/v1"]
     predict, propose = ["--stage", "predictor"], ["--stage", "propose"]
     bare = tmp_path / "bare.jsonl"
-    write(bare, [record(Topic("1", "a", "b"))])
+    Lines(bare).replace([record(Topic("1", "a", "b"))])
     for options, message in (
         (data, "give --persuadee"),
         (bob, "give --data: topics"),
@@ -811,7 +812,7 @@ def test_a_malformed_embedder_is_named(name):
 
 def test_topics_without_counterclaims_are_left_out(arguable, tmp_path, capsys):
     path = tmp_path / "some.jsonl"
-    write(path, map(record, [TOPIC, Topic("bare", "a", "b")]))
+    Lines(path).replace(map(record, [TOPIC, Topic("bare", "a", "b")]))
     talk = DialogueOptions(str(path), setting="lite")
     assert [task.key for task in talk.tasks()] == ["t"]
     assert "1 of 2 topics have no counterclaims and are left out" in capsys.readouterr().err

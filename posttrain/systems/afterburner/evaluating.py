@@ -11,7 +11,6 @@ All but the last are written as they come, and a resumed evaluation goes on behi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from posttrain.core import Env, EpisodeFailed, Failed, Invalid, Rollout, Score, Task
-from posttrain.directory import Directory, read_rollouts, whole_lines, write_json
+from posttrain.directory import Directory, read_rollouts, write_json
 from posttrain.episode import rollout
+from posttrain.lines import Lines
 from posttrain.policy.text import TextPolicy
 from posttrain.progress import bar
 from posttrain.run import Run
@@ -103,19 +103,6 @@ def roomy(policy: TextPolicy, tasks: Sequence[Task[Rewrite]], dialogue: InMarkdo
 # ---- what is kept as it comes
 
 
-def gone_on_with(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; what a kill cut short is cut off, so that more can be added."""
-    kept = list(whole_lines(path))
-    if path.is_file():
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    return kept
-
-
-def add(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def people_of(
     bench: Bench, found: Sequence[Problem], most: int, path: Path, quiet: bool = False
 ) -> dict[str, list[Performance]]:
@@ -123,7 +110,8 @@ def people_of(
 
     Raises ValueError when the sandbox failed.
     """
-    known = {line["problem"]: [Performance(True, *one) for one in line["passed"]] for line in gone_on_with(path)}
+    lines = Lines(path)
+    known = {line["problem"]: [Performance(True, *one) for one in line["passed"]] for line in lines.found}
     with bar("people's solutions", len(found), quiet) as done:
         for one in found:
             if one.key not in known:
@@ -134,7 +122,7 @@ def people_of(
                         raise ValueError(f"{one.place}: {performance.reason}; go on with --resume")
                     if performance.passed:
                         passed.append(performance)
-                add(path, {"problem": one.key, "passed": [(each.seconds, each.kib) for each in passed]})
+                lines.add({"problem": one.key, "passed": [(each.seconds, each.kib) for each in passed]})
             done()
     return known
 
@@ -183,9 +171,10 @@ def measured(
     quiet: bool = False,
 ) -> list[list[dict[str, float]]]:
     """The curves of so many measurements of what was said; `left out` are episodes that have no course in them."""
+    lines = Lines(path)
     tables = [
         [{name: math.nan if value is None else value for name, value in row.items()} for row in line["rows"]]
-        for line in gone_on_with(path)
+        for line in lines.found
     ]
     with bar("measurements", count, quiet) as done:
         done(len(tables))
@@ -193,7 +182,7 @@ def measured(
             paths = courses(bench.fresh(), played)
             lost = float(len(played) - len(paths))
             table = [{**row, "left out": lost} for row in curve(paths, people)]
-            add(path, {"rows": [without_nan(row) for row in table]})
+            lines.add({"rows": [without_nan(row) for row in table]})
             tables.append(table)
             done()
     return tables

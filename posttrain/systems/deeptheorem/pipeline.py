@@ -13,8 +13,6 @@ file at once, so that a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.core import Env, Episode, Failed, Remote, Rollout, Sampler, Task
-from posttrain.directory import read_json, whole_lines, write_json
 from posttrain.episode import ask, play, play_concurrently, user
-from posttrain.options import RunOptions
+from posttrain.lines import Lines
 from posttrain.progress import bar
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.near import Recall
@@ -40,20 +37,15 @@ class Ledger:
     """
 
     def __init__(self, path: Path, items: Sequence[Item]):
-        self.path = path
+        self.lines = Lines(path)
         self.items: dict[str, Item] = {item["id"]: dict(item) for item in items}
-        lines = list(whole_lines(path))
-        for line in lines:
+        for line in self.lines.found:
             self.items[line["id"]] |= line
-        scratch = path.with_suffix(".writing")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(scratch, path)
 
     def note(self, key: str, stage: str, found: Mapping[str, Any]) -> None:
         line = {"id": key, "stage": stage, **found}
         self.items[key] |= line
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.lines.add(line)
 
     def waiting(self, stage: int) -> list[Item]:
         """The items that have come through all stages before this one, and not yet through it."""
@@ -108,37 +100,6 @@ def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = Fals
             drive = partial(play_concurrently, at_once=writer.at_once) if isinstance(writer, Remote) else play
             drive(tasks, asking(stage), {"writer": writer}, seeds, ended)
     return failures
-
-
-def prepared(
-    folder: Path, kind: str, named: str, files: Sequence[str], settings: Mapping[str, Any], run: RunOptions
-) -> None:
-    """Make a folder for a kind of work and its `files`, take it up again with the same settings, or empty it of them.
-
-    The settings are in `KIND.json`. Raises ValueError for a folder that holds other work, or anything else.
-    """
-    about = folder / f"{kind}.json"
-    if not about.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and does not hold {named}: give another --out")
-    elif run.resume:
-        before = read_json(about)
-        changed = [name for name, value in settings.items() if before.get(name) != value]
-        if changed:
-            raise ValueError(
-                f"{folder} was begun with {changed[0]} = {before.get(changed[0])!r}, not {settings[changed[0]]!r}: "
-                "resume with the same settings, or give another --out"
-            )
-    elif run.overwrite:
-        for name in files:
-            (folder / name).unlink(missing_ok=True)
-    else:
-        raise ValueError(
-            f"{folder} already holds {named}: continue with --resume, replace it with --overwrite, or "
-            "give another --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(about, dict(settings))
 
 
 def items_of(tasks: Sequence[Task], tests: Sequence[str], recall: Recall) -> list[Item]:

@@ -6,8 +6,6 @@ short is dropped, and a proof that the judge could not mark is given to it once 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import Any
 import torch
 
 from posttrain.core import Ask, Episode, Failed, Group, Remote, Reply, Rollout, Sampler, Score, Task, Turn
-from posttrain.directory import whole_lines
 from posttrain.episode import ask, play, play_concurrently, rollout
 from posttrain.evaluation import GROUPS_AT_ONCE
+from posttrain.lines import Lines
 from posttrain.reward import each, graded
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.process import WEIGHTS, by_marks, judged, process_score
@@ -33,23 +31,19 @@ class Replies:
     """One reply to each statement; its marks, or why there are none, are the facts of its rollout."""
 
     def __init__(self, path: Path, tests: Sequence[Task]):
-        self.path, self.tests = path, tests
+        self.lines, self.tests = Lines(path), tests
         tasks = {task.key: task for task in tests}
-        lines = [line for line in whole_lines(path) if line["task"] in tasks]
+        lines = [line for line in self.lines.found if line["task"] in tasks]
         self.found = {line["task"]: as_rollout(line, tasks[line["task"]]) for line in lines}
         self.write()
 
     def write(self) -> None:
         """All lines again, a statement's once and in the order of the statements."""
-        scratch = self.path.with_suffix(".writing")
-        known = [self.found[task.key] for task in self.tests if task.key in self.found]
-        scratch.write_text("".join(json.dumps(as_line(one)) + "\n" for one in known))
-        os.replace(scratch, self.path)
+        self.lines.replace(as_line(self.found[task.key]) for task in self.tests if task.key in self.found)
 
     def note(self, one: Rollout) -> None:
         self.found[one.task.key] = one
-        with self.path.open("a") as file:
-            file.write(json.dumps(as_line(one)) + "\n")
+        self.lines.add(as_line(one))
 
     @property
     def rollouts(self) -> list[Rollout]:

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 from posttrain.core import Sampler, Task
 from posttrain.data import read
-from posttrain.directory import read_json, write_json
+from posttrain.directory import begun, read_json, write_json
 from posttrain.options import ModelOptions, RunOptions, hashed
 from posttrain.policy.text import TextPolicy
 from posttrain.progress import bar
 from posttrain.run import Session
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
-from posttrain.systems.deeptheorem.pipeline import Ledger, construct, items_of, prepared, rows_of
+from posttrain.systems.deeptheorem.pipeline import Ledger, construct, items_of, rows_of
 from posttrain.systems.deeptheorem.replies import Replies, Watch, decide, mark
 from posttrain.systems.deeptheorem.statements import as_table, statements
 
@@ -59,7 +59,7 @@ def evaluated(
     """A test file decided by theorem: `decided.json`, and every reply with its verdict and marks in `replies.jsonl`."""
     files = ("replies.jsonl", TABLE)
     folder = Path(run.out)
-    prepared(folder, "evaluation", "an evaluation", files, settings, run)
+    begun(folder, "evaluation", "an evaluation", files, settings, run)
     replies = Replies(folder / "replies.jsonl", tests)
     with bar("statements", len(tests), run.quiet) as watch:
         measures = decide(replies, policy, run.seed, watch)
@@ -136,7 +136,7 @@ def build(
     settings = {"data": data, **hashed(data), "limit": limit, "seed": run.seed, **vars(building)}
     del settings["writer"]  # another may go on
     files = ("items.jsonl", "theorems.jsonl")
-    prepared(folder, "construct", "theorems under construction", files, settings, run)
+    begun(folder, "construct", "theorems under construction", files, settings, run)
     ledger = Ledger(folder / "items.jsonl", items_of(tasks, tests, recall))
     failures = construct(ledger, writer, run.seed, run.quiet)
     rows = rows_of(ledger.finished())

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
+from posttrain.directory import Directory
 from posttrain.grade.verify import equivalent, last_boxed
 from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.recipe import Part
@@ -94,6 +96,7 @@ def full(
     """
     if task.image:  # as released
         model = model.within(LEAST_PIXELS, MOST_PIXELS)
+    Directory(Path(run.out)).check(run.run())  # before the model writes questions
     policy = model.policy()
     reward = majority(last_boxed, equivalent) if answers == "math" else majority(settled)
     made = replace(recipe(reward, reference=policy.frozen()), evaluation=task.reward(), updates=4)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from posttrain.core import Reward
 from posttrain.data import Demonstration, read_demonstrations
-from posttrain.directory import Directory
+from posttrain.directory import Directory, begun
 from posttrain.loss import clipped, token_mean
 from posttrain.method import grpo
 from posttrain.options import ModelOptions, RunOptions, TaskOptions
@@ -28,7 +28,7 @@ from posttrain.reward import each
 from posttrain.run import Session
 from posttrain.seeding import mix
 from posttrain.step import train
-from posttrain.systems.rl_with_cold_start.chains import collected, prepared
+from posttrain.systems.rl_with_cold_start.chains import ANSWERS, CHAINS, collected
 from posttrain.systems.rl_with_cold_start.claims import ARMS, CLAIMS
 from posttrain.systems.rl_with_cold_start.experiments import SFT_EPOCHS, base_of, chains, learned, world_of
 from posttrain.systems.rl_with_cold_start.stages import (
@@ -122,7 +122,8 @@ def full(
     else:
         tasks, reward, folder = task.tasks(), task.reward(), Path(f"{Path(run.out)}-chains")
         policy.check(tasks)
-        prepared(folder, {**described, "candidates": candidates, "seed": run.seed}, plan)
+        settings = {**described, "candidates": candidates, "seed": run.seed}
+        begun(folder, "chains", "chains of a teacher", (CHAINS, ANSWERS), settings, plan)
         asked = model.player(teacher, "--teacher") if teacher else policy
         seed = mix(run.seed, "teacher")
         path = collected(asked, tasks, reward, style, candidates, seed, folder, task.system, run.quiet)

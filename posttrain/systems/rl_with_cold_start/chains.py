@@ -7,53 +7,22 @@ chains.json            the settings they were made with, which a resume must sha
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.chat import in_words
 from posttrain.core import Group, Message, Reward, Sampler, Task
 from posttrain.data import Demonstration
-from posttrain.directory import plain, read_json, whole_lines, write_json
 from posttrain.episode import rollout
+from posttrain.lines import Lines
 from posttrain.policy.pixels import opened
 from posttrain.progress import bar
-from posttrain.run import Run
 from posttrain.systems.rl_with_cold_start.styles import STYLES, judged
 
-CHAINS, ANSWERS, ABOUT = "demonstrations.jsonl", "answers.jsonl", "chains.json"
+CHAINS, ANSWERS = "demonstrations.jsonl", "answers.jsonl"
 MOST_FAILED = 0.1  # share of problems that the teacher may fail on
-
-
-def prepared(folder: Path, settings: Mapping[str, Any], run: Run) -> None:
-    """Make the folder, or take up the one that was begun with the same settings.
-
-    Raises ValueError for one that holds other chains.
-    """
-    about, now = folder / ABOUT, plain(settings)
-    if about.is_file() and run.resume:
-        before = read_json(about)
-        for name, value in now.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{folder} was begun with {name} = {before.get(name)!r}, not {value!r}: resume with the same "
-                    "settings, or give another --out"
-                )
-        return
-    if about.is_file() and not run.overwrite:
-        raise ValueError(
-            f"{folder} already holds chains of a teacher: continue with --resume, replace them with --overwrite, or "
-            "give another --out"
-        )
-    if not about.is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and does not say how its chains were made: give another --out")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_json(about, now)
 
 
 def collected(
@@ -75,11 +44,10 @@ def collected(
     path, answers = folder / CHAINS, folder / ANSWERS
     if path.is_file():
         return path
-    lines, failures = list(whole_lines(answers)), list[str]()
-    written(answers, lines)
-    known = {line["id"] for line in lines}
+    lines, failures = Lines(answers), list[str]()
+    known = {line["id"] for line in lines.found}
     numbers = [number for number, task in enumerate(tasks) if task.key not in known]
-    with bar("problems", len(tasks), quiet) as step, answers.open("a") as file:
+    with bar("problems", len(tasks), quiet) as step:
         step(len(known))
 
         def ended(i: int, group: Group) -> None:
@@ -90,9 +58,7 @@ def collected(
             if len(found.ungraded) == len(group):  # asked again on a resume
                 failures.append(found.ungraded[0])
             else:
-                lines.append(line)
-                file.write(json.dumps(line) + "\n")
-                file.flush()
+                lines.add(line)
             step()
 
         left = [tasks[number] for number in numbers]
@@ -105,15 +71,9 @@ def collected(
         if len(failures) > MOST_FAILED * len(tasks):
             raise ValueError(f"{counted}\nwhat it did answer is kept: --resume asks for the rest")
         print(f"warning: {counted}", file=sys.stderr)
-    chains = {line["id"]: line["chain"] for line in lines}
-    written(path, [chains[task.key] for task in tasks if chains.get(task.key)])
+    chains = {line["id"]: line["chain"] for line in lines.found}
+    Lines(path).replace(chains[task.key] for task in tasks if chains.get(task.key))
     return path
-
-
-def written(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    scratch = path.with_suffix(".writing")
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(scratch, path)
 
 
 def record(key: str, chain: Demonstration, picture: Path, system: str | None = None) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from posttrain.core import Ask, Sampler
 from posttrain.data import Place, column, records
@@ -85,11 +85,6 @@ def record(one: Topic) -> dict[str, Any]:
     """A line of the file that `topics` reads."""
     branches = [{"statement": c.statement, "negation": c.negation} for c in one.counterclaims]
     return {"id": one.key, "pos": one.claim, "neg": one.denial, "counterclaims": branches}
-
-
-def write(path: Path, lines: Iterable[Mapping[str, Any]], mode: Literal["w", "a"] = "w") -> None:
-    with path.open(mode, encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def proposed(persuader: Sampler, found: Sequence[Topic], count: int = PROPOSED, seed: int = 0) -> list[Topic]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posttrain.core import Env, Sampler, Task
-from posttrain.directory import Directory, read_rollouts, whole_lines, write_json
+from posttrain.directory import Directory, read_rollouts, write_json
 from posttrain.evaluation import evaluate
+from posttrain.lines import Lines
 from posttrain.policy.text import TextPolicy
 from posttrain.progress import bar
 from posttrain.run import Run
 from posttrain.seeding import mix
 from posttrain.step import Played
-from posttrain.systems.tomap.counterclaims import Topic, proposed, record, topics, write
+from posttrain.systems.tomap.counterclaims import Topic, proposed, record, topics
 from posttrain.systems.tomap.options import PredictorOptions
 from posttrain.systems.tomap.predictor import Predictor, divided, embedder, examples, logged, majority
 from posttrain.systems.tomap.reward import validated
@@ -44,15 +44,12 @@ def propose(policy: TextPolicy, found: Sequence[Topic], run: Run) -> Path:
     """`run.out`/topics.jsonl: the topics with ten counterclaims each, by the persuader itself; written as it goes."""
     path = Path(run.out) / "topics.jsonl"
     Directory(path.parent).prepare({"kind": "propose", "run": run}, run)
-    kept = list(whole_lines(path)) if run.resume else []
-    scratch = path.with_suffix(".writing")
-    write(scratch, kept)
-    os.replace(scratch, path)
+    lines = Lines(path, run.resume)
     with bar("topics", len(found), run.quiet) as done:
-        done(len(kept))
-        for start in range(len(kept), len(found), AT_ONCE):
+        done(len(lines.found))
+        for start in range(len(lines.found), len(found), AT_ONCE):
             some = found[start : start + AT_ONCE]
-            write(path, map(record, proposed(policy, some, seed=run.seed)), "a")
+            lines.add(*map(record, proposed(policy, some, seed=run.seed)))
             done(len(some))
     counts = [len(one.counterclaims) for one in topics(path)]
     print(
