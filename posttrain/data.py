@@ -154,7 +154,13 @@ class Place:
 
 
 def column(record: Record, name: str, place: Place, option: str) -> Any:
-    """A record's column. Raises ValueError with the nearest name when it has none, or when it is empty."""
+    """A record's column, or `outer.inner` of one that holds objects.
+
+    Raises ValueError with the nearest name when there is none, or when it is empty.
+    """
+    outer, _, inner = name.partition(".")
+    if name not in record and inner and isinstance(record.get(outer), Mapping):
+        return column(record[outer], inner, place, option)
     if name not in record:
         near = difflib.get_close_matches(name, record, n=1)
         hint = f"; did you mean {option} {near[0]}?" if near else ""
@@ -305,7 +311,7 @@ def records(
     path = Path(data)
     readers: dict[str, Callable[[Path], Iterator[tuple[Place, Record]]]] = {
         ".jsonl": jsonl,
-        ".json": jsonl,
+        ".json": array_or_lines,
         ".csv": table,
         ".tsv": table,
         ".parquet": partial(parquet, option=option),
@@ -342,6 +348,23 @@ def jsonl(path: Path) -> Iterator[tuple[Place, Record]]:
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number}: a {type(record).__name__}, not an object with columns")
             yield Place(str(path), number), record
+
+
+def array_or_lines(path: Path) -> Iterator[tuple[Place, Record]]:
+    """Of a file with one array of objects, each of these; else JSON lines."""
+    with path.open(encoding="utf-8") as file:
+        if not file.read(4096).lstrip().startswith("["):
+            yield from jsonl(path)
+            return
+        file.seek(0)
+        try:
+            found = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: malformed JSON, {error.msg}") from error
+    for number, record in enumerate(found, 1):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, entry {number}: a {type(record).__name__}, not an object with columns")
+        yield Place(str(path), number), record
 
 
 def table(path: Path) -> Iterator[tuple[Place, Record]]:

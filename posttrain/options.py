@@ -83,6 +83,10 @@ class ModelOptions:
         from posttrain import ranks
         from posttrain.policy.load import fitting
 
+        for name, least in (("max_new", 1), ("temperature", 0), ("lora", 0), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least {least}")
         return fitting(
             self.model,
             max_new=self.max_new,
@@ -155,7 +159,10 @@ class TaskOptions:
         return grade.GRADES[one_of(self.grade, GRADES, "--grade")]
 
     def describe(self) -> dict[str, Any]:
-        return {**vars(self), **hashed(self.data)}
+        from posttrain.directory import file_hash
+
+        file = self.grade.rpartition(":")[0]
+        return {**vars(self), **hashed(self.data), "grade_sha256": file_hash(file) if file else None}
 
 
 @dataclass(frozen=True)

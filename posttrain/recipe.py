@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from posttrain.advantage import GROUP_BASELINES, normalised
 from posttrain.core import Across, Advantage, Env, Invalid, Loss, Metrics, Policy, Reduce, Reward, Row, Sampler, Score
 from posttrain.episode import single_turn
-from posttrain.loss import clipped, parts, token_mean
+from posttrain.loss import Total, clipped, parts, token_mean, total
 
 
 def always(_: object) -> bool:
@@ -70,3 +70,18 @@ class Recipe:
                 "batch of rollouts: give updates=2 or more (the paper's runs take 8)",
                 stacklevel=3,
             )
+
+
+def with_surrogate(recipe: Recipe, loss: Loss, **others: Any) -> Recipe:
+    """The recipe with this loss in the place of its surrogate, the first term; a divergence and all other terms stay.
+
+    `others` are more fields to be changed.
+    """
+
+    def within(whole: Loss) -> Loss:
+        if not isinstance(whole, Total):
+            return loss
+        (weight, first), *rest = whole.terms
+        return total((weight, within(first)), *rest)
+
+    return replace(recipe, loss=within(recipe.loss), **others)

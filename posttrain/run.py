@@ -66,6 +66,13 @@ class Run:
         for name in ("steps", "tasks", "micro_tokens", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Run({name}={getattr(self, name)}): it must be at least 1")
+        for name in ("warmup", "eval_every", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Run({name}={getattr(self, name)}): it must not be negative")
+        if not self.max_norm > 0:
+            raise ValueError(f"Run(max_norm={self.max_norm}): it must be above 0; inf clips nothing")
+        if self.save_every is not None and self.save_every < 1:
+            raise ValueError(f"Run(save_every={self.save_every}): it must be at least 1")
         check_trackers(self.track)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"Run(schedule={self.schedule!r}): the schedules are {', '.join(SCHEDULES)}")

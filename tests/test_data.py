@@ -119,3 +119,19 @@ def test_bad_files_are_named(write, tmp_path):
         pt.read_demonstrations(chat, prompt="messages")
     with pytest.raises(ValueError, match="neither a file here nor a dataset"):
         pt.read("nobody/has-this-dataset")
+
+
+def test_columns_within_objects_and_arrays_of_objects(write, tmp_path):
+    rows = [{"prompt": "3*4?", "reward_model": {"ground_truth": "12", "style": "rule"}}]
+    assert pt.read(write("q.jsonl", *rows), answer="reward_model.ground_truth")[0].truth == "12"
+    with pytest.raises(ValueError, match="there is no column 'ground_truths'.*did you mean --answer ground_truth"):
+        pt.read(write("q.jsonl", *rows), answer="reward_model.ground_truths")
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps([*rows, {"prompt": "1+1?", "reward_model": {"ground_truth": "2"}}], indent=1))
+    assert [task.truth for task in pt.read(path, answer="reward_model.ground_truth")] == ["12", "2"]
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="entry 1: a int, not an object with columns"):
+        pt.read(path)
+    path.write_text("[{]")
+    with pytest.raises(ValueError, match=r"q\.json, line 1: malformed JSON"):
+        pt.read(path)

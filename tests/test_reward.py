@@ -115,6 +115,10 @@ def test_answers_that_a_grader_cannot_read_are_named():
         pt.grade.choice([said("A", "Paris")])
     with pytest.raises(ValueError, match="cannot read its answer"):
         pt.grade.json([said("{}", "{oops")])
+    for name in ("math", "exact", "contains"):
+        for truth in (None, {"ground_truth": "12"}):
+            with pytest.raises(ValueError, match=f"--grade {name} compares with text or a number, not with"):
+                getattr(pt.grade, name)([said("12", truth)])
 
 
 def test_a_grader_that_hangs_is_killed_and_the_next_question_answered(monkeypatch):
@@ -150,6 +154,26 @@ def test_own_rewards_say_what_they_look_at(tmp_path):
         reward_file(f"{file}:brevty")
     with pytest.raises(ValueError, match="there is no file"):
         reward_file("nowhere.py:f")
+
+
+def test_a_reward_file_is_imported_as_python_imports_one(tmp_path):
+    (tmp_path / "beside_it.py").write_text("BONUS = 2.0\n")
+    file = tmp_path / "math.py"  # as a module of Python's own
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom beside_it import BONUS\n"
+        "@dataclass\nclass Mark:\n    value: float\ndef f(reply):\n    return Mark(BONUS).value\n"
+    )
+    assert values(reward_file(f"{file}:f")([said("")])) == [2.0]
+    import math
+
+    assert math.pi > 3
+    for text, line, message in (
+        ("x = 1\ny = 1 / 0\n", 2, "ZeroDivisionError"),
+        ("x = 1\n\ndef f(:\n", 3, "SyntaxError"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"--grade .*math\.py, line {line}: {message}"):
+            reward_file(f"{file}:f")
 
 
 def test_an_evaluation_leaves_out_what_could_not_be_graded():

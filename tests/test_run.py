@@ -386,6 +386,13 @@ def test_what_a_closure_holds_is_recorded_by_size_not_by_content():
     }
 
 
+@pytest.mark.parametrize("wrong", [{"max_norm": 0}, {"max_norm": -1}, {"warmup": -3}, {"save_every": 0}, {"tasks": 0}])
+def test_numbers_that_make_no_sense_are_refused(wrong):
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=rf"Run\({name}={value}\): it must"):
+        pt.Run("nowhere", **wrong)
+
+
 def test_lines_outlive_a_kill_and_go_on_behind_the_last_whole_one(tmp_path):
     path = tmp_path / "lines.jsonl"
     lines = Lines(path)

@@ -21,6 +21,8 @@ from posttrain.advantage import by_decision, centred, leave_one_out, normalised
 from posttrain.cli import main
 from posttrain.cli.combination import named, with_parts
 from posttrain.cli.run import documented
+from posttrain.loss import Total, parts
+from posttrain.policy.text import TextPolicy
 from posttrain.systems.diversity import diversity
 from posttrain.systems.entropy import clip_cov, kl_cov
 from posttrain.systems.grpovi import varied
@@ -430,6 +432,16 @@ def test_parts_join_by_name(make):
             with_parts(recipe, [wrong], tiny=True)
 
 
+def test_parts_that_replace_the_surrogate_leave_other_terms():
+    plain = pt.grpo(pt.each(lambda rollout: 0.0), kl=0.1, reference=TextPolicy)
+    divergence = plain.loss.terms[1][1]
+    for names in (["rl_with_cold_start.dual_clip"], ["entropy.kl_cov"], ["diversity.positive", "entropy.clip_cov"]):
+        found = list(parts(with_parts(plain, names, tiny=True).loss))
+        assert divergence in found
+        assert plain.loss.terms[0][1] not in found
+        assert sum(not isinstance(part, Total) for part in found) == 1 + len(names)
+
+
 def test_combinations_are_trained_side_by_side(briefly, tmp_path, capsys):
     out = tmp_path / "comparison"
     arguments = ["compare", "grpo", "grpo + entropy.kl_cov + diversity.positive", "--out", str(out)]
@@ -440,6 +452,13 @@ def test_combinations_are_trained_side_by_side(briefly, tmp_path, capsys):
     assert "grpo + entropy.kl_cov + diversity.positive" in (out / "comparison.html").read_text()
     main([*arguments, *size])  # what has been run is read
     assert capsys.readouterr().out == shown
+    with pytest.raises(SystemExit):
+        main([*arguments, *size, "--temperature", "0.5"])
+    assert "was started with temperature = 1.0, not 0.5" in capsys.readouterr().err
+    first = out / "grpo-0" / "run.json"
+    before = json.loads(first.read_text())["started"]
+    main([*arguments, *size, "--overwrite"])
+    assert json.loads(first.read_text())["started"] != before
 
 
 def test_training_takes_parts_of_systems(checkpoint, questions, tmp_path):

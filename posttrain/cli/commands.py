@@ -44,6 +44,8 @@ class Evaluate:
         ks = [int(k) for k in self.k.split(",")]
         if max(ks) > self.samples:
             raise ValueError(f"--k {self.k}: pass@{max(ks)} needs at least --samples {max(ks)}, not {self.samples}")
+        if self.out:
+            Path(self.out).parent.mkdir(parents=True, exist_ok=True)
         tasks, reward, policy = self.task.tasks(), self.task.reward(), self.model_options.policy()
         policy.check(tasks)
         found = evaluated_with_bar(policy, tasks, reward, self.samples, self.seed)

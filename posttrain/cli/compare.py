@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from posttrain.options import ModelOptions, RunOptions, TaskOptions, one_of
+from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
     from posttrain.core import Reward
@@ -76,14 +76,20 @@ class Compare:
         return with_parts(maker(reward, samples=self.samples, **options), parts, tiny)
 
     def trained(self, name: str, seed: int, updates: int) -> Path:
-        """One combination on one seed, with as many updates as any of them takes; nothing is run twice."""
+        """One combination on one seed, with as many updates as any of them takes; nothing is run twice.
+
+        Raises ValueError when what is there already was made with other settings.
+        """
         from posttrain.step import train
 
         folder = Path(self.run_options.out) / f"{name.replace(' ', '')}-{seed}"
         policy, tasks, held_out, reward = self.problem(seed)
         recipe = replace(self.recipe(name, policy, reward), updates=updates)
-        settings = {"combination": name, "samples": self.samples, "world": self.world, "data": self.data}
-        made = replace(self.run_options, out=str(folder), seed=seed, resume=(folder / "run.json").is_file())
+        settings = {**own_settings(self), "combination": name, **vars(self.model_options)}
+        settings |= hashed(self.data) if self.data else {}
+        del settings["seeds"]  # more of them may be added
+        going_on = not self.run_options.overwrite and (folder / "run.json").is_file()
+        made = replace(self.run_options, out=str(folder), seed=seed, resume=going_on)
         return train(policy, tasks, recipe, made.run(**settings), held_out=held_out).directory.path
 
     def problem(self, seed: int):

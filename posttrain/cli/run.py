@@ -54,7 +54,9 @@ def run(arguments: Sequence[str]) -> None:
     prose, function = documented(getattr(module, scale))
     title = f"{(module.__doc__ or '').strip().splitlines()[0]}\n\nAt {scale} scale. {prose}"
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
-    found = tyro.cli(function, prog=f"posttrain run {arguments[0]}", description=title, args=rest, config=config)
+    found = tyro.cli(
+        function, prog=f"posttrain run {arguments[0]} --scale {scale}", description=title, args=rest, config=config
+    )
     if isinstance(found, Session):
         finish(found.directory.path)
 

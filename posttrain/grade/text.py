@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
-from posttrain.core import Rollout
+from posttrain.core import Rollout, Task
 from posttrain.reward import each
 
 CHOICE = re.compile(
@@ -27,12 +27,22 @@ def final(text: str) -> str:
     return re.split(r"####|(?i:\banswer\s*:)|</think>", text)[-1]
 
 
+def stated(task: Task, grade: str) -> str:
+    """The task's truth. Raises ValueError for one that is neither text nor a number, and which no reply would equal."""
+    if isinstance(task.truth, str | int | float):
+        return str(task.truth)
+    raise ValueError(
+        f"task {task.key!r}: --grade {grade} compares with text or a number, not with {str(task.truth)[:80]!r}; "
+        "name the column of the answers by --answer, as outer.inner where it is inside of an object"
+    )
+
+
 def is_exact(rollout: Rollout) -> float:
-    return float(normal(final(rollout.text)) == normal(final(str(rollout.task.truth))))
+    return float(normal(final(rollout.text)) == normal(final(stated(rollout.task, "exact"))))
 
 
 def is_contained(rollout: Rollout) -> float:
-    truth = re.escape(normal(str(rollout.task.truth)))
+    truth = re.escape(normal(stated(rollout.task, "contains")))
     return float(re.search(rf"(?<!\w){truth}(?!\w)", normal(rollout.text)) is not None)
 
 

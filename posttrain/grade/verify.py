@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from posttrain.core import Group, Invalid, Score
+from posttrain.grade.text import stated
 
 TIMEOUT_S = 10.0  # for one reply
 START_S = 120.0  # for the process to import sympy
@@ -25,7 +26,7 @@ def math(group: Group) -> list[Score | Invalid]:
     """
     out: list[Score | Invalid] = []
     for rollout in group:
-        found = checker.check(settled(rollout.task.truth), settled(rollout.text))
+        found = checker.check(settled(stated(rollout.task, "math")), settled(rollout.text))
         if found == "unreadable":
             raise ValueError(
                 f"task {rollout.task.key!r}: --grade math cannot parse its answer {rollout.task.truth!r}; "

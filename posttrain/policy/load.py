@@ -211,7 +211,13 @@ def adapted(network: Any, rank: int) -> Any:
 def picked(device: str | None) -> torch.device:
     """The device asked for, or the best one here."""
     if device:
-        return torch.device(device)
+        try:
+            found = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"--device {device}: such as cpu, cuda, cuda:1 or mps") from error
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {device}: torch sees no GPU here (posttrain doctor says what it sees)")
+        return found
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -23,10 +23,10 @@ from posttrain.advantage import normalised
 from posttrain.claim import Claim
 from posttrain.core import Batch, Density, Loss, Metrics, Reward
 from posttrain.evaluation import evaluate
-from posttrain.loss import Total, WholeStep, clipped, entropy_bonus, log_ratio, token_mean, total
+from posttrain.loss import WholeStep, clipped, entropy_bonus, log_ratio, token_mean, total
 from posttrain.measure import entropy_law, mean_pass_at_k, moving
 from posttrain.options import ModelOptions, RunOptions, TaskOptions
-from posttrain.recipe import Part, Recipe
+from posttrain.recipe import Part, Recipe, with_surrogate
 from posttrain.reward import each, informative
 from posttrain.run import Session
 from posttrain.step import practised, train
@@ -148,10 +148,7 @@ def loss_of(method: Method, preset: Preset) -> Loss:
 
 def restrained(plain: Recipe, method: Method, preset: Preset) -> Recipe:
     """Another method with this loss in place of its surrogate, and the updates that it needs; other terms stay."""
-    own = loss_of(method, preset)
-    terms = plain.loss.terms if isinstance(plain.loss, Total) else ((1.0, plain.loss),)
-    loss = total((terms[0][0], own), *terms[1:]) if len(terms) > 1 else own
-    return replace(plain, loss=loss, updates=max(plain.updates, preset.updates))
+    return with_surrogate(plain, loss_of(method, preset), updates=max(plain.updates, preset.updates))
 
 
 PARTS: Mapping[str, Part] = {

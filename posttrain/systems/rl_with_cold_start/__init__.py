@@ -23,7 +23,7 @@ from posttrain.loss import clipped, token_mean
 from posttrain.method import grpo
 from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Part, Recipe
+from posttrain.recipe import Part, Recipe, with_surrogate
 from posttrain.reward import each
 from posttrain.run import Session
 from posttrain.seeding import mix
@@ -53,7 +53,7 @@ def recipe(reward: Reward, *, kl: float = 0.01, reference: TextPolicy | None = N
 
 
 PARTS: Mapping[str, Part] = {
-    "dual_clip": lambda plain, tiny: replace(plain, loss=clipped(0.2, 0.3, dual=3.0), reduce=token_mean),
+    "dual_clip": lambda plain, tiny: with_surrogate(plain, clipped(0.2, 0.3, dual=3.0), reduce=token_mean),
 }
 
 
