@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,6 @@ def read(
     system: str | None = None,
     limit: int | None = None,
     split: str = "train",
-    option: str = "--data",
-    prompt_option: str = "--prompt",
 ) -> list[Task]:
     """Tasks from a JSONL, CSV or Parquet file, or a dataset of the Hugging Face Hub.
 
@@ -57,13 +54,12 @@ def read(
     answer   the column of the truth that rewards see; None when there is none
     image    the column of pictures; `<image>` in the prompt says where each stands, else they come first
     system   a system message put before every prompt
-    option, prompt_option  by which the user named the data and the prompt's column, for error messages
     Keys are the column `id` where there is one, else the line. Raises ValueError naming file, line and column.
     """
     tasks: list[Task] = []
     seen: dict[str, int] = {}
-    for place, record in records(data, limit, split, option):
-        asked = with_pictures(prompt_of(record, prompt, place, prompt_option), record, image, place)
+    for place, record in records(data, limit, split):
+        asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
         messages = (*([system_message(system)] if system else []), *asked)
         key = str(record.get("id", record.get("key", place.line)))
         if key in seen:
@@ -170,11 +166,11 @@ def column(record: Record, name: str, place: Place, option: str) -> Any:
     return record[name]
 
 
-def prompt_of(record: Record, prompt: str, place: Place, option: str = "--prompt") -> tuple[Message, ...]:
+def prompt_of(record: Record, prompt: str, place: Place) -> tuple[Message, ...]:
     """The messages of a prompt: of a template with {columns}, of a chat column, or of a text column."""
     if COLUMN.search(prompt):
-        return (user(COLUMN.sub(lambda found: str(column(record, found[1], place, option)), prompt)),)
-    value = column(record, prompt, place, option)
+        return (user(COLUMN.sub(lambda found: str(column(record, found[1], place, "--prompt")), prompt)),)
+    value = column(record, prompt, place, "--prompt")
     if is_chat(value):
         messages = tuple(value)
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages
@@ -302,10 +298,8 @@ def with_reply(message: Message, place: Place, name: str) -> Message:
 # ---- files
 
 
-def records(
-    data: str | Path, limit: int | None = None, split: str = "train", option: str = "--data"
-) -> Iterator[tuple[Place, Record]]:
-    """Every record with its place. Raises ValueError, naming the option, for a missing, empty or malformed file."""
+def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:
+    """Every record with its place. Raises ValueError for a missing, empty or malformed file."""
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit}: it must be at least 1")
     path = Path(data)
@@ -314,24 +308,24 @@ def records(
         ".json": array_or_lines,
         ".csv": table,
         ".tsv": table,
-        ".parquet": partial(parquet, option=option),
+        ".parquet": parquet,
     }
     if path.is_file():
         if path.suffix not in readers:
-            raise ValueError(f"{option} {data}: the ending {path.suffix!r} is none of {', '.join(readers)}")
+            raise ValueError(f"--data {data}: the ending {path.suffix!r} is none of {', '.join(readers)}")
         found = readers[path.suffix](path)
     elif path.suffix in readers or str(data).startswith((".", "/", "~")):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        raise ValueError(f"{option} {data}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ValueError(f"--data {data}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
     else:
-        found = hub(str(data), split, option)
+        found = hub(str(data), split)
     count = 0
     for count, pair in enumerate(found, 1):
         yield pair
         if count == limit:
             break
     if not count:
-        raise ValueError(f"{option} {data}: the file is empty")
+        raise ValueError(f"--data {data}: the file is empty")
 
 
 def jsonl(path: Path) -> Iterator[tuple[Place, Record]]:
@@ -376,11 +370,11 @@ def table(path: Path) -> Iterator[tuple[Place, Record]]:
             yield Place(str(path), reader.line_num), record
 
 
-def parquet(path: Path, option: str) -> Iterator[tuple[Place, Record]]:
+def parquet(path: Path) -> Iterator[tuple[Place, Record]]:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ValueError(f"{option} {path}: Parquet needs the extra: pip install 'posttrain[data]'") from error
+        raise ValueError(f"--data {path}: Parquet needs the extra: pip install 'posttrain[data]'") from error
     number = 0
     for batch in ParquetFile(path).iter_batches():
         for record in batch.to_pylist():
@@ -388,18 +382,18 @@ def parquet(path: Path, option: str) -> Iterator[tuple[Place, Record]]:
             yield Place(str(path), number), record
 
 
-def hub(name: str, split: str, option: str) -> Iterator[tuple[Place, Record]]:
+def hub(name: str, split: str) -> Iterator[tuple[Place, Record]]:
     """A dataset id, or `id:configuration`."""
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ValueError(f"{option} {name}: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
+        raise ValueError(f"--data {name}: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
     repository, _, configuration = name.partition(":")
     try:
         found = load_dataset(repository, configuration or None, split=split)
     except Exception as error:
         raise ValueError(
-            f"{option} {name}: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
+            f"--data {name}: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
         ) from error
     for number, record in enumerate(found, 1):
         yield Place(name, number), dict(record)

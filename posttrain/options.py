@@ -25,6 +25,15 @@ def one_of(value: str, known: tuple[str, ...] | list[str], option: str) -> str:
     raise ValueError(f"{option} {value}: unknown, the choices are {', '.join(known)}{hint}")
 
 
+@contextmanager
+def naming(usual: str, option: str) -> Iterator[None]:
+    """Within, an error that names the `usual` option names this one."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{usual} ", f"{option} ", 1)) from error
+
+
 def hashed(data: str) -> dict[str, Any]:
     """The data's hash, for run.json; None for a dataset of the Hub."""
     from pathlib import Path
@@ -109,13 +118,12 @@ class ModelOptions:
               server; of several models that it has, http://host:8000/v1#MODEL is one
         Raises ServerError or ValueError, before any work, when there is none.
         """
-        from posttrain.policy.load import naming
         from posttrain.sampler.server import server
 
         warmth = self.temperature if temperature is None else temperature
         if not name.startswith("http"):
             own = replace(self, model=name, template=None, stop=None, lora=0, checkpointing=False, temperature=warmth)
-            with naming(option):
+            with naming("--model", option):
                 return own.policy()
         found = server(name, max_new=self.max_new, temperature=warmth)
         _ = found.server.model
@@ -143,13 +151,18 @@ class TaskOptions:
     split: str = "train"
     """Split of a Hugging Face dataset."""
 
-    def tasks(self, data: str | None = None, split: str | None = None, option: str = "--data") -> list[Task]:
-        """The tasks of `--data`, or all of another file or dataset with the same columns, given by that `option`."""
+    def tasks(self, data: str | None = None, split: str | None = None) -> list[Task]:
+        """The tasks of `--data`, or all of another file or dataset with the same columns."""
         from posttrain.data import read
 
         limit = None if data else self.limit
-        where = {"split": split or self.split, "system": self.system, "image": self.image, "option": option}
+        where = {"split": split or self.split, "system": self.system, "image": self.image}
         return read(data or self.data, self.prompt, self.answer, limit=limit, **where)
+
+    def held_out(self, data: str | None, split: str = "test") -> list[Task]:
+        """The tasks of `--held-out`, with the same columns; none, if it was not given."""
+        with naming("--data", "--held-out"):
+            return self.tasks(data, split) if data else []
 
     def reward(self) -> Reward:
         from posttrain import grade

@@ -119,7 +119,6 @@ class Session:
         settings: Mapping[str, Any] | None = None,
         memory: Mapping[str, Stateful] | None = None,
         sampler: Sampler | None = None,
-        directory: Directory | None = None,
     ):
         self.memory = memory or {}  # more that checkpoints must hold
         self.sampler = sampler  # plays in the policy's place; an engine is given the policy's weights before it does
@@ -128,10 +127,9 @@ class Session:
         self.settings = settings or {}
         self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
         parameters = list(policy.parameters())
-        self.lr = peak_rate(run, policy, kind)
+        self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
         self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)
-        self.prepared = directory is not None  # by `begin`, for work that came before the session
-        self.directory = directory or Directory(Path(run.out))
+        self.directory = Directory(Path(run.out))
         self.checkpoints = Checkpoints(self.directory.checkpoints, run.keep)
         self.kind, self.step = kind, 0
         self.micro_tokens = run.micro_tokens  # less once memory has run out
@@ -150,8 +148,8 @@ class Session:
         return {"source": self.source, **stateful(self.recipe), **self.memory}
 
     def __enter__(self) -> Session:
-        if not self.prepared:
-            begin(self.run, self.policy, self.kind, self.recipe, self.settings)
+        settings = {"kind": self.kind, "lr": self.lr, "recipe": self.recipe, "run": self.run, **self.settings}
+        ranks.first(lambda: self.directory.prepare(settings, self.run), "for the run's directory")
         state = self.checkpoints.latest() if self.run.resume else None
         if state:
             self.step = self.checkpoints.restore(state, self.policy, self.optimizer, self.remembering())
@@ -262,24 +260,6 @@ class Session:
         elif issubclass(kind, KeyboardInterrupt):
             assert error is not None
             error.add_note(f"stopped after step {self.checkpoints.step}; continue with the same command and --resume")
-
-
-def begin(
-    run: Run, policy: Policy, kind: str, recipe: Recipe | None = None, settings: Mapping[str, Any] | None = None
-) -> Directory:
-    """The run's directory with its run.json: what a session does on entry, for work that must come before it.
-
-    Raises ValueError and OSError as `Directory.prepare`.
-    """
-    directory = Directory(Path(run.out))
-    lr = peak_rate(run, policy, kind)
-    described = {"kind": kind, "lr": lr, "recipe": recipe, "run": run, **(settings or {})}
-    ranks.first(lambda: directory.prepare(described, run), "for the run's directory")
-    return directory
-
-
-def peak_rate(run: Run, policy: Policy, kind: str) -> float:
-    return run.lr if run.lr is not None else default_rate(policy, kind)
 
 
 def default_rate(policy: Policy, kind: str) -> float:

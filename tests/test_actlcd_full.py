@@ -181,19 +181,19 @@ def test_pieces_are_those_of_one_go_and_are_made_once(make, tmp_path, monkeypatc
         return piece(some, start)
 
     monkeypatch.setattr(collecting, "AT_ONCE", 2)
+    folder = tmp_path / "c"
+    folder.mkdir()
     with pytest.raises(KeyboardInterrupt) as stop:
-        collected(tmp_path / "c", tasks, {"read": stops}, resume=False)
+        collected(folder, tasks, {"read": stops})
     assert "--resume" in stop.value.__notes__[0]
-    found = collected(tmp_path / "c", tasks, {"read": piece}, resume=True)["read"]
+    found = collected(folder, tasks, {"read": piece})["read"]
     assert made == [0, 2, 4, 6]
     torch.testing.assert_close(found.features, whole.features)  # rounded otherwise in another batch
     for name in ("action", "label", "reward", "done"):
         assert getattr(found, name).equal(getattr(whole, name)), name
-    collected(tmp_path / "c", tasks, {"read": piece}, resume=False)
-    assert made == [0, 2, 4, 6] * 2, "another run makes its own"
-    (tmp_path / "c" / "read-000002.safetensors").write_bytes(b"half")
+    (folder / "read-000002.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"read-000002.safetensors cannot be read"):
-        collected(tmp_path / "c", tasks, {"read": piece}, resume=True)
+        collected(folder, tasks, {"read": piece})
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(checkpoint, questions, tmp_path, capsys, monkeypatch):
@@ -223,8 +223,8 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(checkpoint, questions, tmp_
         main([*common, "--out", str(out)])
     assert stop.value.code == 130
     assert "continue with the same command and --resume" in capsys.readouterr().err
-    assert sorted(file.name for file in (out / "collected").iterdir()) == [
-        *["graded-000000.safetensors", "read-000000.safetensors", "read-000002.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "run-collected").iterdir()) == [
+        *["collected.json", "graded-000000.safetensors", "read-000000.safetensors", "read-000002.safetensors"]
     ]
     monkeypatch.setattr(stages, "read_along", lambda *_, **__: pytest.fail("it was read already"))
     stopping("graded_sequences", 9)
@@ -241,7 +241,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(checkpoint, questions, tmp_
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     with pytest.raises(SystemExit):
         main([*common, "--out", str(out), "--resume", "--penalty", "1.1"])
-    assert "was started with penalty = 1.2, not 1.1" in capsys.readouterr().err
+    assert "was begun with penalty = 1.2, not 1.1" in capsys.readouterr().err
 
 
 def test_pictures_are_refused(make):

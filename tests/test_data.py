@@ -7,6 +7,7 @@ import json
 import pytest
 
 import posttrain as pt
+from posttrain.options import TaskOptions
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_bad_files_are_named(write, tmp_path):
     with pytest.raises(ValueError, match="there is no such file; did you mean questions.jsonl"):
         pt.read(tmp_path / "question.jsonl")
     with pytest.raises(ValueError, match=r"^--held-out .*question.jsonl: there is no such file"):
-        pt.read(tmp_path / "question.jsonl", option="--held-out")
+        TaskOptions("no").held_out(str(tmp_path / "question.jsonl"))
     with pytest.raises(ValueError, match=r"the ending '.txt' is none of"):
         pt.read(write("q.txt", "hello"))
     with pytest.raises(ValueError, match="line 3: it has not as many fields"):

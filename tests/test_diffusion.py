@@ -21,9 +21,9 @@ import posttrain as pt
 from posttrain.check import check_policy
 from posttrain.directory import plain
 from posttrain.picture import png
-from posttrain.policy.asked import branching
 from posttrain.policy.denoise import gaussian_entropy, gaussian_logp, schedule
 from posttrain.policy.diffusion import thumbnail
+from posttrain.policy.latents import branching
 from posttrain.policy.pipeline import diffusion
 from posttrain.row import rows_of
 from posttrain.step import practised

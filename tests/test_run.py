@@ -18,9 +18,9 @@ from conftest import Bandit, digits, task
 from safetensors.torch import load_file
 
 import posttrain as pt
+from posttrain.directory import begun
 from posttrain.lines import Lines, whole_lines
 from posttrain.policy.value import Critic, Gae
-from posttrain.run import Session, begin
 
 HERE = Path(__file__).parent
 STEPS = 8
@@ -189,25 +189,20 @@ def test_another_run_in_the_directory_is_not_touched(tmp_path, before, options, 
     assert (tmp_path / "r" / "metrics.jsonl").read_text() == content
 
 
-def test_a_run_may_be_begun_before_its_session(tmp_path):
-    """For work that comes first: the directory is there, and whatever would stop the session stops it now."""
-    policy = Bandit([0.0, 0.0])
-    run = pt.Run(tmp_path / "r", steps=2, tasks=2, quiet=True)
-    directory = begin(run, policy, "train")
-    (directory.path / "collected").mkdir()
-    with Session(run, policy, [task("a")], directory=directory) as session:
-        for _ in session:
-            session.log({})
-    about = json.loads((directory.path / "run.json").read_text())
-    assert "resumed" not in about
-    assert len(pt.read_metrics(directory.path)) == 2
-    with pytest.raises(ValueError, match="already holds a run"):
-        begin(run, policy, "train")
-    with pytest.raises(ValueError, match="already holds a run"):
-        directory.check(run)
-    directory.check(replace(run, resume=True))
-    with pytest.raises(ValueError, match="was started with tasks = 2, not 3"):
-        begin(replace(run, resume=True, tasks=3), policy, "train")
+def test_work_that_is_no_run_has_a_folder_that_is_taken_up_emptied_or_refused(tmp_path):
+    folder, run = tmp_path / "work", pt.Run(tmp_path / "r", quiet=True)
+    begun(folder, "work", "some work", ["a"], {"seed": 1}, run)
+    (folder / "a").write_text("done")
+    with pytest.raises(ValueError, match="already holds some work: continue with --resume"):
+        begun(folder, "work", "some work", ["a"], {"seed": 1}, run)
+    with pytest.raises(ValueError, match="was begun with seed = 1, not 2"):
+        begun(folder, "work", "some work", ["a"], {"seed": 2}, replace(run, resume=True))
+    begun(folder, "work", "some work", ["a"], {"seed": 1}, replace(run, resume=True))
+    assert (folder / "a").read_text() == "done"
+    begun(folder, "work", "some work", ["a"], {"seed": 2}, replace(run, overwrite=True))
+    assert [one.name for one in folder.iterdir()] == ["work.json"]
+    with pytest.raises(ValueError, match="is not empty and does not hold other work"):
+        begun(folder, "other", "other work", [], {}, run)
 
 
 def test_foreign_directories_are_left_alone(tmp_path):

@@ -17,7 +17,7 @@ from posttrain.advantage import normalised
 from posttrain.core import Invalid
 from posttrain.grade.clip import clip_similarity
 from posttrain.options import RunOptions
-from posttrain.policy.asked import text_of
+from posttrain.policy.latents import text_of
 from posttrain.policy.pipeline import diffusion
 from posttrain.step import practised
 from posttrain.stream import Shuffled

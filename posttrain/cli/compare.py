@@ -96,7 +96,7 @@ class Compare:
         """Policy, tasks, held-out tasks and reward."""
         if self.data:
             task = TaskOptions(self.data, self.prompt, self.answer, self.grade)
-            tests = task.tasks(self.held_out) if self.held_out else []
+            tests = task.held_out(self.held_out)
             return self.model_options.policy(), task.tasks(), tests, task.reward()
         import importlib
 

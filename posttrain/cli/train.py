@@ -117,7 +117,7 @@ class Train:
 
     def tasks(self) -> tuple[list[Task], list[Task]]:
         """Those to train on, and those that are held out."""
-        held_out = self.task.tasks(self.held_out, self.held_out_split) if self.held_out else []
+        held_out = self.task.held_out(self.held_out, self.held_out_split)
         return self.task.tasks(), held_out
 
     def prepared(self) -> tuple[TextPolicy, Recipe]:

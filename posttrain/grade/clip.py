@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.core import Group, Invalid, Reward, Score
-from posttrain.policy.asked import text_of
+from posttrain.policy.latents import text_of
 from posttrain.policy.load import first_line, picked
 from posttrain.policy.text import quiet
 

@@ -27,7 +27,6 @@ from torch.utils.checkpoint import checkpoint
 
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
 from posttrain.picture import png
-from posttrain.policy.asked import Latents, Wanted, branch_of, text_of
 from posttrain.policy.denoise import (
     LEAST_SIGMA,
     Reduction,
@@ -36,6 +35,7 @@ from posttrain.policy.denoise import (
     schedule,
     wide,
 )
+from posttrain.policy.latents import Latents, Wanted, branch_of, text_of
 from posttrain.policy.trained import restore, trained
 from posttrain.seeding import mix
 

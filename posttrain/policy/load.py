@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -184,15 +183,6 @@ def limited(preprocessing: Preprocessing, least: int | None, most: int | None) -
             f"most not fewer than these, nor than the {token} of one token"
         )
     return replace(preprocessing, least=least, most=most)
-
-
-@contextlib.contextmanager
-def naming(option: str) -> Iterator[None]:
-    """Within, what is wrong with a checkpoint is said of another option than --model."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace("--model ", f"{option} ", 1)) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -265,7 +265,7 @@ def full(
         evaluation=raw,
     )
     described = {"kind": kind, "share": share, "judge": judge, **task.describe(), **vars(model)}
-    tests = task.tasks(held_out, "test") if held_out else []
+    tests = task.held_out(held_out)
     return train(policy, task.tasks(), made, run.run(**described), held_out=tests)
 
 

@@ -89,7 +89,7 @@ def full(
     """Your checkpoint, which stays as it is: learn a gate for it from answers, then decode with the gate.
 
     The right token at each place is that of --answer's column, read token by token (teacher forcing). What was
-    collected is kept in OUT/collected, and an interrupted run goes on from there with --resume.
+    collected is kept in OUT-collected, and an interrupted run goes on from there with --resume.
 
     stage     train a gate, or decode --data with the --gate of such a run: greedy, DoLa and ActLCD side by side
     gate      decode: OUT/model of the run that trained it
@@ -105,7 +105,7 @@ def full(
         policy.check(tasks)
         decode(policy, tasks, checked, gate, run, **described)
         return None
-    tests = task.tasks(held_out, "test", "--held-out") if held_out else []
+    tests = task.held_out(held_out)
     for one in tasks:
         reference(one)
     check_truths(checked, [*(tasks if learning.reward == "grader" else []), *tests])

@@ -1,4 +1,4 @@
-"""What a gate learns from at the scale of a checkpoint, collected piece by piece and kept in the run's directory."""
+"""What a gate learns from at the scale of a checkpoint, collected piece by piece and kept beside the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from posttrain.core import Ask, Score, Task
 from posttrain.decode.decode import decoded
-from posttrain.directory import fresh
 from posttrain.evaluation import evaluate
 from posttrain.progress import bar
 from posttrain.seeding import mix
@@ -24,6 +23,7 @@ from posttrain.systems.actlcd.learning import transitions
 
 Piece: TypeAlias = Callable[[Sequence[Task], int], Transitions]  # some tasks, and the place of their first
 
+PIECES = "*.safetensors"
 AT_ONCE = 64  # tasks of a piece: an interruption loses no more
 
 
@@ -81,16 +81,12 @@ def graded_sequences(
 
 
 def collected(
-    folder: Path, tasks: Sequence[Task], pieces: dict[str, Piece], *, resume: bool, quiet: bool = False
+    folder: Path, tasks: Sequence[Task], pieces: dict[str, Piece], *, quiet: bool = False
 ) -> dict[str, Transitions]:
-    """The transitions of every kind over all tasks; what is in the folder already is read, on a resume, and not made.
+    """The transitions of every kind over all tasks; what is in the folder already is read, and not made.
 
     A piece is a file, written as soon as it is there. Raises ValueError for a file that cannot be read.
     """
-    if resume:
-        folder.mkdir(exist_ok=True)
-    else:
-        fresh(folder)
     out: dict[str, Transitions] = {}
     try:
         for kind, piece in pieces.items():

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from posttrain.core import Env, Metrics, Rollout, Task
 from posttrain.descent import descend
-from posttrain.directory import Directory
 from posttrain.episode import rollout
 from posttrain.recipe import Recipe
 from posttrain.run import Run, Session
@@ -103,15 +102,11 @@ def trained(
     refresh: int = REFRESH,
     recipe: Recipe | None = None,
     held_out: Sequence[Task] = (),
-    directory: Directory | None = None,
 ) -> Session:
-    """Learn the policy's gate in a run directory; `run.tasks` transitions a step, `recipe` plays what is held out.
-
-    directory  begun already, where the transitions were collected
-    """
+    """Learn the policy's gate in a run directory; `run.tasks` transitions a step, `recipe` plays what is held out."""
     device = policy.speaker.device
     data = Transitions(*(getattr(data, name).to(device) for name in FIELDS))
-    options = {"held_out": held_out, "kind": KIND, "directory": directory}
+    options = {"held_out": held_out, "kind": KIND}
     with Session(run, policy, range(len(data)), recipe, **options) as session:
         for step in session:
             index = torch.tensor(session.source.take(run.tasks), device=device)

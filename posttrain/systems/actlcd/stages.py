@@ -14,20 +14,20 @@ import torch
 
 from posttrain.core import Task
 from posttrain.decode.decode import Decoding
-from posttrain.directory import Directory, file_hash, read_json, write_json
+from posttrain.directory import Directory, begun, file_hash, read_json, write_json
 from posttrain.evaluation import Evaluation, evaluate
 from posttrain.options import ModelOptions, RunOptions, TaskOptions, one_of
 from posttrain.policy.text import TextPolicy
 from posttrain.progress import bar
-from posttrain.run import Run, Session, begin
+from posttrain.run import Run, Session
 from posttrain.seeding import mix
 from posttrain.systems.actlcd.bcq import Bcq
 from posttrain.systems.actlcd.checking import Checked, CheckOptions
-from posttrain.systems.actlcd.collecting import collected, graded_sequences, read_along
+from posttrain.systems.actlcd.collecting import PIECES, collected, graded_sequences, read_along
 from posttrain.systems.actlcd.features import Kind
 from posttrain.systems.actlcd.gate import Constant, GatePolicy, Net, stored
 from posttrain.systems.actlcd.labels import Transitions, joined
-from posttrain.systems.actlcd.learning import KIND, rate, trained
+from posttrain.systems.actlcd.learning import rate, trained
 
 Stage: TypeAlias = Literal["train", "decode"]
 Row: TypeAlias = dict[str, float]
@@ -111,7 +111,7 @@ def learn(
     checked: Checked,
     run: Run,
 ) -> tuple[GatePolicy, Session]:
-    """Collect, or take what an interrupted run has collected, and learn a gate in the run's directory.
+    """Collect into OUT-collected, or take what an interrupted run has there, and learn a gate in OUT.
 
     Raises ValueError, before any of it, when a task or a test is too long for the model or shows a picture.
     """
@@ -122,20 +122,22 @@ def learn(
     torch.manual_seed(mix(run.seed, "gate") % 2**32)
     gate = Bcq(mixed.inputs, cloned=learning.learner == "clone")
     policy = GatePolicy(speaker, gate, how, kind, temperature=0.0)
-    directory = begin(run, policy, KIND)
+    folder = Path(f"{Path(run.out)}-collected")
+    settings = {**run.settings, "seed": run.seed}
+    begun(folder, "collected", "what a gate learns from", [one.name for one in folder.glob(PIECES)], settings, run)
     read = partial(read_along, mixed, seed=mix(run.seed, "read"))
     pieces: dict[str, Callable[[Sequence[Task], int], Transitions]] = {"read": lambda some, at: read(some, start=at)}
     if learning.reward == "grader":
         graded = partial(graded_sequences, mixed, checked=checked, samples=learning.samples)
         pieces["graded"] = lambda some, at: graded(some, seed=mix(run.seed, "graded"), start=at)
-    found = collected(directory.path / "collected", tasks, pieces, resume=run.resume, quiet=run.quiet)
+    found = collected(folder, tasks, pieces, quiet=run.quiet)
     data = found["read"]
     if kind == "values":
         gate.view.fit(data.features)
     if "graded" in found:
         unpaid = replace(data, reward=torch.full_like(data.reward, torch.nan))
         data = joined([unpaid, found["graded"]])
-    return policy, trained(policy, gate, data, run, directory=directory)
+    return policy, trained(policy, gate, data, run)
 
 
 def loaded_gate(folder: str, speaker: TextPolicy) -> GatePolicy:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.options import ModelOptions, RunOptions, hashed
+from posttrain.options import ModelOptions, RunOptions, hashed, naming
 from posttrain.preference import dpo, prefer
 from posttrain.recipe import Part
 from posttrain.reward import each, weighted
@@ -101,7 +101,8 @@ def full(
     for options in (teaching, measuring, iterating):
         options.check()
     found = problems(data, limit, split)
-    kept_back = problems(held_out, split="test") if held_out else []
+    with naming("--data", "--held-out"):
+        kept_back = problems(held_out, split="test") if held_out else []
     dialogue = InMarkdown(feedback, original)
     described = {"stage": stage, "data": data, **hashed(data), "limit": limit, "split": split, "held_out": held_out}
     described |= {"feedback": feedback, "original": original}

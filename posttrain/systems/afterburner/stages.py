@@ -22,19 +22,19 @@ class TeachingOptions:
     """What SFT, DPO and GRPO learn from."""
 
     samples: int = 32
-    """Grpo: samples of a task."""
+    """GRPO: samples of a task."""
     best: int = 24
-    """Sft: solutions of each problem and metric that are learned."""
+    """SFT: solutions of each problem and metric that are learned."""
     pairs_each: int = 48
-    """Dpo: pairs of each problem and metric."""
+    """DPO: pairs of each problem and metric."""
     least: int = 48
-    """Dpo: solutions that a problem must have."""
+    """DPO: solutions that a problem must have."""
     beta: float = 0.1
-    """Dpo: how close it stays to the model it starts from."""
+    """DPO: how close it stays to the model it starts from."""
     zone: float = 0.1
-    """Grpo: relative gains smaller than this count as none."""
+    """GRPO: relative gains smaller than this count as none."""
     repaired: bool = False
-    """Grpo: what passes where the original failed also earns for its efficiency, as in the release."""
+    """GRPO: what passes where the original failed also earns for its efficiency, as in the release."""
 
     def check(self) -> None:
         """Raises ValueError for a number that is too small."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from posttrain.options import ModelOptions, RunOptions, hashed
+from posttrain.options import ModelOptions, RunOptions, hashed, naming
 from posttrain.recipe import Part
 from posttrain.reward import each
 from posttrain.run import Session
@@ -104,7 +104,8 @@ def full(
         chosen = {"data": data, **hashed(data), "limit": limit, "split": split, "seed": run.seed, "judge": judge}
         evaluated(policy, marker, tasks, {**chosen, **vars(model)}, run)
         return None
-    tests = together(kept, statements(held_out, None, "test") if held_out else [])
+    with naming("--data", "--held-out"):
+        tests = together(kept, statements(held_out, None, "test") if held_out else [])
     policy = templated(model)
     described = {"stage": stage, "data": data, **hashed(data), "keep_out": keep_out, "held_out": held_out}
     described["held_out_sha256"] = hashed(held_out)["data_sha256"] if held_out else None

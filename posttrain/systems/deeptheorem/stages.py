@@ -13,7 +13,7 @@ from typing import Any, cast
 from posttrain.core import Sampler, Task
 from posttrain.data import read
 from posttrain.directory import begun, read_json, write_json
-from posttrain.options import ModelOptions, RunOptions, hashed
+from posttrain.options import ModelOptions, RunOptions, hashed, naming
 from posttrain.policy.text import TextPolicy
 from posttrain.progress import bar
 from posttrain.run import Session
@@ -128,7 +128,8 @@ def build(
     data: str, writer: Sampler, building: Building, model: ModelOptions, run: RunOptions, limit: int | None, split: str
 ) -> None:
     """Questions through the pipeline into `theorems.jsonl`. Raises ValueError when the writer never answered."""
-    tasks = read(data, building.question, None, limit=limit, split=split, prompt_option="--question")
+    with naming("--prompt", "--question"):
+        tasks = read(data, building.question, None, limit=limit, split=split)
     files = [name for name in (building.against or "").split(",") if name]
     tests = [str(task.prompt[-1]["content"]) for name in files for task in statements(name)]
     recall = by_encoder(building.encoder, model.device) if building.encoder else by_words

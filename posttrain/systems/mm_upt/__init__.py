@@ -100,7 +100,7 @@ def full(
     policy = model.policy()
     reward = majority(last_boxed, equivalent) if answers == "math" else majority(settled)
     made = replace(recipe(reward, reference=policy.frozen()), evaluation=task.reward(), updates=4)
-    tests = task.tasks(held_out, "test") if held_out else []
+    tests = task.held_out(held_out)
     if own_questions == "no":
         tasks = replace(task, answer=None).tasks()
     else:

@@ -149,7 +149,7 @@ def full(
         made = ppo_recipe(reward, Critic(policy, lr=1e-5), policy.frozen(), updates=updates)
     made = replace(made, evaluation=task.reward())
     described = {"pairs": pairs, "method": method, "backbone": backbone, "head": head, **task.describe(), **vars(model)}
-    tests = task.tasks(held_out, "test") if held_out else []
+    tests = task.held_out(held_out)
     return train(policy, task.tasks(), made, run.run(**described), held_out=tests)
 
 

@@ -138,7 +138,7 @@ def full(
     """
     policy = model.policy()
     made = recipe(task.reward(), policy, epochs=1)
-    tests = task.tasks(held_out, "test")
+    tests = task.held_out(held_out)
     session = measured(policy, task.tasks(), tests, made, run, samples, {**task.describe(), **vars(model)})
     if judge:
         asked = policy if judge == "self" else replace(model, model=judge, lora=0).policy()

@@ -114,7 +114,7 @@ def full(
     policy = model.policy()
     if stage == "rl":
         made = replace(recipe(task.reward(), reference=policy.frozen()), updates=4)
-        tests = task.tasks(held_out, "test") if held_out else []
+        tests = task.held_out(held_out)
         return train(policy, task.tasks(), made, run.run(cold_start=cold_start, **described), held_out=tests)
     if stage == "sft":
         where = {"image": task.image, "system": task.system, "limit": task.limit, "split": task.split}

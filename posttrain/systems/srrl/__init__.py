@@ -15,7 +15,7 @@ from typing import Literal
 from posttrain.core import Reward
 from posttrain.grade.clip import clip_similarity
 from posttrain.grade.own import reward_file
-from posttrain.options import RunOptions, hashed
+from posttrain.options import RunOptions, hashed, naming
 from posttrain.policy.denoise import Reduction
 from posttrain.policy.diffusion import Denoising
 from posttrain.policy.pipeline import diffusion
@@ -117,7 +117,9 @@ def full(
     if clip <= 0:
         raise ValueError(f"--clip {clip}: it must be above 0")
     how = Denoising(denoising, 1.0, guidance, w_denoise, w_invert, reduction)
-    tasks, tests = read_prompts(data), read_prompts(held_out, "--held-out") if held_out else []
+    with naming("--data", "--held-out"):
+        tests = read_prompts(held_out) if held_out else []
+    tasks = read_prompts(data)
     grade = graded_by(reward, device)
     policy = diffusion(model, how, lora=lora, bf16=bf16, batch=at_once, device=device)
     plain = method == "ddpo"

@@ -13,7 +13,7 @@ from typing import Any
 
 from posttrain.core import Message, Task
 from posttrain.episode import user
-from posttrain.policy.asked import branching, text_of
+from posttrain.policy.latents import branching, text_of
 from posttrain.seeding import mix
 from posttrain.stream import Source
 from posttrain.systems.srrl.reflection import rounds_part
@@ -69,14 +69,14 @@ def growing(stages: int, every: int) -> list[int]:
     return [stage // every for stage in range(stages)]
 
 
-def read_prompts(file: str, option: str = "--data") -> list[Task]:
+def read_prompts(file: str) -> list[Task]:
     """Tasks from a JSON list of strings, keyed by their place in it.
 
     Raises ValueError naming the file, and the place of what is no text.
     """
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"{option} {file}: there is no such file")
+        raise ValueError(f"--data {file}: there is no such file")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from posttrain.options import ModelOptions, RunOptions
+from posttrain.options import ModelOptions, RunOptions, naming
 from posttrain.recipe import Part
 from posttrain.run import Session
 from posttrain.step import train
@@ -70,7 +70,8 @@ def full(
         return None
     talk = replace(talk, probe=talk.probe or stage == "collect")
     tasks = talk.tasks(validation=stage == "evaluate")
-    tests = talk.tasks(held_out, validation=True) if held_out else []
+    with naming("--data", "--held-out"):
+        tests = talk.tasks(held_out, validation=True) if held_out else []
     policy, others = model.policy(), talk.players(model)
     roomy(policy, [*tasks, *tests], talk.turns, talk.most)
     described = run.run(**talk.describe(others), **vars(learning), **vars(model))

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from posttrain.core import Ask, Reply
 from posttrain.directory import read_rollouts, write_json
-from posttrain.policy.load import loaded, loaded_tokenizer, located, naming, picked
+from posttrain.options import naming
+from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
 from posttrain.seeding import mix
 from posttrain.systems.tomap.wording import ATTITUDES, Wording
 
@@ -69,7 +70,7 @@ class Encoder:
         from transformers import AutoModel
 
         self.name, self.rows = model, rows
-        with naming("--encoder"):
+        with naming("--model", "--encoder"):
             path = located(model)
             self.tokenizer = loaded_tokenizer(path)
             self.model = loaded(AutoModel, path).to(picked(device)).eval().requires_grad_(False)
