@@ -18,7 +18,6 @@ from .check import check_env as check_env
 from .check import check_loss as check_loss
 from .check import check_policy as check_policy
 from .check import check_reward as check_reward
-from .claim import Claim as Claim
 from .core import Advantage as Advantage
 from .core import Ask as Ask
 from .core import Batch as Batch
@@ -47,8 +46,6 @@ from .data import read as read
 from .data import read_demonstrations as read_demonstrations
 from .data import read_pairs as read_pairs
 from .descent import update as update
-from .directory import read_metrics as read_metrics
-from .directory import read_rollouts as read_rollouts
 from .episode import ask as ask
 from .episode import ask_all as ask_all
 from .episode import assistant as assistant
@@ -66,6 +63,7 @@ from .kl import k2 as k2
 from .kl import k3 as k3
 from .kl import kl_in_reward as kl_in_reward
 from .kl import kl_to_reference as kl_to_reference
+from .lab.claim import Claim as Claim
 from .loss import WholeStep as WholeStep
 from .loss import clipped as clipped
 from .loss import constant_length as constant_length
@@ -116,14 +114,16 @@ from .reward_training import bradley_terry as bradley_terry
 from .reward_training import train_reward_model as train_reward_model
 from .row import flatten as flatten
 from .row import rows as rows
-from .run import Run as Run
-from .run import Session as Session
+from .run.directory import read_metrics as read_metrics
+from .run.directory import read_rollouts as read_rollouts
+from .run.session import Session as Session
+from .run.settings import Run as Run
 from .sampler.server import server as server
 from .serve.record import read_episodes as read_episodes
 from .step import gather as gather
 from .step import learn as learn
-from .step import practised as practised
 from .step import train as train
+from .step import train_in_memory as train_in_memory
 from .stream import Shuffled as Shuffled
 from .stream import Source as Source
 from .supervised import sft as sft

@@ -61,8 +61,8 @@ class Chat:
             tokenizer.chat_template = TEMPLATES.get(template) or template_file(template)
         if not tokenizer.chat_template:
             raise ValueError(
-                f"the tokenizer {tokenizer.name_or_path!r} has no chat template: pass --template chatml or --template "
-                "plain (Python: template=...), or a Jinja file; a base model may also be given one by `posttrain sft`"
+                f"the tokenizer {tokenizer.name_or_path!r} has no chat template: pass `template=chatml`, "
+                "`template=plain` or a Jinja file"
             )
         self.end = self.end_text()
 

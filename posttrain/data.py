@@ -65,7 +65,7 @@ def read(
         if key in seen:
             raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
         seen[key] = place.line
-        tasks.append(Task(key, messages, None if answer is None else column(record, answer, place, "--answer")))
+        tasks.append(Task(key, messages, None if answer is None else column(record, answer, place, "answer")))
     return tasks
 
 
@@ -91,7 +91,7 @@ def read_demonstrations(
             if not any(message["role"] == "assistant" for message in messages):
                 raise ValueError(f"{place}: the messages in {prompt!r} hold no assistant reply to learn")
         else:
-            said = reply_text(column(record, response, place, "--response"), place, response)
+            said = reply_text(column(record, response, place, "response"), place, response)
             asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
             messages = (*before, *asked, assistant(said))
         out.append(Demonstration(messages, str(place)))
@@ -115,7 +115,7 @@ def read_pairs(
     """
     out = []
     for place, record in records(data, **options):
-        good, bad = column(record, chosen, place, "--chosen"), column(record, rejected, place, "--rejected")
+        good, bad = column(record, chosen, place, "chosen"), column(record, rejected, place, "rejected")
         before = [system_message(system)] if system else []
         if prompt in record or COLUMN.search(prompt):
             asked = prompt_of(record, prompt, place)
@@ -128,7 +128,7 @@ def read_pairs(
         asked = with_pictures(asked, record, None, place)
         pair = Pair((*before, *asked), reply_text(good, place, chosen), reply_text(bad, place, rejected))
         if kind:
-            pair = replace(pair, kind=str(column(record, kind, place, "--kind")))
+            pair = replace(pair, kind=str(column(record, kind, place, "kind")))
         if pair.chosen == pair.rejected:
             raise ValueError(f"{place}: {chosen!r} and {rejected!r} are the same text, so there is nothing to prefer")
         out.append(pair)
@@ -159,7 +159,7 @@ def column(record: Record, name: str, place: Place, option: str) -> Any:
         return column(record[outer], inner, place, option)
     if name not in record:
         near = difflib.get_close_matches(name, record, n=1)
-        hint = f"; did you mean {option} {near[0]}?" if near else ""
+        hint = f"; did you mean `{option}={near[0]}`?" if near else ""
         raise ValueError(f"{place}: there is no column {name!r}, only {', '.join(map(repr, record))}{hint}")
     if record[name] is None or record[name] == "":
         raise ValueError(f"{place}: the column {name!r} is empty; fill it in or leave the line out")
@@ -169,8 +169,8 @@ def column(record: Record, name: str, place: Place, option: str) -> Any:
 def prompt_of(record: Record, prompt: str, place: Place) -> tuple[Message, ...]:
     """The messages of a prompt: of a template with {columns}, of a chat column, or of a text column."""
     if COLUMN.search(prompt):
-        return (user(COLUMN.sub(lambda found: str(column(record, found[1], place, "--prompt")), prompt)),)
-    value = column(record, prompt, place, "--prompt")
+        return (user(COLUMN.sub(lambda found: str(column(record, found[1], place, "prompt")), prompt)),)
+    value = column(record, prompt, place, "prompt")
     if is_chat(value):
         messages = tuple(value)
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages
@@ -189,7 +189,7 @@ def with_pictures(messages: Sequence[Message], record: Record, name: str | None,
     if name is None:
         check_complete(messages, record, place)
         return tuple(messages)
-    value = column(record, name, place, "--image")
+    value = column(record, name, place, "image")
     given = list(value) if isinstance(value, list | tuple) else [value]
     left = [{"type": "image", "image": found_picture(one, place)} for one in given]
     split = [parts_of(message["content"]) if message["role"] != "assistant" else [] for message in messages]
@@ -225,12 +225,12 @@ def check_complete(messages: Sequence[Message], record: Record, place: Place) ->
     if any(map(is_hole, (part for content in asked if not isinstance(content, str) for part in parts_of(content)))):
         raise ValueError(
             f"{place}: a picture is to stand in the messages, and none is given; it goes under 'image', or in a column "
-            "named by --image"
+            "named by `image`"
         )
     columns = [name for name in ("images", "image") if record.get(name)]
     if columns and any(isinstance(content, str) and MARK in content for content in asked):
         raise ValueError(
-            f"{place}: the prompt says {MARK} and there is a column {columns[0]!r}: give --image {columns[0]} "
+            f"{place}: the prompt says {MARK} and there is a column {columns[0]!r}: give `image={columns[0]}` "
             f"(preference pairs are of text only: leave the line, or {MARK}, out)"
         )
 
@@ -301,7 +301,7 @@ def with_reply(message: Message, place: Place, name: str) -> Message:
 def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:
     """Every record with its place. Raises ValueError for a missing, empty or malformed file."""
     if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit}: it must be at least 1")
+        raise ValueError(f"`limit={limit}`: it must be at least 1")
     path = Path(data)
     readers: dict[str, Callable[[Path], Iterator[tuple[Place, Record]]]] = {
         ".jsonl": jsonl,
@@ -312,11 +312,11 @@ def records(data: str | Path, limit: int | None = None, split: str = "train") ->
     }
     if path.is_file():
         if path.suffix not in readers:
-            raise ValueError(f"--data {data}: the ending {path.suffix!r} is none of {', '.join(readers)}")
+            raise ValueError(f"`data={data}`: the ending {path.suffix!r} is none of {', '.join(readers)}")
         found = readers[path.suffix](path)
     elif path.suffix in readers or str(data).startswith((".", "/", "~")):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        raise ValueError(f"--data {data}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ValueError(f"`data={data}`: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
     else:
         found = hub(str(data), split)
     count = 0
@@ -325,7 +325,7 @@ def records(data: str | Path, limit: int | None = None, split: str = "train") ->
         if count == limit:
             break
     if not count:
-        raise ValueError(f"--data {data}: the file is empty")
+        raise ValueError(f"`data={data}`: the file is empty")
 
 
 def jsonl(path: Path) -> Iterator[tuple[Place, Record]]:
@@ -374,7 +374,7 @@ def parquet(path: Path) -> Iterator[tuple[Place, Record]]:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ValueError(f"--data {path}: Parquet needs the extra: pip install 'posttrain[data]'") from error
+        raise ValueError(f"`data={path}`: Parquet needs the extra: pip install 'posttrain[data]'") from error
     number = 0
     for batch in ParquetFile(path).iter_batches():
         for record in batch.to_pylist():
@@ -387,13 +387,13 @@ def hub(name: str, split: str) -> Iterator[tuple[Place, Record]]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ValueError(f"--data {name}: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
+        raise ValueError(f"`data={name}`: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
     repository, _, configuration = name.partition(":")
     try:
         found = load_dataset(repository, configuration or None, split=split)
-    except Exception as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(
-            f"--data {name}: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
+            f"`data={name}`: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
         ) from error
     for number, record in enumerate(found, 1):
         yield Place(name, number), dict(record)

@@ -48,7 +48,9 @@ def update(
     """
     log, old = Averages(), [row.logp for row in rows]
     if corrected or updates * epochs > 1:
-        surveyed, micro_tokens = fitting(policy, rows, micro_tokens, lambda tokens: survey(policy, rows, tokens))
+        surveyed, micro_tokens = retry_out_of_memory(
+            policy, rows, micro_tokens, lambda tokens: survey(policy, rows, tokens)
+        )
         old = [now.logp for now in surveyed]
     loss = Corrected(loss) if corrected else loss
     generator = torch.Generator().manual_seed(seed)
@@ -60,14 +62,16 @@ def update(
                 optimizer.zero_grad()
                 return accumulate(policy, chosen, chosen_old, loss, reduce, reference, tokens)
 
-            found, micro_tokens = fitting(policy, chosen, micro_tokens, attempt)
+            found, micro_tokens = retry_out_of_memory(policy, chosen, micro_tokens, attempt)
             log.join(found)
             log.add(descend(optimizer, max_norm), 1)
             policy.version += 1
     return log.means() | {"micro_tokens": float(micro_tokens)}
 
 
-def fitting(policy: Policy, rows: Sequence[Row], tokens: int, attempt: Callable[[int], Result]) -> tuple[Result, int]:
+def retry_out_of_memory(
+    policy: Policy, rows: Sequence[Row], tokens: int, attempt: Callable[[int], Result]
+) -> tuple[Result, int]:
     """`attempt(tokens)`, in micro-batches half as large as often as memory runs out; and the size that fitted.
 
     Raises the error of the last attempt when a single row does not fit, or where other ranks are in step with this one.
@@ -77,7 +81,7 @@ def fitting(policy: Policy, rows: Sequence[Row], tokens: int, attempt: Callable[
             return attempt(tokens), tokens
         except RuntimeError as error:
             if out_of_memory(error) and ranks.world() > 1:
-                error.add_note(f"rank {ranks.rank()} ran out of memory: continue with --resume and less --micro-tokens")
+                error.add_note(f"rank {ranks.rank()} ran out of memory: give `resume=True` and fewer `micro_tokens`")
                 raise
             bins = micro_batches(policy, rows, tokens)
             if not out_of_memory(error) or all(len(piece) == 1 for piece in bins):

@@ -82,6 +82,29 @@ def single_turn(task: Task) -> Episode:
     yield from ask(task.prompt)
 
 
+def decoded_with(env: Env, temperature: float | None = None, max_new: int | None = None) -> Env:
+    """The environment with this temperature and length limit in the policy's asks that name none."""
+
+    def wrapped(task: Task) -> Episode:
+        episode = env(task)
+        try:
+            asks = next(episode)
+            while True:
+                replies = yield [with_defaults(ask, temperature, max_new) for ask in asks]
+                asks = episode.send(replies)
+        except StopIteration as over:
+            return over.value
+
+    return wrapped
+
+
+def with_defaults(ask: Ask, temperature: float | None, max_new: int | None) -> Ask:
+    if ask.who != "policy":
+        return ask
+    warm = temperature if ask.temperature is None else ask.temperature
+    return replace(ask, temperature=warm, max_new=max_new if ask.max_new is None else ask.max_new)
+
+
 def play(
     tasks: Sequence[Task],
     env: Env,

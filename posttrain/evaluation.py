@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from posttrain.core import Env, Group, Invalid, Reward, Sampler, Score, Task
-from posttrain.episode import single_turn
+from posttrain.episode import decoded_with, single_turn
 from posttrain.group import played_and_graded
-from posttrain.progress import bar
+from posttrain.run.progress import bar
 
 GROUPS_AT_ONCE = 64  # tasks sampled together
 
@@ -48,12 +49,18 @@ def evaluate(
     *,
     samples: int = 1,
     seed: int = 0,
+    temperature: float | None = None,
+    max_new: int | None = None,
     watch: Callable[[int], object] = lambda more: None,
 ) -> Evaluation:
-    """Sample and grade every task; `watch` hears how many more tasks are done, again and again.
+    """Sample and grade every task. `watch(n)` is called after each batch with the number of tasks finished.
 
+    temperature, max_new   of the policy's replies, where its environment does not say: 0 is greedy; the policy's own if
+                           not given
     Raises ValueError when not one sample could be graded.
     """
+    if temperature is not None or max_new is not None:
+        env = decoded_with(env, temperature, max_new)
     found = Evaluation()
     for start in range(0, len(tasks), GROUPS_AT_ONCE):
         some, _ = played_and_graded(tasks[start : start + GROUPS_AT_ONCE], env, reward, players, samples, seed + start)
@@ -66,9 +73,9 @@ def evaluate(
     return found
 
 
-def evaluated_with_bar(
-    policy: Sampler, tasks: Sequence[Task], reward: Reward, samples: int, seed: int = 0, env: Env = single_turn
+def evaluate_with_bar(
+    players: Mapping[str, Sampler], tasks: Sequence[Task], reward: Reward, env: Env = single_turn, **options: Any
 ) -> Evaluation:
-    """`evaluate` one policy, with a progress bar in a terminal."""
+    """`evaluate` with a progress bar in a terminal."""
     with bar("tasks", len(tasks)) as watch:
-        return evaluate({"policy": policy}, tasks, reward, env, samples=samples, seed=seed, watch=watch)
+        return evaluate(players, tasks, reward, env, watch=watch, **options)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from posttrain import ranks
 from posttrain.core import Env, Group, Invalid, Metrics, Reward, Rollout, Sampler, Score, Spread, Task
 from posttrain.episode import rollout
@@ -25,6 +27,15 @@ class Graded:
     @property
     def valid(self) -> list[tuple[Rollout, Score]]:
         return [(r, s) for r, s in zip(self.group, self.scores, strict=True) if isinstance(s, Score)]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A rollout with its score and the credit of its decisions."""
+
+    rollout: Rollout
+    score: Score | Invalid
+    advantage: Tensor | None  # [N]; None when the rollout could not be graded
 
 
 def played_and_graded(

@@ -19,7 +19,8 @@ from posttrain.data import Pair
 from posttrain.descent import Averages, descend
 from posttrain.policy.text import TextPolicy
 from posttrain.row import scored, split
-from posttrain.run import Run, Session
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,7 +179,7 @@ def divergence(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence
     Raises ValueError for fewer than two pairs, or without a reference.
     """
     if reference is None or len(pairs) < 2:
-        raise ValueError("kto estimates a divergence from mismatched pairs: it needs a reference and --tasks 2 or more")
+        raise ValueError("kto estimates a divergence from mismatched pairs: it needs a reference and `tasks` 2 or more")
     mixed = [row(policy, pair, pairs[i - 1].chosen) for i, pair in enumerate(pairs)]
     fit = [one for one in mixed if policy.size([one]) <= policy.context]
     ratios = [

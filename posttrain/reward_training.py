@@ -15,7 +15,8 @@ from posttrain.descent import descend
 from posttrain.policy.value import RewardModel
 from posttrain.preference import Judged, looks_around, whole_step
 from posttrain.row import split
-from posttrain.run import Run, Session
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
 
 ScoreLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # scores of chosen and rejected [B] -> cost [B] or []
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from posttrain.core import Batch, Group, Policy, Rollout, Row, Score, Turn
+from posttrain.data import Demonstration
+from posttrain.episode import assistant
+from posttrain.policy.text import TextPolicy
 
 
 def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0, score: Score | None = None) -> list[Row]:
@@ -33,6 +36,23 @@ def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0, sc
         else:
             packed.append(Row([turn], credit, group, score))
     return [row for row in packed if len(row.advantage)]
+
+
+def demonstration_rows(policy: TextPolicy, demonstration: Demonstration) -> list[Row]:
+    """A row (or several, where the template rewrites the past) in which every assistant message is learned."""
+    rows: list[Row] = []
+    messages = list(demonstration.messages)
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        turn = policy.demonstrate(messages[:i], message["content"])
+        messages[i] = assistant(turn.reply)
+        if rows and policy.extends(rows[-1].turns[-1], turn):
+            turns: list[Turn] = [*rows[-1].turns, turn]
+            rows[-1] = Row(turns, torch.ones(sum(len(t.reply.logp) for t in turns)))
+        else:
+            rows.append(Row([turn], torch.ones(len(turn.reply.logp))))
+    return rows
 
 
 def rows_of(policy: Policy, rollout: Rollout, turns: Sequence[Turn]) -> list[Row]:

@@ -14,25 +14,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from posttrain import ranks
-from posttrain.core import Invalid, Metrics, Policy, Rollout, Row, Sampler, Score, Spread, Task
+from posttrain.core import Metrics, Policy, Row, Sampler, Score, Spread, Task
 from posttrain.descent import update
-from posttrain.group import Graded, described, limit_invalid, played_and_graded
+from posttrain.group import Graded, Played, described, limit_invalid, played_and_graded
 from posttrain.recipe import Learner, Recipe
 from posttrain.row import rows
-from posttrain.run import Run, Session
+from posttrain.run.session import HeldOut, Session
+from posttrain.run.settings import Run
 from posttrain.seeding import mix, seed_everything
 from posttrain.stream import Shuffled, Source
-
-
-@dataclass(frozen=True, slots=True)
-class Played:
-    """A rollout with what became of it."""
-
-    rollout: Rollout
-    score: Score | Invalid
-    advantage: Tensor | None  # [N]; None when the rollout could not be graded
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,31 +109,48 @@ def credited_groups(recipe: Recipe, groups: Sequence[Graded]) -> list[list[Playe
 def learn(
     policy: Policy, session: Session, experience: Experience, recipe: Recipe, *, corrected: bool = False
 ) -> Metrics:
-    """The second half of a step: update the policy, then whatever else of the recipe learns."""
+    """The second half of a session's step: update the policy, then whatever else of the recipe learns."""
+    options = {"max_norm": session.run.max_norm, "micro_tokens": session.micro_tokens, "seed": session.seed}
+    metrics = learn_from(policy, session.optimizer, experience, recipe, **options, corrected=corrected)
+    session.micro_tokens = int(metrics.get("micro_tokens", session.micro_tokens))
+    return metrics
+
+
+def learn_from(
+    policy: Policy,
+    optimizer: Optimizer,
+    experience: Experience,
+    recipe: Recipe,
+    *,
+    micro_tokens: int = 16384,
+    max_norm: float = 1.0,
+    seed: int = 0,
+    corrected: bool = False,
+) -> Metrics:
+    """`learn` with an optimizer and settings of one's own."""
     clock = time.perf_counter()
     metrics: Metrics = {}
     if experience.rows:
         metrics = update(
             policy,
-            session.optimizer,
+            optimizer,
             experience.rows,
             recipe.loss,
             recipe.reduce,
             recipe.reference,
             updates=recipe.updates,
             epochs=recipe.epochs,
-            micro_tokens=session.micro_tokens,
-            max_norm=session.run.max_norm,
-            seed=session.seed,
+            micro_tokens=micro_tokens,
+            max_norm=max_norm,
+            seed=seed,
             corrected=corrected,
         )
-        session.micro_tokens = int(metrics["micro_tokens"])
     if isinstance(recipe.advantage, Learner):
         metrics |= recipe.advantage.learn()
     return metrics | {"seconds_learn": time.perf_counter() - clock}
 
 
-def practised(
+def train_in_memory(
     policy: Policy,
     tasks: Sequence[Task] | Source,
     recipe: Recipe,
@@ -164,14 +174,9 @@ def practised(
         now = mix(seed, step)
         seed_everything(mix(seed, "step", step))
         experience = gather(policy, source, recipe, per_step, seed=now)
-        options: dict = {"updates": recipe.updates, "epochs": recipe.epochs, "max_norm": max_norm, "seed": now}
-        if experience.rows:
-            found |= update(policy, optimizer, experience.rows, recipe.loss, recipe.reduce, recipe.reference, **options)
-        if isinstance(recipe.advantage, Learner):
-            found |= recipe.advantage.learn()
+        found |= learn_from(policy, optimizer, experience, recipe, max_norm=max_norm, seed=now)
         history.append({"step": step, **experience.metrics, **found})
-    last = watch(steps)
-    if last:
+    if last := watch(steps):
         history.append({"step": steps, **last})
     return history
 
@@ -182,18 +187,19 @@ def train(
     recipe: Recipe,
     run: Run,
     *,
-    held_out: Sequence[Task] = (),
+    held_out: HeldOut = (),
     sampler: Sampler | None = None,
-    begun: Callable[[Session], None] = lambda session: None,
+    on_start: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """Train a policy on tasks by a recipe, in a run directory; returns the session, whose `history` holds the metrics.
 
     `sampler` plays in the policy's place; its replies are corrected for the difference, and if it is an engine it is
-    given the weights before every step. `held_out` tasks are graded every `run.eval_every` steps and never trained on.
-    `begun` is called once, when the directory is prepared and a resumed run restored, before any step.
+    given the weights before every step. `held_out` tasks, or several sets of them by name, are graded every
+    `run.eval_every` steps and never trained on. `on_start` is called once before the first step, when the directory is
+    prepared and a resumed run restored. Under torchrun the policy is sharded over the ranks.
     """
     with Session(run, policy, tasks, recipe, held_out=held_out, sampler=sampler) as session:
-        begun(session)
+        on_start(session)
         for _ in session:
             experience = gather(policy, session.source, recipe, run.tasks, seed=session.seed, sampler=sampler)
             if session.engine and ranks.primary():

@@ -7,50 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
-from posttrain.core import Metrics, Row, Sampler, Task, Turn
+from posttrain.core import Metrics, Row, Sampler, Task
 from posttrain.data import Demonstration
 from posttrain.descent import update
-from posttrain.episode import assistant, rollout, single_turn
+from posttrain.episode import rollout, single_turn
 from posttrain.loss import likelihood, token_mean
 from posttrain.policy.text import TextPolicy
-from posttrain.run import Run, Session
-
-
-def demonstrated(policy: TextPolicy, demonstration: Demonstration) -> list[Row]:
-    """A row (or several, where the template rewrites the past) in which every assistant message is learned."""
-    rows: list[Row] = []
-    messages = list(demonstration.messages)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        turn = policy.demonstrate(messages[:i], message["content"])
-        messages[i] = assistant(turn.reply)
-        if rows and policy.extends(rows[-1].turns[-1], turn):
-            turns: list[Turn] = [*rows[-1].turns, turn]
-            rows[-1] = Row(turns, torch.ones(sum(len(t.reply.logp) for t in turns)))
-        else:
-            rows.append(Row([turn], torch.ones(len(turn.reply.logp))))
-    return rows
+from posttrain.row import demonstration_rows
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
 
 
 def sft(
     policy: TextPolicy,
     demonstrations: Sequence[Demonstration],
     run: Run,
-    begun: Callable[[Session], None] = lambda session: None,
+    on_start: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """Supervised fine-tuning, the loss on assistant replies only; `run.tasks` is the number of rows in a step.
 
-    `begun` is called once, when the directory is prepared and a resumed run restored, before any step.
+    `on_start` is called once before the first step, when the directory is prepared and a resumed run restored.
     Raises ValueError naming the demonstration that is longer than the model's context.
     """
     rows = []
     for number, demonstration in enumerate(demonstrations, 1):
         name = demonstration.place or f"demonstration {number}"
         try:
-            found = demonstrated(policy, demonstration)
+            found = demonstration_rows(policy, demonstration)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         for row in found:
@@ -61,7 +44,7 @@ def sft(
                 )
             rows.append(row)
     with Session(run, policy, rows, kind="sft") as session:
-        begun(session)
+        on_start(session)
         for _ in session:
             session.log(supervised_step(policy, session, run))
     return session

@@ -187,13 +187,13 @@ def warm_start(
 
     from posttrain.descent import update
     from posttrain.loss import likelihood
-    from posttrain.supervised import demonstrated
+    from posttrain.row import demonstration_rows
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20, (steps - step) / (0.2 * steps))
-        batch = [row for _ in range(rows) for row in demonstrated(policy, next(demonstrations))]
+        batch = [row for _ in range(rows) for row in demonstration_rows(policy, next(demonstrations))]
         watch(step, update(policy, optimizer, batch, likelihood)["loss"])
     policy.version = 0
 

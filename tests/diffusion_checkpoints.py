@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
-from posttrain.world.balance import Balance
-from posttrain.world.pictures import Size, untrained
+from posttrain.lab.world.balance import Balance
+from posttrain.lab.world.pictures import Size, untrained
 
 TEXT = {
     "hidden_size": 16,

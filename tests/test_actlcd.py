@@ -23,7 +23,7 @@ from posttrain.episode import rollout
 from posttrain.evaluation import evaluate
 from posttrain.reward import each
 from posttrain.sampler.server import Player, Server
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems.actlcd import checkers
 from posttrain.systems.actlcd.bcq import Bcq, phase_of
 from posttrain.systems.actlcd.experiments import Laboratory, measured
@@ -41,8 +41,8 @@ from posttrain.systems.actlcd.labels import (
     token_rewards,
 )
 from posttrain.systems.actlcd.learning import learned, rate, trained, transitions
-from posttrain.world.misconceptions import Misconceptions, conversation, right, transcript
-from posttrain.world.words import Size
+from posttrain.lab.world.misconceptions import Misconceptions, conversation, right, transcript
+from posttrain.lab.world.words import Size
 
 HOW = Decoding((0, 1))
 
@@ -220,7 +220,7 @@ def test_online_training_moves_the_gate(make):
     policy = gate_policy(make)
     reward = each(lambda one: rate([one]))
     before = evaluate({"policy": policy}, [task("a")], reward, samples=16).reward
-    practised(policy, [task("a"), task("b")], pt.Recipe(reward, samples=8), steps=12, per_step=2, lr=1e-2)
+    train_in_memory(policy, [task("a"), task("b")], pt.Recipe(reward, samples=8), steps=12, per_step=2, lr=1e-2)
     assert evaluate({"policy": policy}, [task("a")], reward, samples=16).reward > max(before, 0.8)
 
 

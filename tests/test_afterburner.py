@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain import tiny
-from posttrain.checkpoint import stateful
+from posttrain.run.checkpoint import stateful
 from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failed, Invalid, Score
 from posttrain.data import Place
 from posttrain.sandbox import Called, Outcome, Program, Returned, sandbox
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems import afterburner
 from posttrain.systems.afterburner import evaluating, measuring, stages, venus
 from posttrain.systems.afterburner.experiments import (
@@ -40,9 +40,9 @@ from posttrain.systems.afterburner.iterate import Best, Rewrite, accepted, cours
 from posttrain.systems.afterburner.measuring import CAPS, Bench, Performance, beyond, resampled
 from posttrain.systems.afterburner.reward import Weights, efficiency, formed, recipe, rewriting, scored
 from posttrain.systems.afterburner.venus import InMarkdown, problem, problems
-from posttrain.world.kata import Kata, Katas, measured, python, reply
-from posttrain.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
-from posttrain.world.words import Size, base
+from posttrain.lab.world.kata import Kata, Katas, measured, python, reply
+from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
+from posttrain.lab.world.words import Size, base
 
 PASS, FAIL = Performance(True, 2.0, 100.0), Performance(False)
 KATA = Kata("pairs", "small", "closed")
@@ -481,7 +481,7 @@ def test_grpo_learns_to_repair_code(box, monkeypatch, tmp_path):
     world, bench = Katas(101), Bench(box, 10.0, repeats=1, laps=3, at_once=4)
     policy = base(world, 101, Size(steps=200))
     made = recipe(bench, InWords(world))
-    history = practised(policy, rewritings(world), made, steps=50, per_step=16, lr=1e-3, seed=101)
+    history = train_in_memory(policy, rewritings(world), made, steps=50, per_step=16, lr=1e-3, seed=101)
     first, last = (statistics.fmean(step["part/passed"] for step in part) for part in (history[:5], history[-5:]))
     assert last > first + 0.15  # measured: 0.24 to 0.60
 

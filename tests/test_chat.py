@@ -192,11 +192,11 @@ def test_a_tokenizer_without_a_template_is_refused_with_the_remedy():
 
 def test_supervised_rows_learn_replies_only(make):
     from posttrain.chat import unroll
-    from posttrain.supervised import demonstrated
+    from posttrain.row import demonstration_rows
 
     policy = make()
     talk = (pt.user("a?"), pt.assistant("one"), pt.user("b?"), pt.assistant("two"))
-    [row] = demonstrated(policy, pt.Demonstration(talk))
+    [row] = demonstration_rows(policy, pt.Demonstration(talk))
     ids, sampled = unroll(row.turns)
     assert policy.tokenizer.decode([ids[i] for i in sampled]) == "one<|im_end|>two<|im_end|>"
     whole = policy.chat.text(talk, prompt=False)

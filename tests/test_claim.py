@@ -8,10 +8,10 @@ import math
 import pytest
 
 from posttrain import systems
-from posttrain.claim import Claim, as_json, as_table, paired_interval
+from posttrain.lab.claim import Claim, as_json, as_table, paired_interval
 from posttrain.cli import laboratory, main
-from posttrain.cli.laboratory import Job, Notebook, run_all
-from posttrain.picture import dots, ticks
+from posttrain.lab.arms import Job, Notebook, run_all
+from posttrain.lab.picture import dots, ticks
 
 
 def values(new, old, measure: str = "accuracy"):

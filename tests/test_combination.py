@@ -18,7 +18,7 @@ from posttrain.episode import Locked
 from posttrain.loss import cispo, gspo
 from posttrain.systems.actlcd.features import width
 from posttrain.systems.actlcd.gate import GatePolicy, Net
-from posttrain.world.balance import Balance
+from posttrain.lab.world.balance import Balance
 
 
 def varied(group):

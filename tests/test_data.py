@@ -7,7 +7,7 @@ import json
 import pytest
 
 import posttrain as pt
-from posttrain.options import TaskOptions
+from posttrain.cli.options import TaskOptions
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ import posttrain.run
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.core import Failed, Invalid, Score
-from posttrain.options import ModelOptions
+from posttrain.cli.options import ModelOptions
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.reward import graded
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems import deeptheorem
 from posttrain.systems.deeptheorem import near, pipeline, questions
 from posttrain.systems.deeptheorem.experiments import read_much, recipe
@@ -32,7 +32,7 @@ from posttrain.systems.deeptheorem.replies import Replies
 from posttrain.systems.deeptheorem.stages import TEMPLATE, templated
 from posttrain.systems.deeptheorem.statements import Stated, decided, divided, floors, measured, proofs, statements
 from posttrain.systems.deeptheorem.verdict import INSTRUCTION, guarded, lenient, right, verdict
-from posttrain.world.theorems import RELATIONS, Claimed, Theorems, checked, steps
+from posttrain.lab.world.theorems import RELATIONS, Claimed, Theorems, checked, steps
 
 PROVED, DISPROVED = "<answer> \\boxed{proved} </answer>", "<answer> \\boxed{disproved} </answer>"
 
@@ -816,7 +816,7 @@ def test_arms_are_quick_when_asked(name, monkeypatch, cache):
 def test_the_verdict_alone_teaches_to_prove():
     """From the laptop's base model, which can prove and mostly does not; it is built once."""
     policy, world = read_much(100), Theorems(100)
-    history = practised(policy, world.training(), recipe(pt.each(right), 16), steps=12, per_step=16, lr=1e-3, seed=1)
+    history = train_in_memory(policy, world.training(), recipe(pt.each(right), 16), steps=12, per_step=16, lr=1e-3, seed=1)
     assert 0.1 < history[0]["reward"] < 0.9, "a base model that can be taught"
     assert history[-1]["reward"] > history[0]["reward"] + 0.15
     assert history[-1]["length"] > history[0]["length"]

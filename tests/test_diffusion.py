@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.check import check_policy
-from posttrain.directory import plain
-from posttrain.picture import png
+from posttrain.run.directory import plain
+from posttrain.lab.picture import png
 from posttrain.policy.denoise import gaussian_entropy, gaussian_logp, schedule
 from posttrain.policy.diffusion import thumbnail
 from posttrain.policy.latents import branching
 from posttrain.policy.pipeline import diffusion
 from posttrain.row import rows_of
-from posttrain.step import practised
-from posttrain.world.balance import Balance
-from posttrain.world.pictures import base
+from posttrain.step import train_in_memory
+from posttrain.lab.world.balance import Balance
+from posttrain.lab.world.pictures import base
 
 TASKS = Balance().tasks()
 
@@ -254,7 +254,7 @@ def test_reinforcement_brightens_pictures():
     policy = drawing(guidance=1.0)
     bright = pt.each(lambda rollout: float(rollout.turns[-1].reply.content.mean()))
     recipe = pt.Recipe(bright, samples=16)
-    history = practised(policy, TASKS, recipe, steps=16, per_step=2, lr=1e-2)
+    history = train_in_memory(policy, TASKS, recipe, steps=16, per_step=2, lr=1e-2)
     assert history[-1]["reward"] > history[0]["reward"] + 0.1
 
 
@@ -422,7 +422,7 @@ def test_pictures_are_recorded_small(tmp_path):
 
 
 def test_a_run_shows_its_pictures(tmp_path):
-    from posttrain.report import write_report
+    from posttrain.cli.report import write_report
 
     bright = pt.each(lambda rollout: float(rollout.turns[-1].reply.content.mean()))
     out = tmp_path / "run"

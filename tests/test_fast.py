@@ -34,11 +34,11 @@ from transformers import (
 )
 
 import posttrain as pt
-from posttrain.policy.dense import Dense
-from posttrain.policy.generate import draw, generate
-from posttrain.policy.head import Head, Linear
-from posttrain.policy.line import Line
-from posttrain.policy.prompt import Prompted
+from posttrain.policy.fast.dense import Dense
+from posttrain.policy.fast.generate import draw, generate
+from posttrain.policy.fast.head import Head, Linear
+from posttrain.policy.fast.line import Line
+from posttrain.policy.fast.prompt import Prompted
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.seeding import mix
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import posttrain as pt
-from posttrain.policy.generate import draw
+from posttrain.policy.fast.generate import draw
 
 SIZES = {
     "hidden_size": 32,
@@ -147,7 +147,7 @@ def test_the_chunked_head_equals_the_whole(make, monkeypatch):
     ]
     found = []
     for elements in (2**23, 3 * 512):
-        monkeypatch.setattr("posttrain.policy.head.ELEMENTS", elements)
+        monkeypatch.setattr("posttrain.policy.fast.head.ELEMENTS", elements)
         density = policy.density(rows)
         gradient = torch.autograd.grad(density.logp.sum() + density.entropy.sum(), list(policy.parameters()))
         found.append((density.logp, density.entropy, torch.cat([g.flatten() for g in gradient])))

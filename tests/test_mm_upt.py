@@ -17,7 +17,7 @@ from posttrain.grade.verify import equivalent, last_boxed
 from posttrain.systems.mm_upt import clusters, majority, pictures, semantic_entropy, settled
 from posttrain.systems.mm_upt.questions import STEPS, questions, to_write
 from posttrain.systems.mm_upt.questions import in_words as new_question
-from posttrain.world import glyphs
+from posttrain.lab.world import glyphs
 
 
 def find(text: str) -> str | None:

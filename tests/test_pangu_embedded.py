@@ -21,8 +21,8 @@ from posttrain.systems.pangu_embedded.dual import META, fast_enough, fused, mode
 from posttrain.systems.pangu_embedded.mars import Router, repeated, with_auxiliaries
 from posttrain.systems.pangu_embedded.repair import NOTE, Repaired, loop
 from posttrain.systems.pangu_embedded.stages import ByComplexity, sources
-from posttrain.world import chains
-from posttrain.world import sources as three
+from posttrain.lab.world import chains
+from posttrain.lab.world import sources as three
 
 # ---- distillation
 
@@ -105,7 +105,7 @@ def test_each_source_has_its_reward_and_its_scale():
 
 
 def test_what_a_router_remembers_is_in_a_checkpoint():
-    from posttrain.checkpoint import stateful
+    from posttrain.run.checkpoint import stateful
 
     router = Router({"math": TRUTH}, three.kind_of, {"math": "zscore"}, window=4)
     router(grouped("math", [0.0, 1.0, 5.0]))
@@ -254,7 +254,7 @@ def questions(tmp_path):
 
 
 def test_sources_are_named_and_mistakes_in_them_explained(questions):
-    from posttrain.options import TaskOptions
+    from posttrain.cli.options import TaskOptions
     from posttrain.systems.pangu_embedded.stages import grader
 
     task = TaskOptions(str(questions))

@@ -178,7 +178,7 @@ def test_a_reward_file_is_imported_as_python_imports_one(tmp_path):
 
 def test_an_evaluation_leaves_out_what_could_not_be_graded():
     from posttrain.evaluation import Evaluation
-    from posttrain.report import evaluation_values
+    from posttrain.cli.report import evaluation_values
 
     bad = pt.Invalid("timeout")
     found = Evaluation(

@@ -11,8 +11,8 @@ import posttrain as pt
 from posttrain.preference import dpo, judged, whole_step
 from posttrain.reward_training import regression, reward_step
 from posttrain.systems.reward_fairness import fair, fairness, for_policy, for_scores, unfairness
-from posttrain.world.preferences import Preferences
-from posttrain.world.words import fresh_judge, spoken
+from posttrain.lab.world.preferences import Preferences
+from posttrain.lab.world.words import fresh_judge, spoken
 
 SHARES = torch.tensor([0.9, 0.5, 0.1, 0.7])
 

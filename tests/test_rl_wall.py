@@ -16,7 +16,7 @@ from posttrain.measure import auc
 from posttrain.systems.rl_wall import Sweep, swept
 from posttrain.systems.rl_wall.judge import Assessment, assessed, shares
 from posttrain.systems.rl_wall.tree import Node, common, tree, write_trees
-from posttrain.world.navigation import Navigation, right
+from posttrain.lab.world.navigation import Navigation, right
 
 
 def test_a_walk_follows_the_tables():

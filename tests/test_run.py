@@ -18,8 +18,8 @@ from conftest import Bandit, digits, task
 from safetensors.torch import load_file
 
 import posttrain as pt
-from posttrain.directory import begun
-from posttrain.lines import Lines, whole_lines
+from posttrain.run.directory import begun
+from posttrain.run.lines import Lines, whole_lines
 from posttrain.policy.value import Critic, Gae
 
 HERE = Path(__file__).parent
@@ -293,7 +293,7 @@ def test_schedules():
 
 
 def test_what_a_recipe_remembers_is_found(make, tmp_path):
-    from posttrain.checkpoint import stateful
+    from posttrain.run.checkpoint import stateful
 
     gae = Gae(Critic(make()))
     assert stateful(pt.ppo(pt.each(digits), advantage=gae)) == {"recipe.advantage": gae}
@@ -349,7 +349,7 @@ def test_nothing_admitted_is_warned_of(tmp_path, capsys):
 
 
 def test_the_default_rate_is_gentle_for_pretrained_models_and_not_under_lora():
-    from posttrain.run import default_rate
+    from posttrain.run.session import default_rate
 
     class Model:
         def __init__(self, whole, trained):
@@ -367,7 +367,7 @@ def test_the_default_rate_is_gentle_for_pretrained_models_and_not_under_lora():
 
 
 def test_what_a_closure_holds_is_recorded_by_size_not_by_content():
-    from posttrain.directory import plain
+    from posttrain.run.directory import plain
 
     answers = list(range(1000))
 

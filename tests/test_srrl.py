@@ -16,18 +16,18 @@ import posttrain as pt
 from posttrain.advantage import normalised
 from posttrain.core import Invalid
 from posttrain.grade.clip import clip_similarity
-from posttrain.options import RunOptions
+from posttrain.cli.options import RunOptions
 from posttrain.policy.latents import text_of
 from posttrain.policy.pipeline import diffusion
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.stream import Shuffled
 from posttrain.systems.srrl import PARTS, claims, full, graded_by, laptop, recipe
 from posttrain.systems.srrl.claims import measured
 from posttrain.systems.srrl.reflection import every_round, reflected
 from posttrain.systems.srrl.selection import Windowed, selected
 from posttrain.systems.srrl.stages import Stages, growing, read_prompts, staged
-from posttrain.world.balance import Balance, alike
-from posttrain.world.balance import drawn as beam
+from posttrain.lab.world.balance import Balance, alike
+from posttrain.lab.world.balance import drawn as beam
 
 BRIGHT = pt.each(lambda rollout: float(rollout.turns[-1].reply.content.mean()))
 WORLD = Balance()
@@ -220,7 +220,7 @@ def test_a_step_in_which_nothing_was_selected_trains_nothing(tmp_path):
 def test_its_parts_compose_with_text(make):
     for name in PARTS:
         made = PARTS[name](pt.Recipe(pt.each(digits), advantage=normalised, samples=4), True)
-        assert len(practised(make(max_new=6), [task("a"), task("b")], made, steps=2, per_step=2)) == 2
+        assert len(train_in_memory(make(max_new=6), [task("a"), task("b")], made, steps=2, per_step=2)) == 2
 
 
 # ---- stages

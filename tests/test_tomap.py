@@ -23,7 +23,7 @@ from posttrain import tiny
 from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failed, Invalid
 from posttrain.evaluation import evaluate
-from posttrain.lines import Lines
+from posttrain.run.lines import Lines
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.systems.tomap import experiments, stages
 from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, record, topics
@@ -66,8 +66,8 @@ from posttrain.systems.tomap.reward import (
     validated,
 )
 from posttrain.systems.tomap.wording import ATTITUDES, English
-from posttrain.world.persuasion import Bob, Mind, Persuasion
-from posttrain.world.words import Size, taught
+from posttrain.lab.world.persuasion import Bob, Mind, Persuasion
+from posttrain.lab.world.words import Size, taught
 
 TOPIC = Topic("t", "Q is so", "Q is not so", (Counterclaim("C one", "not C one"), Counterclaim("C two", "not C two")))
 GOOD = "<thought>secret plan</thought><argument>Look at {}.</argument>"
@@ -825,7 +825,7 @@ def test_topics_without_counterclaims_are_left_out(arguable, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_persuader_learns(monkeypatch):
     """From a hastily taught base model, what it earns on new topics rises."""
-    from posttrain.step import practised
+    from posttrain.step import train_in_memory
 
     world = Persuasion(100)
     policy = taught(world, 100, Size(hidden=32, layers=1, steps=500, rows=16))
@@ -836,5 +836,5 @@ def test_a_persuader_learns(monkeypatch):
         return evaluate({"policy": policy, **others}, tests, made.reward, made.env, seed=5).reward
 
     before = earned()
-    practised(policy, experiments.tasks(world, "white"), made, steps=20, per_step=16, lr=1e-3, seed=1)
+    train_in_memory(policy, experiments.tasks(world, "white"), made, steps=20, per_step=16, lr=1e-3, seed=1)
     assert earned() > before + 0.03

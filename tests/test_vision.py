@@ -17,8 +17,8 @@ import posttrain as pt
 from posttrain.chat import in_words
 from posttrain.cli import main
 from posttrain.data import read, read_demonstrations
-from posttrain.options import ModelOptions
-from posttrain.policy.load import fitting, vision
+from posttrain.cli.options import ModelOptions
+from posttrain.policy.load import load_policy, vision
 from posttrain.policy.pixels import Preprocessing, data_url, resized
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.policy.vision import VisionPolicy, pictures, positions
@@ -215,7 +215,7 @@ def test_a_checkpoint_comes_back_as_it_was(family, tmp_path):
     assert seen.preprocessing == SMALL
     first = policy(family)
     assert [one.text for one in sampled(seen, RAGGED)] == [one.text for one in sampled(first, RAGGED)]
-    assert fitting(folder, device="cpu", max_pixels=256).preprocessing.most == 256  # type: ignore[attr-defined]
+    assert load_policy(folder, device="cpu", max_pixels=256).preprocessing.most == 256  # type: ignore[attr-defined]
 
 
 def test_an_adapter_trains_and_its_twin_is_the_start(tmp_path):
@@ -259,7 +259,7 @@ def test_models_of_another_pattern_are_refused(make, tmp_path):
         Preprocessing.of({**SMALL.settings(), "resample": 2})
     make().save(tmp_path / "text")
     with pytest.raises(ValueError, match="sees no pictures"):
-        fitting(str(tmp_path / "text"), max_pixels=5)
+        load_policy(str(tmp_path / "text"), max_pixels=5)
     folder = checkpoint(tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=f"--model {folder}"):

@@ -11,7 +11,7 @@ import torch
 from conftest import digits, task
 
 import posttrain as pt
-from posttrain.options import ScaleOptions
+from posttrain.cli.options import ScaleOptions
 from posttrain.policy.load import adapted
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.row import rows_of, scored

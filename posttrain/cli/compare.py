@@ -2,107 +2,130 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed, one_of, own_settings
+from posttrain.cli.options import ModelOptions, TaskOptions, one_of
+from posttrain.run.settings import Run
 
 if TYPE_CHECKING:
-    from posttrain.core import Reward
+    from collections.abc import Sequence
+
+    from posttrain.core import Reward, Task
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
 
+World = Literal["modes", "habits"]
 WORLDS = {"modes": "Modes", "habits": "Habits"}
 
 
 @dataclass(frozen=True)
-class Compare:
+class DataOptions:
+    """Your own tasks, in place of a tiny world."""
+
+    data: str | None = None
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
+    prompt: str = "prompt"
+    """Column of the prompt."""
+    answer: str = "answer"
+    """Column of the truth."""
+    grade: str = "math"
+    """math, exact, choice, contains, json, or file.py:function."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the combinations are trained on."""
+
+    policy: TextPolicy
+    tasks: Sequence[Task]
+    held_out: dict[str, list[Task]]
+    reward: Reward
+
+
+def compare(
+    combinations: Annotated[tuple[str, ...], tyro.conf.Positional],
+    run: Run = Run("runs/comparison", steps=100, tasks=32, lr=1e-3),
+    model: ModelOptions = ModelOptions(),
+    own: DataOptions = DataOptions(),
+    world: World = "modes",
+    held_out: tuple[str, ...] = (),
+    samples: int = 8,
+    seeds: int = 1,
+) -> None:
     """Train combinations of methods and parts of systems side by side, under equal budget, and draw their curves.
 
     Equal are the steps, tasks and samples, and the optimizer's updates: as many as any of the combinations needs.
 
     posttrain compare grpo "grpo + entropy.kl_cov" "grpo + entropy.kl_cov + diversity.positive" --out runs/comparison
+
+    combinations  each a method, then parts of systems (see `posttrain list`)
+    world         a tiny world, where no `data` is given
+    held_out      tasks that are only evaluated, with the same columns; a world has its own
+    samples       samples per task, of every combination
+    seeds         runs of every combination
     """
+    from posttrain.cli.report import comparison_table, write_comparison
 
-    combinations: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Each a method, then parts of systems (see `posttrain list`)."""
-    run_options: RunOptions = RunOptions("runs/comparison", steps=100, tasks=32, lr=1e-3)
-    model_options: ModelOptions = ModelOptions()
-    world: str = "modes"
-    """A tiny world, where no --data is given: modes or habits."""
-    data: str | None = None
-    """Your own tasks, in place of a world; see `posttrain train --help` for prompt, answer and grade."""
-    prompt: str = "prompt"
-    answer: str = "answer"
-    grade: str = "math"
-    held_out: str | None = None
-    """Tasks that are only evaluated, with the same columns; a world has its own."""
-    samples: int = 8
-    """Samples per task, of every combination."""
-    seeds: int = 1
+    if not combinations:
+        raise ValueError('compare: name at least one combination, such as grpo "grpo + entropy.kl_cov"')
 
-    def run(self) -> None:
-        from posttrain.report import comparison_table, write_comparison
+    def problem(seed: int) -> Problem:
+        if not own.data:
+            return tiny_problem(world, seed)
+        task = TaskOptions(own.data, own.prompt, own.answer, own.grade)
+        return Problem(model.policy(), task.tasks(), task.tests(held_out), task.reward())
 
-        if not self.combinations:
-            raise ValueError('compare: name at least one combination, such as grpo "grpo + entropy.kl_cov"')
-        policy, _, _, reward = self.problem(self.run_options.seed)
-        updates = max(self.recipe(name, policy, reward).updates for name in self.combinations)
-        paths = {
-            name: [self.trained(name, self.run_options.seed + i, updates) for i in range(self.seeds)]
-            for name in self.combinations
-        }
-        page = write_comparison(paths, Path(self.run_options.out))
-        print(comparison_table(paths))
-        print(f"report: {page}")
+    first = problem(run.seed)
+    updates = max(combined(name, first, samples, run.lr).updates for name in combinations)
+    paths: dict[str, list[Path]] = {}
+    for name in combinations:
+        places = [(run.seed + i, Path(run.out) / f"{name.replace(' ', '')}-{run.seed + i}") for i in range(seeds)]
+        paths[name] = [train_one(name, problem(seed), updates, samples, run, place, seed) for seed, place in places]
+    page = write_comparison(paths, Path(run.out))
+    print(comparison_table(paths))
+    print(f"report: {page}")
 
-    def recipe(self, name: str, policy: TextPolicy, reward: Reward) -> Recipe:
-        """The method's recipe with the parts in it."""
-        from posttrain import method
-        from posttrain.cli.combination import named, with_parts
-        from posttrain.core import SMALL_MODEL
 
-        first, *parts = named(name)
-        maker = method.METHODS[one_of(first, tuple(method.METHODS), "compare")]
-        options: dict[str, Any] = {"max_new": policy.sampling.max_new} if first in ("dr_grpo", "dapo") else {}
-        if first == "ppo":
-            from posttrain.policy.value import Critic, Gae
+def tiny_problem(world: World, seed: int) -> Problem:
+    from posttrain.lab.world.words import base
+    from posttrain.reward import each
 
-            options["advantage"] = Gae(Critic(policy, lr=self.run_options.lr or 3e-4))
-        tiny = sum(p.numel() for p in policy.model.parameters()) < SMALL_MODEL
-        return with_parts(maker(reward, samples=self.samples, **options), parts, tiny)
+    module = importlib.import_module(f"posttrain.lab.world.{world}")
+    place = getattr(module, WORLDS[world])(seed)
+    return Problem(base(place, seed), place.training(), {"": place.held_out()}, each(module.right))
 
-    def trained(self, name: str, seed: int, updates: int) -> Path:
-        """One combination on one seed, with as many updates as any of them takes; nothing is run twice.
 
-        Raises ValueError when what is there already was made with other settings.
-        """
-        from posttrain.step import train
+def combined(name: str, problem: Problem, samples: int, lr: float | None) -> Recipe:
+    """The method's recipe with the parts in it."""
+    from posttrain.cli.parts import is_tiny, parts_in, with_parts
+    from posttrain.method import METHODS
 
-        folder = Path(self.run_options.out) / f"{name.replace(' ', '')}-{seed}"
-        policy, tasks, held_out, reward = self.problem(seed)
-        recipe = replace(self.recipe(name, policy, reward), updates=updates)
-        settings = {**own_settings(self), "combination": name, **vars(self.model_options)}
-        settings |= hashed(self.data) if self.data else {}
-        del settings["seeds"]  # more of them may be added
-        going_on = not self.run_options.overwrite and (folder / "run.json").is_file()
-        made = replace(self.run_options, out=str(folder), seed=seed, resume=going_on)
-        return train(policy, tasks, recipe, made.run(**settings), held_out=held_out).directory.path
+    first, *parts = parts_in(name)
+    maker = METHODS[one_of(first, METHODS, "combinations")]
+    options: dict[str, Any] = {}
+    if first in ("dr_grpo", "dapo"):
+        options["max_new"] = problem.policy.sampling.max_new
+    if first == "ppo":
+        from posttrain.policy.value import Critic, Gae
 
-    def problem(self, seed: int):
-        """Policy, tasks, held-out tasks and reward."""
-        if self.data:
-            task = TaskOptions(self.data, self.prompt, self.answer, self.grade)
-            tests = task.held_out(self.held_out)
-            return self.model_options.policy(), task.tasks(), tests, task.reward()
-        import importlib
+        options["advantage"] = Gae(Critic(problem.policy, lr=lr or 3e-4))
+    return with_parts(maker(problem.reward, samples=samples, **options), parts, is_tiny(problem.policy))
 
-        from posttrain.reward import each
-        from posttrain.world.words import base
 
-        module = importlib.import_module(f"posttrain.world.{one_of(self.world, tuple(WORLDS), '--world')}")
-        world = getattr(module, WORLDS[self.world])(seed)
-        return base(world, seed), world.training(), world.held_out(), each(module.right)
+def train_one(name: str, problem: Problem, updates: int, samples: int, run: Run, folder: Path, seed: int) -> Path:
+    """One combination on one seed; a run that is there already continues, so that nothing is run twice.
+
+    Raises ValueError when what is there was made with other settings.
+    """
+    from posttrain.step import train
+
+    recipe = replace(combined(name, problem, samples, run.lr), updates=updates)
+    resume = not run.overwrite and (folder / "run.json").is_file()
+    settings = {key: value for key, value in run.settings.items() if key not in ("seeds", "combinations")}
+    made = replace(run, out=folder, seed=seed, resume=resume, settings={**settings, "combination": name})
+    return train(problem.policy, problem.tasks, recipe, made, held_out=problem.held_out).directory.path

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from posttrain.decode.contrast import contrasted, jensen_shannon, penalised
 from posttrain.decode.layers import Layered, candidates
-from posttrain.policy.generate import LOW, ROWS, Reason, draw
+from posttrain.policy.fast.generate import LOW, ROWS, Reason, draw
 from posttrain.policy.text import TextPolicy
 from posttrain.seeding import uniforms
 

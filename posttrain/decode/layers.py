@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.policy.generate import Cached
+from posttrain.policy.fast.generate import Cached
 
 DEEP, SPAN = 40, 20  # of more than 40 layers, only the first or last 20 are candidates
 NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")  # what architectures call the norm before the head

@@ -46,7 +46,7 @@ def part(kind: Any, model: str, name: str, **options: Any) -> Any:
         with quiet():
             return kind.from_pretrained(model, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"--reward clip={model}: it has no loadable {name}: {first_line(error)}") from error
+        raise ValueError(f"`reward` clip={model}: it has no loadable {name}: {first_line(error)}") from error
 
 
 def pixels(picture: Tensor) -> Any:

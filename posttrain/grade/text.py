@@ -32,8 +32,8 @@ def stated(task: Task, grade: str) -> str:
     if isinstance(task.truth, str | int | float):
         return str(task.truth)
     raise ValueError(
-        f"task {task.key!r}: --grade {grade} compares with text or a number, not with {str(task.truth)[:80]!r}; "
-        "name the column of the answers by --answer, as outer.inner where it is inside of an object"
+        f"task {task.key!r}: `grade={grade}` compares with text or a number, not with {str(task.truth)[:80]!r}; "
+        "name the column of the answers by `answer`, as outer.inner where it is inside of an object"
     )
 
 
@@ -56,7 +56,7 @@ def chosen_letter(text: str) -> str | None:
 def is_choice(rollout: Rollout) -> float:
     truth = str(rollout.task.truth).strip().strip("().")
     if not re.fullmatch(r"[A-Za-z]", truth):
-        raise ValueError(f"task {rollout.task.key!r}: --grade choice needs one letter as the answer, not {truth!r}")
+        raise ValueError(f"task {rollout.task.key!r}: `grade` choice needs one letter as the answer, not {truth!r}")
     return float(chosen_letter(rollout.text) == truth.upper())
 
 
@@ -73,7 +73,7 @@ def is_json(rollout: Rollout) -> float:
         try:
             truth = standard_json.loads(truth)
         except ValueError as error:
-            raise ValueError(f"task {rollout.task.key!r}: --grade json cannot read its answer {truth!r}") from error
+            raise ValueError(f"task {rollout.task.key!r}: `grade` json cannot read its answer {truth!r}") from error
     try:
         return float(parsed(rollout.text) == truth)
     except (ValueError, RecursionError):

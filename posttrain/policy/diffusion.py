@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
-from posttrain.picture import png
+from posttrain.lab.picture import png
 from posttrain.policy.denoise import (
     LEAST_SIGMA,
     Reduction,

@@ -85,12 +85,14 @@ def vision(
     return with_room(VisionPolicy(network, loaded_tokenizer(path), preprocessing, sampling, **options), model)
 
 
-def fitting(model: str, *, min_pixels: int | None = None, max_pixels: int | None = None, **options: Any) -> TextPolicy:
+def load_policy(
+    model: str, *, min_pixels: int | None = None, max_pixels: int | None = None, **options: Any
+) -> TextPolicy:
     """`vision` for a checkpoint that sees pictures as Qwen's models do, `text` for any other."""
     if sees(located(model)):
         return vision(model, min_pixels=min_pixels, max_pixels=max_pixels, **options)
     if min_pixels is not None or max_pixels is not None:
-        raise ValueError(f"--min-pixels and --max-pixels: the model {model} sees no pictures")
+        raise ValueError(f"`min_pixels` and `max_pixels`: the model {model} sees no pictures")
     return text(model, **options)
 
 
@@ -134,10 +136,10 @@ def located(model: str) -> str:
     if folder.is_dir() and not (folder / "config.json").is_file():
         inner = [str(p.parent) for p in folder.glob("*/config.json")]
         hint = f"; did you mean {inner[0]}?" if inner else ""
-        raise ValueError(f"--model {model}: the folder holds no config.json, so it is not a checkpoint{hint}")
+        raise ValueError(f"`model={model}`: the folder holds no config.json, so it is not a checkpoint{hint}")
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if not folder.exists() and looks_local:
-        raise ValueError(f"--model {model}: there is no such folder")
+        raise ValueError(f"`model={model}`: there is no such folder")
     return str(folder) if folder.is_dir() else model
 
 
@@ -148,7 +150,7 @@ def loaded(kind: Any, path: str, **options: Any) -> Any:
             return kind.from_pretrained(path, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         where = "the folder" if Path(path).is_dir() else "the Hugging Face Hub, or its cache on this machine,"
-        raise ValueError(f"--model {path}: {where} holds no loadable model: {first_line(error)}") from error
+        raise ValueError(f"`model={path}`: {where} holds no loadable model: {first_line(error)}") from error
 
 
 def loaded_tokenizer(path: str) -> Any:
@@ -157,7 +159,7 @@ def loaded_tokenizer(path: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {path}: it has no loadable tokenizer: {first_line(error)}") from error
+        raise ValueError(f"`model={path}`: it has no loadable tokenizer: {first_line(error)}") from error
 
 
 def loaded_preprocessing(path: str) -> Preprocessing:
@@ -169,7 +171,7 @@ def loaded_preprocessing(path: str) -> Preprocessing:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
         return Preprocessing.of(settings)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {path}: {first_line(error)}") from error
+        raise ValueError(f"`model={path}`: {first_line(error)}") from error
 
 
 def limited(preprocessing: Preprocessing, least: int | None, most: int | None) -> Preprocessing:
@@ -179,7 +181,7 @@ def limited(preprocessing: Preprocessing, least: int | None, most: int | None) -
     token = (preprocessing.patch * preprocessing.merge) ** 2
     if not 0 < least <= most or most < token:
         raise ValueError(
-            f"--min-pixels {least} --max-pixels {most}: the fewest pixels of a resized picture are at least 1, the "
+            f"`min_pixels={least}` `max_pixels={most}`: the fewest pixels of a resized picture are at least 1, the "
             f"most not fewer than these, nor than the {token} of one token"
         )
     return replace(preprocessing, least=least, most=most)
@@ -193,7 +195,7 @@ def adapted(network: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ValueError("--lora needs the extra: pip install 'posttrain[lora]'") from error
+        raise ValueError("`lora` needs the extra: pip install 'posttrain[lora]'") from error
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(network, config)
 
@@ -204,9 +206,9 @@ def picked(device: str | None) -> torch.device:
         try:
             found = torch.device(device)
         except RuntimeError as error:
-            raise ValueError(f"--device {device}: such as cpu, cuda, cuda:1 or mps") from error
+            raise ValueError(f"`device={device}`: such as cpu, cuda, cuda:1 or mps") from error
         if found.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {device}: torch sees no GPU here (posttrain doctor says what it sees)")
+            raise ValueError(f"`device={device}`: torch sees no GPU here (posttrain doctor says what it sees)")
         return found
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -77,11 +77,11 @@ def located(model: str) -> str:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise ValueError(f"--model {model}: there is no such folder")
+            raise ValueError(f"`model={model}`: there is no such folder")
         return model
     missing = [name for name in ("unet", "scheduler", "text_encoder", "tokenizer") if not (folder / name).is_dir()]
     if missing:
-        raise ValueError(f"--model {model}: the folder has no {missing[0]}/, so it is not a diffusion checkpoint")
+        raise ValueError(f"`model={model}`: the folder has no {missing[0]}/, so it is not a diffusion checkpoint")
     return str(folder)
 
 
@@ -90,13 +90,13 @@ def check_unet(config: Mapping[str, Any], path: str, latent: bool) -> None:
     more, read, written = config.get("addition_embed_type"), config.get("in_channels", 4), config.get("out_channels", 4)
     if more:
         raise ValueError(
-            f"--model {path}: its UNet takes more than one text (addition_embed_type {more}), as SDXL's does: "
+            f"`model={path}`: its UNet takes more than one text (addition_embed_type {more}), as SDXL's does: "
             "only models like Stable Diffusion 1 and 2 are supported"
         )
     if read != written:
-        raise ValueError(f"--model {path}: its UNet reads {read} channels and writes {written}: it must be as many")
+        raise ValueError(f"`model={path}`: its UNet reads {read} channels and writes {written}: it must be as many")
     if not latent and read not in (1, 3):
-        raise ValueError(f"--model {path}: its UNet works on latents of {read} channels, but the folder has no vae/")
+        raise ValueError(f"`model={path}`: its UNet works on latents of {read} channels, but the folder has no vae/")
 
 
 def part(read: Callable[..., Any], path: str, folder: str, **options: Any) -> Any:
@@ -104,7 +104,7 @@ def part(read: Callable[..., Any], path: str, folder: str, **options: Any) -> An
         with quiet():
             return read(path, subfolder=folder, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--model {path}: its {folder}/ cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"`model={path}`: its {folder}/ cannot be loaded: {first_line(error)}") from error
 
 
 def tokenizer_of(path: str) -> Any:
@@ -118,7 +118,7 @@ def adapt(unet: Any, rank: int) -> None:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ValueError("--lora needs the extra: pip install 'posttrain[lora]'") from error
+        raise ValueError("`lora` needs the extra: pip install 'posttrain[lora]'") from error
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION))
 

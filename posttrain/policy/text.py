@@ -18,11 +18,11 @@ from torch.distributed.tensor import DTensor
 from posttrain.chat import Chat, Tokens, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
 from posttrain.episode import in_order
-from posttrain.policy.dense import Dense, weight
-from posttrain.policy.generate import Sampled, Wanted, generate
-from posttrain.policy.head import Head
-from posttrain.policy.line import Line, fits
-from posttrain.policy.stops import Stops
+from posttrain.policy.fast.dense import Dense, weight
+from posttrain.policy.fast.generate import Sampled, Wanted, generate
+from posttrain.policy.fast.head import Head
+from posttrain.policy.fast.line import Line, fits
+from posttrain.policy.fast.stops import Stops
 from posttrain.policy.trained import restore, trained
 from posttrain.ranks import primary
 
@@ -134,7 +134,7 @@ class TextPolicy:
             if length + self.sampling.max_new > self.context:
                 raise ValueError(
                     f"task {task.key!r}: its prompt has {length} tokens and the reply may have "
-                    f"{self.sampling.max_new}, but the model has {self.context} positions: lower --max-new, shorten or "
+                    f"{self.sampling.max_new}, but the model has {self.context} positions: lower `max_new`, shorten or "
                     "leave out the task, or take a model with a longer context"
                 )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from posttrain.advantage import decision_rewards
 from posttrain.core import Group, Invalid, Message, Metrics, Row, Score, Task
-from posttrain.descent import fitting
+from posttrain.descent import retry_out_of_memory
 from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, set_threads
 from posttrain.policy.text import TextPolicy, quiet
 from posttrain.row import micro_batches, rows_of
@@ -28,7 +28,7 @@ class Critic:
     def __init__(self, policy: TextPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384):
         if policy.body is not policy.model:
             raise ValueError(
-                "a critic copies the policy's whole body, so it does not go with LoRA: leave --lora, or take a method "
+                "a critic copies the policy's whole body, so it does not go with LoRA: leave `lora`, or take a method "
                 "without a critic"
             )
         self.policy = copy.copy(policy)
@@ -60,12 +60,12 @@ class Critic:
                     out[i] = part
             return out
 
-        found, self.micro_tokens = fitting(self.policy, rows, self.micro_tokens, attempt)
+        found, self.micro_tokens = retry_out_of_memory(self.policy, rows, self.micro_tokens, attempt)
         return found
 
     def learn(self, rows: Sequence[Row], returns: Sequence[Tensor], before: Sequence[Tensor]) -> Metrics:
         """One step on half the squared error, values clipped around what they were (PPO, as released by OpenAI)."""
-        cost, self.micro_tokens = fitting(
+        cost, self.micro_tokens = retry_out_of_memory(
             self.policy, rows, self.micro_tokens, lambda tokens: self.gradient(rows, returns, before, tokens)
         )
         nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)

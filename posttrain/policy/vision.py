@@ -27,8 +27,8 @@ from torch import Tensor
 
 from posttrain.chat import Chat, Tokens, trace
 from posttrain.core import Ask, Message, Reply, Row, Turn
-from posttrain.policy.generate import Cached, Sampled, Wanted, generate
-from posttrain.policy.line import Line
+from posttrain.policy.fast.generate import Cached, Sampled, Wanted, generate
+from posttrain.policy.fast.line import Line
 from posttrain.policy.pixels import Picture, Preprocessing
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.ranks import primary

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from posttrain.core import Ask, Reply
 from posttrain.episode import in_order
-from posttrain.policy.generate import Sampled
+from posttrain.policy.fast.generate import Sampled
 from posttrain.policy.text import TextPolicy
 from posttrain.sampler.server import Server, ServerError, side_by_side, stop_of
 from posttrain.sampler.weights import SyncError, Weights, checked, compared
@@ -192,7 +192,7 @@ class ServedEngine:
         except ServerError as error:
             raise SyncError(
                 f"{error}. To be trained against, vLLM is started with posttrain's extension: see docs/scale.md, or "
-                "let posttrain start it (--sampler vllm)"
+                "let posttrain start it (`sampler=vllm`)"
             ) from error
 
 

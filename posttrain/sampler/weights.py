@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class Weights:
         return {name: summed(self.tensors[name].to(dtype)) for name in checked(self.tensors)}
 
 
+@runtime_checkable
 class Engine(Sampler, Protocol):
     """A sampler that takes the policy's weights."""
 

@@ -142,7 +142,7 @@ def request(
 ) -> dict[str, Any]:
     """What a keeper is asked, in JSON's types. `calls`: the function to call, traced or not; a line of `arguments` for
     each call. Raises ValueError for files that no working folder within these limits can hold."""
-    fitting(program.files, limits.file_mib)
+    retry_out_of_memory(program.files, limits.file_mib)
     return {
         "source": program.source,
         "stdin": program.stdin,
@@ -153,7 +153,7 @@ def request(
     }
 
 
-def fitting(files: Mapping[str, str], file_mib: int) -> None:
+def retry_out_of_memory(files: Mapping[str, str], file_mib: int) -> None:
     """Raises ValueError naming what does not fit into a working folder of that many MiB."""
     folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
     for name in files:

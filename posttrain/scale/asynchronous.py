@@ -16,13 +16,15 @@ from posttrain import ranks
 from posttrain.core import Task
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
-from posttrain.run import Run, Session
+from posttrain.run.session import HeldOut, Session
+from posttrain.run.settings import Run
 from posttrain.sampler.weights import probe_of, published
 from posttrain.scale.crew import DEADLINE_S, Crew
 from posttrain.scale.foreman import Foreman
 from posttrain.scale.player import Build
 from posttrain.scale.schedule import Rule, Schedule
 from posttrain.step import experienced, learn
+from posttrain.stream import Source
 
 HARVEST = timedelta(days=7)  # for the first rank, whose own wait for players has a deadline
 
@@ -44,18 +46,20 @@ class Players:
 
 def train_with_players(
     policy: TextPolicy,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task] | Source,
     recipe: Recipe,
     run: Run,
     build: Build,
     players: Players,
     *,
-    held_out: Sequence[Task] = (),
+    held_out: HeldOut = (),
     stopped: Callable[[], bool] = lambda: False,
+    on_start: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """As `train`, with the rollouts of a crew of Ray actors that `build` the policy and the recipe for themselves.
 
-    Runs inside of a Ray program, on every rank of the learner. Once `stopped()`, it ends as after Ctrl-C.
+    Runs inside of a Ray program, on every rank of the learner. Once `stopped()`, it ends as after Ctrl-C. `on_start` is
+    called once before the first step.
     """
     settings = {"players": {"staleness": players.staleness, "rule": players.rule}}
     session = Session(run, policy, tasks, recipe, held_out=held_out, settings=settings)
@@ -64,7 +68,7 @@ def train_with_players(
         schedule = Schedule(run.tasks, players.staleness, players.rule)
         foreman = Foreman(session.source, recipe, schedule, crew_of(build, players), run.seed)
         session.memory = {"foreman": foreman}
-    probe = probe_of(policy, tasks)
+    probe = probe_of(policy, [task for task in session.source.items if isinstance(task, Task)])
     whole = players.kind != "policy" and not hasattr(policy.model, "peft_config")  # an engine takes an adapter alone
     corrected = players.staleness > 0 or players.kind != "policy"
 
@@ -75,6 +79,7 @@ def train_with_players(
 
     try:
         with session:
+            on_start(session)
             publish()
             for _ in session:
                 harvest = ranks.first(lambda: foreman.harvest(), "for the groups of a step", HARVEST)  # type: ignore[union-attr]

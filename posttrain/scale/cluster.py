@@ -6,28 +6,18 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.core import Task
-from posttrain.run import Run
-from posttrain.scale.asynchronous import Players, train_with_players
-from posttrain.scale.crew import imported
-from posttrain.scale.player import Build
+from posttrain import ranks
+from posttrain.run.session import Session
+from posttrain.scale.asynchronous import Players
+from posttrain.scale.crew import ray_module
+from posttrain.scale.place import Place, Program, standing_in
 
+INTERRUPTED = "interrupted"
 LOOK_S = 5.0  # between looks at whether the learners are still there
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What every learner is given."""
-
-    build: Build
-    tasks: Callable[[], tuple[Sequence[Task], Sequence[Task]]]  # to train on, and held out
-    run: Run
-    players: Players
 
 
 class Learner:
@@ -40,27 +30,19 @@ class Learner:
         """Where the others may find this one."""
         with socket.socket() as one:
             one.bind(("", 0))
-            return imported().util.get_node_ip_address(), one.getsockname()[1]
+            return ray_module().util.get_node_ip_address(), one.getsockname()[1]
 
-    def train(self, work: Work, rank: int, world: int, address: tuple[str, int]) -> str:
-        """Returns the run directory, or "interrupted" after `stop`."""
-        from posttrain import ranks
-        from posttrain.scale.shards import spread
-
+    def run(self, program: Program, rank: int, world: int, address: tuple[str, int]) -> str:
+        """Run the program as one rank of several; returns where its results are, or "interrupted" after `stop`."""
         place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0}
         place |= {"MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
         os.environ.update({name: str(value) for name, value in place.items()})
-        with ranks.joined():
-            tasks, held_out = work.tasks()
-            policy, recipe = work.build()
-            if world > 1:
-                spread(policy)
-            more: dict[str, Any] = {"held_out": held_out, "stopped": self.stopped.is_set}
+        with ranks.joined(), standing_in(Place(program, self.stopped.is_set)):
             try:
-                session = train_with_players(policy, tasks, recipe, work.run, work.build, work.players, **more)
+                result = program()
             except KeyboardInterrupt:
-                return "interrupted"
-            return str(session.directory.path)
+                return INTERRUPTED
+        return str(result.directory.path.absolute() if isinstance(result, Session) else result or "")
 
     def stop(self) -> None:
         """Finish the step, save, and end."""
@@ -70,33 +52,38 @@ class Learner:
         return os.getpid()
 
 
-def train_on_cluster(address: str, work: Work, learners: int = 1, gpus: float = 0.0) -> Path:
-    """Train on a Ray cluster; returns the run directory, which learners must be able to write.
+def run_on_cluster(
+    address: str, program: Program, players: Players = Players(), learners: int = 1, gpus: float = 0.0
+) -> Path | None:
+    """Run a program on a Ray cluster, on as many learners as are wanted; returns the folder of its results, if any.
 
-    address    "local" starts one on this machine; "auto" or "ray://host:10001" joins one that runs
+    Where the program trains (`ScaleOptions.train`, `train_with_players`), its rollouts are sampled by `players`, which
+    run the same program to build the recipe. It must be picklable, and every process must be able to write its folder.
+
+    address    "local" starts a cluster on this machine; "auto" or "ray://host:10001" joins one that runs
     Raises ValueError when the cluster cannot hold what was asked for, KeyboardInterrupt once Ctrl-C has ended the run.
     """
-    ray = imported()
-    start(ray, address, learners, work.players, gpus)
+    ray = ray_module()
+    start(ray, address, learners, players, gpus)
     actor = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(Learner)
-    found = [actor.remote() for _ in range(learners)]
-    place = ray.get(found[0].address.remote(), timeout=300)
-    runs = [one.train.remote(work, rank, learners, place) for rank, one in enumerate(found)]
+    actors = [actor.remote() for _ in range(learners)]
+    place = ray.get(actors[0].address.remote(), timeout=300)
+    runs = [one.run.remote(program, rank, learners, place) for rank, one in enumerate(actors)]
     try:
-        out = finished(ray, runs)
+        out = wait_for_all(ray, runs)
     except KeyboardInterrupt:
-        for one in found:
+        for one in actors:
             one.stop.remote()
-        out = finished(ray, runs)
+        out = wait_for_all(ray, runs)
     finally:
-        for one in found:
+        for one in actors:
             ray.kill(one)
         ray.shutdown()
-    if out == "interrupted":
+    if out == INTERRUPTED:
         stop = KeyboardInterrupt()
-        stop.add_note("stopped and saved; continue with the same command and --resume")
+        stop.add_note("stopped and saved; continue with the same command and `resume=True`")
         raise stop
-    return Path(out)
+    return Path(out) if out else None
 
 
 def start(ray: Any, address: str, learners: int, players: Players, gpus: float) -> None:
@@ -115,7 +102,7 @@ def start(ray: Any, address: str, learners: int, players: Players, gpus: float) 
             raise ValueError(f"the cluster at {address} has {have.get(name, 0.0):g} {name}s and the run wants {need:g}")
 
 
-def finished(ray: Any, runs: Sequence[Any]) -> str:
+def wait_for_all(ray: Any, runs: Sequence[Any]) -> str:
     """Wait for all learners. The first error of one of them is raised, and the others are not waited for."""
     left = list(runs)
     while left:

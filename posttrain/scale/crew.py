@@ -29,11 +29,11 @@ class Flight:
     since: float
 
 
-def imported() -> Any:
+def ray_module() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ValueError("--cluster needs the extra: pip install 'posttrain[ray]'") from error
+        raise ValueError("`cluster` needs the extra: pip install 'posttrain[ray]'") from error
     return ray
 
 
@@ -55,7 +55,7 @@ class Crew:
         gpus: float = 0.0,
         deadline_s: float = DEADLINE_S,
     ):
-        self.ray = imported()
+        self.ray = ray_module()
         actor = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=at_once + 1)(Actor)
         self.hire = lambda: actor.remote(build, kind, dict(options or {}), at_once)
         self.players = [self.hire() for _ in range(count)]
@@ -137,7 +137,7 @@ class Actor:
         self.player = Player(build, kind, options, at_once)
 
     def play(self, number: int, draw: Draw, weights: list[Any], version: int) -> Outcome:
-        return self.player.play(number, draw, lambda: imported().get(weights[0]), version)
+        return self.player.play(number, draw, lambda: ray_module().get(weights[0]), version)
 
     def interrupt(self, number: int) -> None:
         self.player.interrupt(number)

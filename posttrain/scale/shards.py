@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from posttrain import ranks
-from posttrain.policy.stops import Stops
+from posttrain.policy.fast.stops import Stops
 from posttrain.policy.text import TextPolicy
 
 Result = TypeVar("Result")

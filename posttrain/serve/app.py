@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from posttrain.core import Ask, Reply
-from posttrain.policy.generate import Sampled, Wanted
+from posttrain.policy.fast.generate import Sampled, Wanted
 from posttrain.policy.text import TextPolicy
 from posttrain.sampler.weights import scores, summed
 from posttrain.serve.desk import Desk

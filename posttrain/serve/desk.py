@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from posttrain.policy.generate import Sampled, Wanted
+from posttrain.policy.fast.generate import Sampled, Wanted
 from posttrain.policy.text import TextPolicy
 
 Job = tuple[Wanted | Callable[[], Any], Future]

@@ -1,81 +1,132 @@
-"""Published systems, one module (or folder) each; they never import one another. The folder is the list of them."""
+"""Published systems, one module (or folder) each; they never import one another. The folder is the list of them.
+
+A system's module holds its idea, its `recipe` and `PARTS`. `STAGES`, what `posttrain run` runs, are in the module or in
+its `stages`; `ARMS`, `CLAIMS` and `SMOKE`, what `posttrain claims` runs, in the module or in its `lab`, which is
+imported only for them. A system may also be a file of the user's own, or come with an installed package (entry point
+`posttrain.systems`).
+"""
 
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
+import importlib.util
 import pkgutil
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from posttrain.user_code import module_of
+
 HERE = Path(__file__).parent
 
 
+@dataclass(frozen=True)
+class System:
+    """A system by its name, as users write it: `rl-wall`, or `./my_paper.py`."""
+
+    name: str
+    file: Path  # of its module
+    load: Callable[[], ModuleType]
+
+    def find(self, name: str, room: str) -> Any:
+        """What the system calls `name`: in its module, or in the module `room` of its folder; None if it has none."""
+        module = self.load()
+        if not hasattr(module, name) and hasattr(module, "__path__"):
+            inner = f"{module.__name__}.{room}"
+            module = importlib.import_module(inner) if importlib.util.find_spec(inner) else module
+        return getattr(module, name, None)
+
+    @property
+    def stages(self) -> Mapping[str, Callable[..., Any]]:
+        """What can be run, by name: `laptop` first, then what `full` scale means, then the rest in their order."""
+        return self.find("STAGES", "stages") or {}
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        return self.find("PARTS", "parts") or {}
+
+    @property
+    def arms(self) -> Mapping[str, Any]:
+        return self.find("ARMS", "lab") or {}
+
+    @property
+    def claims(self) -> tuple[Any, ...]:
+        return self.find("CLAIMS", "lab") or ()
+
+    @property
+    def smoke(self) -> Any:
+        """How the system is tried in seconds (`posttrain.lab.trial.Smoke`); None if it does not say."""
+        return self.find("SMOKE", "lab")
+
+    @property
+    def picture(self) -> str | None:
+        """The measure of its picture, if it names one."""
+        return self.find("PICTURE", "lab")
+
+    @property
+    def first_line(self) -> str:
+        """The first line of its docstring, read without importing it."""
+        return (ast.get_docstring(self.tree) or "").partition("\n")[0]
+
+    @property
+    def part_names(self) -> list[str]:
+        """`system.part` of every part, read without importing the system."""
+        found: list[str] = []
+        for node in self.tree.body:
+            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "PARTS":
+                keys = getattr(node.value, "keys", [])
+                found += [f"{self.name.replace('-', '_')}.{key.value}" for key in keys if isinstance(key, ast.Constant)]
+        return found
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.file.read_text())
+
+
 def names() -> list[str]:
+    """The systems that come with posttrain, as modules are named."""
     return sorted(module.name for module in pkgutil.iter_modules([str(HERE)]))
 
 
-def load(name: str) -> ModuleType:
-    return importlib.import_module(f"posttrain.systems.{name}")
+def installed() -> dict[str, EntryPoint]:
+    """The systems of other packages, by name."""
+    return {entry.name.replace("_", "-"): entry for entry in entry_points(group="posttrain.systems")}
 
 
-def first_line(name: str) -> str:
-    """The first line of a system's docstring, read without importing it."""
-    return (ast.get_docstring(tree_of(name)) or "").partition("\n")[0]
+def system(name: str, argument: str = "system") -> System:
+    """The system of a name: one of ours, one of an installed package, or a file of the user's own.
+
+    Raises ValueError that suggests the nearest name.
+    """
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"`{argument}={name}`: there is no such file")
+        return System(name, path, lambda: module_of(path, f"`{argument}={name}`"))
+    own, dashed = name.replace("-", "_"), name.replace("_", "-")
+    if own in names():
+        file = HERE / f"{own}.py"
+        file = file if file.is_file() else HERE / own / "__init__.py"
+        return System(dashed, file, lambda: importlib.import_module(f"posttrain.systems.{own}"))
+    if dashed in installed():
+        entry = installed()[dashed]
+        spec = importlib.util.find_spec(entry.module)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"`{argument}={name}`: its package names the module {entry.module}, which is not there")
+        return System(dashed, Path(spec.origin), lambda: importlib.import_module(entry.module))
+    known = [*(one.replace("_", "-") for one in names()), *installed()]
+    near = difflib.get_close_matches(dashed, known, n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    raise ValueError(
+        f"`{argument}={name}`: unknown{hint}; the systems are {', '.join(known)}, or a file of your own: ./my_paper.py"
+    )
 
 
-def tree_of(name: str) -> ast.Module:
-    path = HERE / f"{name}.py"
-    return ast.parse((path if path.is_file() else HERE / name / "__init__.py").read_text())
-
-
-def method_lines() -> Iterator[tuple[str, str]]:
-    """Named methods with the first line of their docstrings, read without importing torch."""
-    tree = ast.parse((HERE.parent / "method.py").read_text())
-    for node in tree.body:
-        doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
-        if doc and isinstance(node, ast.FunctionDef) and node.name not in ("needing", "with_kl"):
-            yield node.name, doc.partition("\n")[0]
-
-
-def parts() -> list[str]:
-    """`system.part` of every part, read without importing the systems."""
-    found = []
-    for name in names():
-        for node in tree_of(name).body:
-            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "PARTS":
-                keys = getattr(node.value, "keys", [])
-                found += [f"{name}.{key.value}" for key in keys if isinstance(key, ast.Constant)]
-    return found
-
-
-def claims_page(
-    tables: Mapping[str, str], values: Mapping[str, Mapping[str, Mapping[int, Any]]], seeds: int, before: str = ""
-) -> str:
-    """docs/claims.md: every system's table, with the command and what it cost. Others keep what `before` says."""
-    known = re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", before, re.MULTILINE | re.DOTALL)
-    sections = {name: text.strip() for name, text in known}
-    for name, table in tables.items():
-        minutes = sum(value["cpu_s"] for by_seed in values[name].values() for value in by_seed.values()) / 60
-        shown = name.replace("_", "-")
-        page = HERE.parent.parent / "docs" / "systems" / f"{shown}.md"
-        link = f" [About it](systems/{page.name})." if page.is_file() else ""
-        sections[shown] = f"{first_line(name)}{link} {minutes:.1f} CPU minutes.\n\n{table}"
-    spent = sum(map(float, re.findall(r" ([\d.]+) CPU minutes\.\n", "".join(sections.values()))))
-    lines = [
-        "# Claims",
-        "",
-        f"What the papers claim, measured here at laptop scale over {seeds} seeds. Made by",
-        "",
-        f"```sh\nposttrain claims {' '.join(sorted(sections))} --seeds {seeds} --write docs/claims.md\n```",
-        "",
-        f"in {spent:.0f} CPU minutes; each system's part may be made again by itself. Intervals are 95 %: of an arm by "
-        "bootstrap, of a paired difference by Student's t. *Holds* means that the difference's interval lies above "
-        "zero (or above what the measure's column allows), *reversed* below, *not separated* neither. Controls are "
-        "ours. Every seed's value is in [claims.json](claims.json).",
-        "",
-    ]
-    return "\n".join(lines) + "\n" + "\n".join(f"## {name}\n\n{sections[name]}\n" for name in sorted(sections))
+def every() -> list[System]:
+    """All systems that are here, those of installed packages too."""
+    return [system(name) for name in [*names(), *installed()]]

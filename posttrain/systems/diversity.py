@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 from posttrain.advantage import normalised
-from posttrain.claim import Claim
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Batch, Density, Group, Loss, Metrics, Reward
 from posttrain.evaluation import Evaluation, evaluate
 from posttrain.kl import k3, kl_to_reference
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.modes import Modes, distinct_right, right
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, entropy_bonus, log_ratio, sequence_mean, total
 from posttrain.measure import RIGHT, mean_pass_at_k, potential_at_k
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each, weighted
-from posttrain.run import Session
-from posttrain.step import practised, train
-from posttrain.world.modes import Modes, distinct_right, right
-from posttrain.world.words import Size, base
+from posttrain.run.session import Session
+from posttrain.step import train, train_in_memory
 
 Method = Literal["positive", "all", "grpo", "entropy_bonus"]
 
@@ -217,7 +217,9 @@ def arm(method: Method, weight: float) -> Callable[[int, bool], dict[str, float]
         world = world_of(seed)
         policy = base(world, seed, size(quick))
         made = recipe(each(right), method, weight, samples=8)
-        history = practised(policy, world.training(), made, steps=4 if quick else 150, per_step=32, lr=5e-4, seed=seed)
+        history = train_in_memory(
+            policy, world.training(), made, steps=4 if quick else 150, per_step=32, lr=5e-4, seed=seed
+        )
         final = statistics.fmean([step["entropy"] for step in history if "entropy" in step][-10:])
         return {**measured(policy, world, seed), "final entropy": final}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,18 +20,19 @@ import torch
 from torch import Tensor
 
 from posttrain.advantage import normalised
-from posttrain.claim import Claim
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Batch, Density, Loss, Metrics, Reward
-from posttrain.evaluation import evaluate
+from posttrain.lab.claim import Claim
+from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
+from posttrain.lab.world.modes import Modes, distinct_right, right
+from posttrain.lab.world.words import base
 from posttrain.loss import WholeStep, clipped, entropy_bonus, log_ratio, token_mean, total
 from posttrain.measure import entropy_law, mean_pass_at_k, moving
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.recipe import Part, Recipe, with_surrogate
 from posttrain.reward import each, informative
-from posttrain.run import Session
-from posttrain.step import practised, train
-from posttrain.world.modes import Modes, distinct_right, right
-from posttrain.world.words import Size, base
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
+from posttrain.step import train
 
 Method = Literal["kl_cov", "clip_cov", "grpo", "clip_higher", "entropy_bonus"]
 
@@ -50,7 +51,7 @@ def clip_cov(share: float = 2e-4, low: float = 1.0, high: float = 5.0, limit: fl
     `limit` is PPO's clip range, 1 as released: only ratios above 2 are held. At least one decision is dropped, if one
     qualifies; the divisor does not shrink. Raises ValueError for a share outside [0, 1].
     """
-    checked(share)
+    check_share(share)
     ppo = clipped(limit, limit)
 
     def drawn(batch: Batch, now: Density) -> Tensor:
@@ -74,7 +75,7 @@ def kl_cov(share: float = 2e-3, weight: float = 1.0) -> Loss:
     As released; Eq. 14 has KL(pi_old || pi). With one update per batch of rollouts the penalty is zero, and so is its
     gradient: `Recipe` warns. Raises ValueError for a share outside [0, 1].
     """
-    checked(share)
+    check_share(share)
 
     def top(batch: Batch, now: Density) -> Tensor:
         cov = covariance(batch, now)
@@ -89,7 +90,7 @@ def kl_cov(share: float = 2e-3, weight: float = 1.0) -> Loss:
     return WholeStep(top, cost, needs_updates=True)
 
 
-def checked(share: float) -> None:
+def check_share(share: float) -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: it is a fraction of all decisions, in [0, 1]; the release counts in percent")
 
@@ -164,36 +165,45 @@ PARTS: Mapping[str, Part] = {
 RARE, EASIER = (0.92, 0.05, 0.03), (0.85, 0.10, 0.05)
 
 
-def laptop(
-    method: Method = "kl_cov", run: RunOptions = RunOptions("runs/entropy", steps=150, tasks=32, lr=1e-3)
-) -> Session:
+def laptop(method: Method = "kl_cov", run: Run = Run("runs/entropy", steps=150, tasks=32, lr=1e-3)) -> Session:
     """Solution modes: the base model has a habit that is wrong for half of the questions.
 
     method  which decisions are restrained: the paper's kl_cov and clip_cov, or what they are compared with
     """
     world = Modes(run.seed, RARE)
     made = recipe(each(right), method, TINY)
-    return train(base(world, run.seed), world.training(), made, run.run(method=method), held_out=world.held_out())
+    return train(base(world, run.seed), world.training(), made, run, held_out=world.held_out())
 
 
-def full(
+def learn(
     task: TaskOptions,
     model: ModelOptions,
-    run: RunOptions = RunOptions("runs/entropy", steps=300, tasks=256, lr=5e-7),
+    scale: ScaleOptions,
+    run: Run = Run("runs/entropy", steps=300, tasks=256, lr=5e-7),
     method: Method = "kl_cov",
     share: float | None = None,
+    held_out: tuple[str, ...] = (),
 ) -> Session:
-    """As published: 256 prompts x 8, 8 updates a step, dynamic sampling, at your checkpoint and data.
+    """As published: 256 prompts x 8, 8 updates a step, dynamic sampling, on your checkpoint and data.
 
-    Give --max-new 8192 for the published length.
+    Give `max_new=8192` for the published length.
 
-    method  which decisions are restrained: the paper's kl_cov and clip_cov, or what they are compared with
-    share   of the decisions that are restrained, 2e-3 (KL-Cov) or 2e-4 (Clip-Cov) if not given; 2e-4 for 32B
+    method    which decisions are restrained: the paper's kl_cov and clip_cov, or what they are compared with
+    share     of the decisions that are restrained, 2e-3 (KL-Cov) or 2e-4 (Clip-Cov) if not given; 2e-4 for 32B
+    held_out  data of tasks that are only evaluated: FILE, or NAME=FILE
     """
     preset = PAPER if share is None else replace(PAPER, clip_share=share, kl_share=share)
     made = recipe(task.reward(), method, preset)
-    described = {"method": method, "share": share, **task.describe(), **vars(model)}
-    return train(model.policy(), task.tasks(), made, run.run(**described))
+    return scale.train(model.policy(), task.tasks(), made, run, held_out=task.tests(held_out))
+
+
+STAGES = {"laptop": laptop, "train": learn}
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--method clip_cov", "--method grpo"],
+        "train": ["--data {questions} --max-new 6 --method clip_cov --held-out {questions}"],
+    }
+)
 
 
 # ---- claims
@@ -201,29 +211,32 @@ def full(
 SAMPLES, WINDOW, SEEN = 16, 7, 36
 
 
-def arm(method: Method, prior: tuple[float, ...] = RARE) -> Callable[[int, bool], dict[str, float]]:
-    def run(seed: int, quick: bool) -> dict[str, float]:
-        world = Modes(seed, prior)
-        policy = base(world, seed, Size(steps=60) if quick else Size())
-        made = recipe(each(right), method, TINY)
-        made = replace(made, loss=probed(made.loss)) if method == "grpo" else made
-        history = practised(policy, world.training(), made, steps=12 if quick else 150, per_step=32, lr=1e-3, seed=seed)
-        after = evaluate({"policy": policy}, world.everything(), each(right), samples=SAMPLES, seed=seed)
-        hard = evaluate({"policy": policy}, world.hard_tasks(), each(right), samples=SAMPLES, seed=seed)
+def arm(method: Method, prior: tuple[float, ...] = RARE) -> Arm:
+    def made(lab: Lab) -> Recipe:
+        plain = recipe(each(right), method, TINY)
+        return replace(plain, loss=probed(plain.loss)) if method == "grpo" else plain
+
+    def measures(lab: Lab) -> Measures:
+        after = lab.evaluate(lab.world.everything(), each(right), samples=SAMPLES)
         found = {
-            "final reward": statistics.fmean(step["reward"] for step in history[-10:]),
+            "final reward": statistics.fmean(step["reward"] for step in lab.history[-10:]),
             "accuracy": after.reward,
-            "hard pass@16": mean_pass_at_k(hard.values, SAMPLES),
-            "distinct right": statistics.fmean(map(distinct_right, hard.groups)),
-            "final entropy": statistics.fmean([step["entropy"] for step in history if "entropy" in step][-10:]),
+            "final entropy": statistics.fmean([step["entropy"] for step in lab.history if "entropy" in step][-10:]),
         }
-        return found | (law(history, 4 if quick else SEEN) if method == "grpo" else {})
+        return found | hard_measures(lab) | (law(lab.history) if method == "grpo" else {})
 
-    return run
+    return trial(lambda seed: Modes(seed, prior), made, measures, steps=150, per_step=32, lr=1e-3)
 
 
-def law(history: list[Metrics], seen: int) -> dict[str, float]:
+def hard_measures(lab: Lab) -> dict[str, float]:
+    hard = lab.evaluate(lab.world.hard_tasks(), each(right), samples=SAMPLES)
+    right_ones = statistics.fmean(map(distinct_right, hard.groups))
+    return {"hard pass@16": mean_pass_at_k(hard.values, SAMPLES), "distinct right": right_ones}
+
+
+def law(history: list[Metrics]) -> dict[str, float]:
     """How well the law fits a run, and how well its first steps foretell the rest, beside the last value staying."""
+    seen = min(SEEN, len(history) // 2)
     entropy = moving([step["entropy"] for step in history], min(WINDOW, seen))
     reward = moving([step["reward"] for step in history], min(WINDOW, seen))
     early, rest = entropy_law(entropy[:seen], reward[:seen]), range(seen, len(entropy))
@@ -238,16 +251,9 @@ def law(history: list[Metrics], seen: int) -> dict[str, float]:
     }
 
 
-def base_arm(seed: int, quick: bool) -> dict[str, float]:
-    world = Modes(seed, RARE)
-    policy = base(world, seed, Size(steps=60) if quick else Size())
-    hard = evaluate({"policy": policy}, world.hard_tasks(), each(right), samples=SAMPLES, seed=seed)
-    return {"hard pass@16": mean_pass_at_k(hard.values, SAMPLES)}
-
-
 METHODS: tuple[Method, ...] = ("grpo", "kl_cov", "clip_cov", "clip_higher", "entropy_bonus")
 ARMS = {
-    "base": base_arm,
+    "base": trial(lambda seed: Modes(seed, RARE), None, hard_measures),
     **{method: arm(method) for method in METHODS},
     "grpo, easier": arm("grpo", EASIER),
     "kl_cov, easier": arm("kl_cov", EASIER),

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 
 from posttrain.advantage import centred, normalised
-from posttrain.claim import Claim
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Group, Invalid, Policy, Reward, Rollout, Score
 from posttrain.kl import k3, kl_to_reference
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.modes import Modes, likeness
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, sequence_mean, total
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each, graded
 from posttrain.row import scored_group
-from posttrain.run import Session
-from posttrain.step import practised, train
-from posttrain.world.modes import Modes, likeness
-from posttrain.world.words import Size, base
+from posttrain.run.session import Session
+from posttrain.step import train, train_in_memory
 
 Weights = Literal["uniform", "policy", "policy_mean_token"]
 Values: TypeAlias = "Sequence[float] | np.ndarray"
@@ -244,7 +244,7 @@ def arm(
             ]
 
         made = recipe(watched, std=std, kl=kl, reference=reference)
-        history = practised(policy, world.training(), made, steps=steps, per_step=32, lr=1e-3, seed=seed)
+        history = train_in_memory(policy, world.training(), made, steps=steps, per_step=32, lr=1e-3, seed=seed)
         curve = [step["part/quality"] for step in history]
         reached = next((i for i, value in enumerate(curve) if value >= GOOD), steps)
         return {

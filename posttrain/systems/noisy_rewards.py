@@ -15,20 +15,20 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from posttrain.advantage import normalised
-from posttrain.claim import Claim
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
 from posttrain.evaluation import evaluate
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.habits import Habits, right, works
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, entropy_bonus, sequence_mean, total
 from posttrain.measure import mean_pass_at_k
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.value import Critic, Gae
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each, graded
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.seeding import mix
-from posttrain.step import practised, train
-from posttrain.world.habits import Habits, right, works
-from posttrain.world.words import Size, base
+from posttrain.step import train, train_in_memory
 
 By = Literal["question", "reply"]
 
@@ -286,7 +286,7 @@ def arm(reward: Callable[[int], Reward]) -> Callable[[int, bool], dict[str, floa
                 curve.append(found.reward)
 
         made = recipe(reward(seed), each(right))
-        practised(policy, world.training(), made, steps=steps, per_step=64, lr=1e-3, seed=seed, watch=watch)
+        train_in_memory(policy, world.training(), made, steps=steps, per_step=64, lr=1e-3, seed=seed, watch=watch)
         return {"start": curve[0], "accuracy": curve[-1], "peak": max(curve)}
 
     return run

@@ -20,18 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.claim import Claim
+from posttrain.cli.options import ModelOptions, RunOptions
 from posttrain.data import Pair, read_pairs
 from posttrain.descent import descend
-from posttrain.options import ModelOptions, RunOptions
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.preferences import CUES, Preferences
+from posttrain.lab.world.words import Size, base, fresh_judge, spoken
 from posttrain.policy.value import RewardModel, reward_model
 from posttrain.preference import PairLoss, dpo, judged, prefer, together, whole_step
 from posttrain.recipe import Part
 from posttrain.reward_training import ScoreLoss, reward_step, train_reward_model
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.stream import Shuffled
-from posttrain.world.preferences import CUES, Preferences
-from posttrain.world.words import Size, base, fresh_judge, spoken
 
 Kind = Literal["plain", "regularised", "coefficient", "published coefficient"]
 MarginLoss: TypeAlias = Callable[[Tensor], Tensor]  # margins of a step [B] -> cost [B]

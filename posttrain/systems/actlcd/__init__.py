@@ -13,11 +13,12 @@ from typing import Literal
 
 import torch
 
-from posttrain.directory import Directory
-from posttrain.options import ModelOptions, RunOptions, TaskOptions, hashed
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, hashed
+from posttrain.lab.world.misconceptions import conversation, right
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each
-from posttrain.run import Session
+from posttrain.run.directory import Directory
+from posttrain.run.session import Session
 from posttrain.seeding import mix
 from posttrain.step import train
 from posttrain.systems.actlcd.bcq import Bcq
@@ -36,7 +37,6 @@ from posttrain.systems.actlcd.stages import (
     loaded_gate,
     refuse,
 )
-from posttrain.world.misconceptions import conversation, right
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop"]
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
+from posttrain.cli.options import TaskOptions
 from posttrain.core import Ask, Env, Reply, Reward, Rollout, Sampler, Task, Turn
 from posttrain.episode import single_turn
-from posttrain.options import TaskOptions
 from posttrain.systems.actlcd import checkers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.claim import Claim
+from posttrain.lab.claim import Claim
 from posttrain.systems.actlcd.experiments import Arm, bcq, by_entropy, fixed, online, oracle
 
 SHOWN = "factuality"  # the measure of the picture

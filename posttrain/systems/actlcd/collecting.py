@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from posttrain.core import Ask, Score, Task
 from posttrain.decode.decode import decoded
 from posttrain.evaluation import evaluate
-from posttrain.progress import bar
+from posttrain.run.progress import bar
 from posttrain.seeding import mix
 from posttrain.systems.actlcd.checking import Checked
 from posttrain.systems.actlcd.gate import GatePolicy

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from posttrain.core import Rollout, Task
 from posttrain.decode.decode import Decoding
 from posttrain.episode import rollout
+from posttrain.lab.world.misconceptions import Misconceptions, Questions, conversation, right
+from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.reward import each
 from posttrain.seeding import mix
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems.actlcd.bcq import Bcq
 from posttrain.systems.actlcd.features import entropy_column
 from posttrain.systems.actlcd.gate import Above, Constant, GatePolicy, Net
 from posttrain.systems.actlcd.labels import NEITHER, Transitions, labels
 from posttrain.systems.actlcd.learning import learned, played, rate, seen
-from posttrain.world.misconceptions import Misconceptions, Questions, conversation, right
-from posttrain.world.words import Size, base
 
 Arm: TypeAlias = Callable[[int, bool], dict[str, float]]
 Learner: TypeAlias = Literal["terminal", "token", "clone"]
@@ -189,5 +189,5 @@ def online(seed: int, quick: bool) -> dict[str, float]:
     net.view.fit(torch.cat([trace.features for group in first for trace in seen(group[0])]))
     policy = lab.policy(net, temperature=1.0)
     recipe = Recipe(each(right), env=conversation, samples=8)
-    practised(policy, tasks, recipe, steps=3 if quick else 60, per_step=4 if quick else 16, lr=3e-3, seed=seed)
+    train_in_memory(policy, tasks, recipe, steps=3 if quick else 60, per_step=4 if quick else 16, lr=3e-3, seed=seed)
     return measured(lab.answered(lab.policy(net)))

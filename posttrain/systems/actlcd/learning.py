@@ -12,7 +12,8 @@ from posttrain.core import Env, Metrics, Rollout, Task
 from posttrain.descent import descend
 from posttrain.episode import rollout
 from posttrain.recipe import Recipe
-from posttrain.run import Run, Session
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
 from posttrain.stream import Shuffled
 from posttrain.systems.actlcd.bcq import CLONING, REFRESH, Bcq, phase_of
 from posttrain.systems.actlcd.gate import Gated, GatePolicy, gated

@@ -12,14 +12,15 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, one_of
 from posttrain.core import Task
 from posttrain.decode.decode import Decoding
-from posttrain.directory import Directory, begun, file_hash, read_json, write_json
 from posttrain.evaluation import Evaluation, evaluate
-from posttrain.options import ModelOptions, RunOptions, TaskOptions, one_of
 from posttrain.policy.text import TextPolicy
-from posttrain.progress import bar
-from posttrain.run import Run, Session
+from posttrain.run.directory import Directory, begun, file_hash, read_json, write_json
+from posttrain.run.progress import bar
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
 from posttrain.seeding import mix
 from posttrain.systems.actlcd.bcq import Bcq
 from posttrain.systems.actlcd.checking import Checked, CheckOptions

@@ -16,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.options import ModelOptions, RunOptions, hashed, naming
+from posttrain.cli.options import ModelOptions, RunOptions, hashed, naming
+from posttrain.lab.world.kata import Katas
+from posttrain.lab.world.words import base
 from posttrain.preference import dpo, prefer
 from posttrain.recipe import Part
 from posttrain.reward import each, weighted
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.sandbox import sandbox
 from posttrain.step import train
 from posttrain.supervised import sft
@@ -32,8 +34,6 @@ from posttrain.systems.afterburner.reward import formed, recipe
 from posttrain.systems.afterburner.stages import Stage, TeachingOptions, demonstrations, pairs
 from posttrain.systems.afterburner.venus import InMarkdown, executable, problems
 from posttrain.systems.afterburner.venus import rewritings as rewritings_of
-from posttrain.world.kata import Katas
-from posttrain.world.words import base
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop", "recipe"]
 

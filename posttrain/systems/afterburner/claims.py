@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.claim import Claim
+from posttrain.lab.claim import Claim
 from posttrain.systems.afterburner.experiments import arm
 
 SHOWN = "pass 8"  # the measure of the picture

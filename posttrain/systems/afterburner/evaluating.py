@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from posttrain.core import Env, EpisodeFailed, Failed, Invalid, Rollout, Score, Task
-from posttrain.directory import Directory, read_rollouts, write_json
 from posttrain.episode import rollout
-from posttrain.lines import Lines
+from posttrain.group import Played
 from posttrain.policy.text import TextPolicy
-from posttrain.progress import bar
-from posttrain.run import Run
+from posttrain.run.directory import Directory, read_rollouts, write_json
+from posttrain.run.lines import Lines
+from posttrain.run.progress import bar
+from posttrain.run.settings import Run
 from posttrain.seeding import mix
-from posttrain.step import Played
 from posttrain.systems.afterburner.iterate import Best, Rewrite, course, courses, curve, iterate
 from posttrain.systems.afterburner.measuring import METRICS, Bench, Performance, at_least, resampled
 from posttrain.systems.afterburner.venus import InMarkdown, Problem, asked

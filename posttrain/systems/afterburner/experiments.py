@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from posttrain.core import Invalid, Message, Task
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import assistant, rollout, user
+from posttrain.lab.world.kata import Kata, Katas, measured, reply
+from posttrain.lab.world.kata_programs import FAMILIES
+from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.preference import dpo, prefer
-from posttrain.run import Run, Session
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
 from posttrain.sandbox import sandbox
 from posttrain.seeding import mix
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.supervised import sft
 from posttrain.systems.afterburner.iterate import Best, Rewrite, courses, curve, iterate
 from posttrain.systems.afterburner.measuring import METRICS, Bench, Metric, Performance
 from posttrain.systems.afterburner.reward import recipe
-from posttrain.world.kata import Kata, Katas, measured, reply
-from posttrain.world.kata_programs import FAMILIES
-from posttrain.world.words import Size, base
 
 PEOPLE = 40  # solutions of each function by people
 BEST = 8  # of them, for SFT; the paper takes 24
@@ -142,7 +143,7 @@ def arm(method: str, feedback: bool = True, original: bool = True) -> Callable[[
             if method == "grpo":
                 made = recipe(bench, dialogue, samples=SAMPLES)
                 steps = 2 if quick else GRPO_STEPS
-                practised(policy, rewritings(world), made, steps=steps, per_step=PER_STEP, lr=RATE, seed=seed)
+                train_in_memory(policy, rewritings(world), made, steps=steps, per_step=PER_STEP, lr=RATE, seed=seed)
             elif method != "base":
                 steps, rate = 2 if quick else TAUGHT_STEPS, {"sft": SFT_RATE, "dpo": DPO_RATE}[method]
                 with tempfile.TemporaryDirectory() as out:

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from posttrain.options import ModelOptions, RunOptions, hashed, naming
+from posttrain.cli.options import ModelOptions, RunOptions, hashed, naming
+from posttrain.lab.world.theorems import Theorems
 from posttrain.recipe import Part
 from posttrain.reward import each
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.step import train
 from posttrain.supervised import sft
 from posttrain.systems.deeptheorem.experiments import ARMS, CLAIMS, SHOWN, examined, read_much, recipe
@@ -34,7 +35,6 @@ from posttrain.systems.deeptheorem.stages import (
 )
 from posttrain.systems.deeptheorem.statements import divided, proofs, statements, together
 from posttrain.systems.deeptheorem.verdict import guarded, right
-from posttrain.world.theorems import Theorems
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop", "recipe"]
 

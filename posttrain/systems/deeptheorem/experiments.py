@@ -9,21 +9,21 @@ from dataclasses import replace
 
 from posttrain import tiny
 from posttrain.advantage import normalised
-from posttrain.claim import Claim
 from posttrain.core import Reward, Rollout, Task
 from posttrain.data import Demonstration
 from posttrain.evaluation import evaluate
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.theorems import Theorems, checked, steps
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, token_mean
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.reward import each
 from posttrain.seeding import mix
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems.deeptheorem.process import process_score
 from posttrain.systems.deeptheorem.statements import measured
 from posttrain.systems.deeptheorem.verdict import right
-from posttrain.world.theorems import Theorems, checked, steps
-from posttrain.world.words import Size, base
 
 CLEAN, WEB = Size(steps=500), Size(steps=150)
 LAZY, WRONG = 0.6, 0.15  # of the web's demonstrations: without a proof; of its proofs' steps
@@ -96,7 +96,7 @@ def reinforced(variants: bool) -> Arm:
         world, policy = Theorems(seed), read_much(seed, quick)
         made = recipe(each(right), samples=SAMPLES)
         taken = 3 if quick else LEARNT
-        practised(policy, world.training(variants), made, steps=taken, per_step=PER_STEP, lr=RATE, seed=seed)
+        train_in_memory(policy, world.training(variants), made, steps=taken, per_step=PER_STEP, lr=RATE, seed=seed)
         return examined(policy, world, seed, 10 if quick else 100)
 
     return arm

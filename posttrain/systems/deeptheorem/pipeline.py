@@ -21,8 +21,8 @@ from typing import Any
 
 from posttrain.core import Env, Episode, Failed, Remote, Rollout, Sampler, Task
 from posttrain.episode import ask, play, play_concurrently, user
-from posttrain.lines import Lines
-from posttrain.progress import bar
+from posttrain.run.lines import Lines
+from posttrain.run.progress import bar
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.near import Recall
 from posttrain.systems.deeptheorem.questions import STAGES, Item, Stage

@@ -17,8 +17,8 @@ import torch
 from posttrain.core import Ask, Episode, Failed, Group, Remote, Reply, Rollout, Sampler, Score, Task, Turn
 from posttrain.episode import ask, play, play_concurrently, rollout
 from posttrain.evaluation import GROUPS_AT_ONCE
-from posttrain.lines import Lines
 from posttrain.reward import each, graded
+from posttrain.run.lines import Lines
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.process import WEIGHTS, by_marks, judged, process_score
 from posttrain.systems.deeptheorem.statements import measured

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from posttrain.cli.options import ModelOptions, RunOptions, hashed, naming
 from posttrain.core import Sampler, Task
 from posttrain.data import read
-from posttrain.directory import begun, read_json, write_json
-from posttrain.options import ModelOptions, RunOptions, hashed, naming
 from posttrain.policy.text import TextPolicy
-from posttrain.progress import bar
-from posttrain.run import Session
+from posttrain.run.directory import begun, read_json, write_json
+from posttrain.run.progress import bar
+from posttrain.run.session import Session
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
 from posttrain.systems.deeptheorem.pipeline import Ledger, construct, items_of, rows_of
 from posttrain.systems.deeptheorem.replies import Replies, Watch, decide, mark

@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.directory import Directory
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.grade.verify import equivalent, last_boxed
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
+from posttrain.lab.world import glyphs
+from posttrain.lab.world.habits import answer, right
+from posttrain.lab.world.words import base
 from posttrain.recipe import Part
 from posttrain.reward import each
-from posttrain.run import Session
+from posttrain.run.directory import Directory
+from posttrain.run.session import Session
 from posttrain.seeding import mix
 from posttrain.step import train
 from posttrain.systems.mm_upt import pictures as drawn
@@ -25,9 +28,6 @@ from posttrain.systems.mm_upt.claims import ARMS, CLAIMS
 from posttrain.systems.mm_upt.experiments import world_of
 from posttrain.systems.mm_upt.questions import check_pictures, in_words, questions, to_write
 from posttrain.systems.mm_upt.vote import clusters, majority, recipe, semantic_entropy, settled
-from posttrain.world import glyphs
-from posttrain.world.habits import answer, right
-from posttrain.world.words import base
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "clusters", "full", "laptop", "majority", "recipe", "semantic_entropy", "settled"]
 

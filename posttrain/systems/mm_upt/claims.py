@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.claim import Claim
+from posttrain.lab.claim import Claim
 from posttrain.systems.mm_upt import pictures
 from posttrain.systems.mm_upt.experiments import arm
 

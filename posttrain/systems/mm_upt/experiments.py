@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from posttrain.core import Reward, Task
 from posttrain.evaluation import Evaluation, evaluate
+from posttrain.lab.world.habits import Habits, answer, right
+from posttrain.lab.world.words import Size, base
 from posttrain.measure import majority_at_k, mean_pass_at_k
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import each
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems.mm_upt.vote import Answer, clusters, majority, recipe, semantic_entropy
-from posttrain.world.habits import Habits, answer, right
-from posttrain.world.words import Size, base
 
 SAMPLES = 10
 
@@ -48,7 +48,7 @@ def arm(labels: bool | None, reliable: bool) -> Callable[[int, bool], dict[str, 
         policy = base(world, seed, Size(steps=60) if quick else Size())
         if labels is not None:
             made = recipe(each(right) if labels else majority(answer), reference=policy.frozen())
-            practised(policy, world.training(), made, steps=4 if quick else 40, per_step=16, lr=1e-3, seed=seed)
+            train_in_memory(policy, world.training(), made, steps=4 if quick else 40, per_step=16, lr=1e-3, seed=seed)
         return measured(policy, world.held_out(), each(right), answer, seed)
 
     return run

@@ -10,17 +10,17 @@ import torch
 from posttrain.core import Message, Score, Task
 from posttrain.descent import update
 from posttrain.episode import rollout, single_turn, user
+from posttrain.lab.world.glyphs import SIGNS, Glyphs, answer, right
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import likelihood, token_mean
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import each
 from posttrain.row import rows_of
 from posttrain.seeding import mix
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems.mm_upt.experiments import SAMPLES, measured
 from posttrain.systems.mm_upt.questions import Mode, parts_of, questions
 from posttrain.systems.mm_upt.vote import majority, recipe
-from posttrain.world.glyphs import SIGNS, Glyphs, answer, right
-from posttrain.world.words import Size, base
 
 SIZE = Size(hidden=64, layers=2, steps=300)
 STEPS, PER_STEP, RATE, PICTURES = 40, 12, 1e-4, 480
@@ -68,7 +68,7 @@ def voted(mode: Mode | None = None, labels: bool = False, rate: float = RATE) ->
         tasks = world.tasks(count, "train") if quick or mode is None else synthetic(policy, world, mode, count)
         made = recipe(each(right) if labels else majority(answer), reference=policy.frozen())
         steps = 1 if quick else STEPS
-        practised(policy, tasks, made, steps=steps, per_step=PER_STEP, lr=rate, seed=world.seed)
+        train_in_memory(policy, tasks, made, steps=steps, per_step=PER_STEP, lr=rate, seed=world.seed)
 
     return learn
 

@@ -14,14 +14,16 @@ from dataclasses import replace
 from typing import Literal
 
 from posttrain.advantage import normalised
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Reward, Sampler, Task
 from posttrain.kl import k3, kl_to_reference
+from posttrain.lab.world.sources import GRADES, Sources, Thirds, kind_of
+from posttrain.lab.world.words import base
 from posttrain.loss import clipped, token_mean, total
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Part, Recipe, credited
 from posttrain.reward import each
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.step import train
 from posttrain.stream import Source
 from posttrain.systems.pangu_embedded.claims import ARMS, CLAIMS, SHOWN
@@ -30,8 +32,6 @@ from posttrain.systems.pangu_embedded.experiments import ADAPTIVE, PARTLY
 from posttrain.systems.pangu_embedded.mars import Router, with_auxiliaries
 from posttrain.systems.pangu_embedded.repair import Repaired
 from posttrain.systems.pangu_embedded.stages import ByComplexity, distil, fuse, grader, sources
-from posttrain.world.sources import GRADES, Sources, Thirds, kind_of
-from posttrain.world.words import base
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop", "recipe"]
 

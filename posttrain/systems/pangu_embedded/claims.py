@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from posttrain.advantage import normalised
-from posttrain.claim import Claim
+from posttrain.lab.claim import Claim
 from posttrain.systems.pangu_embedded.distillation import medium
 from posttrain.systems.pangu_embedded.experiments import (
     ADAPTIVE,

@@ -14,12 +14,15 @@ from posttrain.core import Advantage, Task
 from posttrain.data import Demonstration
 from posttrain.evaluation import Evaluation, evaluate
 from posttrain.kl import k3, kl_to_reference
+from posttrain.lab.world.chains import Chains, Mode, Problem, Weak, at_once, right
+from posttrain.lab.world.sources import GRADES, KINDS, Sources, Thirds, kind_of, liked, way_to_best
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, token_mean, total
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe, always, credited
 from posttrain.reward import each
 from posttrain.seeding import mix
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.systems.pangu_embedded.distillation import (
     complexity,
     iterations,
@@ -29,9 +32,6 @@ from posttrain.systems.pangu_embedded.distillation import (
 from posttrain.systems.pangu_embedded.dual import fast_enough
 from posttrain.systems.pangu_embedded.mars import Router, Scaling
 from posttrain.systems.pangu_embedded.stages import any_right
-from posttrain.world.chains import Chains, Mode, Problem, Weak, at_once, right
-from posttrain.world.sources import GRADES, KINDS, Sources, Thirds, kind_of, liked, way_to_best
-from posttrain.world.words import Size, base
 
 # ---- A: fast, slow, automatic
 
@@ -228,7 +228,7 @@ def routed(
         rewards = {kind: each(grade) for kind, grade in GRADES.items()}
         recipe = Recipe(Router(rewards, kind_of, scaling), advantage=advantage, loss=clipped(), reduce=token_mean)
         source = Thirds(world.tasks(), seed)
-        practised(policy, source, recipe, steps=4 if quick else LEARNT, per_step=PER_STEP, lr=lr, seed=seed)
+        train_in_memory(policy, source, recipe, steps=4 if quick else LEARNT, per_step=PER_STEP, lr=lr, seed=seed)
         after = by_source(policy, world, seed)
         gains = {f"{kind} gained": after[kind] - before[kind] for kind in KINDS}
         return after | gains | {"least gained": min(gains.values()), "mean": statistics.fmean(after.values())}
@@ -252,7 +252,7 @@ def masked(mask: bool, beta: float = 0.5) -> Callable[[int, bool], dict[str, flo
             keep=credited if mask else always,
         )
         source = Thirds(world.tasks(), seed)
-        practised(policy, source, recipe, steps=4 if quick else 60, per_step=PER_STEP, lr=2e-3, seed=seed)
+        train_in_memory(policy, source, recipe, steps=4 if quick else 60, per_step=PER_STEP, lr=2e-3, seed=seed)
         return {"mean": statistics.fmean(by_source(policy, world, seed).values())}
 
     return arm

@@ -17,7 +17,7 @@ import torch
 
 from posttrain.core import Ask, Reply
 from posttrain.episode import in_order
-from posttrain.policy.generate import Wanted
+from posttrain.policy.fast.generate import Wanted
 from posttrain.policy.text import TextPolicy
 from posttrain.seeding import mix
 

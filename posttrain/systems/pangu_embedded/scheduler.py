@@ -19,17 +19,17 @@ import numpy as np
 from posttrain.core import Env, Episode, Task
 from posttrain.episode import ask
 from posttrain.evaluation import evaluate
+from posttrain.lab.world.habits import Habits, right
+from posttrain.lab.world.words import Size, base
 from posttrain.method import grpo
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.reward import each
-from posttrain.run import Run
+from posttrain.run.settings import Run
 from posttrain.scale.asynchronous import Players
 from posttrain.scale.cluster import Work, train_on_cluster
 from posttrain.scale.schedule import Rule
 from posttrain.seeding import mix
-from posttrain.world.habits import Habits, right
-from posttrain.world.words import Size, base
 
 MEDIAN_S, SPREAD = 0.2, 0.9  # of the log-normal time that a group takes
 SAMPLES, GROUPS, STEPS = 8, 16, 30
@@ -59,8 +59,8 @@ def tasks_of(seed: int) -> tuple[list[Task], list[Task]]:
 
 def scheduled(seed: int, quick: bool, staleness: int, rule: Rule = "block", steps: int = STEPS) -> dict[str, float]:
     """A run on two player processes: wall time after the first step, in which processes start, and where it ends."""
-    from posttrain.directory import read_metrics
     from posttrain.policy.load import text
+    from posttrain.run.directory import read_metrics
 
     built(seed, quick)  # the base model is made once, not by every process
     players = Players(2, at_once=SLOTS // 2, cpus=0.5, staleness=staleness, rule=rule)

@@ -9,12 +9,12 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from posttrain.cli.options import RunOptions, TaskOptions, one_of
 from posttrain.core import Invalid, Reward, Sampler, Score, Task
 from posttrain.episode import rollout, single_turn
-from posttrain.options import RunOptions, TaskOptions, one_of
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import graded
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.seeding import mix
 from posttrain.supervised import sft
 from posttrain.systems.pangu_embedded.distillation import (

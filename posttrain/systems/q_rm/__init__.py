@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 
 from posttrain.advantage import by_decision, decision_rewards, raw, whitened
-from posttrain.claim import Claim
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Group, Invalid, Reward, Score, Task
 from posttrain.data import Pair, read_pairs
 from posttrain.evaluation import evaluate
 from posttrain.kl import kl_in_reward
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.lookup import Lookup, right, token_marks
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, likelihood, token_mean
 from posttrain.measure import auc
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import Critic, Gae
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.seeding import mix
-from posttrain.step import practised, train
+from posttrain.step import train, train_in_memory
 from posttrain.systems.q_rm.model import PER_STEP, RATE, Head, QModel, by_token, preference, taught_by_pairs
 from posttrain.systems.q_rm.rivals import dpo_reward, outcome_model, process_model, truth
-from posttrain.world.lookup import Lookup, right, token_marks
-from posttrain.world.words import Size, base
 
 
 def scaled(credit: list[Tensor]) -> list[Tensor]:
@@ -205,7 +205,7 @@ def arm(build: Callable[..., Any], tokens: bool = True) -> Callable[[int, bool],
         made = made if tokens else Recipe(
             reward, advantage=raw, across=whitened, loss=likelihood, reduce=token_mean, samples=1
         )  # fmt: skip
-        practised(
+        train_in_memory(
             policy, world.problems(2000, "training"), made, steps=steps, per_step=12, lr=3e-4, seed=seed, watch=watch
         )
         reached = next((step for step, value in curve.items() if value >= GOAL), steps + EVERY)

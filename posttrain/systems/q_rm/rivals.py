@@ -13,6 +13,7 @@ from posttrain.core import Group, Reward, Rollout
 from posttrain.data import Pair
 from posttrain.descent import descend
 from posttrain.evaluation import evaluate
+from posttrain.lab.world.lookup import Lookup, right, token_marks
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
 from posttrain.preference import dpo, judged, whole_step
@@ -22,7 +23,6 @@ from posttrain.row import rows_of
 from posttrain.seeding import mix
 from posttrain.stream import Shuffled
 from posttrain.systems.q_rm.model import PER_STEP, RATE, QModel, by_token
-from posttrain.world.lookup import Lookup, right, token_marks
 
 
 def dpo_reward(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed: int, steps: int) -> Reward:

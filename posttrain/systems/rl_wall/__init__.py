@@ -13,23 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from posttrain.advantage import normalised
-from posttrain.claim import Claim
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Reward, Score, Task
-from posttrain.directory import write_json
 from posttrain.evaluation import Evaluation, evaluate
 from posttrain.kl import k3, kl_to_reference
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.navigation import Navigation, right
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, entropy_bonus, token_mean, total
 from posttrain.measure import RIGHT, auc, coverage
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each
-from posttrain.run import Session
-from posttrain.step import practised, train
+from posttrain.run.directory import write_json
+from posttrain.run.session import Session
+from posttrain.step import train, train_in_memory
 from posttrain.systems.rl_wall.judge import assessed, shares
 from posttrain.systems.rl_wall.tree import write_trees
-from posttrain.world.navigation import Navigation, right
-from posttrain.world.words import Size, base
 
 TEMPERATURES = (0.2, 0.6, 1.0, 1.4)
 
@@ -189,7 +189,7 @@ def arm(problems: int, beta: float, steps: int = 0) -> Callable[[int, bool], dic
         policy = base(world, seed, Size(steps=60) if quick else TINY)
         if problems:
             made = recipe(each(right), policy, epochs=2)
-            practised(
+            train_in_memory(
                 policy,
                 world.problems(problems, "train"),
                 made,

@@ -16,16 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Reward
 from posttrain.data import Demonstration, read_demonstrations
-from posttrain.directory import Directory, begun
+from posttrain.lab.world.glyphs import right
 from posttrain.loss import clipped, token_mean
 from posttrain.method import grpo
-from posttrain.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Part, Recipe, with_surrogate
 from posttrain.reward import each
-from posttrain.run import Session
+from posttrain.run.directory import Directory, begun
+from posttrain.run.session import Session
 from posttrain.seeding import mix
 from posttrain.step import train
 from posttrain.systems.rl_with_cold_start.chains import ANSWERS, CHAINS, collected
@@ -38,7 +39,6 @@ from posttrain.systems.rl_with_cold_start.stages import (
     cold_started,
     teacher_name,
 )
-from posttrain.world.glyphs import right
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "full", "laptop", "recipe"]
 

@@ -16,9 +16,9 @@ from posttrain.chat import in_words
 from posttrain.core import Group, Message, Reward, Sampler, Task
 from posttrain.data import Demonstration
 from posttrain.episode import rollout
-from posttrain.lines import Lines
 from posttrain.policy.pixels import opened
-from posttrain.progress import bar
+from posttrain.run.lines import Lines
+from posttrain.run.progress import bar
 from posttrain.systems.rl_with_cold_start.styles import STYLES, judged
 
 CHAINS, ANSWERS = "demonstrations.jsonl", "answers.jsonl"

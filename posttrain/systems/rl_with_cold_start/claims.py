@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from posttrain.claim import Claim
 from posttrain.core import Reward
 from posttrain.data import Demonstration
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.glyphs import Glyphs
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.seeding import mix
@@ -22,7 +23,6 @@ from posttrain.systems.rl_with_cold_start.experiments import (
     spoilt,
     world_of,
 )
-from posttrain.world.glyphs import Glyphs
 
 Measures = dict[str, float]
 Chains = Callable[[Glyphs, bool], list[Demonstration]]

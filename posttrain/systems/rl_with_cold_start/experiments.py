@@ -13,18 +13,18 @@ from posttrain.data import Demonstration
 from posttrain.descent import update
 from posttrain.episode import assistant
 from posttrain.evaluation import evaluate
+from posttrain.lab.world.glyphs import BASE, Glyphs, Problem, answer, applied, careful, right, works
+from posttrain.lab.world.words import Size, base
 from posttrain.loss import likelihood, token_mean
 from posttrain.measure import mean_pass_at_k
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.reward import each
+from posttrain.row import demonstration_rows
 from posttrain.seeding import mix
-from posttrain.step import practised
-from posttrain.supervised import demonstrated
+from posttrain.step import train_in_memory
 from posttrain.systems.rl_with_cold_start.reflection import gap, reflects
 from posttrain.systems.rl_with_cold_start.styles import kept
-from posttrain.world.glyphs import BASE, Glyphs, Problem, answer, applied, careful, right, works
-from posttrain.world.words import Size, base
 
 STUDENT = Size(hidden=64, layers=2, steps=300)
 TEACHER = Size(hidden=96, layers=3, steps=250)
@@ -82,7 +82,7 @@ def learned(
     watch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
     """Supervised epochs over the chains; `watch` is called after each, counted from 1."""
-    rows = [row for one in demonstrations for row in demonstrated(policy, one)]
+    rows = [row for one in demonstrations for row in demonstration_rows(policy, one)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=SFT_RATE, weight_decay=0.0)
     for epoch in range(epochs):
         random.Random(mix(seed, "epoch", epoch)).shuffle(rows)
@@ -114,7 +114,7 @@ def best_learned(
 def reinforced(policy: TextPolicy, world: Glyphs, recipe: Callable[..., Recipe], quick: bool) -> None:
     made = recipe(each(right), reference=policy.frozen())
     steps, per_step = (1, 2) if quick else (RL_STEPS, RL_TASKS)
-    practised(policy, world.tasks(600, "rl"), made, steps=steps, per_step=per_step, lr=RL_RATE, seed=world.seed)
+    train_in_memory(policy, world.tasks(600, "rl"), made, steps=steps, per_step=per_step, lr=RL_RATE, seed=world.seed)
 
 
 def measured(policy: TextPolicy, world: Glyphs, quick: bool) -> dict[str, float]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.cli.options import RunOptions
 from posttrain.data import Demonstration
-from posttrain.options import RunOptions
 from posttrain.policy.text import TextPolicy
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.supervised import sft
 
 STARTED = ("distil", "sft")  # stages whose checkpoints reinforcement starts from

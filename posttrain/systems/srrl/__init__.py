@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+from posttrain.cli.options import RunOptions, hashed, naming
 from posttrain.core import Reward
 from posttrain.grade.clip import clip_similarity
 from posttrain.grade.own import reward_file
-from posttrain.options import RunOptions, hashed, naming
+from posttrain.lab.world.balance import Balance
+from posttrain.lab.world.pictures import base
 from posttrain.policy.denoise import Reduction
 from posttrain.policy.diffusion import Denoising
 from posttrain.policy.pipeline import diffusion
 from posttrain.recipe import Part, credited
 from posttrain.reward import each
-from posttrain.run import Session
+from posttrain.run.session import Session
 from posttrain.step import train
 from posttrain.stream import Shuffled
 from posttrain.systems.srrl.claims import ARMS, BRANCHES, CLAIMS, SHOWN, TINY, TINY_DENOISING
@@ -29,8 +31,6 @@ from posttrain.systems.srrl.method import recipe
 from posttrain.systems.srrl.reflection import Trained
 from posttrain.systems.srrl.selection import Windowed, selected
 from posttrain.systems.srrl.stages import LASTS, Stages, growing, read_prompts
-from posttrain.world.balance import Balance
-from posttrain.world.pictures import base
 
 __all__ = ["ARMS", "CLAIMS", "PARTS", "SHOWN", "full", "laptop", "recipe"]
 

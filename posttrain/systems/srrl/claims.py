@@ -7,20 +7,20 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from posttrain.claim import Claim
 from posttrain.core import Score
 from posttrain.evaluation import Evaluation, evaluate
+from posttrain.lab.claim import Claim
+from posttrain.lab.world.balance import Balance
+from posttrain.lab.world.pictures import Size, base
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.recipe import Recipe
 from posttrain.reward import each
 from posttrain.seeding import mix
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 from posttrain.stream import Shuffled
 from posttrain.systems.srrl.method import recipe
 from posttrain.systems.srrl.reflection import Trained, reflected
 from posttrain.systems.srrl.stages import Stages
-from posttrain.world.balance import Balance
-from posttrain.world.pictures import Size, base
 
 TINY, TINY_DENOISING = Size(steps=200), Denoising(steps=8, guidance=2.0)
 ROUNDS = (0, 1, 2)  # by which models are measured
@@ -60,7 +60,7 @@ def arm(
         if made is not None:
             rounds = [stage // every if every else 0 for stage in range(stages)]
             source = Stages(Shuffled(world.tasks(), seed), rounds, (1,) if quick and lasts else lasts, seed)
-            practised(policy, source, made(world), steps=stages, per_step=groups, lr=RATE, seed=seed)
+            train_in_memory(policy, source, made(world), steps=stages, per_step=groups, lr=RATE, seed=seed)
         spent = policy.calls / 1000
         return measured(policy, world, seed, 4 if quick else SEEN, trained) | {"training calls, thousands": spent}
 

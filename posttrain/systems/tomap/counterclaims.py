@@ -49,7 +49,7 @@ def topics(data: str | Path, *, validation: bool = False, limit: int | None = No
     """
     found, seen = [], dict[str, int]()
     for place, record in records(data, limit):
-        claim, denial = (text(column(record, name, place, "--data"), place, name) for name in ("pos", "neg"))
+        claim, denial = (text(column(record, name, place, "data"), place, name) for name in ("pos", "neg"))
         if claim == denial:
             raise ValueError(f"{place}: 'pos' and 'neg' are the same text, so there is nothing to argue about")
         key = str(record.get("id", place.line))
@@ -87,7 +87,9 @@ def record(one: Topic) -> dict[str, Any]:
     return {"id": one.key, "pos": one.claim, "neg": one.denial, "counterclaims": branches}
 
 
-def proposed(persuader: Sampler, found: Sequence[Topic], count: int = PROPOSED, seed: int = 0) -> list[Topic]:
+def propose_counterclaims(
+    persuader: Sampler, found: Sequence[Topic], count: int = PROPOSED, seed: int = 0
+) -> list[Topic]:
     """Every topic with what the persuader thinks speaks against its claim, strongest first, and the negations.
 
     A statement whose negation it does not give is left out; a topic may end with fewer than `count`, or with none.

@@ -211,7 +211,7 @@ def tasks_of(topics: Sequence[Topic], wording: Wording, shown: Shown, count: int
     for topic in topics:
         listed = [one.statement for one in topic.counterclaims[:count]] if shown.counterclaims else []
         if shown.counterclaims and not listed:
-            raise ValueError(f"topic {topic.key!r} has no counterclaims: make them with --stage propose")
+            raise ValueError(f"topic {topic.key!r} has no counterclaims: make them with `stage=propose`")
         prompt = wording.persuader(topic.claim, topic.denial, wording.greetings, listed)
         out.append(Task(topic.key, prompt, topic))
     return out

@@ -23,9 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.core import Ask, Reply
-from posttrain.directory import read_rollouts, write_json
-from posttrain.options import naming
 from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
+from posttrain.run.directory import read_rollouts, write_json
 from posttrain.seeding import mix
 from posttrain.systems.tomap.wording import ATTITUDES, Wording
 
@@ -70,10 +69,9 @@ class Encoder:
         from transformers import AutoModel
 
         self.name, self.rows = model, rows
-        with naming("--model", "--encoder"):
-            path = located(model)
-            self.tokenizer = loaded_tokenizer(path)
-            self.model = loaded(AutoModel, path).to(picked(device)).eval().requires_grad_(False)
+        path = located(model)
+        self.tokenizer = loaded_tokenizer(path)
+        self.model = loaded(AutoModel, path).to(picked(device)).eval().requires_grad_(False)
         self.tokenizer.truncation_side = "left"
         config = self.model.config
         counted_from = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's first position
@@ -126,7 +124,7 @@ def embedder(name: str, device: str | None = None) -> Embedder:
     if name.startswith("hashed"):
         numbers = re.fullmatch(r"hashed:([1-9]\d*):([1-9]\d*)", name)
         if numbers is None:
-            raise ValueError(f"--encoder {name}: of the form hashed:WIDTH:LONGEST, such as hashed:512:1")
+            raise ValueError(f"`encoder={name}`: of the form hashed:WIDTH:LONGEST, such as hashed:512:1")
         return Hashed(*map(int, numbers.groups()))
     return Encoder(name, device)
 
@@ -165,8 +163,8 @@ def logged(runs: Sequence[str | Path]) -> list[Mapping[str, Any]]:
         asked = [one for one in facts if isinstance(one, Mapping) and any(one.get("beliefs", ()))]
         if not asked:
             raise ValueError(
-                f"{run} has no dialogue in which the persuadee was asked for its beliefs: make some with --stage "
-                "collect, or train with --setting white or --probe"
+                f"{run} has no dialogue in which the persuadee was asked for its beliefs: make some with `stage` "
+                "collect, or train with `setting=white` or `probe`"
             )
         found += asked
     return found
@@ -249,16 +247,16 @@ class Predictor:
         write_json(folder / ABOUT, about)
 
 
-def load(folder: str | Path, device: str | None = None) -> Predictor:
+def load_predictor(folder: str | Path, device: str | None = None) -> Predictor:
     """A saved predictor with its embedder. Raises ValueError when there is none, or the embedder has another width."""
     path = Path(folder)
     if not (path / ABOUT).is_file():
-        raise ValueError(f"--predictor {folder}: it holds no {ABOUT}; make one with --stage predictor")
+        raise ValueError(f"`predictor={folder}`: it holds no {ABOUT}; make one with `stage=predictor`")
     about = json.loads((path / ABOUT).read_text())
     found = Predictor(embedder(about["embedder"], device), about["sizes"])
     if found.width != about["width"]:
         raise ValueError(
-            f"--predictor {folder}: it was learnt on vectors of {about['width']} numbers, but {about['embedder']} "
+            f"`predictor={folder}`: it was learnt on vectors of {about['width']} numbers, but {about['embedder']} "
             f"gives {found.width}"
         )
     found.load_state_dict(load_file(path / WEIGHTS))

@@ -11,7 +11,7 @@ from posttrain.loss import clipped, entropy_bonus, token_mean, total
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import Critic, Gae
 from posttrain.recipe import Recipe
-from posttrain.systems.tomap.reward import PUBLISHED, Weights, reward, validated
+from posttrain.systems.tomap.reward import PUBLISHED, Weights, reward, validation
 
 
 def recipe(
@@ -45,5 +45,5 @@ def recipe(
         updates=updates,
         others=players,
         reference=policy.frozen() if kl else None,
-        evaluation=validated(weights),
+        evaluation=validation(weights),
     )

@@ -113,7 +113,7 @@ def reward(weights: Weights = PUBLISHED) -> Reward:
     return each(grade)
 
 
-def validated(weights: Weights = PUBLISHED) -> Reward:
+def validation(weights: Weights = PUBLISHED) -> Reward:
     """The agreement shift in hundredths, S at the end less S at the beginning: what is reported.
 
     Parts are those of `reward`, which is what training sees, as `relative`.

@@ -1,0 +1,256 @@
+"""The commands that train and evaluate on data of one's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
+from posttrain.run.settings import Run
+
+if TYPE_CHECKING:
+    from posttrain.core import Loss, Reward, Row
+    from posttrain.policy.text import TextPolicy
+    from posttrain.recipe import Recipe
+    from posttrain.run.session import Session
+
+Method = Literal[
+    "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration"
+]  # fmt: skip
+Truncated = Literal["train", "mask", "penalise"]
+PairLossName = Literal["dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model"]
+
+
+def train(
+    task: TaskOptions,
+    run: Run,
+    model: ModelOptions = ModelOptions(),
+    scale: ScaleOptions = ScaleOptions(),
+    method: Method = "grpo",
+    samples: int | None = None,
+    kl: float = 0.0,
+    entropy: float = 0.0,
+    updates: int | None = None,
+    with_: Annotated[str | None, tyro.conf.arg(name="with")] = None,
+    truncated: Truncated = "train",
+    held_out: tuple[str, ...] = (),
+    held_out_split: str = "test",
+    env: str | None = None,
+    recipe: str | None = None,
+) -> Session:
+    """Train a model by reinforcement on your own data, with a grader or a reward function of your own.
+
+    method          what is learned, and who gets the credit
+    samples         samples per task (the group); the method's own number if not given (grpo 8, dapo 16, rloo 4, ppo 1)
+    kl              weight of the divergence from the starting model; 0 loads no reference
+    entropy         weight of an entropy bonus
+    updates         optimizer steps per batch of rollouts; the method's own number if not given
+    with_           parts of published systems, separated by commas, such as entropy.kl_cov,diversity.positive (see
+                    list), or ./my_paper.py:part
+    truncated       replies cut off by `max_new`: train (as they were graded), mask (not trained), penalise (DAPO's soft
+                    penalty)
+    held_out        data files or datasets of tasks that are only evaluated, with the same columns: FILE, or NAME=FILE
+    held_out_split  their split, if they are Hugging Face datasets
+    env             an environment of your own, file.py:function (docs/environments.md)
+    recipe          a recipe of your own, file.py:function of policy, reward and samples, as far as it names them
+    """
+    policy, reward = model.policy(), task.reward()
+    made = recipe_of(recipe, policy, reward, samples) if recipe else named_recipe(
+        policy, reward, method=method, samples=samples, kl=kl, updates=updates, truncated=truncated, lr=run.lr
+    )  # fmt: skip
+    made = replace(made, env=task.env(env)) if env else made
+    if with_:
+        from posttrain.cli.parts import is_tiny, parts_in, with_parts
+
+        made = with_parts(made, parts_in(with_), is_tiny(policy))
+    made = with_terms(made, entropy, truncated == "mask")
+    return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out, held_out_split))
+
+
+def recipe_of(spec: str, policy: TextPolicy, reward: Reward, samples: int | None) -> Recipe:
+    """The recipe of the user's own file. Raises ValueError when it asks for something else or returns none."""
+    from posttrain.recipe import Recipe
+    from posttrain.user_code import function_in
+
+    function: Callable[..., Any] = function_in(spec, "recipe")
+    known: dict[str, Any] = {"policy": policy, "reward": reward, "samples": samples}
+    names = inspect.signature(function).parameters
+    if strange := [n for n, one in names.items() if n not in known and one.default is inspect.Parameter.empty]:
+        raise ValueError(f"`recipe={spec}`: it asks for {strange[0]}; a recipe may ask for policy, reward and samples")
+    wanted = [name for name in known if name in names and not (name == "samples" and samples is None)]
+    made = function(**{name: known[name] for name in wanted})
+    if not isinstance(made, Recipe):
+        raise ValueError(f"`recipe={spec}`: it returned {type(made).__name__}, not a posttrain.Recipe")
+    return made
+
+
+def named_recipe(
+    policy: TextPolicy,
+    reward: Reward,
+    *,
+    method: Method,
+    samples: int | None,
+    kl: float,
+    updates: int | None,
+    truncated: Truncated,
+    lr: float | None,
+) -> Recipe:
+    """A method's recipe with the command's options in it. Raises ValueError for options that do not go together."""
+    from posttrain.method import METHODS
+    from posttrain.reward import overlong
+
+    most = policy.sampling.max_new
+    options: dict[str, Any] = {} if samples is None else {"samples": samples}
+    if method in ("dr_grpo", "dapo"):
+        options["max_new"] = most
+    if kl and method not in ("grpo", "rloo", "reinforce_pp", "ppo"):
+        raise ValueError(f"`kl={kl}`: the method {method} has no divergence term; use grpo, or `kl=0`")
+    if kl:
+        options |= {"kl": kl, "reference": policy.frozen()}
+    if method == "ppo":
+        from posttrain.policy.value import Critic, Gae
+
+        options["advantage"] = Gae(Critic(policy, lr=(lr or 1e-5)))
+    if updates is not None:
+        options["updates"] = updates
+    if truncated == "penalise" and method == "dapo":
+        raise ValueError("`truncated=penalise`: the method dapo does so already")
+    if truncated == "penalise":
+        reward = overlong(reward, most, max(most // 5, 1))
+    return METHODS[method](reward, **options)
+
+
+def with_terms(recipe: Recipe, entropy: float, masked: bool) -> Recipe:
+    """The recipe with an entropy bonus, and without rows that were cut off."""
+    from posttrain.loss import entropy_bonus, total
+    from posttrain.recipe import finished
+
+    loss: Loss = total((1.0, recipe.loss), (entropy, entropy_bonus)) if entropy else recipe.loss
+    keep = recipe.keep
+
+    def kept(row: Row) -> bool:
+        return keep(row) and finished(row)
+
+    return replace(recipe, loss=loss, keep=kept if masked else keep)
+
+
+def evaluate(
+    task: TaskOptions,
+    model: ModelOptions = ModelOptions(),
+    scale: ScaleOptions = ScaleOptions(),
+    samples: int = 1,
+    k: str = "1",
+    greedy: bool = False,
+    seed: int = 0,
+    out: str | None = None,
+    env: str | None = None,
+    recipe: str | None = None,
+) -> None:
+    """Grade samples of a model: mean reward, pass@k, majority@k, with 95 % intervals.
+
+    samples  samples per task
+    k        the k of pass@k and majority@k, separated by commas
+    greedy   also answer every task greedily, and report Potential@k
+    seed     of the samples
+    out      write the numbers as JSON to this file, and every reply with its score to the JSONL file beside it
+    env      an environment of your own, file.py:function (docs/environments.md)
+    recipe   a recipe of your own, file.py:function, for its environment, players and (evaluation) reward
+    """
+    from posttrain.cli.report import evaluation_table, evaluation_values, write_evaluation
+    from posttrain.evaluation import evaluate_with_bar
+
+    ks = [int(one) for one in k.split(",")]
+    if max(ks) > samples:
+        raise ValueError(f"`k={k}`: pass@{max(ks)} needs at least `samples={max(ks)}`, not {samples}")
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    tasks, reward, policy = task.tasks(), task.reward(), model.policy()
+    made = recipe_of(recipe, policy, reward, None) if recipe else None
+    environment = task.env(env) if env or made is None else made.env
+    reward = reward if made is None else made.evaluation or made.reward
+    policy.check(tasks)
+    with scale.playing(policy, out or "eval", tasks) as sampler:
+        players = {"policy": sampler, **(made.others if made else {})}
+        found = evaluate_with_bar(players, tasks, reward, environment, samples=samples, seed=seed)
+        first = evaluate_with_bar(players, tasks, reward, environment, seed=seed, temperature=0.0) if greedy else None
+    values = evaluation_values(found, ks, first)
+    evaluation_table(values, f"{model.model} on {task.data}")
+    if out:
+        write_evaluation(Path(out), values, found)
+
+
+def sft(
+    data: str,
+    run: Run,
+    model: ModelOptions = ModelOptions(),
+    scale: ScaleOptions = ScaleOptions(),
+    prompt: str = "prompt",
+    response: str = "response",
+    image: str | None = None,
+    system: str | None = None,
+    limit: int | None = None,
+) -> Session:
+    """Supervised fine-tuning: learn the replies of demonstrations (loss on replies only).
+
+    data      JSONL, CSV or Parquet file, or a Hugging Face dataset id
+    prompt    column of the prompt, a template with {columns}, or a column of chat messages with the replies in it
+    response  column of the reply
+    image     column of pictures: a path relative to the file, or several; <image> in the prompt says where each stands
+    system    a system message put before every prompt
+    limit     use only the first so many lines
+    """
+    from posttrain.data import read_demonstrations
+    from posttrain.supervised import sft
+
+    return sft(
+        model.policy(), read_demonstrations(data, prompt, response, image=image, system=system, limit=limit), run
+    )
+
+
+def prefer(
+    data: str,
+    run: Run,
+    model: ModelOptions = ModelOptions(),
+    loss: PairLossName = "dpo",
+    beta: float | None = None,
+    prompt: str = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    system: str | None = None,
+    limit: int | None = None,
+) -> Session:
+    """Learn from preference pairs: DPO and its family, or a Bradley-Terry reward model.
+
+    data      JSONL, CSV or Parquet file, or a Hugging Face dataset id, with prompt, chosen and rejected (text or chat)
+    loss      of a pair; reward-model trains a sequence classifier
+    beta      the loss's beta (orpo: its weight); its published value if not given
+    prompt    column of the prompt, or a template with {columns}
+    chosen    column of the better reply
+    rejected  column of the worse one
+    system    a system message put before every prompt
+    limit     use only the first so many lines
+    """
+    from posttrain import preference
+    from posttrain.data import read_pairs
+
+    pairs = read_pairs(data, prompt, chosen, rejected, system=system, limit=limit)
+    if loss == "reward-model":
+        from posttrain.policy.value import reward_model
+        from posttrain.reward_training import train_reward_model
+
+        unused = [name for name in ("lora", "bf16", "checkpointing") if getattr(model, name)]
+        if unused or beta is not None:
+            raise ValueError(f"`loss=reward-model` does not take `{(unused or ['beta'])[0]}`: leave it out")
+        judge = reward_model(model.model, template=model.template, device=model.device, threads=model.threads)
+        return train_reward_model(judge, pairs, run)
+    policy = model.policy()
+    make: Any = preference.PAIR_LOSSES[loss]
+    name = "weight" if loss == "orpo" else "beta"
+    made = make(**{name: beta}) if beta is not None else make()
+    reference = policy.frozen() if loss in preference.WITH_REFERENCE else None
+    return preference.prefer(policy, pairs, made, run, reference=reference)

@@ -1,0 +1,1 @@
+"""Sampling and scoring without padding: caches, packed attention, the output head."""

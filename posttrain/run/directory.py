@@ -1,0 +1,312 @@
+"""The files of a run: prepared before any work, appended line by line, readable while it goes on."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from posttrain import ranks
+from posttrain.core import Invalid, Metrics, Policy
+from posttrain.group import Played
+from posttrain.run.lines import whole_lines
+from posttrain.run.settings import Output, Run
+
+PACKAGES = ("torch", "transformers", "peft", "diffusers", "numpy", "math-verify", "posttrain")
+# What a resumed run may have otherwise: it does not change what is learned.
+MAY_CHANGE = {
+    *("resume", "overwrite", "steps", "save_every", "keep", "track", "quiet", "dry_run", "out", "micro_tokens"),
+    *("eval_every", "eval_temperature", "device", "threads"),
+    *("sampler", "sampler_options", "sampler_folder", "cluster", "learners", "samplers", "at_once", "gpus"),
+}
+LEAST_FREE = 64 * 2**20  # bytes
+MOST_SETTINGS = 64  # entries of a container in a closure; more is data
+
+
+class Directory:
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints, self.rollouts, self.model = path / "checkpoints", path / "rollouts", path / "model"
+        self.metrics, self.about, self.report = path / "metrics.jsonl", path / "run.json", path / "report.html"
+
+    def check(self, run: Run | Output) -> None:
+        """Raises ValueError when another run is in it, or there is none to resume."""
+        held = self.about.is_file()
+        if held and not (run.resume or run.overwrite):
+            raise ValueError(
+                f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it "
+                "with `resume=True`, replace it with `overwrite=True`, or give another `out`"
+            )
+        if not held and self.path.is_dir() and any(self.path.iterdir()):
+            if run.resume:
+                raise ValueError(f"`resume=True`: {self.path} holds no run.json, so there is no run to continue")
+            raise ValueError(f"{self.path} is not empty and holds no run: give another `out`")
+
+    def prepare(self, settings: Mapping[str, Any], run: Run | Output) -> None:
+        """Make the directory and write run.json.
+
+        Raises ValueError when another run is in it, or the resumed one had other settings; OSError when it cannot be
+        written or the disk is full.
+        """
+        described = plain(settings)
+        self.check(run)
+        if self.about.is_file():
+            if run.resume:
+                self.same_settings(described)
+            else:
+                self.clear()
+        try:
+            self.rollouts.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            free = shutil.disk_usage(self.path).free
+            if free < LEAST_FREE:
+                raise OSError(f"only {free // 2**20} MiB are free")
+            write_json(self.about, {**described, **self.origin()})
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}; give another `out`") from error
+
+    def origin(self) -> dict[str, Any]:
+        """Where and when the run was started; of a resumed one, also when it was taken up again."""
+        now = surroundings()
+        if not self.about.is_file():
+            return now
+        before = read_json(self.about)
+        first = {key: before[key] for key in now if key in before}
+        again = {key: now[key] for key in ("started", "command", "versions", "git")}
+        return {**first, "resumed": [*before.get("resumed", []), again]}
+
+    def clear(self) -> None:
+        """Delete what a run wrote, and nothing else."""
+        for folder in (self.checkpoints, self.rollouts, self.model):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.metrics, self.about, self.report):
+            file.unlink(missing_ok=True)
+
+    def same_settings(self, described: dict[str, Any]) -> None:
+        """Raises ValueError naming the first setting in which a resumed run differs from the one that was started."""
+        before, now = flat(read_json(self.about)), flat(described)
+        for name, value in now.items():
+            if name.startswith("run.") and name.rpartition(".")[2] in MAY_CHANGE:
+                continue
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{self.path} was started with {name.rpartition('.')[2]} = {before.get(name)!r}, not {value!r}: "
+                    "resume with the same settings, or give another `out`"
+                )
+
+    # ---- metrics
+
+    def truncate(self, step: int) -> list[Metrics]:
+        """Keep the metrics of the first `step` steps, drop what a killed run wrote beyond its checkpoint."""
+        lines = [line for line in read_metrics(self.path) if line["step"] < step]
+        scratch = self.metrics.with_suffix(".writing")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(scratch, self.metrics)
+        return lines
+
+    def append_metrics(self, line: Metrics) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    # ---- rollouts
+
+    def write_rollouts(self, step: int, policy: Policy, played: Sequence[Played]) -> None:
+        if not played:
+            return
+        final = self.rollouts / f"{step:06d}.jsonl.gz"
+        scratch = final.with_suffix(".writing")
+        with gzip.open(scratch, "wt", compresslevel=3) as file:
+            for one in played:
+                file.write(json.dumps(as_record(step, policy, one)) + "\n")
+        os.replace(scratch, final)
+
+    def export(self, policy: Policy) -> None:
+        """Write `model/`, in the format that others load; all ranks take part."""
+        scratch = self.path / ".writing-model"
+        ranks.first(lambda: fresh(scratch), "for the model's folder")
+        policy.save(scratch)
+        ranks.first(lambda: placed(scratch, self.model), "for the model")
+
+
+def fresh(folder: Path) -> None:
+    """An empty folder, whatever was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def placed(scratch: Path, final: Path) -> None:
+    """Put a folder in the place of another."""
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(scratch, final)
+
+
+def as_record(step: int, policy: Policy, played: Played) -> dict[str, Any]:
+    """A rollout as JSON: what was asked and answered, what it earned, and the numbers of every decision."""
+    turns, start = [], 0
+    for turn in played.rollout.turns:
+        count = len(turn.reply.logp)
+        credit = None if played.advantage is None else played.advantage[start : start + count].tolist()
+        start += count
+        turns.append(
+            {
+                "messages": [{"role": m["role"], "content": plain(m["content"])} for m in turn.ask.messages],
+                "content": plain(turn.reply.content),
+                "stop": turn.reply.stop,
+                "version": turn.reply.version,
+                "temperature": turn.reply.temperature,
+                "logp": turn.reply.logp.tolist(),
+                "advantage": credit,
+                **policy.record(turn.reply),
+            }
+        )
+    score = played.score
+    marks = (
+        {"reward": None, "invalid": score.reason}
+        if isinstance(score, Invalid)
+        else {"reward": score.value, "parts": dict(score.parts)}
+    )
+    task = played.rollout.task
+    return {
+        "step": step,
+        "task": task.key,
+        "truth": plain(task.truth),
+        "facts": plain(played.rollout.facts),
+        **marks,
+        "turns": turns,
+    }
+
+
+def read_rollouts(path: str | Path, step: int | None = None) -> Iterator[dict[str, Any]]:
+    """The recorded rollouts of a run, or of one of its steps, as dictionaries."""
+    name = "*.jsonl.gz" if step is None else f"{step:06d}.jsonl.gz"
+    for file in sorted((Path(path) / "rollouts").glob(name)):
+        with gzip.open(file, "rt") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+
+def read_metrics(path: str | Path) -> list[Metrics]:
+    """One dictionary per step. A last line that a kill cut short is left out."""
+    return list(whole_lines(Path(path) / "metrics.jsonl"))
+
+
+def plain(thing: Any) -> Any:
+    """Anything as JSON: dataclasses by their fields, functions by their names and settings, the rest by `repr`."""
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, Path):
+        return str(thing)
+    if isinstance(thing, bytes):
+        return f"{len(thing)} bytes"
+    if hasattr(thing, "shape"):
+        return f"{type(thing).__name__} of {list(thing.shape)}"
+    if hasattr(thing, "density"):
+        return type(thing).__name__
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return {f.name: plain(getattr(thing, f.name)) for f in fields(thing)}
+    if isinstance(thing, Mapping):
+        return {str(key): plain(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple | set):
+        return [plain(value) for value in thing]
+    if callable(thing):
+        return function_name(thing)
+    text = repr(thing)
+    return text if " at 0x" not in text else type(thing).__name__
+
+
+def function_name(function: Any) -> Any:
+    """A function as `module.name`, with the settings that its closure holds; an object by its class and numbers."""
+    if not isinstance(function, FunctionType | type):
+        kept = {
+            key: value
+            for key, value in getattr(function, "__dict__", {}).items()
+            if isinstance(value, bool | int | float | str)
+        }
+        return {f"{type(function).__module__}.{type(function).__qualname__}": kept}
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    if not code or not cells:
+        return name.replace(".<locals>", "")
+    held = {key: brief(cell.cell_contents, function) for key, cell in zip(code.co_freevars, cells, strict=True)}
+    return {name.replace(".<locals>", ""): held}
+
+
+def brief(value: Any, holder: Any) -> Any:
+    """What a closure holds, as a setting: data in it only by its size, the function itself by its name."""
+    if value is holder:
+        return getattr(holder, "__qualname__", "itself")
+    if isinstance(value, list | tuple | set | Mapping) and len(value) > MOST_SETTINGS:
+        return f"{type(value).__name__} of {len(value)}"
+    return plain(value)
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{path}.{key}" if path else str(key))
+    return out
+
+
+def surroundings() -> dict[str, Any]:
+    """What else a result may depend on: versions, revision, machine, command."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": sys.argv,
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "git": git_revision(),
+    }
+
+
+def git_revision() -> str | None:
+    """The revision of the folder the run was started in, with `+changes` if files differ from it."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a data file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    scratch = path.with_suffix(".writing")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(scratch, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error

@@ -1,0 +1,119 @@
+"""What a run shows while it goes: a bar and a table of the last numbers in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from posttrain.chat import in_words
+from posttrain.core import Metrics, Score
+from posttrain.group import Played
+from posttrain.run.settings import Run
+
+SHOWN = {
+    "reward": "reward {:.3f}",
+    "loss": "loss {:.3f}",
+    "accuracy": "accuracy {:.3f}",
+    "entropy": "entropy {:.3f}",
+    "length": "length {:.1f}",
+    "groups_flat": "flat {:.0%}",
+    "decisions_per_s": "{:.0f} tokens/s",
+    "held_out/reward": "held out {:.3f}",
+}
+SAMPLES = 10  # sample rollouts shown in a run
+LINES = 40  # lines printed in a run, where there is no terminal
+PATIENCE = 10  # steps without variance before a warning
+
+
+class Progress:
+    def __init__(self, run: Run, start: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.run, self.began = run, time.monotonic()
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal and not run.quiet
+        self.bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not self.live,
+        )
+        self.start = start
+        self.row = self.bar.add_task("step", total=run.steps, completed=start, numbers="")
+
+    def __enter__(self) -> Progress:
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def step(self, line: Metrics, played: Sequence[Played] = ()) -> None:
+        done = int(line["step"]) + 1
+        names = [name for name in SHOWN if name in line and not (name == "loss" and "reward" in line)]
+        numbers = "  ".join(SHOWN[name].format(line[name]) for name in names)
+        self.bar.update(self.row, completed=done, numbers=numbers)
+        every = max(self.run.steps // LINES, 1)
+        if not self.live and not self.run.quiet and (done % every == 0 or done in (self.start + 1, self.run.steps)):
+            left = (time.monotonic() - self.began) / max(done - self.start, 1) * (self.run.steps - done)
+            print(f"step {done}/{self.run.steps}  {numbers}  {left:.0f} s left", file=sys.stderr, flush=True)
+        if played and not self.run.quiet and (done - 1) % max(self.run.steps // SAMPLES, 1) == 0:
+            self.sample(played[0])
+
+    def sample(self, played: Played) -> None:
+        """One rollout of the step, as a person would read it."""
+        rollout = played.rollout
+        asked = in_words(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else ""
+        mark = f"{played.score.value:g}" if isinstance(played.score, Score) else f"invalid: {played.score.reason}"
+        self.say(f"  {clipped(asked)}  ->  {clipped(rollout.text)}   [reward {mark}]")
+
+    def say(self, text: str) -> None:
+        if self.live:
+            self.console.print(text, markup=False, highlight=False)
+        elif not self.run.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(name: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar in a terminal, for work that is no run; entered, it gives what counts one more, or as many."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as shown:
+        yield partial(shown.advance, shown.add_task(name, total=total))
+
+
+def clipped(text: Any, width: int = 90) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= width else line[: width - 4] + " ..."
+
+
+def alarms(history: Sequence[Metrics]) -> Iterator[str]:
+    """Warnings about a run that has stopped teaching anything, each once per occurrence."""
+    if len(history) < PATIENCE:
+        return
+    recent = history[-PATIENCE:]
+    earlier = history[-PATIENCE - 1] if len(history) > PATIENCE else {}
+    if all(line.get("groups_flat") == 1 for line in recent) and earlier.get("groups_flat") != 1:
+        value = recent[-1].get("reward", 0.0)
+        yield (
+            f"warning: for {PATIENCE} steps every group has had one reward for all its samples (last {value:g}), so "
+            "nothing is learned. If it is 0: look at rollouts/ for what the grader sees; "
+            "if it is at its best: the tasks are too easy; else take more samples or a higher temperature"
+        )
+    cut = [line.get("truncated", 0.0) > 0.5 for line in recent]
+    if all(cut) and not earlier.get("truncated", 0.0) > 0.5:
+        yield f"warning: for {PATIENCE} steps more than half of the replies were cut off: raise max_new"

@@ -1,0 +1,239 @@
+"""The session of a run: keeps its directory, checkpoints and progress in step with the training.
+
+OUT/run.json          every setting, versions, git revision, data hash
+OUT/metrics.jsonl     one line per step
+OUT/rollouts/         every prompt, reply, reward and its parts, per-token log-probability and advantage
+OUT/checkpoints/      what a resume needs
+OUT/model/            the trained model, in the format that others load
+OUT/report.html       written at the end and by `posttrain show`
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+
+from posttrain import ranks
+from posttrain.core import SMALL_MODEL, Metrics, Policy, Sampler, Stateful, Task
+from posttrain.evaluation import evaluate
+from posttrain.group import Played
+from posttrain.policy.text import TextPolicy
+from posttrain.recipe import Recipe
+from posttrain.run.checkpoint import Checkpoints, stateful
+from posttrain.run.directory import Directory
+from posttrain.run.progress import Progress, alarms
+from posttrain.run.settings import Run
+from posttrain.run.track import check_trackers, trackers
+from posttrain.sampler.weights import Engine, probe_of, published, synchronise
+from posttrain.scale.place import distribute
+from posttrain.seeding import mix, seed_everything
+from posttrain.stream import Shuffled, Source
+
+HeldOut: TypeAlias = Sequence[Task] | Mapping[str, Sequence[Task]]  # one set of tasks, or several by name
+
+RATES = {"train": 1e-6, "sft": 1e-5, "prefer": 1e-6, "reward-model": 1e-5}  # for pretrained models, by kind of run
+SMALL_RATE, LORA_FACTOR = 3e-4, 10.0
+
+
+class DryRun(Exception):
+    """Raised in place of the first step of a run with `dry_run`; nothing has been written. It carries the session."""
+
+    def __init__(self, session: Session):
+        super().__init__("a dry run takes no step")
+        self.session = session
+
+
+class Session:
+    """A run while it happens. Iterate over it for the numbers of the steps still to do, and `log` each of them.
+
+        with Session(run, policy, tasks, recipe) as session:
+            for number in session:
+                ...
+                session.log(metrics, played)
+
+    On entry it prepares the directory and, on `resume`, restores the last checkpoint: model, optimizer, source of
+    tasks and whatever the recipe remembers. Ctrl-C lets the step finish, saves, and raises KeyboardInterrupt.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        policy: Policy,
+        items: Sequence[Any] | Source,
+        recipe: Recipe | None = None,
+        *,
+        held_out: HeldOut = (),
+        kind: str = "train",
+        settings: Mapping[str, Any] | None = None,
+        memory: Mapping[str, Stateful] | None = None,
+        sampler: Sampler | None = None,
+    ):
+        self.memory = memory or {}  # more that checkpoints must hold
+        self.sampler = sampler  # plays in the policy's place; an engine is given the policy's weights before it does
+        self.probe: tuple[tuple[int, ...], ...] | None = None
+        self.run, self.policy, self.recipe = run, policy, recipe
+        self.held_out = {"": held_out} if isinstance(held_out, Sequence) else dict(held_out)
+        self.settings = settings or {}
+        self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
+        self.directory = Directory(Path(run.out))
+        self.checkpoints = Checkpoints(self.directory.checkpoints, run.keep)
+        self.kind, self.step = kind, 0
+        self.micro_tokens = run.micro_tokens  # less once memory has run out
+        self.history: list[Metrics] = []
+        self.found: Metrics = {}
+        self.clock, self.interrupted = time.perf_counter(), False
+        policy.check([item for item in [*self.tests, *self.source.items] if isinstance(item, Task)])
+        self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
+        if run.dry_run:
+            raise DryRun(self)
+        if run.eval_every and not self.tests:
+            raise ValueError(f"`eval_every={run.eval_every}` needs tasks to evaluate: give `held_out`")
+        check_trackers(run.track)
+        distribute(policy, recipe)
+        parameters = list(policy.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)
+
+    @property
+    def tests(self) -> list[Task]:
+        """The held-out tasks of all sets."""
+        return [task for tasks in self.held_out.values() for task in tasks]
+
+    @property
+    def seed(self) -> int:
+        """Of the step that is being taken."""
+        return mix(self.run.seed, self.step)
+
+    def stateful_parts(self) -> dict[str, Any]:
+        """Everything besides the policy and the optimizer that a checkpoint must hold."""
+        return {"source": self.source, **stateful(self.recipe), **self.memory}
+
+    def __enter__(self) -> Session:
+        settings = {"kind": self.kind, "lr": self.lr, "recipe": self.recipe, "run": self.run, **self.settings}
+        ranks.first(lambda: self.directory.prepare(settings, self.run), "for the run's directory")
+        state = self.checkpoints.latest() if self.run.resume else None
+        if state:
+            self.step = self.checkpoints.restore(state, self.policy, self.optimizer, self.stateful_parts())
+        self.history = ranks.first(lambda: self.directory.truncate(self.step), "for the run's metrics")
+        self.trackers = trackers(self.run.track, self.directory.path) if ranks.primary() else []
+        self.progress = Progress(self.run if ranks.primary() else replace(self.run, quiet=True), self.step).__enter__()
+        self.handler = signal.getsignal(signal.SIGINT)
+        if in_main_thread():
+            signal.signal(signal.SIGINT, self.interrupt)
+        return self
+
+    def interrupt(self, *_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.progress.say("finishing the step, then saving; press Ctrl-C again to stop at once")
+
+    def __iter__(self) -> Iterator[int]:
+        while self.step < self.run.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.run.rate(self.step, self.lr)
+            self.found = self.synchronise_engine()
+            self.found |= self.evaluate_held_out() if self.evaluation_due(self.step) else {}
+            seed_everything(mix(self.run.seed, "step", self.step))  # for users' code; ours draws by counters
+            self.clock = time.perf_counter()
+            yield self.step
+            if any(ranks.everyone(self.interrupted, "at the end of a step")):
+                self.save()
+                raise KeyboardInterrupt
+        if self.checkpoints.step != self.step:
+            self.save()
+
+    def log(self, metrics: Metrics, played: Sequence[Played] = ()) -> None:
+        """Close a step: its metrics, its rollouts, an evaluation and a checkpoint when they are due."""
+        seconds = time.perf_counter() - self.clock
+        line = {"step": self.step, **metrics, "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        if "decisions" in metrics:
+            line["decisions_per_s"] = metrics["decisions"] / seconds
+        if ranks.primary():
+            self.directory.write_rollouts(self.step, self.policy, played)
+        self.step += 1
+        if self.step == self.run.steps and self.tests:
+            self.synchronise_engine()
+            self.found |= self.evaluate_held_out()
+        line |= self.found
+        self.history.append(line)
+        if ranks.primary():
+            self.directory.append_metrics(line)
+        for tracker in self.trackers:
+            tracker.log(line)
+        self.progress.step(line, played)
+        for warning in alarms(self.history):
+            self.progress.say(warning)
+        if self.step % self.run.save_interval == 0 and self.step < self.run.steps:
+            self.save()
+
+    def evaluation_due(self, step: int) -> bool:
+        return bool(self.tests) and (step % self.run.eval_every == 0 if self.run.eval_every else step == 0)
+
+    def evaluate_held_out(self) -> Metrics:
+        """The mean reward and length of the held-out tasks under the current policy, of each set by its name."""
+        assert self.recipe is not None
+        players = {"policy": self.engine or self.policy, **self.recipe.others}
+        reward = self.recipe.evaluation or self.recipe.reward
+        options: dict[str, Any] = {"seed": mix(self.run.seed, "held out"), "temperature": self.run.eval_temperature}
+        metrics: Metrics = {}
+        for name, tasks in self.held_out.items():
+            found = evaluate(players, tasks, reward, self.recipe.env, **options)
+            place = f"held_out/{name}/" if name else "held_out/"
+            metrics |= {f"{place}reward": found.reward, f"{place}length": found.length}
+        return metrics
+
+    @property
+    def engine(self) -> Engine | None:
+        """The sampler, if it takes the policy's weights."""
+        return self.sampler if isinstance(self.sampler, Engine) else None
+
+    def synchronise_engine(self) -> Metrics:
+        """Give an engine the policy's weights, if it has others. Raises SyncError when it has not taken them."""
+        engine, policy = self.engine, cast("TextPolicy", self.policy)
+        if engine is None or engine.version == policy.version:
+            return {}
+        if self.probe is None:
+            self.probe = probe_of(policy, [task for task in self.source.items if isinstance(task, Task)])
+        clock = time.perf_counter()
+        weights = published(policy, self.probe, engine.merged)
+        metrics = ranks.first(lambda: synchronise(engine, weights), "for the engine to take the weights")
+        engine.version = policy.version
+        return metrics | {"seconds_sync": time.perf_counter() - clock}
+
+    def save(self) -> None:
+        self.checkpoints.save(self.step, self.policy, self.optimizer, self.stateful_parts())
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
+        if in_main_thread():
+            signal.signal(signal.SIGINT, self.handler)
+        for tracker in self.trackers:
+            tracker.close()
+        self.progress.__exit__(None, None, None)
+        if kind is None:
+            self.directory.export(self.policy)
+        elif issubclass(kind, KeyboardInterrupt):
+            assert error is not None
+            error.add_note(
+                f"stopped after step {self.checkpoints.step}; continue with the same command and `resume=True`"
+            )
+
+
+def default_rate(policy: Policy, kind: str) -> float:
+    """The learning rate of AdamW when none is given: gentle for pretrained models, ten times that under LoRA."""
+    trained = sum(p.numel() for p in policy.parameters())
+    model = getattr(policy, "model", None)
+    whole = sum(p.numel() for p in model.parameters()) if model is not None else trained
+    if whole < SMALL_MODEL:
+        return SMALL_RATE
+    return RATES[kind] * (LORA_FACTOR if trained < whole / 2 else 1.0)
+
+
+def in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
