@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from posttrain.cli.train import Train
 from posttrain.options import ModelOptions, PlannedRunOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
-    pass
+    from posttrain.claim import Finding
 
 PAIR_LOSSES = ("dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model")
 
@@ -192,32 +193,66 @@ class Claims:
     """Also write the tables to this Markdown file, all values to the JSON file beside it, and pictures to systems/;
     what the files hold of other systems stays."""
 
+    rejudge: bool = False
+    """Run nothing: judge the values in the JSON file beside --write by today's claims, and write both files again."""
+
     def run(self) -> None:
         from posttrain import systems
-        from posttrain.claim import as_json, as_table
-        from posttrain.cli.laboratory import run_all
 
         if self.seeds < 1:
             raise ValueError(f"--seeds {self.seeds}: it must be at least 1")
         known = systems.names()
         names = [one_of(name.replace("-", "_"), known, "claims") for name in self.systems] or known
         modules = {name: systems.load(name) for name in names}
+        if self.rejudge:
+            if not self.write or not Path(self.write).with_suffix(".json").is_file():
+                raise ValueError(f"--write {self.write}: --rejudge needs the page whose JSON file lies beside it")
+            self.publish(*stored_findings(modules, Path(self.write)))
+            return
+        from posttrain.cli.laboratory import run_all
+
         seeds = range(1 if self.quick else self.seeds)
         arms = {name: list(module.ARMS) for name, module in modules.items()}
         values = run_all(arms, seeds, Path(self.out), quick=self.quick, workers=self.workers)
         findings = {
             name: [claim.judged(values[name], seeds) for claim in module.CLAIMS] for name, module in modules.items()
         }
+        minutes = {
+            name: sum(value["cpu_s"] for by_seed in found.values() for value in by_seed.values()) / 60
+            for name, found in values.items()
+        }
+        self.publish(findings, minutes)
+        if self.write:
+            for name, module in modules.items():
+                draw(Path(self.write).parent / "systems" / f"{name.replace('_', '-')}.svg", module, values[name])
+
+    def publish(self, findings: Mapping[str, list[Finding]], minutes: Mapping[str, float]) -> None:
+        """Print the tables, and write the page and its JSON file."""
+        from posttrain import systems
+        from posttrain.claim import as_json, as_table
+
         tables = {name: as_table(found) for name, found in findings.items()}
         for name, table in tables.items():
             print(f"\n{systems.first_line(name)}\n\n{table}")
         if self.write:
             path = Path(self.write)
             page, rows = path.read_text() if path.is_file() else "", path.with_suffix(".json")
-            path.write_text(systems.claims_page(tables, values, len(seeds), page))
+            seeds = len(next(iter(findings.values()))[0].seeds)
+            path.write_text(systems.claims_page(tables, minutes, seeds, page))
             rows.write_text(as_json(findings, json.loads(rows.read_text()) if rows.is_file() else ()) + "\n")
-            for name, module in modules.items():
-                draw(path.parent / "systems" / f"{name.replace('_', '-')}.svg", module, values[name])
+
+
+def stored_findings(modules: Mapping[str, Any], page: Path) -> tuple[dict[str, list[Finding]], dict[str, float]]:
+    """The claims of `modules` on the values in the JSON file beside `page`; and the CPU minutes that `page` names."""
+    from posttrain import systems
+    from posttrain.claim import stored_finding
+
+    rows = json.loads(page.with_suffix(".json").read_text())
+    sections = systems.sections_of(page.read_text())
+    findings = {
+        name: [stored_finding(claim, name, rows) for claim in module.CLAIMS] for name, module in modules.items()
+    }
+    return findings, {name: systems.minutes_of(sections[name.replace("_", "-")]) for name in modules}
 
 
 def draw(path: Path, module: Any, values: Any) -> None:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -52,19 +51,15 @@ def parts() -> list[str]:
     return found
 
 
-def claims_page(
-    tables: Mapping[str, str], values: Mapping[str, Mapping[str, Mapping[int, Any]]], seeds: int, before: str = ""
-) -> str:
-    """docs/claims.md: every system's table, with the command and what it cost. Others keep what `before` says."""
-    known = re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", before, re.MULTILINE | re.DOTALL)
-    sections = {name: text.strip() for name, text in known}
+def claims_page(tables: Mapping[str, str], minutes: Mapping[str, float], seeds: int, before: str = "") -> str:
+    """docs/claims.md: every system's table, with the command and the CPU minutes. Others keep what `before` says."""
+    sections = sections_of(before)
     for name, table in tables.items():
-        minutes = sum(value["cpu_s"] for by_seed in values[name].values() for value in by_seed.values()) / 60
         shown = name.replace("_", "-")
         page = HERE.parent.parent / "docs" / "systems" / f"{shown}.md"
         link = f" [About it](systems/{page.name})." if page.is_file() else ""
-        sections[shown] = f"{first_line(name)}{link} {minutes:.1f} CPU minutes.\n\n{table}"
-    spent = sum(map(float, re.findall(r" ([\d.]+) CPU minutes\.\n", "".join(sections.values()))))
+        sections[shown] = f"{first_line(name)}{link} {minutes[name]:.1f} CPU minutes.\n\n{table}"
+    spent = sum(map(minutes_of, sections.values()))
     lines = [
         "# Claims",
         "",
@@ -74,8 +69,21 @@ def claims_page(
         "",
         f"in {spent:.0f} CPU minutes; each system's part may be made again by itself. Intervals are 95 %: of an arm by "
         "bootstrap, of a paired difference by Student's t. *Holds* means that the difference's interval lies above "
-        "zero (or above what the measure's column allows), *reversed* below, *not separated* neither. Controls are "
-        "ours. Every seed's value is in [claims.json](claims.json).",
+        "zero (or above what the measure's column allows), *reversed* below, *not separated* neither. *Detectable* is "
+        "how far above zero (or above what the column allows) the true difference has to lie for these seeds to show "
+        "it four times out of five. *Not testable here* means that both arms are at the ceiling or the floor of the "
+        "measure, where they cannot differ. Controls are ours. Every seed's value is in [claims.json](claims.json).",
         "",
     ]
     return "\n".join(lines) + "\n" + "\n".join(f"## {name}\n\n{sections[name]}\n" for name in sorted(sections))
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """The text of every system's section of docs/claims.md."""
+    known = re.findall(r"^## ([\w-]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return {name: text.strip() for name, text in known}
+
+
+def minutes_of(section: str) -> float:
+    """The CPU minutes that a section says it cost."""
+    return sum(map(float, re.findall(r" ([\d.]+) CPU minutes\.\n", section)))
