@@ -32,7 +32,7 @@ class Claim:
     larger     a larger value is better
     margin     by how much it may fall short and still hold, for "no worse than"; negative: by how much it must lead
     control    the claim is ours and not the paper's: a control that says what the paper's claim is worth
-    bounds     the least and the greatest value that the measure can take, for arms that come near one of them
+    bounds     the least and the greatest value that the measure can take; declare it where arms may come near one
     """
 
     name: str
@@ -85,18 +85,18 @@ class Finding:
     def detectable(self) -> float:
         """The difference that these seeds detect with 80 % power at the two-sided 5 % level.
 
-        With a margin it counts from the margin: a true difference of `detectable - margin` is found to hold in four of
-        five repetitions. Infinite for one seed, and for arms that cannot differ.
+        A margin moves the point from which it counts: a claim whose true difference is `detectable - margin` reads
+        `holds` in four repetitions out of five. Infinite for one seed and for saturated arms.
         """
         return math.inf if self.saturated else detectable_difference(self.paired())
 
     @property
     def saturated(self) -> bool:
-        """Whether two arms cannot differ, because the measure is at its ceiling or at its floor for both.
+        """Whether the measure is at its ceiling or its floor for both arms, so that they cannot differ.
 
         Without `bounds`: every value of both arms, in every seed, is the same number. With `bounds`: both means lie
-        within 2 % of the range from the same bound, and the interval of the paired difference contains zero (arms that
-        differ measurably can differ). Never against a number, which is no arm.
+        within 2 % of the range of the same bound, and the interval of the paired difference contains zero (arms that
+        differ measurably can differ). False against a number: an exact identity keeps its verdict.
         """
         if not isinstance(self.claim.baseline, str):
             return False
@@ -112,8 +112,8 @@ class Finding:
     def verdict(self) -> Verdict:
         """`holds` when the interval of the paired difference lies above minus the margin, `reversed` when below.
 
-        A lead that is there and smaller than the one asked for is not reversed but not separated. `not testable here`,
-        whatever the margin, when both arms are at a ceiling or at a floor (`saturated`).
+        A lead that is smaller than the one asked for is not reversed but not separated. Saturated arms are `not
+        testable here`, whatever the margin: "no worse than" says nothing where arms cannot differ.
         """
         if self.saturated:
             return "not testable here"
@@ -171,7 +171,7 @@ def student_probability(value: float, freedom: int) -> float:
 
 
 def stored_finding(claim: Claim, system: str, rows: Sequence[Mapping[str, Any]]) -> Finding:
-    """The finding of `claim` from the rows of `as_json`, found by what is compared and not by its words.
+    """The finding of `claim` from rows of `as_json`, matched by what is compared and not by its words.
 
     Raises ValueError when no row makes the comparison.
     """

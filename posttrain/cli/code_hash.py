@@ -1,9 +1,9 @@
-"""A hash of the code that a system's arms run: kept values belong to it.
+"""A hash of the code that a system's arms run: kept values are used for as long as it stays the same.
 
-It follows names from `ARMS` through the system's own modules and through the worlds that they import. What no arm
-reaches (`CLAIMS`, `PARTS`, stages, options) is not in it, nor is anything that leaves results as they are: imports,
-annotations, docstrings, comments, the order of definitions, and the files in which they stand. The rest of the library
-is left out, as are files that are no Python.
+It follows names from `ARMS` through the system's own modules and the worlds that they import. Code that no arm reaches
+(`CLAIMS`, `PARTS`, stages, options) does not count, nor does anything that cannot change results: imports, annotations,
+docstrings, comments, the order of definitions and the files that hold them. The rest of the library does not count
+either, nor do files other than Python's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def code_hash(system: str, source: Path = SOURCE) -> str:
 
 
 def reached_code(system: str, source: Path = SOURCE) -> list[str]:
-    """Every top-level statement that the system's `ARMS` reach, without what leaves results as they are."""
+    """Every top-level statement that the system's `ARMS` reach, stripped by `Bare`."""
     library = Library(source, f"posttrain.systems.{system}")
     waiting: list[Reference] = [(name, ROOT) for name in library.own_modules()]
     seen: set[Reference] = set()
@@ -90,7 +90,7 @@ class Module:
             self.unbound += [] if names else [part]
 
     def imported_names(self, tree: ast.Module, library: Library) -> dict[str | None, Reference]:
-        """What is imported from modules that count, at the top or in functions, under the name that it has here."""
+        """Local name -> origin of every import from a module that counts, at the top or inside a function."""
         found: dict[str | None, Reference] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -106,13 +106,13 @@ class Module:
         return found
 
     def parts(self, name: str | None) -> list[ast.stmt]:
-        """The statements that bind `name`, all of them if None; with them those that bind nothing, as they are run."""
+        """The statements that bind `name`, with those that bind nothing and just run; all statements if None."""
         if name is None:
             return self.body
         return self.binding[name] + self.unbound if name in self.binding else []
 
     def references(self, part: ast.stmt) -> list[Reference]:
-        """What the statement's names may stand for. Of an imported module only what is taken from it."""
+        """What the statement's names may refer to; of `module.name` that one name, not the whole module."""
         found: list[Reference] = []
         modules: set[ast.AST] = set()
         for node in ast.walk(part):  # an attribute comes before the name that it is an attribute of
@@ -135,7 +135,7 @@ def bound_names(part: ast.stmt) -> set[str]:
 
 
 class Bare(ast.NodeTransformer):
-    """Takes out imports, docstrings and annotations. Of a class's fields the names stay: they are its arguments."""
+    """Removes imports, docstrings and annotations, but keeps the names of a class's fields: they are its arguments."""
 
     def visit_Import(self, node: ast.Import) -> None:
         return None
