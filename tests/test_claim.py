@@ -205,7 +205,17 @@ def test_an_arm_that_raises_is_named(tmp_path):
     assert "raised by the arm 'no such arm' of grpovi, seed 3" in raised.value.__notes__
 
 
-SLOW = {}
+SLOW = {  # more than about eight seconds of a core for all arms together
+    "afterburner",
+    "diversity",
+    "entropy",
+    "mm_upt",
+    "pangu_embedded",
+    "q_rm",
+    "reward_fairness",
+    "rl_wall",
+    "srrl",
+}
 
 
 @pytest.mark.parametrize(
@@ -221,17 +231,15 @@ def test_every_arm_of_a_system_runs_quickly_and_has_what_claims_compare(name):
 
 @pytest.mark.slow
 def test_claims_are_run_in_processes_and_written(tmp_path, capsys):
-    page, names = tmp_path / "docs" / "claims.md", ("grpovi", "noisy_rewards")
+    page = tmp_path / "docs" / "claims.md"
     page.parent.mkdir()
-    options = ["claims", "grpovi", "noisy-rewards", "--quick", "--out", str(tmp_path / "values")]
+    options = ["claims", "grpovi", "--quick", "--out", str(tmp_path / "values")]
     main([*options, "--write", str(page)])
-    shown = capsys.readouterr().out
-    for name in names:
-        assert systems.first_line(name) in shown
-        assert (page.parent / "systems" / f"{name.replace('_', '-')}.svg").read_text().startswith("<svg")
+    assert systems.first_line("grpovi") in capsys.readouterr().out
+    assert (page.parent / "systems" / "grpovi.svg").read_text().startswith("<svg")
     assert "not separated" in page.read_text()
     rows = json.loads(page.with_suffix(".json").read_text())
-    assert [row["claim"] for row in rows] == [claim.name for name in names for claim in systems.load(name).CLAIMS]
+    assert [row["claim"] for row in rows] == [claim.name for claim in systems.load("grpovi").CLAIMS]
     main(options)  # from what is kept
     kept, written = capsys.readouterr().out, page.read_text()
     assert [line for line in kept.splitlines() if line.startswith("|")] == [
