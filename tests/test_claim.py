@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from posttrain import systems
-from posttrain.lab.claim import Claim, as_json, as_table, paired_interval
+from posttrain.claim import SHARE, Claim, as_json, as_table, paired_interval, stored_finding, student_quantile
 from posttrain.cli import laboratory, main
-from posttrain.lab.arms import Job, Notebook, run_all
-from posttrain.lab.picture import dots, ticks
+from posttrain.cli.laboratory import Job, Notebook, run_all, run_job
+from posttrain.picture import dots, ticks
 
 
 def values(new, old, measure: str = "accuracy"):
@@ -46,17 +47,102 @@ def test_verdicts(gap, noise, options, verdict):
     assert judged(new, LEVEL, **options).verdict == verdict
 
 
+ONES, ZEROS = [1.0] * 5, [0.0] * 5
+NEARLY = [0.99, 1.0, 1.0, 0.98, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "options", "verdict"),
+    [
+        (ONES, ONES, {}, "not testable here"),
+        (ZEROS, ZEROS, {"larger": False}, "not testable here"),
+        (ONES, ONES, {"margin": 0.05}, "not testable here"),  # no worse than an arm that could not be better
+        (ONES, ONES, {"margin": -0.05}, "not testable here"),
+        (ONES, ZEROS, {}, "holds"),  # at either bound, and different
+        (LEVEL, LEVEL, {}, "not separated"),  # equal, and not at a bound: seeds differ
+        (LEVEL, LEVEL, {"margin": 0.05}, "holds"),
+        (NEARLY, ONES, {}, "not separated"),  # nobody said that there is a ceiling
+        (NEARLY, ONES, {"bounds": SHARE}, "not testable here"),
+        (NEARLY, ONES, {"bounds": SHARE, "margin": 0.05}, "not testable here"),
+        (NEARLY, ONES, {"bounds": (0.0, 2.0)}, "not separated"),
+        ([100 * v for v in NEARLY], [100.0] * 5, {"bounds": (0.0, 100.0)}, "not testable here"),
+        ([0.01, 0.0, 0.0, 0.02, 0.0], ZEROS, {"bounds": SHARE}, "not testable here"),
+        ([0.5] * 5, [0.5] * 5, {"bounds": SHARE}, "not separated"),
+        ([0.985, 0.984, 0.986, 0.985, 0.985], ONES, {"bounds": SHARE}, "reversed"),  # they can differ: they do
+        ([0.985, 0.984, 0.986, 0.985, 0.985], ONES, {"bounds": SHARE, "margin": 0.05}, "holds"),
+        ([0.97, 0.99, 0.95, 0.97, 1.0], ONES, {"bounds": SHARE}, "not separated"),  # 2.4 % below the ceiling
+    ],
+)
+def test_arms_that_cannot_differ_are_not_testable(new, old, options, verdict):
+    assert judged(new, old, **options).verdict == verdict
+
+
+def test_against_a_number_there_is_always_a_verdict():
+    solver = Claim("exact", "Theorem 1", "accuracy", "new", 0.0, margin=1e-12).judged(values(ZEROS, ZEROS), range(5))
+    assert solver.verdict == "holds"
+    assert Claim("all", "Table 1", "accuracy", "new", 1.0).judged(values(ONES, ONES), range(5)).verdict != "holds"
+
+
 def test_one_seed_separates_nothing():
     found = judged([0.9], [0.1])
     assert found.verdict == "not separated"
-    assert "**not separated**" in as_table([found])
-    assert json.loads(as_json({"s": [found]}))[0]["low"] is None
+    assert found.detectable == math.inf
+    assert "| – | **not separated**" in as_table([found])
+    row = json.loads(as_json({"s": [found]}))[0]
+    assert (row["low"], row["detectable"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("level", "freedom", "value"),  # printed tables of Student's t
+    [
+        (0.975, 1, 12.7062),
+        (0.975, 2, 4.3027),
+        (0.975, 3, 3.1824),
+        (0.975, 4, 2.7764),
+        (0.975, 9, 2.2622),
+        (0.975, 30, 2.0423),
+        (0.975, 120, 1.9799),
+        (0.8, 1, 1.3764),
+        (0.8, 2, 1.0607),
+        (0.8, 4, 0.9410),
+        (0.8, 9, 0.8834),
+        (0.995, 5, 4.0321),
+    ],
+)
+def test_quantiles_are_students(level, freedom, value):
+    assert student_quantile(level, freedom) == pytest.approx(value, abs=6e-5)
 
 
 def test_the_interval_is_students():
-    # 1, 2, 3: mean 2, standard error 0.5774, t(2) = 4.303
-    low, high = paired_interval([1.0, 2.0, 3.0])
-    assert (low, high) == (pytest.approx(2 - 4.303 * 1 / math.sqrt(3)), pytest.approx(2 + 4.303 * 1 / math.sqrt(3)))
+    # 1, 2, 3: mean 2, standard error 0.5774, t(2) = 4.3027
+    half = 4.3027 / math.sqrt(3)
+    assert paired_interval([1.0, 2.0, 3.0]) == (pytest.approx(2 - half, abs=1e-4), pytest.approx(2 + half, abs=1e-4))
+
+
+@pytest.mark.parametrize("options", [{}, {"larger": False}, {"margin": 0.05}])
+def test_the_detectable_difference_is_that_of_the_paired_test(options):
+    # differences 0.1, 0.2, 0.3, 0.4, 0.5: deviation 0.15811, standard error 0.07071, t(4) = 2.7764 and 0.9410
+    new = [value + 0.1 * (i + 1) for i, value in enumerate(LEVEL)]
+    found = judged(new, LEVEL, **options)
+    assert found.detectable == pytest.approx((2.7764 + 0.9410) * 0.0707107, abs=1e-5)
+    assert "| 0.263 | **" in as_table([found])
+    assert json.loads(as_json({"s": [found]}))[0]["detectable"] == pytest.approx(0.26286, abs=1e-5)
+
+
+def test_a_difference_that_is_detectable_is_found_four_times_out_of_five():
+    import random
+
+    draw = random.Random(0)
+    noise = [[draw.gauss(0, 0.1) for _ in range(5)] for _ in range(2000)]
+    size = 3.7174 * 0.1 / math.sqrt(5)
+    found = sum(paired_interval([size + v for v in one])[0] > 0 for one in noise)
+    assert 0.75 < found / 2000 < 0.85
+
+
+def test_nothing_is_detectable_where_arms_cannot_differ():
+    found = judged(ONES, ONES)
+    assert "| – | **not testable here**" in as_table([found])
+    assert json.loads(as_json({"s": [found]}))[0]["detectable"] is None
 
 
 def test_a_number_or_another_measure_as_the_baseline():
@@ -119,20 +205,79 @@ def test_an_arm_that_raises_is_named(tmp_path):
     assert "raised by the arm 'no such arm' of grpovi, seed 3" in raised.value.__notes__
 
 
+SLOW = {  # more than about eight seconds of a core for all arms together
+    "afterburner",
+    "diversity",
+    "entropy",
+    "mm_upt",
+    "pangu_embedded",
+    "q_rm",
+    "reward_fairness",
+    "rl_wall",
+    "srrl",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in systems.names()]
+)
+def test_every_arm_of_a_system_runs_quickly_and_has_what_claims_compare(name):
+    """The arms of `posttrain claims --quick`, in this process."""
+    module = systems.load(name)
+    found = {arm: {0: run_job(Job(name, arm, 0, quick=True))} for arm in module.ARMS}
+    for claim in module.CLAIMS:
+        assert math.isfinite(claim.judged(found, [0]).difference()[0]), claim.name
+
+
 @pytest.mark.slow
-def test_every_arm_of_every_system_runs_quickly(tmp_path, capsys):
-    """`posttrain claims --quick`: one seed of everything, in processes of their own; and again, from what is kept."""
+def test_claims_are_run_in_processes_and_written(tmp_path, capsys):
     page = tmp_path / "docs" / "claims.md"
     page.parent.mkdir()
-    main(["claims", "--quick", "--out", str(tmp_path / "values"), "--write", str(page)])
-    shown = capsys.readouterr().out
-    for name in systems.names():
-        assert systems.first_line(name) in shown
-        assert (page.parent / "systems" / f"{name.replace('_', '-')}.svg").read_text().startswith("<svg")
+    options = ["claims", "grpovi", "--quick", "--out", str(tmp_path / "values")]
+    main([*options, "--write", str(page)])
+    assert systems.first_line("grpovi") in capsys.readouterr().out
+    assert (page.parent / "systems" / "grpovi.svg").read_text().startswith("<svg")
     assert "not separated" in page.read_text()
-    found = json.loads(page.with_suffix(".json").read_text())
-    assert len(found) == sum(len(systems.load(name).CLAIMS) for name in systems.names())
-    main(["claims", "--quick", "--out", str(tmp_path / "values")])
+    rows = json.loads(page.with_suffix(".json").read_text())
+    assert [row["claim"] for row in rows] == [claim.name for claim in systems.load("grpovi").CLAIMS]
+    main(options)  # from what is kept
+    kept, written = capsys.readouterr().out, page.read_text()
+    assert [line for line in kept.splitlines() if line.startswith("|")] == [
+        line for line in written.splitlines() if line.startswith("|")
+    ]
+
+
+@pytest.mark.parametrize("name", systems.names())
+def test_the_documents_say_what_today_s_claims_say_of_the_kept_values(name, tmp_path):
+    """After a rewording or another rule of verdicts: `posttrain claims --rejudge --write docs/claims.md`."""
+    docs = Path(__file__).parent.parent / "docs"
+    page = tmp_path / "claims.md"
+    for path in (page, page.with_suffix(".json")):
+        path.write_text((docs / path.name).read_text())
+    main(["claims", name, "--rejudge", "--write", str(page)])
+    for path in (page, page.with_suffix(".json")):
+        assert path.read_text() == (docs / path.name).read_text()
+
+
+def test_kept_values_are_found_by_what_is_compared():
+    rows = json.loads(as_json({"s": [judged(ONES, LEVEL)]}))
+    reworded = Claim("another name", "other words", "accuracy", "new", "old", bounds=SHARE)
+    again = stored_finding(reworded, "s", rows)
+    assert (again.claim, again.ours, again.theirs, again.cpu_s) == (reworded, ONES, LEVEL, 300.0)
+    for other in (
+        Claim("gain", "Table 1", "accuracy", "new", "old", margin=0.1),
+        Claim("g", "T", "loss", "new", "old"),
+    ):
+        with pytest.raises(ValueError, match="s: no values are kept for the claim 'g"):
+            stored_finding(other, "s", rows)
+    with pytest.raises(ValueError, match="no values are kept"):
+        stored_finding(reworded, "another system", rows)
+
+
+def test_rejudging_needs_a_page(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["claims", "--rejudge", "--write", str(tmp_path / "none.md")])
+    assert "none.md: --rejudge needs the page whose JSON file lies beside it" in capsys.readouterr().err
 
 
 def test_an_unknown_system_is_named(capsys):
@@ -152,15 +297,12 @@ def test_the_picture_shows_every_arm():
 def test_the_page_of_claims_keeps_what_other_systems_say():
     from posttrain.systems import claims_page
 
-    def values(cpu_s):
-        return {"arm": {0: {"measures": {}, "cpu_s": cpu_s}}}
-
-    first = claims_page({"q_rm": "| q |", "rl_wall": "| r |"}, {"q_rm": values(60), "rl_wall": values(120)}, 5)
+    first = claims_page({"q_rm": "| q |", "rl_wall": "| r |"}, {"q_rm": 1.0, "rl_wall": 2.0}, 5)
     assert first.index("## q-rm") < first.index("## rl-wall")
     assert "in 3 CPU minutes" in first
     assert "posttrain claims q-rm rl-wall --seeds 5" in first
-    again = claims_page({"entropy": "| e |"}, {"entropy": values(600)}, 5, first)
-    renewed = claims_page({"entropy": "| e2 |"}, {"entropy": values(30)}, 5, again)
+    again = claims_page({"entropy": "| e |"}, {"entropy": 10.0}, 5, first)
+    renewed = claims_page({"entropy": "| e2 |"}, {"entropy": 0.5}, 5, again)
     for page, kept in ((again, "| e |"), (renewed, "| e2 |")):
         assert [text in page for text in (kept, "| q |", "| r |")] == [True] * 3
         assert page.count("## ") == 3

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+if TYPE_CHECKING:
+    from posttrain.lab.claim import Finding
+    from posttrain.systems import System
 
 
 def claims(
@@ -16,6 +21,7 @@ def claims(
     workers: int = 0,
     out: str = "runs/claims",
     write: str | None = None,
+    rejudge: bool = False,
 ) -> None:
     """Run systems' claims against their baselines, and print a table with verdicts.
 
@@ -28,31 +34,60 @@ def claims(
     out      where values are kept, a file for each system
     write    also write the tables to this Markdown file, all values to the JSON file beside it, and pictures to
              systems/; what the files hold of other systems stays
+    rejudge  run nothing: judge the values in the JSON file beside `write` by today's claims, and write both files again
     """
     from posttrain import systems
     from posttrain.cli.options import at_least
     from posttrain.lab.arms import run_all
-    from posttrain.lab.claim import as_json, as_table
-    from posttrain.lab.page import claims_page
     from posttrain.lab.picture import draw
 
     at_least(1, seeds=seeds)
     chosen = [systems.system(name, "names") for name in names] or systems.every()
+    page = Path(write) if write else None
+    if rejudge:
+        if page is None or not page.with_suffix(".json").is_file():
+            raise ValueError("`rejudge=True` needs the page whose JSON file lies beside it: give `write`")
+        publish(chosen, *stored_findings(chosen, page), page)
+        return
     numbers = range(1 if quick else seeds)
     values = run_all(chosen, numbers, Path(out), quick=quick, workers=workers)
     findings = {one.name: [claim.judged(values[one.name], numbers) for claim in one.claims] for one in chosen}
+    minutes = {
+        name: sum(value["cpu_s"] for by_seed in found.values() for value in by_seed.values()) / 60
+        for name, found in values.items()
+    }
+    publish(chosen, findings, minutes, page)
+    for one in chosen if page else ():
+        measure = one.picture or one.claims[0].measure
+        draw(Path(page or "").parent / "systems" / f"{Path(one.name).stem}.svg", measure, values[one.name])
+
+
+def publish(
+    chosen: Sequence[System], findings: Mapping[str, list[Finding]], minutes: Mapping[str, float], page: Path | None
+) -> None:
+    """Print the tables, and write the page and its JSON file."""
+    from posttrain.lab.claim import as_json, as_table
+    from posttrain.lab.page import claims_page
+
     tables = {name: as_table(found) for name, found in findings.items()}
     for one in chosen:
         print(f"\n{one.first_line}\n\n{tables[one.name]}")
-    if write:
-        path = Path(write)
-        page, rows = path.read_text() if path.is_file() else "", path.with_suffix(".json")
-        first_lines = {one.name: one.first_line for one in chosen}
-        path.write_text(claims_page(tables, first_lines, values, len(numbers), page))
+    if page:
+        before, rows = page.read_text() if page.is_file() else "", page.with_suffix(".json")
+        seeds = len(next(iter(findings.values()))[0].seeds)
+        page.write_text(claims_page(tables, {one.name: one.first_line for one in chosen}, minutes, seeds, before))
         rows.write_text(as_json(findings, json.loads(rows.read_text()) if rows.is_file() else ()) + "\n")
-        for one in chosen:
-            measure = one.picture or one.claims[0].measure
-            draw(path.parent / "systems" / f"{Path(one.name).stem}.svg", measure, values[one.name])
+
+
+def stored_findings(chosen: Sequence[System], page: Path) -> tuple[dict[str, list[Finding]], dict[str, float]]:
+    """The systems' claims on the values in the JSON file beside `page`, and the CPU minutes that `page` names."""
+    from posttrain.lab.claim import stored_finding
+    from posttrain.lab.page import minutes_of, sections_of
+
+    rows = json.loads(page.with_suffix(".json").read_text())
+    sections = sections_of(page.read_text())
+    findings = {one.name: [stored_finding(claim, one.name, rows) for claim in one.claims] for one in chosen}
+    return findings, {one.name: minutes_of(sections[one.name]) for one in chosen}
 
 
 def list_systems() -> None:

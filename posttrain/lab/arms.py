@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import multiprocessing
 import os
@@ -15,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import systems
+from posttrain.lab.code_hash import code_hash
 from posttrain.lab.trial import FULL, QUICK
 from posttrain.run.directory import write_json
 from posttrain.systems import System
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Notebook:
 
     def __init__(self, folder: Path, system: System, quick: bool):
         self.path = folder / f"{Path(system.name).stem}{'-quick' if quick else ''}.json"
-        self.code = code_of(system)
+        self.code = code_hash(system.file)
         known = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.stale = bool(known) and known["code"] != self.code
         kept = {} if self.stale or not known else known["values"]
@@ -59,44 +56,6 @@ class Notebook:
         self.values.setdefault(job.arm, {})[job.seed] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"code": self.code, "values": self.values})
-
-
-def code_of(system: System) -> str:
-    """A hash of the system's code and of the worlds that it imports: what its values depend on, core aside."""
-    own = system.file
-    files = sorted(own.parent.rglob("*.py")) if own.name == "__init__.py" else [own]
-    trees = [ast.parse(path.read_text()) for path in files]
-    worlds = {
-        node.module
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("posttrain.lab.world.")
-    }
-    trees += [ast.parse((ROOT.parent / (name.replace(".", "/") + ".py")).read_text()) for name in sorted(worlds)]
-    return hashlib.sha256("".join(map(bare, trees)).encode()).hexdigest()[:16]
-
-
-def bare(tree: ast.Module) -> str:
-    """The code without docstrings, annotations and comments, and without `CLAIMS`, which only read the values."""
-    tree.body = [part for part in tree.body if not (isinstance(part, ast.Assign) and is_claims(part))]
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            node.body = body[1:]  # type: ignore[attr-defined]
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-        if isinstance(node, ast.arg):
-            node.annotation = None
-    return ast.dump(tree)
-
-
-def is_claims(part: ast.Assign) -> bool:
-    return any(isinstance(target, ast.Name) and target.id == "CLAIMS" for target in part.targets)
 
 
 def run_all(

@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeAlias
 
 from posttrain.measure import interval
 
-Verdict = Literal["holds", "not separated", "reversed"]
+SHARE = (0.0, 1.0)  # the bounds of an accuracy, a probability or another share
+POWER, NEAR = 0.8, 0.02  # of the detectable difference; the part of a measure's range that counts as its bound
+Verdict = Literal["holds", "not separated", "reversed", "not testable here"]
 Arm: TypeAlias = Callable[[int, bool], Mapping[str, float]]  # (seed, quick) -> measures; quick: a smoke test
 Values: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm, seed: {"measures", "cpu_s"}
 
@@ -30,6 +32,7 @@ class Claim:
     larger     a larger value is better
     margin     by how much it may fall short and still hold, for "no worse than"; negative: by how much it must lead
     control    the claim is ours and not the paper's: a control that says what the paper's claim is worth
+    bounds     the least and the greatest value that the measure can take; declare it where arms may come near one
     """
 
     name: str
@@ -41,6 +44,7 @@ class Claim:
     larger: bool = True
     margin: float = 0.0
     control: bool = False
+    bounds: tuple[float, float] | None = None
 
     @property
     def arms(self) -> list[str]:
@@ -68,18 +72,51 @@ class Finding:
     theirs: list[float]
     cpu_s: float
 
+    def paired(self) -> list[float]:
+        """Each seed's difference in favour of `better`."""
+        sign = 1.0 if self.claim.larger else -1.0
+        return [sign * (a - b) for a, b in zip(self.ours, self.theirs, strict=True)]
+
     def difference(self) -> tuple[float, float, float]:
         """Mean paired difference in favour of `better`, with its 95 % interval."""
-        sign = 1.0 if self.claim.larger else -1.0
-        paired = [sign * (a - b) for a, b in zip(self.ours, self.theirs, strict=True)]
-        return statistics.fmean(paired), *paired_interval(paired)
+        return statistics.fmean(self.paired()), *paired_interval(self.paired())
+
+    @property
+    def detectable(self) -> float:
+        """The difference that these seeds detect with 80 % power at the two-sided 5 % level.
+
+        A margin moves the point from which it counts: a claim whose true difference is `detectable - margin` reads
+        `holds` in four repetitions out of five. Infinite for one seed and for saturated arms.
+        """
+        return math.inf if self.saturated else detectable_difference(self.paired())
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the measure is at its ceiling or its floor for both arms, so that they cannot differ.
+
+        Without `bounds`: every value of both arms, in every seed, is the same number. With `bounds`: both means lie
+        within 2 % of the range of the same bound, and the interval of the paired difference contains zero (arms that
+        differ measurably can differ). False against a number: an exact identity keeps its verdict.
+        """
+        if not isinstance(self.claim.baseline, str):
+            return False
+        if self.claim.bounds is None:
+            return len({*self.ours, *self.theirs}) == 1
+        _, low, high = self.difference()
+        least, greatest = self.claim.bounds
+        means = statistics.fmean(self.ours), statistics.fmean(self.theirs)
+        near = NEAR * (greatest - least)
+        return low <= 0 <= high and (min(means) >= greatest - near or max(means) <= least + near)
 
     @property
     def verdict(self) -> Verdict:
         """`holds` when the interval of the paired difference lies above minus the margin, `reversed` when below.
 
-        A lead that is there and smaller than the one asked for is not reversed but not separated.
+        A lead that is smaller than the one asked for is not reversed but not separated. Saturated arms are `not
+        testable here`, whatever the margin: "no worse than" says nothing where arms cannot differ.
         """
+        if self.saturated:
+            return "not testable here"
         _, low, high = self.difference()
         if low > -self.claim.margin:
             return "holds"
@@ -90,15 +127,60 @@ def paired_interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's 95 % interval of a mean: a bootstrap of a handful of seeds would be too narrow. Infinite for one."""
     if len(values) < 2:
         return -math.inf, math.inf
-    half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = student_quantile(0.975, len(values) - 1) * standard_error(values)
     mean = statistics.fmean(values)
     return mean - half, mean + half
 
 
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t."""
-    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.4 / freedom
+def detectable_difference(values: Sequence[float]) -> float:
+    """The mean that a two-sided test at 5 % tells from zero with 80 % power, at the spread of `values`.
+
+    (t(0.975) + t(0.8)) standard errors, Student's t with n - 1 degrees of freedom. Infinite for one value.
+    """
+    if len(values) < 2:
+        return math.inf
+    freedom = len(values) - 1
+    return (student_quantile(0.975, freedom) + student_quantile(POWER, freedom)) * standard_error(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def student_quantile(level: float, freedom: int) -> float:
+    """The value below which Student's t lies with probability `level`, which is at least a half."""
+    low, high = 0.0, 1.0
+    while student_probability(high, freedom) < level:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_probability(middle, freedom) < level else (low, middle)
+    return high
+
+
+def student_probability(value: float, freedom: int) -> float:
+    """P(t < value) for a whole number of degrees of freedom, by the finite sums of Abramowitz and Stegun 26.7.3-4."""
+    angle, odd = math.atan(value / math.sqrt(freedom)), freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(1 + odd, freedom - 2 + odd, 2):
+        term *= k / (k + 1) * math.cos(angle) ** 2
+        total += term
+    inside = math.sin(angle) * total
+    return 0.5 + (angle + inside) / math.pi if odd else 0.5 + inside / 2
+
+
+def stored_finding(claim: Claim, system: str, rows: Sequence[Mapping[str, Any]]) -> Finding:
+    """The finding of `claim` from rows of `as_json`, matched by what is compared and not by its words.
+
+    Raises ValueError when no row makes the comparison.
+    """
+    for row in rows:
+        compared = (row["measure"], row["better"], row["baseline"], row["against"], row["larger"], row["margin"])
+        wanted = (claim.measure, claim.better, claim.baseline, claim.against, claim.larger, claim.margin)
+        if row["system"] == system and compared == wanted:
+            return Finding(claim, row["seeds"], row["ours"], row["theirs"], row["cpu_s"])
+    raise ValueError(f"{system}: no values are kept for the claim {claim.name!r}; run its arms")
 
 
 def as_json(findings: Mapping[str, Sequence[Finding]], before: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -109,15 +191,11 @@ def as_json(findings: Mapping[str, Sequence[Finding]], before: Sequence[Mapping[
             mean, low, high = one.difference()
             shown: dict[str, Any] = {"system": system, "claim": one.claim.name, "says": one.claim.says}
             shown |= {"measure": one.claim.measure, "better": one.claim.better, "baseline": one.claim.baseline}
-            shown |= {
-                "against": one.claim.against,
-                "larger": one.claim.larger,
-                "margin": one.claim.margin,
-                "control": one.claim.control,
-                "seeds": one.seeds,
-            }
+            shown |= {"against": one.claim.against, "larger": one.claim.larger, "margin": one.claim.margin}
+            shown |= {"bounds": one.claim.bounds, "control": one.claim.control, "seeds": one.seeds}
             shown |= {"ours": one.ours, "theirs": one.theirs, "cpu_s": one.cpu_s}
-            shown |= {"difference": mean, "low": finite(low), "high": finite(high), "verdict": one.verdict}
+            shown |= {"difference": mean, "low": finite(low), "high": finite(high)}
+            shown |= {"detectable": finite(one.detectable), "verdict": one.verdict}
             rows.append(shown)
     return json.dumps(sorted(rows, key=lambda row: row["system"]), indent=1)
 
@@ -127,8 +205,12 @@ def finite(value: float) -> float | None:
 
 
 def as_table(findings: Sequence[Finding]) -> str:
-    """A Markdown table: both sides with their 95 % intervals over seeds, the paired difference, the verdict."""
-    lines = ["| claim | measure | ours | against | difference | verdict | CPU min |", "|---|---|---|---|---|---|---|"]
+    """A Markdown table: both sides with their 95 % intervals over seeds, the paired difference, the verdict.
+
+    Beside the difference stands the one that the seeds could have detected; a dash where there is none.
+    """
+    columns = ("claim", "measure", "ours", "against", "difference", "detectable", "verdict", "CPU min")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for found in findings:
         claim = found.claim
         mean, low, high = found.difference()
@@ -140,10 +222,11 @@ def as_table(findings: Sequence[Finding]) -> str:
             measure = f"{claim.measure} against {claim.against}"
         if claim.margin:
             measure += f", {'within' if claim.margin > 0 else 'by more than'} {abs(claim.margin):g}"
+        detectable = f"{found.detectable:.3f}" if math.isfinite(found.detectable) else "–"
         name = f"*control:* {claim.name}" if claim.control else claim.name
         lines.append(
             f"| {name} | {measure} | {claim.better} {shown(found.ours)} | {baseline} | "
-            f"{mean:+.3f}{spread((low, high))} | **{found.verdict}** | {found.cpu_s / 60:.1f} |"
+            f"{mean:+.3f}{spread((low, high))} | {detectable} | **{found.verdict}** | {found.cpu_s / 60:.1f} |"
         )
     return "\n".join(lines)
 

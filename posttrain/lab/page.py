@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
@@ -13,23 +12,20 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 def claims_page(
     tables: Mapping[str, str],
     first_lines: Mapping[str, str],
-    values: Mapping[str, Mapping[str, Mapping[int, Any]]],
+    minutes: Mapping[str, float],
     seeds: int,
     before: str = "",
 ) -> str:
-    """docs/claims.md: every system's table, with the command and what it cost.
+    """docs/claims.md: every system's table, with what the system is and the CPU minutes.
 
-    first_lines  what each system is
-    before       the page so far: its sections on other systems stay
+    `before` is the page so far: its sections on other systems stay.
     """
-    known = re.findall(r"^## ([\w./-]+)\n(.*?)(?=^## |\Z)", before, re.MULTILINE | re.DOTALL)
-    sections = {name: text.strip() for name, text in known}
+    sections = sections_of(before)
     for name, table in tables.items():
-        minutes = sum(value["cpu_s"] for by_seed in values[name].values() for value in by_seed.values()) / 60
         page = DOCS / "systems" / f"{name}.md"
         link = f" [About it](systems/{page.name})." if page.is_file() else ""
-        sections[name] = f"{first_lines[name]}{link} {minutes:.1f} CPU minutes.\n\n{table}"
-    spent = sum(map(float, re.findall(r" ([\d.]+) CPU minutes\.\n", "".join(sections.values()))))
+        sections[name] = f"{first_lines[name]}{link} {minutes[name]:.1f} CPU minutes.\n\n{table}"
+    spent = sum(map(minutes_of, sections.values()))
     lines = [
         "# Claims",
         "",
@@ -39,8 +35,21 @@ def claims_page(
         "",
         f"in {spent:.0f} CPU minutes; each system's part may be made again by itself. Intervals are 95 %: of an arm by "
         "bootstrap, of a paired difference by Student's t. *Holds* means that the difference's interval lies above "
-        "zero (or above what the measure's column allows), *reversed* below, *not separated* neither. Controls are "
-        "ours. Every seed's value is in [claims.json](claims.json).",
+        "zero (or above what the measure's column allows), *reversed* below, *not separated* neither. *Detectable* is "
+        "how far above zero (or above what the column allows) the true difference has to lie for these seeds to show "
+        "it four times out of five. *Not testable here* means that both arms are at the ceiling or the floor of the "
+        "measure, where they cannot differ. Controls are ours. Every seed's value is in [claims.json](claims.json).",
         "",
     ]
     return "\n".join(lines) + "\n" + "\n".join(f"## {name}\n\n{sections[name]}\n" for name in sorted(sections))
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """The text of every system's section of docs/claims.md."""
+    known = re.findall(r"^## ([\w./-]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return {name: text.strip() for name, text in known}
+
+
+def minutes_of(section: str) -> float:
+    """The CPU minutes that a section says it cost."""
+    return sum(map(float, re.findall(r" ([\d.]+) CPU minutes\.\n", section)))

@@ -18,7 +18,7 @@ from posttrain.advantage import normalised
 from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
 from posttrain.evaluation import evaluate
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.world.habits import Habits, right, works
 from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, entropy_bonus, sequence_mean, total
@@ -315,41 +315,61 @@ ARMS = {
 }
 CLAIMS = (
     Claim(
-        "four tenths of flips still teach",
-        "MATH-500 72.0 with 40 % of flips, 75.9 without, from about 5",
+        "rewards still teach when 40 % of them are flipped",
+        "MATH-500 72.0 with 40 % flipped, 75.9 without, from about 5",
         "accuracy",
         "flips 40%",
         "base",
     ),
     Claim(
-        "a fifth of flips costs little",
-        "the curve falls slowly up to 40 %",
+        "flipping 20 % of the rewards costs little",
+        "the curve falls slowly up to 40 %; here within 0.1",
         "accuracy",
         "flips 20%",
         "flips 0%",
         margin=0.1,
+        bounds=SHARE,
     ),
-    Claim("less noise is better: 0 against 20 %", "the same curve", "accuracy", "flips 0%", "flips 20%"),
-    Claim("less noise is better: 20 against 40 %", "the same curve", "accuracy", "flips 20%", "flips 40%"),
-    Claim("half of flips teach nothing", "50 % collapses", "accuracy", "base", "flips 50%"),
     Claim(
-        "flips of single replies hardly matter",
-        "they only make the reward sparse",
+        "less noise is better: no rewards flipped against 20 %",
+        "accuracy falls as more rewards are flipped",
+        "accuracy",
+        "flips 0%",
+        "flips 20%",
+        bounds=SHARE,
+    ),
+    Claim(
+        "less noise is better: 20 % of the rewards flipped against 40 %",
+        "accuracy falls as more rewards are flipped",
+        "accuracy",
+        "flips 20%",
+        "flips 40%",
+    ),
+    Claim(
+        "rewards teach nothing when half of them are flipped",
+        "training collapses at 50 %",
+        "accuracy",
+        "base",
+        "flips 50%",
+    ),
+    Claim(
+        "flipping the rewards of single replies hardly matters",
+        "such flips only make the reward sparse; here within 0.1",
         "accuracy",
         "flips 40% by reply",
         "flips 0%",
         margin=0.1,
     ),
     Claim(
-        "patterns alone teach for a while",
-        "a peak of 70.2 on MATH-500 without any correctness; both peaks are the largest of 13 evaluations",
+        "rewarding patterns alone teaches for a while",
+        "a peak of 70.2 on MATH-500 with no reward for correctness; both peaks are the largest of 13 evaluations",
         "peak",
         "patterns only",
         "flips 50%",
     ),
     Claim(
-        "and then no more",
-        "it declines: endless re-checking",
+        "rewarding patterns alone loses again what it taught",
+        "accuracy declines with endless re-checking; here by more than 0.1",
         "peak",
         "patterns only",
         "patterns only",
@@ -357,15 +377,16 @@ CLAIMS = (
         margin=-0.1,
     ),
     Claim(
-        "patterns calibrate a noisy judge",
-        "net win of 30 % over the judge alone, at 65 % accuracy",
+        "rewarding patterns calibrates a noisy judge",
+        "a net win of 30 % over the judge alone, at 65 % accuracy",
         "accuracy",
         "judge, calibrated",
         "judge",
+        bounds=SHARE,
     ),
     Claim(
-        "and more strongly",
-        "ten times the paper's weight: tried first, before its own",
+        "rewarding patterns with a weight of 1 calibrates a noisy judge",
+        "ten times the paper's weight: tried first, before the paper's own",
         "accuracy",
         "judge, calibrated, weight 1",
         "judge",

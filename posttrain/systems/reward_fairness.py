@@ -23,7 +23,7 @@ from torch import Tensor
 from posttrain.cli.options import ModelOptions, RunOptions
 from posttrain.data import Pair, read_pairs
 from posttrain.descent import descend
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.world.preferences import CUES, Preferences
 from posttrain.lab.world.words import Size, base, fresh_judge, spoken
 from posttrain.policy.value import RewardModel, reward_model
@@ -243,22 +243,44 @@ ARMS = {
     "DPO, FC": policy_arm(for_policy(fair("coefficient", gamma=TINY_GAMMA))),
 }
 CLAIMS = (
-    Claim("FR shares margins more equally", "the aim of the regularisation", "Jain's index", "FR", "BT"),
-    Claim("FC, corrected, does too", "the aim of the coefficient", "Jain's index", "FC", "BT"),
     Claim(
-        "FC as published does",
+        "FR shares margins more equally than Bradley-Terry",
+        "the aim of the regularisation",
+        "Jain's index",
+        "FR",
+        "BT",
+        bounds=SHARE,
+    ),
+    Claim(
+        "FC, corrected, shares margins more equally than Bradley-Terry",
+        "the aim of the coefficient",
+        "Jain's index",
+        "FC",
+        "BT",
+        bounds=SHARE,
+    ),
+    Claim(
+        "FC as published shares margins more equally than Bradley-Terry",
         "L = u f^gamma: minimising it lowers f",
         "Jain's index",
         "FC as published",
         "BT",
+        bounds=SHARE,
     ),
-    Claim("FR costs no accuracy", "RewardBench 78.4 against 78.1", "accuracy A", "FR", "BT", margin=0.01),
-    Claim("FC costs no accuracy", "RewardBench 77.5 against 78.1", "accuracy A", "FC", "BT", margin=0.01),
-    Claim("FR helps the worst kind", "fairness over categories", "worst accuracy", "FR", "BT"),
-    Claim("FC helps the worst kind", "fairness over categories", "worst accuracy", "FC", "BT"),
-    Claim("the paper's alpha shows here", "alpha 0.1 is best", "Jain's index", "FR, alpha 0.1", "BT"),
+    Claim("FR costs no accuracy", "RewardBench 78.4 against 78.1", "accuracy A", "FR", "BT", margin=0.01, bounds=SHARE),
+    Claim("FC costs no accuracy", "RewardBench 77.5 against 78.1", "accuracy A", "FC", "BT", margin=0.01, bounds=SHARE),
+    Claim("FR raises accuracy on the worst kind of pair", "fairness over categories", "worst accuracy", "FR", "BT"),
+    Claim("FC raises accuracy on the worst kind of pair", "fairness over categories", "worst accuracy", "FC", "BT"),
     Claim(
-        "FR leans less on cues",
+        "FR shares margins more equally at the paper's alpha",
+        "alpha 0.1 is best",
+        "Jain's index",
+        "FR, alpha 0.1",
+        "BT",
+        bounds=SHARE,
+    ),
+    Claim(
+        "FR relies less on cues than Bradley-Terry",
         "a bias is mitigated without being named",
         "worth of a cue",
         "FR, cues",
@@ -266,7 +288,7 @@ CLAIMS = (
         larger=False,
     ),
     Claim(
-        "FC leans less on cues",
+        "FC relies less on cues than Bradley-Terry",
         "a bias is mitigated without being named",
         "worth of a cue",
         "FC, cues",
@@ -274,18 +296,26 @@ CLAIMS = (
         larger=False,
     ),
     Claim(
-        "FR in DPO shares margins",
-        "its aim; the paper measures win rates, 20.5 against 16.7",
+        "FR in DPO shares margins more equally than DPO",
+        "the aim of the regularisation; the paper measures win rates, 20.5 against 16.7",
         "Jain's index",
         "DPO, FR",
         "DPO",
+        bounds=SHARE,
     ),
     Claim(
-        "FC in DPO shares margins",
-        "its aim; the paper measures win rates, 21.1 against 16.7",
+        "FC in DPO shares margins more equally than DPO",
+        "the aim of the coefficient; the paper measures win rates, 21.1 against 16.7",
         "Jain's index",
         "DPO, FC",
         "DPO",
+        bounds=SHARE,
     ),
-    Claim("FR in DPO helps the worst kind", "as above", "worst accuracy", "DPO, FR", "DPO"),
+    Claim(
+        "FR in DPO raises accuracy on the worst kind of pair",
+        "fairness over categories",
+        "worst accuracy",
+        "DPO, FR",
+        "DPO",
+    ),
 )

@@ -12,7 +12,7 @@ from posttrain.advantage import normalised
 from posttrain.core import Reward, Rollout, Task
 from posttrain.data import Demonstration
 from posttrain.evaluation import evaluate
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.world.theorems import Theorems, checked, steps
 from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, token_mean
@@ -112,40 +112,40 @@ ARMS = {
 }
 CLAIMS = (
     Claim(
-        "the verdict as reward beats imitating proofs",
-        "outcome 47.2 against 32.9 for SFT, 7B; here by 0.2 at least",
+        "rewarding the verdict beats imitating proofs",
+        "outcome reward 47.2 against 32.9 for SFT, 7B; here by at least 0.2",
         "joint",
         "variants",
         "concise proofs",
         margin=-0.2,
     ),
     Claim(
-        "variants that contradict are what makes it work",
-        "the reward cannot be hacked by one verdict; here by 0.2 at least",
+        "contradictory variants are what makes rewarding the verdict work",
+        "the reward cannot be hacked by giving one verdict throughout; here by at least 0.2",
         "joint",
         "variants",
         "true statements",
         margin=-0.2,
     ),
-    Claim("proofs become longer", "longer reasoning emerges", "chain length", "variants", "base"),
+    Claim("rewarding the verdict makes proofs longer", "longer reasoning emerges", "chain length", "variants", "base"),
     Claim(
-        "proofs become better, though only verdicts are paid",
-        "process 34.0 against 25.2 for SFT, 7B; here by rules",
+        "proofs improve although only the verdict is rewarded",
+        "process score 34.0 against 25.2 for SFT, 7B; here graded by rules",
         "process",
         "variants",
         "concise proofs",
     ),
     Claim(
-        "statements that hold teach to say so",
-        "ours: the share of verdicts that are proved, of which 0.66 would be right",
+        "training on true statements alone teaches the model to answer `proved`",
+        "ours: the share of verdicts that are `proved`, of which 0.66 would be right",
         "proved",
         "true statements",
         "variants",
         control=True,
     ),
     Claim(
-        "it is better than any constant",
-        "always proved, computed from the statements",
+        "rewarding the verdict beats a constant verdict",
+        "always `proved`, computed from the statements",
         "joint",
         "variants",
         "variants",
@@ -153,12 +153,13 @@ CLAIMS = (
         control=True,
     ),
     Claim(
-        "whole proofs to imitate would do as well",
-        "the same supervised steps on proofs with all their steps: within 0.05",
+        "imitating whole proofs would do as well as rewarding the verdict",
+        "as many supervised steps, on proofs with all their steps; within 0.05",
         "joint",
         "whole proofs",
         "variants",
         margin=0.05,
         control=True,
+        bounds=SHARE,
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import SHARE, Claim
 from posttrain.systems.mm_upt import pictures
 from posttrain.systems.mm_upt.experiments import arm
 
@@ -23,70 +23,72 @@ ARMS = {
 }
 CLAIMS = (
     Claim(
-        "it improves without labels",
-        "49.5 to 53.2 on average; here by 0.1 at least",
+        "voting improves the model without labels",
+        "49.5 to 53.2 on average; here by at least 0.1",
         "mean@1",
         "majority",
         "base",
         margin=-0.1,
     ),
     Claim(
-        "it approaches labels",
-        "53.2 against 53.2 with labels on MMR1",
+        "voting comes close to training with labels",
+        "53.2 against 53.2 with labels on MMR1; here within 0.1",
         "mean@1",
         "majority",
         "labels",
         margin=0.1,
+        bounds=SHARE,
     ),
     Claim(
-        "a wrong majority teaches what is wrong",
+        "a wrong majority teaches wrong answers",
         "49.5 to 44.1 on hard data",
         "mean@1",
         "weak base",
         "weak, majority",
     ),
     Claim(
-        "agreement rises all the same",
+        "agreement rises even where the majority is wrong",
         "majority reward 0.5 to 0.8",
         "agreement",
         "weak, majority",
         "weak base",
     ),
-    Claim("answers narrow", "semantic entropy falls", "semantic entropy", "majority", "base", larger=False),
-    Claim("coverage is lost", "pass@10 80.0 to 72.5", "pass@10", "base", "majority"),
+    Claim("voting narrows the answers", "semantic entropy falls", "semantic entropy", "majority", "base", larger=False),
+    Claim("voting loses coverage", "pass@10 80.0 to 72.5", "pass@10", "base", "majority", bounds=SHARE),
     Claim(
         "labels help where the majority is wrong",
-        "the same base with labels: it could be taught",
+        "the same base model with labels: it can be taught",
         "mean@1",
         "weak, labels",
         "weak base",
         control=True,
     ),
     Claim(
-        "it improves on pictures without labels",
-        "49.5 to 53.2 on average; here by 0.1 at least",
+        "on pictures, voting improves the model without labels",
+        "49.5 to 53.2 on average; here by at least 0.1",
         "mean@1",
         "pictures, majority",
         "pictures, base",
         margin=-0.1,
     ),
     Claim(
-        "it approaches labels on pictures",
-        "53.2 against 53.2 with labels on MMR1",
+        "on pictures, voting comes close to training with labels",
+        "53.2 against 53.2 with labels on MMR1; here within 0.1",
         "mean@1",
         "pictures, majority",
         "pictures, labels",
         margin=0.1,
     ),
     Claim(
-        "coverage is lost on pictures",
+        "on pictures, voting loses coverage",
         "pass@10 80.0 to 72.5",
         "pass@10",
         "pictures, base",
         "pictures, majority",
+        bounds=SHARE,
     ),
     Claim(
-        "its own questions do as well: in context",
+        "questions that the model writes in context do as well as the originals",
         "synthetic questions 51.8 to 52.7 against 51.2 to 53.2 with the originals; here within 0.05",
         "mean@1",
         "pictures, in-context questions",
@@ -94,7 +96,7 @@ CLAIMS = (
         margin=0.05,
     ),
     Claim(
-        "its own questions do as well: from the picture alone",
+        "questions that the model writes from the picture alone do as well as the originals",
         "52.32/52.67/52.16 with direct questions; here within 0.05",
         "mean@1",
         "pictures, direct questions",
@@ -102,15 +104,15 @@ CLAIMS = (
         margin=0.05,
     ),
     Claim(
-        "it beats learning the majority's replies by heart",
-        "LMSI is below it in the paper's table",
+        "voting beats imitating the majority's replies",
+        "LMSI scores lower in the paper's table",
         "mean@1",
         "pictures, majority",
         "pictures, LMSI",
     ),
     Claim(
-        "a higher rate lets the vote turn wrong",
-        "ours: the same at three times the learning rate, which labels can stand",
+        "a higher learning rate turns the vote wrong",
+        "ours: three times the learning rate, which training with labels withstands",
         "mean@1",
         "pictures, majority",
         "pictures, majority, thrice the rate",

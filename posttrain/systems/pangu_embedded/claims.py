@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from posttrain.advantage import normalised
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import SHARE, Claim
 from posttrain.systems.pangu_embedded.distillation import medium
 from posttrain.systems.pangu_embedded.experiments import (
     ADAPTIVE,
@@ -48,16 +48,17 @@ ARMS = {
 
 THINKING = (
     Claim(
-        "automatic mode keeps the accuracy of slow",
-        "adaptive mode keeps accuracy with shorter chains; here within 3 points of slow",
+        "automatic mode keeps the accuracy of slow mode",
+        "adaptive mode keeps accuracy with shorter chains; here within 3 points of slow mode",
         "auto",
         "labels of 4",
         "labels of 4",
         against="slow",
         margin=0.03,
+        bounds=SHARE,
     ),
     Claim(
-        "with fewer tokens",
+        "automatic mode takes fewer tokens than slow mode",
         "about half the tokens on CMMLU (v1.1)",
         "auto tokens",
         "labels of 4",
@@ -66,23 +67,24 @@ THINKING = (
         larger=False,
     ),
     Claim(
-        "and is far better than fast",
-        "by 20 points at least (the facts' condition)",
+        "automatic mode is far more accurate than fast mode",
+        "by at least 20 points (a condition in the facts)",
         "auto over fast",
         "labels of 4",
         0.2,
     ),
     Claim(
-        "one lucky guess is not enough for a label",
-        "ours: 3 of 4 fast answers, not 1 of 1",
+        "labels from four fast answers beat labels from one",
+        "ours: 3 of 4 must be right, or 1 of 1, which a lucky guess can be",
         "auto",
         "labels of 4",
         "labels of 1",
         control=True,
+        bounds=SHARE,
     ),
     Claim(
-        "it is what the labels know, not their share",
-        "the same labels on other problems",
+        "the labels help by what they know, not by how many say `fast`",
+        "ours: the same labels, given to other problems",
         "auto",
         "labels of 4",
         "labels at random",
@@ -91,33 +93,46 @@ THINKING = (
 )
 DISTILLATION = (
     Claim(
-        "iterations around medium complexity beat one training on everything",
+        "iterations around medium complexity beat one training run on everything",
         "iterative distillation, at equal steps",
         "new",
         "medium",
         "one-shot",
     ),
-    Claim("a balanced mix beats all-hard", "a balanced mix beats all-easy and all-hard", "new", "medium", "all-hard"),
     Claim(
-        "it is the complexity that counts",
-        "against as many problems chosen at random",
+        "a balanced mix beats hard problems alone",
+        "a balanced mix beats all-easy and all-hard",
+        "new",
+        "medium",
+        "all-hard",
+    ),
+    Claim(
+        "problems of medium complexity beat random ones",
+        "ours: as many problems, chosen at random",
         "new",
         "medium",
         "random",
         control=True,
     ),
-    Claim("merging helps the new", "inter-iteration merging", "new", "medium, merged", "medium"),
-    Claim("merging keeps the old", "inter-iteration merging", "old", "medium, merged", "medium"),
+    Claim("merging iterations helps on new problems", "inter-iteration merging", "new", "medium, merged", "medium"),
     Claim(
-        "the shortest right chain is the better teacher",
+        "merging iterations helps on old problems",
+        "inter-iteration merging",
+        "old",
+        "medium, merged",
+        "medium",
+        bounds=SHARE,
+    ),
+    Claim(
+        "the shortest right chain teaches better than any right chain",
         "rejection sampling keeps the shortest right path",
         "new",
         "one-shot",
         "any right chain",
     ),
     Claim(
-        "and makes short answers",
-        "the same",
+        "the shortest right chain teaches shorter answers than any right chain",
+        "rejection sampling keeps the shortest right path",
         "new, extra tokens",
         "one-shot",
         "any right chain",
@@ -126,37 +141,52 @@ DISTILLATION = (
 )
 SCHEDULER = (
     Claim(
-        "wall time falls with staleness 1",
+        "a staleness of 1 shortens the wall time",
         "about 30 % less idle time; here real processes with long-tailed rollouts",
         "wall seconds",
         "staleness 1",
         "synchronous",
         larger=False,
     ),
-    Claim("and the policy is as good", "within seed noise", "accuracy", "staleness 1", "synchronous", margin=0.05),
+    Claim(
+        "a staleness of 1 costs no accuracy",
+        "within seed noise; here within 0.05",
+        "accuracy",
+        "staleness 1",
+        "synchronous",
+        margin=0.05,
+        bounds=SHARE,
+    ),
 )
 ROUTER = (
-    Claim("math learns more with its own scale", "no source dominates a mixed batch", "math", "adaptive", "raw"),
-    Claim("code learns more with its own scale", "the same", "code", "adaptive", "raw"),
-    Claim("the loud source loses nothing", "the same, within 0.05", "general", "adaptive", "raw", margin=0.05),
+    Claim("adaptive scaling teaches more math", "no source dominates a mixed batch", "math", "adaptive", "raw"),
+    Claim("adaptive scaling teaches more code", "no source dominates a mixed batch", "code", "adaptive", "raw"),
     Claim(
-        "only adaptive scaling improves every source",
-        "here: without it the source that gains least gains no more than 0.05",
+        "adaptive scaling costs the loud source nothing",
+        "no source dominates a mixed batch; here within 0.05",
+        "general",
+        "adaptive",
+        "raw",
+        margin=0.05,
+    ),
+    Claim(
+        "without adaptive scaling one source hardly improves",
+        "only adaptive scaling improves every source; here raw rewards gain at most 0.05 in one",
         "least gained",
         "raw",
         0.05,
         larger=False,
     ),
     Claim(
-        "a sigmoid for the loud source alone does as well",
-        "the facts' R: the reward model squashed",
+        "a sigmoid on the loud source alone does as well as adaptive scaling",
+        "the router in the facts squashes the reward model; here within 0.03",
         "mean",
         "squashed",
         "adaptive",
         margin=0.03,
     ),
     Claim(
-        "it beats the deviations of groups",
+        "adaptive scaling beats dividing by each group's deviation",
         "GRPO's own scaling, without a router",
         "mean",
         "adaptive",
@@ -164,7 +194,7 @@ ROUTER = (
         control=True,
     ),
     Claim(
-        "it beats a higher rate",
+        "adaptive scaling beats a higher learning rate",
         "raw rewards with four times the learning rate",
         "mean",
         "adaptive",
@@ -172,8 +202,8 @@ ROUTER = (
         control=True,
     ),
     Claim(
-        "the loud source is also the hard one",
-        "a base without any skill in it: it may need its scale",
+        "adaptive scaling costs the loud source nothing where it is also the hard one",
+        "a base model without any skill in the loud source, which may need its scale; within 0.05",
         "general",
         "adaptive, unskilled",
         "raw, unskilled",
@@ -181,7 +211,7 @@ ROUTER = (
         control=True,
     ),
     Claim(
-        "masking keeps the KL term from ruling",
+        "masking keeps the KL term from dominating",
         "zero-advantage masking, with a KL weight of 0.5",
         "mean",
         "masked",

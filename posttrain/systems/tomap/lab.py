@@ -164,21 +164,35 @@ CLAIMS = (
         "ToMAP",
         "ToMAP-lite",
     ),
-    Claim("the truth is no worse than the prediction", "the oracle `white` against ToMAP", "shift", "white", "ToMAP"),
-    Claim("attitudes must be true", "ToMAP against random attitudes", "shift", "ToMAP", "black, random"),
     Claim(
-        "it beats RL in long conversations",
-        "suited to long conversations: here six turns, after training on three",
+        "true attitudes are no worse than predicted ones", "the oracle `white` against ToMAP", "shift", "white", "ToMAP"
+    ),
+    Claim("predicted attitudes beat random ones", "ToMAP against random attitudes", "shift", "ToMAP", "black, random"),
+    Claim(
+        "ToMAP beats RL in long conversations",
+        "suited to long conversations; here six turns, after training on three",
         "shift, 6 turns",
         "ToMAP",
         "RL",
     ),
-    Claim("and goes on gaining in them", "the same", "shift, 6 turns", "ToMAP", "ToMAP", against="shift"),
     Claim(
-        "repetition falls", "repetition is reduced in training", "repetition", "ToMAP", "untrained ToMAP", larger=False
+        "ToMAP keeps gaining in long conversations",
+        "suited to long conversations; here six turns against three",
+        "shift, 6 turns",
+        "ToMAP",
+        "ToMAP",
+        against="shift",
     ),
     Claim(
-        "the predictor knows more than the commonest answer",
+        "training reduces repetition",
+        "repetition is reduced in training",
+        "repetition",
+        "ToMAP",
+        "untrained ToMAP",
+        larger=False,
+    ),
+    Claim(
+        "the predictor beats always guessing the commonest answer",
         "an MLP on embeddings of statement and dialogue",
         "predictor accuracy",
         "untrained ToMAP",
@@ -186,11 +200,15 @@ CLAIMS = (
         against="majority class",
     ),
     Claim(
-        "the form is learnt", "a reward for it: the share of well-formed replies", "format", "ToMAP", "untrained ToMAP"
+        "training teaches the form of replies",
+        "a reward for it; here the share of well-formed replies",
+        "format",
+        "ToMAP",
+        "untrained ToMAP",
     ),
     Claim(
-        "it is learnt, and not in the prompt alone",
-        "the base model, told all that ToMAP is told",
+        "ToMAP learns beyond what its prompt tells it",
+        "against the base model, told all that ToMAP is told",
         "shift",
         "ToMAP",
         "untrained ToMAP",
