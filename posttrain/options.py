@@ -88,7 +88,8 @@ class ModelOptions:
             high = most if low is None else max(most, low)
         return replace(self, min_pixels=low, max_pixels=high)
 
-    def policy(self) -> TextPolicy:
+    def policy(self, weights: bool = True) -> TextPolicy:
+        """The trainable policy; without `weights` it can be planned and not run."""
         from posttrain import ranks
         from posttrain.policy.load import fitting
 
@@ -107,6 +108,7 @@ class ModelOptions:
             checkpointing=self.checkpointing,
             device=self.device if ranks.world() == 1 else "cpu",  # laid over the ranks' devices later
             threads=self.threads,
+            weights=weights,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )

@@ -119,9 +119,11 @@ class Session:
         settings: Mapping[str, Any] | None = None,
         memory: Mapping[str, Stateful] | None = None,
         sampler: Sampler | None = None,
+        reference: Policy | None = None,
     ):
         self.memory = memory or {}  # more that checkpoints must hold
         self.sampler = sampler  # plays in the policy's place; an engine is given the policy's weights before it does
+        self.reference = reference  # a frozen policy that losses compare with, where no recipe names it
         self.probe: tuple[tuple[int, ...], ...] | None = None
         self.run, self.policy, self.recipe, self.held_out = run, policy, recipe, held_out
         self.settings = settings or {}

@@ -16,7 +16,10 @@ from posttrain.cli.train import Train
 from posttrain.options import ModelOptions, PlannedRunOptions, TaskOptions, hashed, one_of, own_settings
 
 if TYPE_CHECKING:
-    pass
+    from posttrain.data import Pair
+    from posttrain.policy.text import TextPolicy
+    from posttrain.policy.value import RewardModel
+    from posttrain.run import Run
 
 PAIR_LOSSES = ("dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model")
 
@@ -91,9 +94,10 @@ class Sft:
         )
         run = self.run_options.run(**own_settings(self), **hashed(self.data), **vars(self.model_options))
         if self.run_options.dry_run:
-            from posttrain.plan import plan_supervised
+            from posttrain.plan import plan_of
+            from posttrain.run import Session
 
-            plan_supervised(self.model_options.policy(), demonstrations, run).show()
+            plan_of(Session(run, self.model_options.policy(weights=False), demonstrations, kind="sft")).show()
             return
         with joined(self.model_options.device):
             policy = self.model_options.policy()
@@ -120,37 +124,55 @@ class Prefer:
     limit: int | None = None
 
     def run(self) -> None:
-        from posttrain import preference
         from posttrain.data import read_pairs
 
         one_of(self.loss, PAIR_LOSSES, "--loss")
         pairs = read_pairs(self.data, self.prompt, self.chosen, self.rejected, system=self.system, limit=self.limit)
-        options = self.model_options
-        run = self.run_options.run(**own_settings(self), **hashed(self.data), **vars(options))
+        run = self.run_options.run(**own_settings(self), **hashed(self.data), **vars(self.model_options))
         if self.run_options.dry_run:
-            from posttrain.plan import plan_preferences
-
-            plan_preferences(options.policy(), pairs, run, reference=self.loss in preference.WITH_REFERENCE).show()
-            return
-        if self.loss == "reward-model":
-            from posttrain.policy.value import reward_model
+            self.plan(pairs, run)
+        elif self.loss == "reward-model":
             from posttrain.reward_training import train_reward_model
 
-            unused = [name for name in ("lora", "bf16", "checkpointing") if getattr(options, name)]
-            if unused or self.beta is not None:
-                raise ValueError(f"--loss reward-model does not take --{(unused or ['beta'])[0]}: leave it out")
+            finish(train_reward_model(self.reward_model(), pairs, run).directory.path)
+        else:
+            from posttrain import preference
 
-            model = reward_model(
-                options.model, template=options.template, device=options.device, threads=options.threads
-            )
-            finish(train_reward_model(model, pairs, run).directory.path)
-            return
-        policy = options.policy()
-        make: Any = preference.PAIR_LOSSES[self.loss]
-        name = "weight" if self.loss == "orpo" else "beta"
-        loss = make(**{name: self.beta}) if self.beta is not None else make()
-        reference = policy.frozen() if self.loss in preference.WITH_REFERENCE else None
-        finish(preference.prefer(policy, pairs, loss, run, reference=reference).directory.path)
+            policy = self.model_options.policy()
+            make: Any = preference.PAIR_LOSSES[self.loss]
+            name = "weight" if self.loss == "orpo" else "beta"
+            loss = make(**{name: self.beta}) if self.beta is not None else make()
+            finish(preference.prefer(policy, pairs, loss, run, reference=self.reference(policy)).directory.path)
+
+    def reward_model(self, weights: bool = True) -> RewardModel:
+        """Raises ValueError for an option that a reward model does not take."""
+        from posttrain.policy.value import reward_model
+
+        options = self.model_options
+        unused = [name for name in ("lora", "bf16", "checkpointing") if getattr(options, name)]
+        if unused or self.beta is not None:
+            raise ValueError(f"--loss reward-model does not take --{(unused or ['beta'])[0]}: leave it out")
+        return reward_model(
+            options.model, template=options.template, device=options.device, threads=options.threads, weights=weights
+        )
+
+    def reference(self, policy: TextPolicy) -> TextPolicy | None:
+        """What the loss compares with, if it compares."""
+        from posttrain.preference import WITH_REFERENCE
+
+        return policy.frozen() if self.loss in WITH_REFERENCE else None
+
+    def plan(self, pairs: list[Pair], run: Run) -> None:
+        """Print what a run would do, from the model's configuration and tokenizer alone."""
+        from posttrain.plan import plan_of
+        from posttrain.run import Session
+
+        if self.loss == "reward-model":
+            model: Any = self.reward_model(weights=False)
+            plan_of(Session(run, model, pairs, kind="reward-model")).show()
+        else:
+            policy = self.model_options.policy(weights=False)
+            plan_of(Session(run, policy, pairs, kind="prefer", reference=self.reference(policy))).show()
 
 
 @dataclass(frozen=True)

@@ -57,17 +57,21 @@ class Train:
         if self.run_options.eval_every and not self.held_out:
             raise ValueError(f"--eval-every {self.run_options.eval_every} needs tasks to evaluate: give --held-out")
         if self.run_options.dry_run:
-            from posttrain.plan import plan
-
-            policy, recipe = self.prepared()
-            tasks, _ = self.tasks()
-            policy.check(tasks)
-            plan(policy, tasks, recipe, self.settled(), self.described()).show()
+            self.plan()
         elif self.scale.cluster:
             self.train_on_cluster(self.scale.cluster)
         else:
             with joined(self.model_options.device):
                 self.train()
+
+    def plan(self) -> None:
+        """Print what a run would do, from the model's configuration and tokenizer alone."""
+        from posttrain.plan import plan_of
+        from posttrain.run import Session
+
+        tasks, held_out = self.tasks()
+        policy, recipe = self.prepared(weights=False)
+        plan_of(Session(self.settled(), policy, tasks, recipe, held_out=held_out)).show()
 
     def train(self) -> None:
         """On this process, or on each rank of several."""
@@ -120,8 +124,8 @@ class Train:
         held_out = self.task.held_out(self.held_out, self.held_out_split)
         return self.task.tasks(), held_out
 
-    def prepared(self) -> tuple[TextPolicy, Recipe]:
-        policy = self.model_options.policy()
+    def prepared(self, weights: bool = True) -> tuple[TextPolicy, Recipe]:
+        policy = self.model_options.policy(weights)
         return policy, self.recipe(policy, self.task.reward())
 
     def settled(self) -> Run:
