@@ -228,8 +228,8 @@ def model_line(policy: Any, model: Any) -> str:
         return f"{type(policy).__name__}, {trained:,} parameters trained"
     size = sum(p.numel() for p in model.parameters())
     body = model.get_base_model() if hasattr(model, "get_base_model") else model
-    kind = type(body).__name__
-    return f"{kind}, {size:,} parameters, {trained:,} trained, {policy.context} positions, on {device_of([*model.parameters()])}"
+    kind, where = type(body).__name__, device_of([*model.parameters()])
+    return f"{kind}, {size:,} parameters, {trained:,} trained, {policy.context} positions, on {where}"
 
 
 def device_of(tensors: Sequence[Tensor]) -> str:

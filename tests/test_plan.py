@@ -136,7 +136,11 @@ def test_policies_without_tokens_tell_their_parameters(make):
     assert f"{count:,} parameters trained" in text_of(plan)
     assert "40 items" in text_of(plan)
     unet = drawing()
-    plan = planned(unet, [task("a"), task("b")], pt.grpo(each(lambda rollout: 0.0), samples=2))
+    plan = planned(
+        unet,
+        [task(side, text=f"heavy {side}") for side in ("left", "right")],
+        pt.grpo(each(lambda rollout: 0.0), samples=2),
+    )
     assert plan.footprint.optimizer == 8 * sum(p.numel() for p in unet.unet.parameters())
     assert "tokens" not in text_of(plan)
     assert planned(Bandit([0.0, 0.0]), TASKS, pt.grpo(each(digits))).footprint.weights == 2 * 8
