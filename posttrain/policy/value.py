@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from posttrain.advantage import decision_rewards
 from posttrain.core import Group, Invalid, Message, Metrics, Row, Score, Task
 from posttrain.descent import retry_out_of_memory
-from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, set_threads
+from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, place, set_threads
 from posttrain.policy.text import TextPolicy, quiet
 from posttrain.row import micro_batches, rows_of
 
@@ -249,12 +249,21 @@ class RewardModel:
 
 
 def reward_model(
-    model: str, *, template: str | None = None, device: str | None = None, threads: int | None = None
+    model: str,
+    *,
+    template: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    weights: bool = True,
 ) -> RewardModel:
-    """A reward model from a checkpoint: a trained one, or a causal model that gets a fresh head."""
+    """A reward model from a checkpoint: a trained one, or a causal model that gets a fresh head.
+
+    `weights=False` reads only the configuration and the tokenizer, as for `text`.
+    """
     from transformers import AutoModelForSequenceClassification
 
     path = located(model)
-    network = loaded(AutoModelForSequenceClassification, path, num_labels=1)
+    network = loaded(AutoModelForSequenceClassification, path, weights, num_labels=1)
     set_threads(network, threads)
-    return RewardModel(network.to(picked(device)).eval(), loaded_tokenizer(path), template)
+    place(network, picked(device))
+    return RewardModel(network.eval(), loaded_tokenizer(path), template)
