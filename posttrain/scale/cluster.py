@@ -80,7 +80,7 @@ def train_on_cluster(address: str, work: Work, learners: int = 1, gpus: float = 
     start(ray, address, learners, work.players, gpus)
     actor = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(Learner)
     found = [actor.remote() for _ in range(learners)]
-    place = ray.get(found[0].address.remote(), timeout=300)
+    place = ray.get(found[0].address.remote(), timeout=work.players.deadline_s)
     runs = [one.train.remote(work, rank, learners, place) for rank, one in enumerate(found)]
     try:
         out = finished(ray, runs)
