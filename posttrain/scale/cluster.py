@@ -18,6 +18,8 @@ from posttrain.scale.place import Place, Program, standing_in
 
 INTERRUPTED = "interrupted"
 LOOK_S = 5.0  # between looks at whether the learners are still there
+STARTS = 5  # of a cluster on this machine, each of which Ray gives 30 s
+PATIENT = {"worker_register_timeout_seconds": 600, "health_check_failure_threshold": 60}  # busy is not dead
 
 
 class Learner:
@@ -67,7 +69,7 @@ def run_on_cluster(
     start(ray, address, learners, players, gpus)
     actor = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(Learner)
     actors = [actor.remote() for _ in range(learners)]
-    place = ray.get(actors[0].address.remote(), timeout=300)
+    place = ray.get(actors[0].address.remote(), timeout=players.deadline_s)
     runs = [one.run.remote(program, rank, learners, place) for rank, one in enumerate(actors)]
     try:
         out = wait_for_all(ray, runs)
@@ -92,7 +94,7 @@ def start(ray: Any, address: str, learners: int, players: Players, gpus: float) 
     quiet = {"log_to_driver": True, "logging_level": "ERROR"}
     if address == "local":
         cpus = max(os.cpu_count() or 1, math.ceil(wanted))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        start_here(ray, num_cpus=cpus, **quiet)
         return
     ray.init(address=address, **quiet)
     have = ray.cluster_resources()
@@ -100,6 +102,18 @@ def start(ray: Any, address: str, learners: int, players: Players, gpus: float) 
         if have.get(name, 0.0) < need:
             ray.shutdown()
             raise ValueError(f"the cluster at {address} has {have.get(name, 0.0):g} {name}s and the run wants {need:g}")
+
+
+def start_here(ray: Any, **options: Any) -> None:
+    """Start a cluster on this machine. Ray's own limit on its start does not fit a busy machine: it is tried again."""
+    for attempt in range(STARTS):
+        try:
+            ray.init(address="local", include_dashboard=False, _system_config=PATIENT, **options)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
+                raise
+            ray.shutdown()
 
 
 def wait_for_all(ray: Any, runs: Sequence[Any]) -> str:
