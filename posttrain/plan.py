@@ -12,7 +12,7 @@ from typing import Any
 from posttrain.core import Task
 from posttrain.data import Demonstration, Pair
 from posttrain.policy.generate import ROWS
-from posttrain.policy.head import ELEMENTS
+from posttrain.policy.head import elements
 from posttrain.policy.text import TextPolicy
 from posttrain.preference import row
 from posttrain.recipe import Recipe
@@ -100,7 +100,7 @@ def memory_lines(policy: TextPolicy, run: Run, longest: int, cache: float, copie
     tokens = max(run.micro_tokens, longest)
     per_token = (2 if policy.bf16 else 4) * width * (34 if not policy.body.is_activation_checkpointing else 2)
     activations = tokens * per_token * layers
-    head = min(ELEMENTS, tokens * config.vocab_size) * 4 * 2
+    head = min(elements(policy.device), tokens * config.vocab_size) * 4 * 2
     fixed = 4 * (size * (1 + copies) + 3 * trained)
     learn = fixed + activations + head
     return [
