@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from conftest import DEVICE
-from pretended import move
 
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.world.balance import Balance
@@ -31,7 +30,7 @@ def drawing(seed: int = 0, batch: int = 256, device: Any = DEVICE, **how: Any) -
     policy = untrained(Balance(), seed, Size(channels=(8, 8), width=8))
     policy.unet.eval()
     for network in (policy.unet, policy.encoder):
-        move(network, device)
+        network.to(device)
     return DiffusionPolicy(
         policy.unet,
         policy.scheduler,

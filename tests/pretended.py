@@ -15,7 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "pretend"
 MATH = 0  # of torch's choice among kernels of attention
@@ -24,13 +28,24 @@ READS = (ATEN._local_scalar_dense.default, ATEN.item.default, ATEN.is_nonzero.de
 
 
 class Module(_DummyBackendModule):
-    """What torch asks of a kind of device: here, what autocast may be in."""
+    """What torch asks of a kind of device. Outside of tests that name it there is none, so that nothing picks it."""
+
+    def is_available(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return 0
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
 
-_setup_privateuseone_for_python_backend(NAME, Module())
+class Hook(_DummyPrivateUse1Hook):
+    def is_available(self) -> bool:
+        return False
+
+
+_setup_privateuseone_for_python_backend(NAME, Module(), Hook())
 
 
 class Far(Tensor):

@@ -16,6 +16,7 @@ from vision_checkpoints import task as shown
 
 import posttrain as pt
 from posttrain import tiny
+from posttrain.policy.diffusion import DiffusionPolicy
 from posttrain.policy.keys import product
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.policy.value import Critic, Gae
@@ -124,7 +125,10 @@ def test_a_diffusion_model_on_a_gpu():
     near = drawing()
     expected = near.sample(asks)
     with Pretended():
-        policy = drawing(device=GPU)
+        made = drawing()
+        for network in (made.unet, made.encoder):
+            move(network, GPU)
+        policy = DiffusionPolicy(made.unet, made.scheduler, made.encoder, made.tokenizer, denoising=made.denoising)
         replies = policy.sample(asks)
         rows = [pt.Row([pt.Turn(a, r)], torch.ones(len(r.logp))) for a, r in zip(asks, replies, strict=True)]
         moved = gradient(policy, rows)
