@@ -14,8 +14,8 @@ the machine's; --no-deps where torch is there already):
 
     pip download --only-binary=:all: --no-deps --python-version 3.12 --platform manylinux_2_28_x86_64 \
         --platform manylinux2014_x86_64 -d .whl transformers==5.24.0 tokenizers huggingface-hub safetensors \
-        lazy-loader tyro shtab docstring-parser math-verify latex2sympy2-extended antlr4-python3-runtime==4.13.2 plotly narwhals \
-        peft diffusers hypothesis sortedcontainers datasets dill multiprocess trl==1.16.0
+        lazy-loader tyro shtab docstring-parser math-verify latex2sympy2-extended antlr4-python3-runtime==4.13.2 \
+        plotly narwhals peft diffusers hypothesis sortedcontainers datasets dill multiprocess trl==1.16.0
 
 and there:
 
@@ -38,6 +38,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -99,11 +100,10 @@ def command(part: Part, given: argparse.Namespace, file: Path) -> list[str]:
     ]
 
 
-def run(part: Part, given: argparse.Namespace, out: Path, seconds: float) -> dict[str, Any]:
+def run(part: Part, given: argparse.Namespace, work: Path, seconds: float) -> dict[str, Any]:
     """What the part wrote, and how it ended: `ok`, `failed`, `out of memory`, or `out of time`."""
     name = part.name.replace(" ", "-")
-    file, log = out / f"{name}.json", out / f"{name}.log"
-    file.unlink(missing_ok=True)
+    file, log = work / f"{name}.json", work / f"{name}.log"
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     more = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     more |= {"POSTTRAIN_TEST_DEVICE": given.device, "COLUMNS": "240"}
@@ -153,7 +153,7 @@ def tested(log: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/gpu", help="folder of results.json, report.md and the parts' logs")
+    parser.add_argument("--out", default="runs/gpu", help="folder of results.json and report.md")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and two steps: whether the code runs")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which no part is started, or goes on")
@@ -164,6 +164,8 @@ def main() -> None:
     given = parser.parse_args()
     out, end = Path(given.out).absolute(), time.perf_counter() + 60 * given.minutes
     out.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="posttrain-gpu-"))  # of the parts' own files: a lent machine returns a few
+    print(f"logs of the parts: {work}", flush=True)
     wanted = tuple(filter(None, given.parts.split(",")))
     results: dict[str, Any] = {"device": given.device, "quick": given.quick, "parts": {}, "not run": []}
     for part in parts():
@@ -173,7 +175,7 @@ def main() -> None:
         elif left < min(20, part.seconds):
             results["not run"].append(f"{part.name}: the {given.minutes:g} minutes were over")
         else:
-            found = run(part, given, out, min(part.seconds, left))
+            found = run(part, given, work, min(part.seconds, left))
             results["parts"][part.name] = found
             print(f"{part.name}: {found['ended']}, {found['seconds']} s", flush=True)
         scratch = out / ".results.json"
