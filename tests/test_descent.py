@@ -91,6 +91,7 @@ def test_memory_that_the_processor_cannot_give_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**48)
     assert out_of_memory(caught.value)
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not out_of_memory(RuntimeError("shapes do not match"))
 
 

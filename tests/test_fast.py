@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Spy, task
+from conftest import DEVICE, Spy, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -83,7 +83,7 @@ def both(words):
         made = []
         for plain in (False, True):
             torch.manual_seed(0)
-            made.append(TextPolicy(model_type(config).eval(), words, Sampling(16), plain=plain, **options))
+            made.append(TextPolicy(model_type(config).eval().to(DEVICE), words, Sampling(16), plain=plain, **options))
         return made
 
     return build

@@ -22,6 +22,7 @@ from posttrain.policy.fast.dense import Dense, weight
 from posttrain.policy.fast.generate import Sampled, Wanted, generate
 from posttrain.policy.fast.head import Head
 from posttrain.policy.fast.line import Line, fits
+from posttrain.policy.fast.precision import exact_products
 from posttrain.policy.fast.stops import Stops
 from posttrain.policy.trained import restore, trained
 from posttrain.ranks import primary
@@ -61,9 +62,10 @@ class TextPolicy:
         self.shards: list[Any] = []  # one, once the model lies on several ranks; the twin of `frozen` shares the list
         without_dropout(model)
         self.body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.head = Head(self.body)
-        self.dense = not plain and Dense.of(self.head)  # sampled by our own pass
-        self.lines = not plain and fits(self.body)  # trained on rows that share their prompts
+        with exact_products():
+            self.head = Head(self.body)
+            self.dense = not plain and Dense.of(self.head)  # sampled by our own pass
+            self.lines = not plain and fits(self.body)  # trained on rows that share their prompts
         self.lock = threading.RLock()  # one thread may sample while another scores: modes are the model's, not theirs
         self.stops = Stops(self.chat, self.ends(), self.head.out.weight.shape[0], self.device)
 

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from posttrain.core import Density
 
 LOW = -1e30  # logits of tokens that a model rules out
-ELEMENTS = 2**23  # logits held at once: 32 MiB in float32, about what a processor's cache holds
+ELEMENTS = 2**23  # logits held at once on a CPU: 32 MiB in float32, about what its cache holds
+ELEMENTS_GPU = 2**26  # on a GPU: 256 MiB, so that the weights are not read again for every few dozen rows
 
 
 class Head:
@@ -54,7 +55,7 @@ class Head:
 
     def density(self, hidden: Tensor, chosen: Tensor, temperature: Tensor) -> Density:
         """[N, D] -> log-probability and entropy [N], float32."""
-        size = max(ELEMENTS // self.out.weight.shape[0], 1)
+        size = max(elements(hidden.device) // self.out.weight.shape[0], 1)
         if self.linear:
             with torch.autocast(hidden.device.type, enabled=False):
                 return Density(*Linear.apply(hidden.float(), self.out.weight, chosen, temperature, size))
@@ -69,6 +70,11 @@ class Head:
         logp = (self.logits(hidden) / temperature[:, None]).log_softmax(-1)
         entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
         return logp.gather(-1, chosen[:, None])[:, 0], entropy
+
+
+def elements(device: torch.device) -> int:
+    """How many logits are held at once on a device."""
+    return ELEMENTS if device.type == "cpu" else ELEMENTS_GPU
 
 
 class Linear(torch.autograd.Function):
