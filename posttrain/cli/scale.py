@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.options import ModelOptions
 
+SCORERS = {
+    "reward_model": "posttrain.policy.scoring:REWARD_MODEL",
+    "q_model": "posttrain.systems.q_rm.serving:Q_MODEL",
+    "predictor": "posttrain.systems.tomap.serving:PREDICTOR",
+}
+
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a model behind OpenAI's interface, and record the episodes of the agents that use it."""
+    """Serve a model behind OpenAI's interface and record the episodes of its agents; or serve a model that scores."""
 
     model_options: ModelOptions = ModelOptions()
     host: str = "127.0.0.1"
@@ -24,7 +31,18 @@ class Serve:
     trainable: bool = False
     """Let a learner load weights (posttrain train --sampler http://...): whoever reaches the port can do so."""
 
+    reward_model: str | None = None
+    """Serve the scores of this reward model (folder or Hub id) instead, wherever a run names a reward model."""
+    q_model: str | None = None
+    """Serve the token values of this Q model (folder) instead."""
+    predictor: str | None = None
+    """Serve the attitudes of this predictor (folder) instead."""
+
     def run(self) -> None:
+        named = [name for name in SCORERS if getattr(self, name)]
+        if named:
+            self.score(named)
+            return
         from posttrain.serve.listen import listen
 
         listen(
@@ -35,6 +53,21 @@ class Serve:
             record=Path(self.record) if self.record else None,
             trainable=self.trainable,
         )
+
+    def score(self, named: Sequence[str]) -> None:
+        """Raises ValueError for more than one of them, and for options of the other server."""
+        from posttrain.serve.scorer import kind_at, listen
+
+        flags = [f"--{name.replace('_', '-')}" for name in named]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(flags)}: one server, one model; start another for the other")
+        other = {"name": self.name, "record": self.record, "trainable": self.trainable}
+        if given := [f"--{name}" for name, value in other.items() if value]:
+            raise ValueError(f"{given[0]} is of a model that samples, and {flags[0]} only scores: leave it out")
+        options = {"device": self.model_options.device}
+        if named[0] == "reward_model":
+            options["template"] = self.model_options.template
+        listen(kind_at(SCORERS[named[0]]), getattr(self, named[0]), host=self.host, port=self.port, **options)
 
 
 @dataclass(frozen=True)

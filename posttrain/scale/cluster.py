@@ -45,8 +45,10 @@ class Learner:
     def train(self, work: Work, rank: int, world: int, address: tuple[str, int]) -> str:
         """Returns the run directory, or "interrupted" after `stop`."""
         from posttrain import ranks
+        from posttrain.scale import apart
         from posttrain.scale.shards import spread
 
+        apart.machine[:] = [imported().util.get_node_ip_address()]
         place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0}
         place |= {"MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
         os.environ.update({name: str(value) for name, value in place.items()})
