@@ -39,7 +39,11 @@ from posttrain.systems.tomap.serving import PREDICTOR, predictor_of
 
 pytestmark = pytest.mark.xdist_group("processes")  # one after another: some start several processes
 HERE = Path(__file__).parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    "RAY_worker_niceness": "0",
+}
 
 
 @pytest.fixture(scope="module")

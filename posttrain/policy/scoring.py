@@ -27,9 +27,11 @@ class RemoteRewardModel:
 
 
 def operations(model: RewardModel) -> Mapping[str, Operation]:
+    size = model.model.get_input_embeddings().num_embeddings
+
     def scores(payload: Any) -> Iterator[float | dict[str, str]]:
         for data in payload["conversations"]:
-            found = model.judge(*conversation_of(data))
+            found = model.judge(*conversation_of(data, size))
             yield {"invalid": found.reason} if isinstance(found, Invalid) else found.value
 
     return {"scores": scores}

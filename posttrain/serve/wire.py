@@ -49,8 +49,8 @@ def check_text(content: Any) -> None:
             raise ValueError(f"a message has a part of type {kind!r}: a model that scores elsewhere is sent text only")
 
 
-def conversation_of(data: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
-    """The inverse of `conversation_json`."""
+def conversation_of(data: Mapping[str, Any], size: int) -> tuple[tuple[Message, ...], str]:
+    """The inverse of `conversation_json`. Raises ValueError for tokens that a model of `size` tokens does not have."""
     messages: tuple[Any, ...] = ()
     for one in data["messages"]:
         check_text(one["content"])
@@ -64,9 +64,16 @@ def conversation_of(data: Mapping[str, Any]) -> tuple[tuple[Message, ...], str]:
                 tokens["said"],
                 tokens["vocabulary"],
             )
+            check_ids((*found.prompt, *found.reply), size)
             message["reply"] = Reply(one["content"], torch.zeros(len(found.reply)), found)
         messages = (*messages, message)
     return messages, str(data["reply"])
+
+
+def check_ids(ids: Sequence[int], size: int) -> None:
+    """On a GPU one such token would end the process for everybody."""
+    if unknown := [i for i in ids if not 0 <= i < size]:
+        raise ValueError(f"token {unknown[0]}: the model has {size} tokens")
 
 
 def row_json(row: Row) -> dict[str, Any]:
@@ -82,8 +89,7 @@ def row_of(data: Mapping[str, Any], vocabulary: int, size: int) -> Row:
     Raises ValueError for tokens that it does not have, and for ends that are not within the tokens.
     """
     ids, turns = tuple(map(int, data["ids"])), list(turns_of(data, vocabulary))
-    if not all(0 <= i < size for i in ids):
-        raise ValueError(f"token {next(i for i in ids if not 0 <= i < size)}: the model has {size} tokens")
+    check_ids(ids, size)
     decisions = sum(len(turn.reply.logp) for turn in turns)
     if not decisions or len(unroll(turns)[0]) != len(ids):
         raise ValueError(f"a row of {len(ids)} tokens whose turns end at {data['ends']}")

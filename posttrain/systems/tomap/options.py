@@ -14,9 +14,10 @@ from posttrain.recipe import Recipe
 from posttrain.sampler.server import Player
 from posttrain.systems.tomap.counterclaims import Topic, topics
 from posttrain.systems.tomap.dialogue import SHOWN, Limit, Setting, dialogue, tasks_of
-from posttrain.systems.tomap.predictor import Guessing, load
+from posttrain.systems.tomap.predictor import Guessing
 from posttrain.systems.tomap.recipe import recipe
 from posttrain.systems.tomap.reward import Weights
+from posttrain.systems.tomap.serving import predictor_of
 from posttrain.systems.tomap.wording import English
 
 Stage = Literal["propose", "collect", "predictor", "train", "evaluate"]
@@ -34,7 +35,7 @@ class DialogueOptions:
     """rl: nothing is shown; lite: counterclaims; full: and Bob's agreement with each as predicted; white: as he says;
     black_random: guessed; black_max: always the most."""
     predictor: str | None = None
-    """Setting full: the folder of --stage predictor."""
+    """Setting full: the folder of --stage predictor, or a server of it (posttrain serve --predictor FOLDER)."""
     turns: int = 3
     """Turns of each in a dialogue."""
     count: int = 3
@@ -93,7 +94,7 @@ class DialogueOptions:
         if self.setting == "black_random":
             found["predictor"] = Guessing()
         if self.predictor:
-            found["predictor"] = load(self.predictor, model.device)
+            found["predictor"] = predictor_of(self.predictor, device=model.device)
         return found
 
     def describe(self, players: Mapping[str, Sampler] = {}) -> dict[str, Any]:
