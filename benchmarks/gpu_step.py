@@ -33,7 +33,7 @@ from gpu_model import (
 
 import posttrain as pt
 from posttrain.policy import head
-from posttrain.policy.generate import ROWS
+from posttrain.policy.fast.generate import ROWS
 from posttrain.policy.text import Sampling, TextPolicy
 
 WARM, STEPS = 1, 3

@@ -17,7 +17,7 @@ from vision_checkpoints import task as shown
 import posttrain as pt
 from posttrain import tiny
 from posttrain.policy.diffusion import DiffusionPolicy
-from posttrain.policy.keys import product
+from posttrain.policy.fast.keys import product
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.policy.value import Critic, Gae
 from posttrain.step import practised

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from posttrain.chat import Chat, Tokens, trace, unroll
+from posttrain.chat import Chat, Tokens, continues, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
 from posttrain.episode import in_order
 from posttrain.policy.fast.dense import Dense, weight
@@ -146,8 +146,7 @@ class TextPolicy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def extends(self, last: Turn, turn: Turn) -> bool:
-        before = trace(last.reply).prompt + trace(last.reply).reply
-        return trace(turn.reply).prompt[: len(before)] == before
+        return continues(last, turn)
 
     def size(self, rows: Sequence[Row]) -> int:
         """Tokens that rows take together: a prompt that they share counts once, or padding counts."""

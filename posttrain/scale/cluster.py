@@ -12,6 +12,7 @@ from typing import Any
 
 from posttrain import ranks
 from posttrain.run.session import Session
+from posttrain.scale import apart
 from posttrain.scale.asynchronous import Players
 from posttrain.scale.crew import ray_module
 from posttrain.scale.place import Place, Program, standing_in
@@ -36,6 +37,7 @@ class Learner:
 
     def run(self, program: Program, rank: int, world: int, address: tuple[str, int]) -> str:
         """Run the program as one rank of several; returns where its results are, or "interrupted" after `stop`."""
+        apart.machine[:] = [ray_module().util.get_node_ip_address()]
         place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0}
         place |= {"MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
         os.environ.update({name: str(value) for name, value in place.items()})
