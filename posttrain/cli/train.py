@@ -106,7 +106,8 @@ class Train:
         """The same with absolute paths: processes of a cluster have working directories of their own."""
         file, colon, function = self.task.grade.rpartition(":")
         task = replace(self.task, data=absolute(self.task.data), grade=f"{absolute(file)}{colon}{function}")
-        model = "tiny" if self.model_options.model == "tiny" else absolute(self.model_options.model)
+        model = self.model_options.model
+        model = model if model in ("tiny", "smollm2") else absolute(model)
         return replace(
             self,
             task=task,
