@@ -74,8 +74,11 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, words, lacking: str = "") -> LlamaForCausalLM:
-    """A random Llama with two layers, written as llama.cpp writes one; without the tensor `lacking`."""
+def write_gguf(path: Path, words, lacking: str = "", scaled: bool = False) -> LlamaForCausalLM:
+    """A random Llama with two layers, written as llama.cpp writes one; without the tensor `lacking`.
+
+    scaled  with factors of its rotary frequencies, as Llama 3.1 has them
+    """
     from gguf import GGUFWriter
 
     torch.manual_seed(0)
@@ -119,6 +122,8 @@ def write_gguf(path: Path, words, lacking: str = "") -> LlamaForCausalLM:
             name = name.replace(theirs, ours)
         if name != lacking:
             writer.add_tensor(name, weight.numpy())
+    if scaled:
+        writer.add_tensor("rope_freqs.weight", torch.ones(4).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -161,11 +166,14 @@ def test_a_gguf_file_is_a_model(words, tmp_path, monkeypatch, capsys):
 
 
 @reads
-def test_a_gguf_file_without_some_weights_is_refused(words, tmp_path, monkeypatch):
+def test_a_gguf_file_that_is_not_read_completely_is_refused(words, tmp_path, monkeypatch):
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
     write_gguf(tmp_path / "part.gguf", words, lacking="blk.1.ffn_up.weight")
     with pytest.raises(ValueError, match=r"part\.gguf`: the file lacks .* model\.layers\.1\.mlp\.up_proj\.weight"):
         located(str(tmp_path / "part.gguf"))
+    write_gguf(tmp_path / "scaled.gguf", words, scaled=True)
+    with pytest.raises(ValueError, match=r"scaled\.gguf`: the file scales its rotary embeddings"):
+        located(str(tmp_path / "scaled.gguf"))
     (tmp_path / "no.gguf").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"no\.gguf`: transformers cannot read this GGUF file"):
         located(str(tmp_path / "no.gguf"))

@@ -58,11 +58,13 @@ def version(file: Path, modified: int) -> str:
 
 def convert(file: Path, folder: Path) -> None:
     """Write the model, its tokenizer and its chat template to a folder, in float32 safetensors."""
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"converting {file.name} to float32, once", file=sys.stderr, flush=True)
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
+        reader = GGUFReader(file)
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(**source)
             found: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
@@ -70,6 +72,11 @@ def convert(file: Path, folder: Path) -> None:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"`model={file}`: transformers cannot read this GGUF file: {reason}") from error
     model, report = found
+    if any(tensor.name.startswith("rope_") for tensor in reader.tensors):
+        raise ValueError(
+            f"`model={file}`: the file scales its rotary embeddings by tensors of their own (rope_freqs), which "
+            "transformers does not read from GGUF; take the model's checkpoint in the Hugging Face format"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"`model={file}`: the file lacks weights of {type(model).__name__}, such as {missing[0]}")
     del model.config.quantization_config  # the weights are plain float32 from here on
@@ -77,17 +84,16 @@ def convert(file: Path, folder: Path) -> None:
     model.hf_quantizer = None
     with quiet():
         model.save_pretrained(folder)
-    split_digits(tokenizer, file)
+    pre = reader.get_field("tokenizer.ggml.pre")
+    if pre is not None and pre.contents() == "smollm":
+        split_digits(tokenizer)
     tokenizer.save_pretrained(folder)
 
 
-def split_digits(tokenizer: Any, file: Path) -> None:
-    """Split numbers into digits for SmolLM's tokenizer, as it was trained; transformers takes it for GPT-2's."""
-    from gguf import GGUFReader
+def split_digits(tokenizer: Any) -> None:
+    """Split numbers into digits before anything else, as SmolLM's merges were learned; transformers does not."""
     from tokenizers import pre_tokenizers
 
-    kind = GGUFReader(file).get_field("tokenizer.ggml.pre")
-    if kind is not None and kind.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
