@@ -49,7 +49,7 @@ def test_a_step_of_grpo_changes_it_and_transformers_loads_what_is_saved(tmp_path
     policy = pt.text("smollm2", max_new=8)
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     recipe = pt.grpo(pt.each(digits), samples=4)
-    tasks = [pt.Task("sum", (pt.user("Count from 1 to 5."),))]
+    tasks = [pt.Task("count", (pt.user("Count from 1 to 5."),), None)]
     run = pt.Run(tmp_path / "run", steps=1, tasks=1, lr=1e-5, quiet=True)
     with pt.Session(run, policy, tasks, recipe) as session:
         experience = pt.gather(policy, session.source, recipe, run.tasks, seed=session.seed)
