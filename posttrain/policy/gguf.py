@@ -68,7 +68,7 @@ def convert(file: Path, folder: Path) -> None:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(**source)
             found: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"`model={file}`: transformers cannot read this GGUF file: {reason}") from error
     model, report = found
