@@ -60,7 +60,8 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: str = "tiny"
-    """Hub id, folder of a Hugging Face checkpoint, or `tiny`, a small model built here."""
+    """Hub id, folder of a Hugging Face checkpoint, GGUF file, `smollm2` (SmolLM2-135M-Instruct), or `tiny`, a small one
+    built here."""
     template: str | None = None
     """Chat template for a tokenizer without one: chatml, plain, or a Jinja file."""
     max_new: int = 256

@@ -1,4 +1,4 @@
-"""A text or vision policy from a Hub id, a local checkpoint, or the embedded `tiny` model."""
+"""A text or vision policy from a Hub id, a local checkpoint, a GGUF file, or the models `tiny` and `smollm2`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text(
 ) -> TextPolicy:
     """A trainable text policy.
 
-    model          Hub id, folder of a Hugging Face checkpoint, or `tiny`
+    model          Hub id, folder of a Hugging Face checkpoint, GGUF file, `tiny`, or `smollm2` (SmolLM2-135M-Instruct)
     lora           rank of a LoRA adapter on every linear layer; 0 trains all parameters
     checkpointing  recompute activations in the backward pass: less memory, about a third more time
     weights        False: read only the configuration and the tokenizer; the model lies on torch's `meta` device, takes
@@ -131,19 +131,26 @@ def with_room(policy: Made, model: str) -> Made:
 
 
 def located(model: str) -> str:
-    """The folder or Hub id that a model argument names. Raises ValueError for a folder that holds no checkpoint."""
+    """The folder or Hub id that a model argument names; of a GGUF file, the folder that it was converted to.
+
+    Raises ValueError for a folder that holds no checkpoint, and for a package that is missing.
+    """
     if model == "tiny":
         from posttrain import tiny
 
         return str(tiny.built())
     folder = Path(model).expanduser()
+    if model == "smollm2" or (folder.suffix == ".gguf" and folder.is_file()):
+        from posttrain.policy import gguf
+
+        return str(gguf.checkpoint(gguf.installed_smollm2() if model == "smollm2" else folder))
     if folder.is_dir() and not (folder / "config.json").is_file():
-        inner = [str(p.parent) for p in folder.glob("*/config.json")]
+        inner = [str(p.parent) for p in folder.glob("*/config.json")] + [str(p) for p in folder.glob("*.gguf")]
         hint = f"; did you mean {inner[0]}?" if inner else ""
         raise ValueError(f"`model={model}`: the folder holds no config.json, so it is not a checkpoint{hint}")
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf")
     if not folder.exists() and looks_local:
-        raise ValueError(f"`model={model}`: there is no such folder")
+        raise ValueError(f"`model={model}`: there is no such folder or file")
     return str(folder) if folder.is_dir() else model
 
 
