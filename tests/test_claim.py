@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from posttrain import systems
-from posttrain.claim import SHARE, Claim, as_json, as_table, paired_interval, stored_finding, student_quantile
-from posttrain.cli import laboratory, main
-from posttrain.cli.laboratory import Job, Notebook, run_all, run_job
-from posttrain.picture import dots, ticks
+from posttrain.lab.claim import SHARE, Claim, as_json, as_table, paired_interval, stored_finding, student_quantile
+from posttrain.cli import main
+from posttrain.lab import arms as laboratory
+from posttrain.lab.arms import Job, Notebook, run_all, run_job
+from posttrain.lab.picture import dots, ticks
 
 
 def values(new, old, measure: str = "accuracy"):

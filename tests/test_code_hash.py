@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from posttrain import systems
-from posttrain.cli.code_hash import code_hash, reached_code
+from posttrain.lab.code_hash import code_hash, reached_code
 
 SYSTEM = '''"""A system."""
-from posttrain.claim import Claim
+from posttrain.lab.claim import Claim
 from posttrain.world.coins import Coins, side as tossed
 
 RATE = 0.1
@@ -101,7 +101,7 @@ def before(tmp_path) -> str:
         ("steps: int = 2", "steps = 2"),
         ("start: int", "start: float"),
         ("ARMS = ", "ARMS: dict[str, object] = "),
-        ("from posttrain.claim import Claim", "from posttrain.lab.claim import Claim\nimport math"),
+        ("from posttrain.lab.claim import Claim", "from posttrain.lab.claim import Claim\nimport math"),
         ('"heads", "says"', '"heads come up", "says so"'),
         ("CLAIMS = (*FIRST,)", "SECOND = ()\nCLAIMS = FIRST + SECOND"),
         ('SHOWN = "heads"', 'SHOWN = "tails"'),
@@ -158,7 +158,7 @@ def test_a_file_may_be_divided_renamed_and_reordered(before, tmp_path):
     divided = {
         "systems/toy/__init__.py": "from posttrain.systems.toy.lab import ARMS\nfrom posttrain.systems.toy.stages import CLAIMS\n",
         "systems/toy/settings.py": constants,
-        "systems/toy/stages.py": "from posttrain.claim import Claim\n" + stage,
+        "systems/toy/stages.py": "from posttrain.lab.claim import Claim\n" + stage,
         "systems/toy/lab.py": imports + arms,
     }
     assert code_hash("toy", write(tmp_path / "divided", divided | worlds)) == before

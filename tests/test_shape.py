@@ -30,12 +30,154 @@ def imports(path: Path) -> set[str]:
 def test_core_modules_do_not_import_systems_nor_systems_one_another():
     for path in FILES:
         inside = path.relative_to(ROOT / "posttrain").parts
-        wanted = {name for name in imports(path) if name.startswith("posttrain.systems")}
+        wanted = {name for name in imports(path) if name.startswith("posttrain.systems.")}
         if inside[0] == "systems" and len(inside) > 1:
             own = "posttrain.systems." + inside[1].removesuffix(".py")
             assert all(name.startswith(own) for name in wanted), path
-        elif inside[0] != "cli":
+        elif inside[0] not in ("cli", "lab"):
             assert not wanted, path
+
+
+def test_the_library_imports_neither_its_laboratory_nor_its_command_line():
+    for path in FILES:
+        inside = path.relative_to(ROOT / "posttrain").parts
+        if inside[0] not in ("systems", "lab", "cli", "__main__.py"):
+            rooms = {".".join(name.split(".")[:2]) for name in imports(path)}
+            assert not rooms & {"posttrain.lab", "posttrain.cli"}, path
+
+
+def test_no_module_imports_one_that_imports_it():
+    """Not even lazily, nor for types alone."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    edges = {name: {one for one in imports(path) if one in modules} - {name} for name, path in modules.items()}
+    for name in edges:  # `from posttrain.x import y` names both: the package only counts where y is no module
+        for one in list(edges[name]):
+            if any(other.startswith(f"{one}.") for other in edges[name]) and modules[one].name == "__init__.py":
+                edges[name].discard(one)
+    seen: dict[str, int] = {}
+
+    def visit(name: str, path: list[str]) -> None:
+        if seen.get(name) == 2:
+            return
+        assert seen.get(name) != 1, " -> ".join([*path[path.index(name) :], name])
+        seen[name] = 1
+        for other in sorted(edges[name]):
+            visit(other, [*path, name])
+        seen[name] = 2
+
+    for name in edges:
+        visit(name, [])
+
+
+def strings(tree: ast.Module) -> list[str]:
+    """Every string of a module that is no docstring: neither of a definition nor of a field."""
+    prose = {
+        id(one.value)
+        for node in ast.walk(tree)
+        for one in getattr(node, "body", None) or ()
+        if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
+    }  # fmt: skip
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+    ]
+
+
+PROGRAMS = (
+    "sandbox",
+    "sampler/vllm.py",
+    "scale",
+    "run/directory.py",
+    "serve/process.py",
+)  # these start others' programs
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_speaks_of_arguments_and_not_of_flags(path):
+    """Errors name `argument=value`; the command line makes flags of them (posttrain/cli/bridge.py)."""
+    inside = str(path.relative_to(ROOT / "posttrain"))
+    if inside.startswith(("cli/", *PROGRAMS)):
+        return
+    found = [text for text in strings(ast.parse(path.read_text())) if re.search(r"(?<![\w-])--[a-z][a-z-]+", text)]
+    smoke = [text for text in found if text.startswith("--") or text.count(" --")]
+    if "/lab" in inside or inside.startswith("systems/"):
+        found = [text for text in found if text not in smoke]  # `SMOKE` holds command lines
+    assert not found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_how_small_a_smoke_test_is_stands_in_the_kit_alone(path):
+    if path != ROOT / "posttrain" / "lab" / "arms.py":
+        tree = ast.parse(path.read_text())
+        assert not any(
+            isinstance(node, ast.IfExp | ast.If) and "quick" in ast.unparse(node.test) for node in ast.walk(tree)
+        )
+
+
+# Bare participles that named functions once: a function is a noun for what it returns, or a plain verb.
+PARTICIPLES = frozenset(
+    [
+        "measured",
+        "asked",
+        "answered",
+        "fitting",
+        "begun",
+        "practised",
+        "demonstrated",
+        "trained",
+        "learned",
+        "learnt",
+        "taught",
+        "judged",
+        "told",
+        "shown",
+        "said",
+        "swept",
+        "played",
+        "kept",
+        "collected",
+        "described",
+        "prepared",
+        "evaluated",
+        "examined",
+        "imitated",
+        "reinforced",
+        "spoilt",
+        "divided",
+        "drawn",
+        "located",
+        "loaded",
+        "sent",
+        "started",
+        "failed",
+        "imported",
+        "synchronised",
+        "remembering",
+        "summed",
+        "detached",
+        "written",
+        "granted",
+        "reported",
+        "found",
+        "built",
+        "made",
+        "given",
+        "taken",
+        "chosen",
+        "seen",
+        "heard",
+        "wanted",
+        "walked",
+        "predicted",
+    ]
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_function_is_named_by_a_bare_participle(path):
+    defined = {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+    assert not defined & PARTICIPLES
 
 
 def test_no_module_hides_the_standard_library_or_tells_nothing():
@@ -93,7 +235,19 @@ def test_the_commands_of_the_documents_parse():
 
     from posttrain.cli import main
 
-    for command in ("train", "eval", "sft", "prefer", "show", "list", "doctor", "claims", "serve", "schedule"):
+    for command in (
+        "train",
+        "eval",
+        "sft",
+        "prefer",
+        "show",
+        "list",
+        "doctor",
+        "claims",
+        "serve",
+        "schedule",
+        "compare",
+    ):
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             main([command, "--help"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from dataclasses import is_dataclass, replace
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from itertools import product
 from pathlib import Path
 from string import Formatter
-from typing import get_type_hints
+from typing import Any
 
 import diffusion_checkpoints
 import pytest
@@ -19,8 +22,8 @@ import posttrain as pt
 from posttrain import systems, tiny
 from posttrain.advantage import by_decision, centred, leave_one_out, normalised
 from posttrain.cli import main
-from posttrain.cli.combination import named, with_parts
-from posttrain.cli.run import documented
+from posttrain.cli.bridge import explained, parameter_types
+from posttrain.cli.parts import parts_in, with_parts
 from posttrain.loss import Total, parts
 from posttrain.policy.text import TextPolicy
 from posttrain.systems.diversity import diversity
@@ -31,7 +34,7 @@ from posttrain.systems.noisy_rewards import calibrated, flipped, patterned
 from posttrain.systems.q_rm.model import by_token
 
 ROOT = Path(__file__).parent.parent
-NAMES = systems.names()
+NAMES = [one.name for one in systems.every()]
 
 
 @pytest.fixture
@@ -46,53 +49,84 @@ def briefly(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
 
 
-LAPTOP = {
-    "actlcd": [["--learner", "clone", "--snowball"], ["--learner", "grpo"], ["--no-terminal"]],
-    "afterburner": [["--method", "dpo"], ["--no-feedback"]],
-    "deeptheorem": [["--no-variants"]],
-    "diversity": [["--method", "all"]],
-    "entropy": [["--method", "clip_cov"], ["--method", "grpo"]],
-    "grpovi": [["--weights", "policy_mean_token"], ["--no-increase", "--std"]],
-    "mm_upt": [["--no-reliable"], ["--labels"], ["--pictures", "--own-questions", "direct"]],
-    "pangu_embedded": [["--no-adaptive"]],
-    "noisy_rewards": [["--kind", "patterns"], ["--kind", "calibrated", "--share", "0.6"]],
-    "q_rm": [],
-    "reward_fairness": [["--kind", "published coefficient"]],
-    "rl_wall": [],
-    "rl_with_cold_start": [["--no-cold-start"]],
-    "srrl": [["--rounds", "0"], ["--trained", "all", "--branches"], ["--inverted"]],
-    "tomap": [["--setting", "rl"], ["--setting", "black_random"]],
-}
+SIZE = {"steps": "1", "tasks": "2", "model": "{checkpoint}"}  # where a stage has the option and no line gives it
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, more) for name in NAMES for more in ([], *LAPTOP[name])])
-def test_at_laptop_scale(name, options, briefly, tmp_path, monkeypatch, capsys):
-    from posttrain.systems import q_rm, rl_wall, srrl
-    from posttrain.systems.actlcd import experiments
-    from posttrain.systems.tomap import experiments as persuasion
+def smoke_runs() -> Iterator[Any]:
+    """Every line of every system's `SMOKE`, as a test of its own."""
+    for name in NAMES:
+        for stage, lines in systems.system(name).smoke.stages.items():
+            for line in lines:
+                yield pytest.param(name, stage, line, id=f"{name} {stage} {line}".strip())
 
-    monkeypatch.setattr(q_rm, "STEPS", 4)
-    monkeypatch.setattr(
-        q_rm,
-        "pairs_of",
-        lambda policy, world, count, seed: [pt.Pair(t.prompt, t.truth, "y0 y1") for t in world.problems(20, "pairs")],
-    )  # fmt: skip  (twenty steps do not teach a right answer)
-    monkeypatch.setattr(rl_wall, "TEMPERATURES", (1.0,))
-    monkeypatch.setattr(experiments, "TOLD", replace(experiments.TOLD, steps=20, rows=8))
-    for method in ("training", "held_out"):
-        monkeypatch.setattr(
-            experiments.Laboratory, method, lambda lab: lab.world.sequences(lab.world.split[1][:16], "test")
-        )
-    monkeypatch.setattr(persuasion, "LOGGED", 20)
-    monkeypatch.setattr(srrl, "TINY", replace(srrl.TINY, steps=4))
-    monkeypatch.setattr(srrl, "TINY_DENOISING", replace(srrl.TINY_DENOISING, steps=2))
+
+def shrink(monkeypatch, found: systems.System) -> None:
+    """Give the constants of the system the small values that its `SMOKE` names."""
+    module = found.load()
+    for place, value in found.smoke.constants.items():
+        room, _, constant = place.rpartition(".")
+        owner = importlib.import_module(f"{module.__name__}.{room}") if room else module
+        assert hasattr(owner, constant), place
+        monkeypatch.setattr(owner, constant, value)
+
+
+def options_of(function: Any) -> set[str]:
+    return {
+        option
+        for name, kind in parameter_types(function).items()
+        for option in ([one.name for one in fields(kind)] if is_dataclass(kind) else [name])
+    }
+
+
+@pytest.mark.parametrize(("name", "stage", "line"), smoke_runs())
+def test_every_stage_runs(name, stage, line, briefly, tmp_path, monkeypatch, capsys, request):
+    """As a user would type it. Braces in a line name a fixture: a checkpoint or a file."""
+    found = systems.system(name)
+    shrink(monkeypatch, found)
+    words = shlex.split(line)
+    size = {**SIZE, "steps": "2"} if stage == "laptop" else SIZE
+    options = options_of(found.stages[stage])
+    words += [
+        word
+        for option, value in size.items()
+        if option in options and f"--{option}" not in words
+        for word in (f"--{option}", value)
+    ]
+    named = {field for word in words for _, field, _, _ in Formatter().parse(word) if field}
+    values = {field: request.getfixturevalue(field) for field in named}
     out = tmp_path / "run"
-    size = ["--steps", "2", "--tasks", "2", "--out", str(out), "--quiet"]
-    main(["run", name.replace("_", "-"), *options, *size])
-    assert list((out / "model").rglob("*.safetensors"))
-    assert len(pt.read_metrics(out)) == 2
-    assert json.loads((out / "run.json").read_text())["run"]["steps"] == 2
-    assert str(out / "report.html") in capsys.readouterr().err
+    words = [word.format(**values) for word in words]
+    main(["run", name, "--stage", stage, *words, "--out", str(out), *(["--quiet"] if "quiet" in options else [])])
+    if "steps" in options:
+        assert list((out / "model").rglob("*.safetensors"))
+        assert pt.read_metrics(out)
+        kept = json.loads((out / "run.json").read_text())["run"]
+        assert str(kept["steps"]) == size["steps"]
+        assert set(kept["settings"]) >= options - RUN, "the bridge keeps every option of the stage"
+        assert str(out / "report.html") in capsys.readouterr().err
+    else:
+        assert list(out.iterdir())
+
+
+RUN = {one.name for one in fields(pt.Run)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_system_declares_what_it_needs(name):
+    found = systems.system(name)
+    assert next(iter(found.stages)) == "laptop"
+    assert len(found.stages) > 1, "a stage of full scale"
+    assert set(found.smoke.stages) <= set(found.stages)
+    assert "laptop" in found.smoke.stages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stage_that_learns_takes_held_out_tasks_and_an_engine_or_says_why_not(name):
+    for stage, function in systems.system(name).stages.items():
+        options = options_of(function)
+        if stage == "laptop" or "steps" not in options:
+            continue
+        assert "sampler" in options or function.one_process, (stage, "no engine")
 
 
 @pytest.fixture(scope="session")
@@ -214,107 +248,18 @@ def prompts(tmp_path) -> str:
     return str(path)
 
 
-FULL = {
-    "actlcd": [
-        ["--data", "{questions}", "--max-new", "6", "--layers", "high"],
-        ["--data", "{questions}", "--max-new", "6", "--reward", "grader", "--features", "ids", "--learner", "clone"],
-    ],
-    "deeptheorem": [
-        ["--data", "{theorems}", "--max-new", "6", "--samples", "2", "--held-out", "{variants}", "--keep-out", "1"],
-        ["--data", "{theorems}", "--max-new", "6", "--stage", "sft", "--limit", "3"],
-    ],
-    "srrl": [
-        [
-            *[
-                "--model",
-                "{stable_diffusion}",
-                "--data",
-                "{prompts}",
-                "--reward",
-                "clip={clip}",
-                "--denoising",
-                "3",
-                "--device",
-                "cpu",
-            ],
-            *more,
-        ]
-        for more in (
-            ["--held-out", "{prompts}", "--rounds", "1"],
-            ["--method", "ddpo"],
-            ["--trained", "all", "--lora", "0"],
-        )
-    ],
-    "afterburner": [],  # its stages are run in test_afterburner.py
-    "tomap": [],  # and these in test_tomap.py
-    "diversity": [["--data", "{questions}", "--max-new", "6"]],
-    "entropy": [["--data", "{questions}", "--max-new", "6", "--method", "clip_cov"]],
-    "grpovi": [
-        ["--data", "{questions}", "--max-new", "6"],
-        ["--data", "{questions}", "--max-new", "6", "--reward-model", "{classifier}", "--low", "-3", "--high", "3"],
-    ],
-    "mm_upt": [
-        ["--data", "{questions}", "--max-new", "6", "--held-out", "{questions}"],
-        ["--data", "{drawings}", "--image", "image", "--max-new", "6", "--min-pixels", "64", "--model", "{qwen3_vl}"],
-    ],
-    "rl_with_cold_start": [
-        [*["--data", "{drawings}", "--image", "image", "--max-new", "6", "--min-pixels", "64", "--model"], *more]
-        for more in (
-            ["{qwen2_5_vl}", "--no-cold-start", "--held-out", "{drawings}"],
-            ["{qwen3_vl}", "--stage", "sft", "--response", "answer"],
-        )
-    ],
-    "noisy_rewards": [
-        ["--data", "{questions}", "--max-new", "6"],
-        ["--data", "{questions}", "--max-new", "6", "--kind", "calibrated", "--judge", "{classifier}"],
-    ],
-    "pangu_embedded": [
-        ["--data", "{questions}", "--max-new", "6", "--kl", "0.1", "--curriculum"],
-        ["--data", "{questions}", "--max-new", "6", "--also", "chat={questions}={classifier},more={questions}=exact"],
-    ],
-    "q_rm": [
-        ["--data", "{questions}", "--max-new", "6", "--pairs", "{pairs}", "--pair-steps", "2"],
-        ["--data", "{questions}", "--max-new", "6", "--pairs", "{pairs}", "--pair-steps", "2", "--method", "ppo"],
-    ],
-    "reward_fairness": [
-        ["--data", "{pairs}", "--category", "category"],
-        ["--data", "{pairs}", "--target", "policy", "--kind", "coefficient"],
-    ],
-    "rl_wall": [
-        ["--data", "{questions}", "--held-out", "{questions}", "--max-new", "6", "--samples", "2"],
-        ["--data", "{questions}", "--held-out", "{questions}", "--max-new", "6", "--samples", "2", "--judge", "self"],
-    ],
-}
-
-
-@pytest.mark.parametrize(("name", "options"), [(name, options) for name in NAMES for options in FULL[name]])
-def test_at_full_scale_on_a_checkpoint_of_the_hub_s_format(name, options, request, tmp_path):
-    """Braces in an option name a fixture: a checkpoint or a file."""
-    out = tmp_path / "run"
-    model = [] if "--model" in options else ["--model", "{checkpoint}"]
-    given = [
-        option.format(
-            **{field: request.getfixturevalue(field) for _, field, _, _ in Formatter().parse(option) if field}
-        )
-        for option in [*model, *options]
-    ]
-    main(["run", name, "--scale", "full", *given, "--steps", "1", "--tasks", "2", "--out", str(out), "--quiet"])
-    assert list((out / "model").glob("*config.json")) + list((out / "model").glob("model_index.json"))
-    assert list((out / "model").rglob("*.safetensors"))
-    assert (out / "report.html").is_file()
-
-
 def test_the_command_teaches(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     shown = capsys.readouterr().out
-    assert all(name.replace("_", "-") in shown and systems.first_line(name) in shown for name in NAMES)
+    assert all(one.name in shown and one.first_line in shown for one in systems.every())
     with pytest.raises(SystemExit):
         main(["run", "entropy", "--help"])
     assert "--method {kl_cov,clip_cov,grpo,clip_higher,entropy_bonus}" in " ".join(capsys.readouterr().out.split())
     for arguments, message in (
         (["run", "entropi"], "did you mean entropy?"),
         (["run", "entropy", "--scale", "huge"], "--scale huge: unknown, the choices are laptop, full"),
+        (["run", "entropy", "--stage", "trian"], "--stage trian: unknown, the choices are laptop, train; did you mean"),
         (["train", "--data", "x.jsonl", "--out", "r", "--with", "entropy.klcov"], "there is no such file"),
     ):
         with pytest.raises(SystemExit):
@@ -322,45 +267,38 @@ def test_the_command_teaches(capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_system_is_not_started_on_several_ranks(monkeypatch, capsys):
+def test_a_laptop_stage_is_not_started_on_several_ranks(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         main(["run", "entropy"])
-    assert "posttrain run learns in one process: start it without torchrun" in capsys.readouterr().err
+    assert "this runs in one process" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "scale"), product(NAMES, ("laptop", "full")))
-def test_help_explains_every_option_of_a_system(name, scale):
-    function = getattr(systems.load(name), scale)
-    prose, explained = documented(function)
-    own = [option for option, kind in get_type_hints(function).items() if option != "return" and not is_dataclass(kind)]
-    assert [option for option in own if f":param {option}: " not in explained.__doc__] == []
-    assert not any(line.partition("  ")[2] for line in prose.splitlines()), "a text of an option that is not there"
+def test_a_policy_that_cannot_be_sharded_is_refused_with_the_reason(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "srrl", "--scale", "full", "--data", "prompts.json", "--sampler", "vllm"])
+    assert "a diffusion model" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main(["run", "actlcd", "--scale", "full", "--data", "x.jsonl"])
+    assert "a gate" in capsys.readouterr().err
 
 
-def test_help_takes_an_option_s_text_over_several_lines():
-    def function(kind: str = "a", count: int = 3) -> tuple[str, int]:
-        """What it does.
-
-        kind   of two kinds, of which the second
-               is another
-        count  how many
-        More of it.
-        """
-        return kind, count
-
-    prose, explained = documented(function)
-    assert prose == "What it does.\n\nMore of it."
-    assert ":param kind: of two kinds, of which the second is another\n:param count: how many" in explained.__doc__
-    assert explained(count=4) == ("a", 4)
+@pytest.mark.parametrize("name", NAMES)
+def test_help_explains_every_option_of_a_system(name):
+    for stage, function in systems.system(name).stages.items():
+        prose, texts = explained(function)
+        own = [option for option, kind in parameter_types(function).items() if not is_dataclass(kind)]
+        assert [option for option in own if option not in texts] == [], stage
+        assert not any(line.partition("  ")[2] for line in prose.splitlines()), "a text of an option that is not there"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_system_has_its_page(name):
-    page = (ROOT / "docs" / "systems" / f"{name.replace('_', '-')}.md").read_text()
-    for part in ("arXiv", f"posttrain run {name.replace('_', '-')}", ".svg", "## What differs"):
+    page = (ROOT / "docs" / "systems" / f"{name}.md").read_text()
+    for part in ("arXiv", f"posttrain run {name}", ".svg", "## What differs"):
         assert part in page, part
-    assert name.replace("_", "-") in (ROOT / "docs" / "claims.md").read_text()
+    assert name in (ROOT / "docs" / "claims.md").read_text()
 
 
 # ---- composition: an idea of one paper with an idea of another
@@ -423,10 +361,11 @@ def test_any_advantage_with_any_loss_reward_and_regulariser(make, advantage):
 
 def test_parts_join_by_name(make):
     recipe = pt.grpo(PLAIN, samples=3)
-    made = with_parts(recipe, named("entropy.kl_cov + diversity.positive, grpovi.varied"), tiny=True)
+    made = with_parts(recipe, parts_in("entropy.kl_cov + diversity.positive, grpovi.varied"), tiny=True)
     assert made.updates >= 4
     assert made.samples == 3
-    assert len(systems.parts()) == sum(len(systems.load(name).PARTS) for name in NAMES)
+    for one in systems.every():
+        assert [name.partition(".")[2] for name in one.part_names] == list(one.parts), one.name
     for wrong, message in (("entropi.kl_cov", "did you mean entropy"), ("entropy.klcov", "did you mean kl_cov")):
         with pytest.raises(ValueError, match=message):
             with_parts(recipe, [wrong], tiny=True)
