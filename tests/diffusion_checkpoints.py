@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from conftest import DEVICE
 
-from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.lab.world.balance import Balance
 from posttrain.lab.world.pictures import Size, untrained
+from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 
 TEXT = {
     "hidden_size": 16,

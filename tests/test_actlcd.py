@@ -21,6 +21,8 @@ from posttrain.core import Invalid, Rollout
 from posttrain.decode.decode import Choice, Decoding, decoded
 from posttrain.episode import rollout
 from posttrain.evaluation import evaluate
+from posttrain.lab.world.misconceptions import Misconceptions, conversation, right, transcript
+from posttrain.lab.world.words import Size
 from posttrain.reward import each
 from posttrain.sampler.server import Player, Server
 from posttrain.step import train_in_memory
@@ -41,8 +43,6 @@ from posttrain.systems.actlcd.labels import (
     token_rewards,
 )
 from posttrain.systems.actlcd.learning import learned, rate, trained, transitions
-from posttrain.lab.world.misconceptions import Misconceptions, conversation, right, transcript
-from posttrain.lab.world.words import Size
 
 HOW = Decoding((0, 1))
 

@@ -20,10 +20,13 @@ from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain import tiny
-from posttrain.run.checkpoint import stateful
 from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failed, Invalid, Score
 from posttrain.data import Place
+from posttrain.lab.world.kata import Kata, Katas, measured, python, reply
+from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
+from posttrain.lab.world.words import Size, base
+from posttrain.run.checkpoint import stateful
 from posttrain.sandbox import Called, Outcome, Program, Returned, sandbox
 from posttrain.step import train_in_memory
 from posttrain.systems import afterburner
@@ -40,9 +43,6 @@ from posttrain.systems.afterburner.iterate import Best, Rewrite, accepted, cours
 from posttrain.systems.afterburner.measuring import CAPS, Bench, Performance, beyond, resampled
 from posttrain.systems.afterburner.reward import Weights, efficiency, formed, recipe, rewriting, scored
 from posttrain.systems.afterburner.venus import InMarkdown, problem, problems
-from posttrain.lab.world.kata import Kata, Katas, measured, python, reply
-from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
-from posttrain.lab.world.words import Size, base
 
 PASS, FAIL = Performance(True, 2.0, 100.0), Performance(False)
 KATA = Kata("pairs", "small", "closed")

@@ -182,7 +182,7 @@ def pt_tokens(turn, drop_last):
 def test_a_tokenizer_without_a_template_is_refused_with_the_remedy():
     bare = copy.deepcopy(tiny.tokenizer())
     bare.chat_template = None
-    with pytest.raises(ValueError, match="no chat template: pass --template chatml"):
+    with pytest.raises(ValueError, match="no chat template: pass `template=chatml`"):
         Chat(bare)
     with pytest.raises(ValueError, match="neither one of"):
         Chat(bare, "chatlm")

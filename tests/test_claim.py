@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from posttrain import systems
-from posttrain.lab.claim import SHARE, Claim, as_json, as_table, paired_interval, stored_finding, student_quantile
 from posttrain.cli import main
 from posttrain.lab import arms as laboratory
 from posttrain.lab.arms import Job, Notebook, run_all, run_job
+from posttrain.lab.claim import SHARE, Claim, as_json, as_table, paired_interval, stored_finding, student_quantile
 from posttrain.lab.picture import dots, ticks
 
 

@@ -15,10 +15,10 @@ from conftest import Bandit, task
 import posttrain as pt
 from posttrain.decode.decode import Decoding
 from posttrain.episode import Locked
+from posttrain.lab.world.balance import Balance
 from posttrain.loss import cispo, gspo
 from posttrain.systems.actlcd.features import width
 from posttrain.systems.actlcd.gate import GatePolicy, Net
-from posttrain.lab.world.balance import Balance
 
 
 def varied(group):

@@ -86,14 +86,14 @@ def test_pairs_in_plain_and_chat_form_are_the_same(write):
         (
             [ROWS[0], {"question": "x", "anwser": "1"}],
             {},
-            r"q.jsonl, line 2: there is no column 'answer', .*--answer anwser",
+            r"q.jsonl, line 2: there is no column 'answer', .*`answer=anwser`",
         ),
-        (ROWS, {"prompt": "questions"}, r"line 1: there is no column 'questions'.*did you mean --prompt question\?"),
+        (ROWS, {"prompt": "questions"}, r"line 1: there is no column 'questions'.*did you mean `prompt=question`\?"),
         (ROWS, {"prompt": "Do {qestion}"}, r"no column 'qestion'"),
         ([ROWS[0], '{"question": "x", '], {}, r"q.jsonl, line 2: malformed JSON, .* at column"),
         ([ROWS[0], "[1, 2]"], {}, "line 2: a list, not an object"),
         ([""], {}, "the file is empty"),
-        (ROWS, {"limit": 0}, "--limit 0: it must be at least 1"),
+        (ROWS, {"limit": 0}, "`limit=0`: it must be at least 1"),
         ([{**ROWS[0], "id": 7}, {**ROWS[1], "id": 7}], {}, "line 2: the id '7' was already used in line 1"),
         ([{"question": "", "answer": "4"}], {}, "the column 'question' is empty"),
         ([{"question": 7, "answer": "4"}], {}, "holds int, neither text nor chat messages"),
@@ -109,8 +109,8 @@ def test_bad_files_are_named(write, tmp_path):
     write("questions.jsonl", *ROWS)
     with pytest.raises(ValueError, match="there is no such file; did you mean questions.jsonl"):
         pt.read(tmp_path / "question.jsonl")
-    with pytest.raises(ValueError, match=r"^--held-out .*question.jsonl: there is no such file"):
-        TaskOptions("no").held_out(str(tmp_path / "question.jsonl"))
+    with pytest.raises(ValueError, match=r"^`data=.*question.jsonl`: there is no such file"):
+        TaskOptions("no").tests([str(tmp_path / "question.jsonl")])
     with pytest.raises(ValueError, match=r"the ending '.txt' is none of"):
         pt.read(write("q.txt", "hello"))
     with pytest.raises(ValueError, match="line 3: it has not as many fields"):
@@ -125,7 +125,7 @@ def test_bad_files_are_named(write, tmp_path):
 def test_columns_within_objects_and_arrays_of_objects(write, tmp_path):
     rows = [{"prompt": "3*4?", "reward_model": {"ground_truth": "12", "style": "rule"}}]
     assert pt.read(write("q.jsonl", *rows), answer="reward_model.ground_truth")[0].truth == "12"
-    with pytest.raises(ValueError, match="there is no column 'ground_truths'.*did you mean --answer ground_truth"):
+    with pytest.raises(ValueError, match="there is no column 'ground_truths'.*did you mean `answer=ground_truth`"):
         pt.read(write("q.jsonl", *rows), answer="reward_model.ground_truths")
     path = tmp_path / "q.json"
     path.write_text(json.dumps([*rows, {"prompt": "1+1?", "reward_model": {"ground_truth": "2"}}], indent=1))

@@ -19,8 +19,9 @@ import posttrain as pt
 import posttrain.run
 from posttrain import tiny
 from posttrain.cli import main
-from posttrain.core import Failed, Invalid, Score
 from posttrain.cli.options import ModelOptions
+from posttrain.core import Failed, Invalid, Score
+from posttrain.lab.world.theorems import RELATIONS, Claimed, Theorems, checked, steps
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.reward import graded
 from posttrain.step import train_in_memory
@@ -32,7 +33,6 @@ from posttrain.systems.deeptheorem.replies import Replies
 from posttrain.systems.deeptheorem.stages import TEMPLATE, templated
 from posttrain.systems.deeptheorem.statements import Stated, decided, divided, floors, measured, proofs, statements
 from posttrain.systems.deeptheorem.verdict import INSTRUCTION, guarded, lenient, right, verdict
-from posttrain.lab.world.theorems import RELATIONS, Claimed, Theorems, checked, steps
 
 PROVED, DISPROVED = "<answer> \\boxed{proved} </answer>", "<answer> \\boxed{disproved} </answer>"
 

@@ -14,10 +14,10 @@ import posttrain as pt
 from posttrain.chat import in_words
 from posttrain.cli import main
 from posttrain.grade.verify import equivalent, last_boxed
+from posttrain.lab.world import glyphs
 from posttrain.systems.mm_upt import clusters, majority, pictures, semantic_entropy, settled
 from posttrain.systems.mm_upt.questions import STEPS, questions, to_write
 from posttrain.systems.mm_upt.questions import in_words as new_question
-from posttrain.lab.world import glyphs
 
 
 def find(text: str) -> str | None:

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.cli import main
+from posttrain.lab.world import chains
+from posttrain.lab.world import sources as three
 from posttrain.systems import pangu_embedded
 from posttrain.systems.pangu_embedded.distillation import complexity, medium, merged, selected, shortest_right
 from posttrain.systems.pangu_embedded.dual import META, fast_enough, fused, moded
 from posttrain.systems.pangu_embedded.mars import Router, repeated, with_auxiliaries
 from posttrain.systems.pangu_embedded.repair import NOTE, Repaired, loop
 from posttrain.systems.pangu_embedded.stages import ByComplexity, sources
-from posttrain.lab.world import chains
-from posttrain.lab.world import sources as three
 
 # ---- distillation
 

@@ -98,7 +98,7 @@ def test_ktos_divergence_is_that_of_mismatched_pairs_whatever_the_micro_batch(ma
         divergence = preference.divergence(policy, reference, PAIRS, tokens)
         torch.testing.assert_close(divergence, expected.detach(), atol=1e-4, rtol=1e-4)  # of sums near 40
     assert expected >= 0
-    with pytest.raises(ValueError, match="--tasks 2 or more"):
+    with pytest.raises(ValueError, match="`tasks` 2 or more"):
         preference.divergence(policy, reference, PAIRS[:1], 10)
 
 

@@ -111,7 +111,7 @@ def test_graders_know_right_from_wrong(grade, truth, right, wrong):
 
 
 def test_answers_that_a_grader_cannot_read_are_named():
-    with pytest.raises(ValueError, match=r"task 't': --grade math cannot parse its answer"):
+    with pytest.raises(ValueError, match=r"task 't': `grade=math` cannot parse its answer"):
         pt.grade.math([said("1", "")])
     with pytest.raises(ValueError, match="needs one letter"):
         pt.grade.choice([said("A", "Paris")])
@@ -119,7 +119,7 @@ def test_answers_that_a_grader_cannot_read_are_named():
         pt.grade.json([said("{}", "{oops")])
     for name in ("math", "exact", "contains"):
         for truth in (None, {"ground_truth": "12"}):
-            with pytest.raises(ValueError, match=f"--grade {name} compares with text or a number, not with"):
+            with pytest.raises(ValueError, match=f"`grade={name}` compares with text or a number, not with"):
                 getattr(pt.grade, name)([said("12", truth)])
 
 
@@ -196,13 +196,13 @@ def test_a_reward_file_is_imported_as_python_imports_one(tmp_path):
         ("x = 1\n\ndef f(:\n", 3, "SyntaxError"),
     ):
         file.write_text(text)
-        with pytest.raises(ValueError, match=rf"--grade .*math\.py, line {line}: {message}"):
+        with pytest.raises(ValueError, match=rf"`grade=.*math\.py.*, line {line}: {message}"):
             reward_file(f"{file}:f")
 
 
 def test_an_evaluation_leaves_out_what_could_not_be_graded():
-    from posttrain.evaluation import Evaluation
     from posttrain.cli.report import evaluation_values
+    from posttrain.evaluation import Evaluation
 
     bad = pt.Invalid("timeout")
     found = Evaluation(

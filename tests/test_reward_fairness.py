@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import posttrain as pt
+from posttrain.lab.world.preferences import Preferences
+from posttrain.lab.world.words import fresh_judge, spoken
 from posttrain.preference import dpo, judged, whole_step
 from posttrain.reward_training import regression, reward_step
 from posttrain.systems.reward_fairness import fair, fairness, for_policy, for_scores, unfairness
-from posttrain.lab.world.preferences import Preferences
-from posttrain.lab.world.words import fresh_judge, spoken
 
 SHARES = torch.tensor([0.9, 0.5, 0.1, 0.7])
 
@@ -116,5 +116,5 @@ def test_a_category_column_is_read_and_missed_by_name(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "p", "chosen": "a", "rejected": "b", "category": "harmless"}\n')
     assert pt.read_pairs(file, kind="category")[0].kind == "harmless"
-    with pytest.raises(ValueError, match="there is no column 'categroy'.*did you mean --kind category"):
+    with pytest.raises(ValueError, match="there is no column 'categroy'.*did you mean `kind=category`"):
         pt.read_pairs(file, kind="categroy")

@@ -12,11 +12,11 @@ from conftest import Canned, said
 import posttrain as pt
 from posttrain.core import Failed
 from posttrain.evaluation import Evaluation
+from posttrain.lab.world.navigation import Navigation, right
 from posttrain.measure import auc
 from posttrain.systems.rl_wall import Sweep, swept
 from posttrain.systems.rl_wall.judge import Assessment, assessed, shares
 from posttrain.systems.rl_wall.tree import Node, common, tree, write_trees
-from posttrain.lab.world.navigation import Navigation, right
 
 
 def test_a_walk_follows_the_tables():

@@ -19,19 +19,19 @@ import posttrain as pt
 from posttrain import grade, tiny
 from posttrain.chat import in_words
 from posttrain.cli import main
+from posttrain.cli.options import ModelOptions
 from posttrain.core import Failed
 from posttrain.data import read, read_demonstrations
-from posttrain.run.lines import Lines
-from posttrain.cli.options import ModelOptions
+from posttrain.lab.world.glyphs import Glyphs, Problem, answer, careful, drawing, looked_again, skipping, works
+from posttrain.lab.world.words import Size, taught
 from posttrain.reward import graded
+from posttrain.run.lines import Lines
 from posttrain.systems import rl_with_cold_start as system
 from posttrain.systems.rl_with_cold_start import experiments
 from posttrain.systems.rl_with_cold_start.chains import collected, record
 from posttrain.systems.rl_with_cold_start.reflection import gap, patterns, reflects
 from posttrain.systems.rl_with_cold_start.stages import aligned, check_started
 from posttrain.systems.rl_with_cold_start.styles import AGAIN, CRITICISE, DESCRIBE, REVISE, STYLES, kept
-from posttrain.lab.world.glyphs import Glyphs, Problem, answer, careful, drawing, looked_again, skipping, works
-from posttrain.lab.world.words import Size, taught
 
 PROBLEM = Problem((3, 1, 4), ("+", "*"))  # 3 + 1 = 4, 4 * 4 = 16 = 4 mod 6
 

@@ -19,9 +19,9 @@ from conftest import Bandit, digits, task
 from safetensors.torch import load_file
 
 import posttrain as pt
-from posttrain.run.directory import begun
-from posttrain.run.lines import Lines, whole_lines
 from posttrain.policy.value import Critic, Gae
+from posttrain.run.folder import prepare_folder
+from posttrain.run.lines import Lines, whole_lines
 
 HERE = Path(__file__).parent
 STEPS = 8
@@ -115,7 +115,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(program, tmp_path)
     process.send_signal(signal.SIGINT)
     _, errors = processes.output(process)
     assert process.returncode != 0
-    assert "continue with the same command and --resume" in errors
+    assert "continue with the same command and `resume=True`" in errors
     saved = max(int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir())
     assert saved == lines(tmp_path / "cut" / "metrics.jsonl") >= 3
     finished(started(program, "dapo", "cut", "--resume"))
@@ -175,7 +175,7 @@ def test_a_longer_run_continues_a_finished_one(tmp_path):
 @pytest.mark.parametrize(
     ("before", "options", "match"),
     [
-        ({}, {}, "already holds a run, started .*--resume, replace it with --overwrite"),
+        ({}, {}, "already holds a run, started .*`resume=True`, replace it with `overwrite=True`"),
         ({}, {"resume": True, "lr": 0.2}, "was started with lr = 0.1, not 0.2"),
         ({}, {"resume": True, "tasks": 3}, "was started with tasks = 2, not 3"),
     ],
@@ -188,20 +188,20 @@ def test_another_run_in_the_directory_is_not_touched(tmp_path, before, options, 
     assert (tmp_path / "r" / "metrics.jsonl").read_text() == content
 
 
-def test_work_that_is_no_run_has_a_folder_that_is_taken_up_emptied_or_refused(tmp_path):
-    folder, run = tmp_path / "work", pt.Run(tmp_path / "r", quiet=True)
-    begun(folder, "work", "some work", ["a"], {"seed": 1}, run)
+def test_a_folder_of_other_work_is_resumed_reset_or_refused(tmp_path):
+    folder = tmp_path / "work"
+    prepare_folder(folder, "work", ["a"], {"seed": 1})
     (folder / "a").write_text("done")
-    with pytest.raises(ValueError, match="already holds some work: continue with --resume"):
-        begun(folder, "work", "some work", ["a"], {"seed": 1}, run)
-    with pytest.raises(ValueError, match="was begun with seed = 1, not 2"):
-        begun(folder, "work", "some work", ["a"], {"seed": 2}, replace(run, resume=True))
-    begun(folder, "work", "some work", ["a"], {"seed": 1}, replace(run, resume=True))
+    with pytest.raises(ValueError, match="already holds work.json: continue with `resume=True`"):
+        prepare_folder(folder, "work", ["a"], {"seed": 1})
+    with pytest.raises(ValueError, match="was started with seed = 1, not 2"):
+        prepare_folder(folder, "work", ["a"], {"seed": 2}, resume=True)
+    prepare_folder(folder, "work", ["a"], {"seed": 1}, resume=True)
     assert (folder / "a").read_text() == "done"
-    begun(folder, "work", "some work", ["a"], {"seed": 2}, replace(run, overwrite=True))
+    prepare_folder(folder, "work", ["a"], {"seed": 2}, overwrite=True)
     assert [one.name for one in folder.iterdir()] == ["work.json"]
-    with pytest.raises(ValueError, match="is not empty and does not hold other work"):
-        begun(folder, "other", "other work", [], {}, run)
+    with pytest.raises(ValueError, match="is not empty and holds no other.json"):
+        prepare_folder(folder, "other", [], {})
 
 
 def test_foreign_directories_are_left_alone(tmp_path):
@@ -211,7 +211,7 @@ def test_foreign_directories_are_left_alone(tmp_path):
     with pytest.raises(ValueError, match="there is no run to continue"):
         run_bandit(tmp_path, resume=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be written: .*another --out"):
+    with pytest.raises(OSError, match="cannot be written: .*another `out`"):
         run_bandit(tmp_path / "file" / "inside")
     run_bandit(tmp_path / "r")
     (tmp_path / "r" / "notes.txt").write_text("mine")
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_another_model_is_refused(make, tmp_path):
 
     words = tiny.tokenizer()
     other = TextPolicy(tiny.network(words, hidden=16), words, Sampling(4))
-    with pytest.raises(ValueError, match="is of another model.*give the --model this run was started with"):
+    with pytest.raises(ValueError, match="is of another model.*give the `model` that this run was started with"):
         pt.train(other, [task()], recipe, replace(run, steps=2, resume=True, lr=None))
 
 
@@ -279,9 +279,9 @@ def test_settings_that_cannot_be_are_refused():
         pt.Run("x", steps=0)
     with pytest.raises(ValueError, match="the schedules are constant, linear, cosine"):
         pt.Run("x", schedule="cosin")
-    with pytest.raises(ValueError, match="the trackers are"):
+    with pytest.raises(ValueError, match="`track=comet`: unknown, the choices are"):
         pt.Run("x", track=("comet",))
-    with pytest.raises(ValueError, match=r"--track mlflow needs the extra: pip install 'posttrain\[mlflow\]'"):
+    with pytest.raises(ValueError, match=r"`track=mlflow` needs the extra: pip install 'posttrain\[mlflow\]'"):
         pt.Run("x", track=("mlflow",))
 
 

@@ -14,9 +14,11 @@ from diffusion_checkpoints import drawing
 
 import posttrain as pt
 from posttrain.advantage import normalised
+from posttrain.cli.options import RunOptions
 from posttrain.core import Invalid
 from posttrain.grade.clip import clip_similarity
-from posttrain.cli.options import RunOptions
+from posttrain.lab.world.balance import Balance, alike
+from posttrain.lab.world.balance import drawn as beam
 from posttrain.policy.latents import text_of
 from posttrain.policy.pipeline import diffusion
 from posttrain.step import train_in_memory
@@ -26,8 +28,6 @@ from posttrain.systems.srrl.claims import measured
 from posttrain.systems.srrl.reflection import every_round, reflected
 from posttrain.systems.srrl.selection import Windowed, selected
 from posttrain.systems.srrl.stages import Stages, growing, read_prompts, staged
-from posttrain.lab.world.balance import Balance, alike
-from posttrain.lab.world.balance import drawn as beam
 
 BRIGHT = pt.each(lambda rollout: float(rollout.turns[-1].reply.content.mean()))
 WORLD = Balance()

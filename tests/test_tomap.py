@@ -17,14 +17,17 @@ import torch
 from conftest import Canned
 from hypothesis import given
 from hypothesis import strategies as st
+from posttrain.systems.tomap.options import DialogueOptions
 
 import posttrain as pt
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failed, Invalid
 from posttrain.evaluation import evaluate
-from posttrain.run.lines import Lines
+from posttrain.lab.world.persuasion import Bob, Mind, Persuasion
+from posttrain.lab.world.words import Size, taught
 from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.run.lines import Lines
 from posttrain.systems.tomap import experiments, stages
 from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, record, topics
 from posttrain.systems.tomap.dialogue import (
@@ -39,7 +42,6 @@ from posttrain.systems.tomap.dialogue import (
     tasks_of,
     well_formed,
 )
-from posttrain.systems.tomap.options import DialogueOptions
 from posttrain.systems.tomap.predictor import (
     Encoder,
     Example,
@@ -66,8 +68,6 @@ from posttrain.systems.tomap.reward import (
     validated,
 )
 from posttrain.systems.tomap.wording import ATTITUDES, English
-from posttrain.lab.world.persuasion import Bob, Mind, Persuasion
-from posttrain.lab.world.words import Size, taught
 
 TOPIC = Topic("t", "Q is so", "Q is not so", (Counterclaim("C one", "not C one"), Counterclaim("C two", "not C two")))
 GOOD = "<thought>secret plan</thought><argument>Look at {}.</argument>"

@@ -16,8 +16,8 @@ from vision_checkpoints import FAMILIES, SMALL, checkpoint, image, noise, png, p
 import posttrain as pt
 from posttrain.chat import in_words
 from posttrain.cli import main
-from posttrain.data import read, read_demonstrations
 from posttrain.cli.options import ModelOptions
+from posttrain.data import read, read_demonstrations
 from posttrain.policy.load import load_policy, vision
 from posttrain.policy.pixels import Preprocessing, data_url, resized
 from posttrain.policy.text import Sampling, TextPolicy
@@ -262,7 +262,7 @@ def test_models_of_another_pattern_are_refused(make, tmp_path):
         load_policy(str(tmp_path / "text"), max_pixels=5)
     folder = checkpoint(tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match=f"--model {folder}"):
+    with pytest.raises(ValueError, match=f"`model={folder}"):
         vision(folder)
 
 

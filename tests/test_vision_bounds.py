@@ -115,7 +115,7 @@ def test_marks_in_plain_text_are_refused_and_nulls_are_not_parts():
 
 @pytest.mark.parametrize("limits", [{"max_pixels": 0}, {"max_pixels": -5}, {"max_pixels": 10}, {"min_pixels": 10**6}])
 def test_limits_that_no_picture_keeps_are_refused(limits, tmp_path):
-    with pytest.raises(ValueError, match="--min-pixels .* --max-pixels .*: the fewest pixels"):
+    with pytest.raises(ValueError, match="`min_pixels=.*` `max_pixels=.*`: the fewest pixels"):
         vision(checkpoint(tmp_path / "model"), max_new=4, **limits)
 
 

@@ -149,7 +149,7 @@ def test_it_says_why_it_does_not_start_and_leaves_nothing_behind(words, monkeypa
         pass
     monkeypatch.delenv(PYTHON)
     with (
-        pytest.raises(ValueError, match=r"--sampler vllm needs vLLM: pip install 'posttrain\[vllm\]'"),
+        pytest.raises(ValueError, match=r"`sampler=vllm` needs vLLM: pip install 'posttrain\[vllm\]'"),
         vllm(made(words)),
     ):
         pass

@@ -56,7 +56,7 @@ def chosen_letter(text: str) -> str | None:
 def is_choice(rollout: Rollout) -> float:
     truth = str(rollout.task.truth).strip().strip("().")
     if not re.fullmatch(r"[A-Za-z]", truth):
-        raise ValueError(f"task {rollout.task.key!r}: `grade` choice needs one letter as the answer, not {truth!r}")
+        raise ValueError(f"task {rollout.task.key!r}: `grade=choice` needs one letter as the answer, not {truth!r}")
     return float(chosen_letter(rollout.text) == truth.upper())
 
 
@@ -73,7 +73,7 @@ def is_json(rollout: Rollout) -> float:
         try:
             truth = standard_json.loads(truth)
         except ValueError as error:
-            raise ValueError(f"task {rollout.task.key!r}: `grade` json cannot read its answer {truth!r}") from error
+            raise ValueError(f"task {rollout.task.key!r}: `grade=json` cannot read its answer {truth!r}") from error
     try:
         return float(parsed(rollout.text) == truth)
     except (ValueError, RecursionError):

@@ -30,8 +30,8 @@ def math(group: Group) -> list[Score | Invalid]:
         found = checker.check(settled(stated(rollout.task, "math")), settled(rollout.text))
         if found == "unreadable":
             raise ValueError(
-                f"task {rollout.task.key!r}: `grade` math cannot parse its answer {rollout.task.truth!r}; "
-                "correct it, or use `grade` exact"
+                f"task {rollout.task.key!r}: `grade=math` cannot parse its answer {rollout.task.truth!r}; "
+                "correct it, or use `grade=exact`"
             )
         out.append(Invalid("math-verify did not finish") if found == "timeout" else Score(float(found == "right")))
     return out

@@ -30,7 +30,7 @@ from posttrain.run.checkpoint import Checkpoints, stateful
 from posttrain.run.directory import Directory
 from posttrain.run.progress import Progress, alarms
 from posttrain.run.settings import Run
-from posttrain.run.track import check_trackers, trackers
+from posttrain.run.track import trackers
 from posttrain.sampler.weights import Engine, probe_of, published, synchronise
 from posttrain.scale.place import distribute
 from posttrain.seeding import mix, seed_everything
@@ -96,7 +96,6 @@ class Session:
         if run.eval_every and not self.tests:
             raise ValueError(f"`eval_every={run.eval_every}` needs tasks to evaluate: give `held_out`")
         if not run.dry_run:
-            check_trackers(run.track)
             distribute(policy, recipe)
         parameters = list(policy.parameters())
         self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)

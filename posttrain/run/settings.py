@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,8 @@ class Run:
         for name in self.track:
             if name not in TRACKERS:
                 raise ValueError(f"`track={name}`: unknown, the choices are {', '.join(TRACKERS)}")
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"`track={name}` needs the extra: pip install 'posttrain[{name}]'")
 
     def rate(self, step: int, peak: float) -> float:
         """The learning rate of a step, counted from 0."""

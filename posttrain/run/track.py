@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,20 +54,13 @@ class MLflow:
         self.module.end_run()
 
 
-TRACKERS: dict[str, tuple[str, Callable[[Path], Tracker]]] = {
-    "tensorboard": ("tensorboard", TensorBoard),
-    "wandb": ("wandb", lambda folder: WandbLike("wandb", folder)),
-    "trackio": ("trackio", lambda folder: WandbLike("trackio", folder)),
-    "mlflow": ("mlflow", MLflow),
+TRACKERS: dict[str, Callable[[Path], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": lambda folder: WandbLike("wandb", folder),
+    "trackio": lambda folder: WandbLike("trackio", folder),
+    "mlflow": MLflow,
 }
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises ValueError for a tracker that is not installed, naming the extra."""
-    for name in names:
-        if importlib.util.find_spec(TRACKERS[name][0]) is None:
-            raise ValueError(f"`track={name}` needs the extra: pip install 'posttrain[{name}]'")
-
-
 def trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
-    return [TRACKERS[name][1](folder) for name in names]
+    return [TRACKERS[name](folder) for name in names]
