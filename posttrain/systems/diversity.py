@@ -1,17 +1,17 @@
 """Diversity-aware policy optimisation, R1-zero-Div, and Potential@k (arXiv:2505.23433).
 
-GRPO with a term that keeps the policy wide on right samples only. The entropy of the policy is estimated on the sampled
-tokens, -rho log pi, whose gradient is -(1 + log pi) grad pi: it raises every token below 1/e, which is what one wants
-of a right sample's tokens and not of a wrong one's.
+GRPO with a term that keeps the policy's entropy up on right samples only. The entropy is estimated on the sampled
+tokens as -rho log pi, whose gradient is -(1 + log pi) grad pi: it raises every token whose probability is below 1/e,
+which is good for the tokens of a right sample and bad for those of a wrong one.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Literal
 
 import numpy as np
@@ -19,29 +19,30 @@ import torch
 from torch import Tensor
 
 from posttrain.advantage import normalised
-from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Batch, Density, Group, Loss, Metrics, Reward
-from posttrain.evaluation import Evaluation, evaluate
+from posttrain.evaluation import Evaluation
 from posttrain.kl import k3, kl_to_reference
 from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke, trial
 from posttrain.lab.world.modes import Modes, distinct_right, right
 from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, entropy_bonus, log_ratio, sequence_mean, total
 from posttrain.measure import RIGHT, mean_pass_at_k, potential_at_k
-from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each, weighted
 from posttrain.run.session import Session
-from posttrain.step import train, train_in_memory
+from posttrain.run.settings import Run
+from posttrain.step import train
 
 Method = Literal["positive", "all", "grpo", "entropy_bonus"]
 
 
 def diversity(right_only: bool = True, part: str | None = None) -> Loss:
-    """-J_Div: rho log pi, whose gradient runs through the ratio and through the log-probability.
+    """-J_Div: rho log pi, differentiated through the ratio and through the log-probability.
 
-    On policy the ratio is one, and its gradient is the whole effect. `part` names the reward's part that says whether
-    a sample is right; None reads the whole reward. `right_only=False` is the paper's ablation on all samples.
+    On policy the ratio is one, and its gradient is the whole effect. `part` names the part of the reward that says
+    whether a sample is right; None takes the whole reward. `right_only=False` is the paper's ablation on all samples.
     """
 
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
@@ -52,7 +53,7 @@ def diversity(right_only: bool = True, part: str | None = None) -> Loss:
     return loss
 
 
-# ---- the measures: how different the solutions are, and how much there is to gain
+# ---- measures: how different the solutions are, and how much there is to gain
 
 MACROS = re.compile(r"\\[,;:!]|\\q?quad\b")  # that only make space
 COMPARED = re.compile(r"[<>!]=")  # no equation
@@ -125,13 +126,14 @@ def recipe(
 
 
 PARTS: Mapping[str, Part] = {
-    "positive": lambda plain, tiny: replace(
-        plain, loss=total((1.0, plain.loss), (TINY if tiny else PAPER, diversity()))
-    ),
-    "all": lambda plain, tiny: replace(
-        plain, loss=total((1.0, plain.loss), (TINY if tiny else PAPER, diversity(False)))
-    ),
+    "positive": lambda plain, tiny: with_diversity(plain, tiny, right_only=True),
+    "all": lambda plain, tiny: with_diversity(plain, tiny, right_only=False),
 }
+
+
+def with_diversity(plain: Recipe, tiny: bool, right_only: bool) -> Recipe:
+    """Another method with the diversity term beside its loss; what is right is read from the whole reward."""
+    return replace(plain, loss=total((1.0, plain.loss), (TINY if tiny else PAPER, diversity(right_only))))
 
 
 # ---- at two scales
@@ -139,46 +141,60 @@ PARTS: Mapping[str, Part] = {
 EVEN = (0.40, 0.35, 0.25)  # prior of the modes, all of which are right here
 
 
+def world_of(seed: int, noise: float = 0.4) -> Modes:
+    return Modes(seed, EVEN, noise=noise, hard=False)
+
+
 def laptop(
     method: Method = "positive",
     weight: float = TINY,
-    run: RunOptions = RunOptions("runs/diversity", steps=150, tasks=32, lr=5e-4),
+    run: Run = Run("runs/diversity", steps=150, tasks=32, lr=5e-4),
 ) -> Session:
     """Solution modes, all of them right: how many does the policy keep?
 
     method  diversity of right samples only (positive, as published) or of all; or what it is compared with
     weight  lambda of the diversity term, or of the entropy bonus
     """
-    world = Modes(run.seed, EVEN, noise=0.4, hard=False)
+    world = world_of(run.seed)
     made = recipe(each(right), method, weight, samples=8)
-    settings = {"method": method, "weight": weight}
-    return train(base(world, run.seed), world.training(), made, run.run(**settings), held_out=world.held_out())
+    return train(base(world, run.seed), world.training(), made, run, held_out=world.held_out())
 
 
-def full(
+def learn(
     task: TaskOptions,
     model: ModelOptions,
-    run: RunOptions = RunOptions("runs/diversity", steps=230, tasks=64, lr=3e-6, schedule="cosine"),
+    scale: ScaleOptions,
+    run: Run = Run("runs/diversity", steps=230, tasks=64, lr=3e-6, schedule="cosine"),
     method: Method = "positive",
     weight: float = PAPER,
     kl: float = 1e-4,
+    held_out: tuple[str, ...] = (),
 ) -> Session:
     """GSM8K as published: 6 samples, lambda 0.01, KL 1e-4; accuracy 1 and format 0.1 are ours.
 
-    Give --temperature 0.9 --max-new 756 too. `--system` is `posttrain.systems.diversity.SYSTEM` if not given.
+    Give `temperature=0.9` and `max_new=756` too. Without `system`, the system prompt follows the paper's description.
 
-    method  diversity of right samples only (positive, as published) or of all; or what it is compared with
-    weight  lambda of the diversity term, or of the entropy bonus
-    kl      weight of the divergence from the model it starts from; 0 keeps no reference
+    method    diversity of right samples only (positive, as published) or of all; or what it is compared with
+    weight    lambda of the diversity term, or of the entropy bonus
+    kl        weight of the divergence from the model it starts from; 0 keeps no reference
+    held_out  data of tasks that are only evaluated, by the grader alone: FILE, or NAME=FILE
     """
     task = replace(task, system=task.system or SYSTEM)
-    policy: TextPolicy = model.policy()
-    graded = weighted(accuracy=(1.0, task.reward()), format=(0.1, each(lambda rollout: "\\boxed{" in rollout.text)))
-    made = recipe(graded, method, weight, part="accuracy")
+    policy, accuracy = model.policy(), task.reward()
+    reward = weighted(accuracy=(1.0, accuracy), format=(0.1, each(lambda rollout: "\\boxed{" in rollout.text)))
+    made = replace(recipe(reward, method, weight, part="accuracy"), evaluation=accuracy)
     if kl:
         made = replace(made, loss=total((1.0, made.loss), (kl, kl_to_reference(k3))), reference=policy.frozen())
-    described = {"method": method, "weight": weight, "kl": kl, **task.describe(), **vars(model)}
-    return train(policy, task.tasks(), made, run.run(**described))
+    return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
+
+
+STAGES = {"laptop": laptop, "train": learn}
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--method all"],
+        "train": ["--data {questions} --max-new 6 --held-out {questions}"],
+    }
+)
 
 
 # ---- claims
@@ -186,24 +202,19 @@ def full(
 SAMPLES = 16
 
 
-def world_of(seed: int) -> Modes:
-    return Modes(seed, EVEN, noise=0.4, hard=False)
+def arm(method: Method, weight: float) -> Arm:
+    def measures(lab: Lab) -> Measures:
+        final = statistics.fmean([step["entropy"] for step in lab.history if "entropy" in step][-10:])
+        return {**solution_measures(lab), "final entropy": final}
+
+    def made(lab: Lab) -> Recipe:
+        return recipe(each(right), method, weight, samples=8)
+
+    return trial(world_of, made, measures, steps=150, per_step=32, lr=5e-4)
 
 
-def size(quick: bool, steps: int = 600) -> Size:
-    return Size(steps=60 if quick else steps)
-
-
-def greedy(policy: TextPolicy, world: Modes, seed: int) -> Evaluation:
-    policy.sampling = replace(policy.sampling, temperature=0.0)
-    found = evaluate({"policy": policy}, world.everything(), each(right), seed=seed)
-    policy.sampling = replace(policy.sampling, temperature=1.0)
-    return found
-
-
-def measured(policy: TextPolicy, world: Modes, seed: int) -> dict[str, float]:
-    sampled = evaluate({"policy": policy}, world.everything(), each(right), samples=SAMPLES, seed=seed)
-    first = greedy(policy, world, seed)
+def solution_measures(lab: Lab) -> dict[str, float]:
+    sampled, first = samples_of(lab)
     return {
         "greedy accuracy": first.reward,
         "sampled accuracy": sampled.reward,
@@ -212,38 +223,26 @@ def measured(policy: TextPolicy, world: Modes, seed: int) -> dict[str, float]:
     }
 
 
-def arm(method: Method, weight: float) -> Callable[[int, bool], dict[str, float]]:
-    def run(seed: int, quick: bool) -> dict[str, float]:
-        world = world_of(seed)
-        policy = base(world, seed, size(quick))
-        made = recipe(each(right), method, weight, samples=8)
-        history = train_in_memory(
-            policy, world.training(), made, steps=4 if quick else 150, per_step=32, lr=5e-4, seed=seed
-        )
-        final = statistics.fmean([step["entropy"] for step in history if "entropy" in step][-10:])
-        return {**measured(policy, world, seed), "final entropy": final}
-
-    return run
+def samples_of(lab: Lab) -> tuple[Evaluation, Evaluation]:
+    """16 samples of every question, and the greedy reply to each."""
+    tasks = lab.world.everything()
+    return lab.evaluate(tasks, each(right), samples=SAMPLES), lab.evaluate(tasks, each(right), temperature=0.0)
 
 
-def base_arm(seed: int, quick: bool) -> dict[str, float]:
-    world = world_of(seed)
-    return measured(base(world, seed, size(quick)), world, seed)
+LENGTHS, ACCURATE = (150, 300, 600), 0.4  # steps that make a base model; the paper's least pass@1
 
 
-def models_arm(seed: int, quick: bool) -> dict[str, float]:
+def correlation(seed: int, budget: Budget) -> Measures:
     """The correlation study: small models of other training length and noise; Potential@16 against diversity."""
-    kinds = [(noise, steps) for noise in (0.2, 0.35, 0.5) for steps in ((40, 60) if quick else (150, 300, 600))]
     potentials, diversities, passes = [], [], []
-    for noise, steps in kinds:
-        world = Modes(seed, EVEN, noise=noise, hard=False)
-        policy = base(world, seed, Size(steps=steps))
-        sampled = evaluate({"policy": policy}, world.everything(), each(right), samples=SAMPLES, seed=seed)
-        first = greedy(policy, world, seed)
+    for noise, steps in product((0.2, 0.35, 0.5), LENGTHS):
+        world = world_of(seed, noise)
+        lab = Lab(seed, budget, world, base(world, seed, budget.size(Size(steps=steps))))
+        sampled, first = samples_of(lab)
         potentials.append(potential(first, sampled, SAMPLES)["potential"])
         diversities.append(distinct_share(sampled.groups))
         passes.append(first.reward)
-    known = [i for i, value in enumerate(potentials) if np.isfinite(value) and passes[i] > (0.0 if quick else 0.4)]
+    known = [i for i, value in enumerate(potentials) if np.isfinite(value) and passes[i] > ACCURATE]
     if len(known) < 3:
         return {"correlation": 0.0, "models": float(len(known))}
     pair = np.corrcoef([diversities[i] for i in known], [potentials[i] for i in known])
@@ -251,13 +250,13 @@ def models_arm(seed: int, quick: bool) -> dict[str, float]:
 
 
 ARMS = {
-    "base": base_arm,
+    "base": trial(world_of, None, solution_measures),
     "grpo": arm("grpo", 0.0),
     "positive": arm("positive", TINY),
     "positive, paper's weight": arm("positive", PAPER),
     "all samples": arm("all", TINY),
     "entropy bonus": arm("entropy_bonus", 0.3),
-    "models": models_arm,
+    "models": correlation,
 }
 CLAIMS = (
     Claim(

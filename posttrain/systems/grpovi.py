@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -18,18 +18,21 @@ import numpy as np
 import torch
 
 from posttrain.advantage import centred, normalised
-from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Group, Invalid, Policy, Reward, Rollout, Score
 from posttrain.kl import k3, kl_to_reference
 from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke, trial
 from posttrain.lab.world.modes import Modes, likeness
-from posttrain.lab.world.words import Size, base
+from posttrain.lab.world.words import base
 from posttrain.loss import clipped, sequence_mean, total
+from posttrain.policy.scoring import reward_of
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each, graded
 from posttrain.row import scored_group
 from posttrain.run.session import Session
-from posttrain.step import train, train_in_memory
+from posttrain.run.settings import Run
+from posttrain.step import train
 
 Weights = Literal["uniform", "policy", "policy_mean_token"]
 Values: TypeAlias = "Sequence[float] | np.ndarray"
@@ -38,9 +41,9 @@ Values: TypeAlias = "Sequence[float] | np.ndarray"
 def spread_out(values: Values, low: float = 0.0, high: float = 1.0, weights: Values | None = None) -> np.ndarray:
     """[n] the values of largest weighted variance that keep the weighted mean, the range [low, high] and the order.
 
-    In O(n log n): sorted from the best, all are raised to `high` as long as the mean allows, one keeps what is left,
-    the others fall to `low`. Ties stay ties. It is the only maximiser, of every convex function and not just of the
-    square, since it fills the mass from the top faster than any other (docs/systems/grpovi.md has the proof).
+    In O(n log n): sorted from the best, values are raised to `high` as long as the mean allows, the next one takes what
+    is left, the others fall to `low`. Ties stay ties. It is the only maximiser, of every convex function and not just
+    of the square, since it fills the mass from the top faster than any other (docs/systems/grpovi.md has the proof).
     Raises ValueError for values outside the range, or weights that are not positive.
     """
     given = np.asarray(values, dtype=float)
@@ -70,16 +73,17 @@ def varied(
     reference: Policy | None = None,
     within: Literal["range", "group"] = "range",
 ) -> Reward:
-    """A reward of the same mean and order and of the largest variance; the raw reward stays as a part.
+    """The reward with each group's variance raised as far as its mean and order allow; the raw value stays as a part.
 
     weights   policy             the paper's: probabilities of the replies under the initial policy, `reference`
               policy_mean_token  the same per token, since long replies differ by hundreds of nats
               uniform            1/n: samples are draws already
     within    range: [low, high], as published; group: between the group's own least and largest reward
+    Raises ValueError for weights without a reference.
     """
     if weights != "uniform" and reference is None:
         raise ValueError(
-            f"weights={weights!r} are probabilities under the initial policy: give reference=policy.frozen()"
+            f"`weights={weights}`: they are probabilities under the initial policy; give `reference=policy.frozen()`"
         )
 
     def wrapped(group: Group) -> list[Score | Invalid]:
@@ -106,9 +110,15 @@ def likelihoods(reference: Policy, group: Group, weights: Weights) -> np.ndarray
 
 
 def recipe(
-    reward: Reward, *, std: bool = True, kl: float = 0.04, reference: Policy | None = None, samples: int = 8
+    reward: Reward,
+    *,
+    std: bool = True,
+    kl: float = 0.04,
+    reference: Policy | None = None,
+    samples: int = 8,
+    evaluation: Reward | None = None,
 ) -> Recipe:
-    """GRPO with or without the division by the group's deviation, which takes out again what the variance put in."""
+    """GRPO with or without the division by the group's deviation, which undoes an increase of the variance."""
     loss = total((1.0, clipped()), (kl, kl_to_reference(k3))) if kl else clipped()
     return Recipe(
         reward,
@@ -117,11 +127,14 @@ def recipe(
         reduce=sequence_mean,
         samples=samples,
         reference=reference if kl else None,
+        evaluation=evaluation,
     )
 
 
 PARTS: Mapping[str, Part] = {
-    "varied": lambda plain, tiny: replace(plain, reward=varied(plain.reward)),
+    "varied": lambda plain, tiny: replace(
+        plain, reward=varied(plain.reward), evaluation=plain.evaluation or plain.reward
+    ),
 }
 
 
@@ -132,28 +145,29 @@ def laptop(
     increase: bool = True,
     std: bool = False,
     weights: Weights = "uniform",
-    run: RunOptions = RunOptions("runs/grpovi", steps=90, tasks=32, lr=1e-3),
+    run: Run = Run("runs/grpovi", steps=90, tasks=32, lr=1e-3),
 ) -> Session:
     """Solution modes under a reward model whose scores all lie between 0.45 and 0.55.
 
-    increase  raise the variance of a group's rewards (--no-increase: plain GRPO)
+    increase  raise the variance of a group's rewards; without it, plain GRPO
     std       divide by the group's standard deviation
     weights   of a group's replies: equal, or their probabilities under the initial policy (the paper's), or the mean
-              logarithms per token of these, for long replies
+              log-probability per token of these, for long replies
     """
     world = Modes(run.seed)
     policy = base(world, run.seed)
     reference = policy.frozen()
-    reward = each(lambda rollout: timid(world, rollout))
-    reward = varied(reward, weights=weights, reference=reference) if increase else reward
-    made = recipe(reward, std=std, reference=reference)
-    return train(policy, world.training(), made, run.run(increase=increase, std=std, weights=weights))
+    raw = each(lambda rollout: timid_score(world, rollout))
+    reward = varied(raw, weights=weights, reference=reference) if increase else raw
+    made = recipe(reward, std=std, reference=reference, evaluation=raw)
+    return train(policy, world.training(), made, run, held_out=world.held_out())
 
 
-def full(
+def learn(
     task: TaskOptions,
     model: ModelOptions,
-    run: RunOptions = RunOptions("runs/grpovi", steps=200, tasks=64, lr=1e-6),
+    scale: ScaleOptions,
+    run: Run = Run("runs/grpovi", steps=200, tasks=64, lr=1e-6),
     increase: bool = True,
     std: bool = True,
     weights: Weights = "policy",
@@ -161,33 +175,33 @@ def full(
     low: float = 0.0,
     high: float = 1.0,
     kl: float = 0.04,
+    held_out: tuple[str, ...] = (),
 ) -> Session:
-    """Your checkpoint under `--grade`, or under a sequence classifier (`--reward-model`), whose range you declare.
+    """Your checkpoint, graded by a rule (`grade`) or by a sequence classifier (`reward_model`), in a range you declare.
 
-    A reward model's scores are clipped to [--low, --high].
+    A reward model's scores are clipped to [`low`, `high`]. Held-out tasks are graded without the increase.
 
-    increase  raise the variance of a group's rewards (--no-increase: plain GRPO)
-    std       divide by the group's standard deviation
-    weights   of a group's replies: equal, or their probabilities under the initial policy (the paper's), or the mean
-              logarithms per token of these, for long replies
-    reward_model  a sequence classifier that grades in place of --grade: a Hub id, a folder, or the address of a server
+    increase      raise the variance of a group's rewards; without it, plain GRPO
+    std           divide by the group's standard deviation
+    weights       of a group's replies: equal, or their probabilities under the initial policy (the paper's), or the
+                  mean log-probability per token of these, for long replies
+    reward_model  a sequence classifier that grades in place of `grade`: a Hub id, a folder, or the address of a server
                   (posttrain serve --reward-model FOLDER)
-    low       least reward
-    high      greatest reward
-    kl        weight of the divergence from the model it starts from
+    low           least reward
+    high          greatest reward
+    kl            weight of the divergence from the model it starts from; 0 leaves it out
+    held_out      data of tasks that are only evaluated: FILE, or NAME=FILE
     """
-    policy = model.policy()
+    if not low < high:
+        raise ValueError(f"`high={high}`: it must be above `low={low}`")
+    policy, raw = model.policy(), task.reward()
     reference = policy.frozen()
-    graded_by = task.reward()
     if reward_model:
-        from posttrain.policy.scoring import reward_of
-
         judge = reward_of(reward_model, device=model.device)
-        graded_by = each(lambda rollout: clipped_score(judge, rollout, low, high))
-    reward = varied(graded_by, low, high, weights=weights, reference=reference) if increase else graded_by
-    made = recipe(reward, std=std, kl=kl, reference=reference)
-    described = {"increase": increase, "std": std, "weights": weights, "reward_model": reward_model}
-    return train(policy, task.tasks(), made, run.run(**described, **task.describe(), **vars(model)))
+        raw = each(lambda rollout: clipped_score(judge, rollout, low, high))
+    reward = varied(raw, low, high, weights=weights, reference=reference) if increase else raw
+    made = recipe(reward, std=std, kl=kl, reference=reference, evaluation=raw)
+    return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
 
 
 def clipped_score(judge: Reward, rollout: Rollout, low: float, high: float) -> Score | Invalid:
@@ -195,11 +209,23 @@ def clipped_score(judge: Reward, rollout: Rollout, low: float, high: float) -> S
     return score if isinstance(score, Invalid) else replace(score, value=min(max(score.value, low), high))
 
 
+STAGES = {"laptop": laptop, "train": learn}
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--weights policy_mean_token", "--no-increase --std"],
+        "train": [
+            "--data {questions} --max-new 6 --held-out {questions}",
+            "--data {questions} --max-new 6 --reward-model {classifier} --low -3 --high 3",
+        ],
+    }
+)
+
+
 # ---- claims
 
 
-def timid(world: Modes, rollout: Rollout, outliers: float = 0.0) -> float:
-    """A reward model that says little: 0.45 to 0.55 by the answer's likeness to mode 1, with a little noise.
+def timid_score(world: Modes, rollout: Rollout, outliers: float = 0.0) -> float:
+    """What a timid reward model says: 0.45 to 0.55 by the answer's likeness to mode 1, with a little noise.
 
     `outliers` of all texts are scored 0, whatever they say. Noise and outliers belong to the text.
     """
@@ -220,47 +246,49 @@ def arm(
     weights: Weights = "uniform",
     rule: bool = False,
     stretch: bool = False,
-) -> Callable[[int, bool], dict[str, float]]:
-    def run(seed: int, quick: bool) -> dict[str, float]:
-        world, steps = Modes(seed), 4 if quick else 90
-        policy = base(world, seed, Size(steps=60) if quick else Size())
-        reference = policy.frozen()
-        quality = each(lambda rollout: likeness(world, rollout))
-        scored = each(lambda rollout: timid(world, rollout, outliers))
-        plain = each(lambda rollout: float(likeness(world, rollout) == 1.0)) if rule else scored
+) -> Arm:
+    def made(lab: Lab) -> Recipe:
+        world, reference = lab.world, lab.policy.frozen()
+        plain = each(lambda rollout: timid_score(world, rollout, outliers))
+        if rule:
+            plain = each(lambda rollout: float(likeness(world, rollout) == 1.0))
         if stretch:  # the reward model's band, made as wide as the range: known beforehand, and linear
-            plain = each(lambda rollout: min(max((timid(world, rollout) - 0.45) / 0.1, 0.0), 1.0))
+            plain = each(lambda rollout: min(max((timid_score(world, rollout) - 0.45) / 0.1, 0.0), 1.0))
         reward = varied(plain, weights=weights, reference=reference) if increase else plain
-        variances: list[float] = []
+        return recipe(with_quality(lab, reward), std=std, kl=kl, reference=reference)
 
-        def watched(group: Group) -> Sequence[Score | Invalid]:
-            scores = graded(reward, group)
-            variances.append(statistics.pvariance([s.value for s in scores if isinstance(s, Score)]))
-            good = graded(quality, group)
-            return [
-                replace(s, parts={**s.parts, "quality": q.value})
-                if isinstance(s, Score) and isinstance(q, Score)
-                else s
-                for s, q in zip(scores, good, strict=True)
-            ]
-
-        made = recipe(watched, std=std, kl=kl, reference=reference)
-        history = train_in_memory(policy, world.training(), made, steps=steps, per_step=32, lr=1e-3, seed=seed)
-        curve = [step["part/quality"] for step in history]
-        reached = next((i for i, value in enumerate(curve) if value >= GOOD), steps)
-        return {
-            "final quality": statistics.fmean(curve[-10:]),
-            "steps to 0.8": float(reached),
-            "log10 variance": math.log10(statistics.fmean(variances[:32]) + 1e-12),
-        }
-
-    return run
+    return trial(Modes, made, measures, steps=90, per_step=32, lr=1e-3)
 
 
-def solver_arm(seed: int, quick: bool) -> dict[str, float]:
-    """The solver on random groups: its variance beside that of binary rewards, which it cannot raise."""
+def with_quality(lab: Lab, reward: Reward) -> Reward:
+    """The reward with the likeness to mode 1 as a part; the variance of each group is noted."""
+    variances = lab.notes["variances"] = list[float]()
+
+    def wrapped(group: Group) -> list[Score | Invalid]:
+        scores = graded(reward, group)
+        variances.append(statistics.pvariance([s.value for s in scores if isinstance(s, Score)]))
+        return [
+            replace(s, parts={**s.parts, "quality": likeness(lab.world, rollout)}) if isinstance(s, Score) else s
+            for s, rollout in zip(scores, group, strict=True)
+        ]
+
+    return wrapped
+
+
+def measures(lab: Lab) -> Measures:
+    curve = [step["part/quality"] for step in lab.history]
+    reached = next((i for i, value in enumerate(curve) if value >= GOOD), len(curve))
+    return {
+        "final quality": statistics.fmean(curve[-10:]),
+        "steps to 0.8": float(reached),
+        "log10 variance": math.log10(statistics.fmean(lab.notes["variances"][:32]) + 1e-12),
+    }
+
+
+def solver_gain(seed: int, budget: Budget) -> Measures:
+    """How far the solver can raise the variance of random groups of 0 and 1: not at all."""
     draw = np.random.default_rng(seed)
-    groups = [draw.integers(0, 2, 8).astype(float) for _ in range(20 if quick else 500)]
+    groups = [draw.integers(0, 2, 8).astype(float) for _ in range(budget.items(500))]
     gaps = [np.var(spread_out(group)) - np.var(group) for group in groups]
     return {"gain on 0 and 1": float(np.max(np.abs(gaps)))}
 
@@ -275,7 +303,7 @@ ARMS = {
     "varied, std": arm(True, True, 0.04),
     "grpo, std, outliers": arm(False, True, 0.0, outliers=0.12),
     "varied, std, outliers": arm(True, True, 0.0, outliers=0.12),
-    "solver": solver_arm,
+    "solver": solver_gain,
 }
 CLAIMS = (
     Claim(

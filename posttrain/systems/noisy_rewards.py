@@ -1,8 +1,8 @@
 """Noisy rewards and the reasoning pattern reward, RPR (arXiv:2505.22653).
 
-How much of a reward may be wrong before learning stops: whole questions are graded upside down with some probability.
-How far phrases of reasoning alone carry, without any correctness. And how a noisy reward model is calibrated by them:
-where it is low, the pattern reward is added, since it may have missed a good answer.
+How much of a reward may be wrong before learning stops? Whole questions are graded upside down with some probability.
+How far does a reward for phrases of reasoning go, without any correctness? And it calibrates a noisy reward model: it
+is added where the model's score is low, since a good answer may have been missed.
 """
 
 from __future__ import annotations
@@ -15,33 +15,36 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from posttrain.advantage import normalised
-from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions
-from posttrain.core import Group, Invalid, Reward, Rollout, Score
-from posttrain.evaluation import evaluate
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
+from posttrain.core import Group, Invalid, Metrics, Reward, Rollout, Score
 from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
 from posttrain.lab.world.habits import Habits, right, works
-from posttrain.lab.world.words import Size, base
+from posttrain.lab.world.words import base
 from posttrain.loss import clipped, entropy_bonus, sequence_mean, total
 from posttrain.measure import mean_pass_at_k
+from posttrain.policy.scoring import reward_of
 from posttrain.policy.value import Critic, Gae
 from posttrain.recipe import Part, Recipe
 from posttrain.reward import each, graded
 from posttrain.run.session import Session
+from posttrain.run.settings import Run
 from posttrain.seeding import mix
-from posttrain.step import train, train_in_memory
+from posttrain.step import train
 
 By = Literal["question", "reply"]
 
 
 def flipped(reward: Reward, share: float, *, seed: int = 0, by: By = "question") -> Reward:
-    """With probability `share` a question's samples are graded upside down, 1 - r, all of them.
+    """With probability `share`, all samples of a question are graded upside down: 1 - r.
 
     `by="reply"` flips every sample by a coin of its own, which only makes the reward sparse, says the paper. The coin
-    belongs to the question and to the samples' seeds: it falls anew every time the question is played, and the same
-    when the same rollouts are graded again. Raises ValueError for a share outside [0, 1], or a reward outside it.
+    depends on the question and on the samples' seeds: it is tossed anew every time the question is played, and falls
+    the same when the same rollouts are graded again. Raises ValueError for a share outside [0, 1], or a reward outside
+    it.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share={share}: the probability of a flip is a number in [0, 1]")
+        raise ValueError(f"`share={share}`: the probability of a flip is a number in [0, 1]")
 
     def wrapped(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
@@ -63,48 +66,15 @@ def coin(rollout: Rollout, seed: int) -> float:
     return mix(seed, "flip", rollout.task.key, played) / 2**63
 
 
+# As released, with its misspelling.
 PHRASES = (
-    "i need to",
-    "we need to",
-    "wait",
-    "alternatively",
-    "let me check",
-    "let me see",
-    "let's focus on",
-    "we know that",
-    "we can observe ",
-    "we can see ",
-    "let me try",
-    "let's try",
-    "let us try",
-    "first, ",
-    "firstly, ",
-    "next, ",
-    "finally, ",
-    "let us first",
-    "let's first",
-    "let me first",
-    "try again",
-    "still not",
-    "not working",
-    "not correct",
-    "does not work",
-    "doesn't work",
-    "makes sence",
-    "since we ",
-    "because we ",
-    "consequently",
-    "as a result",
-    "thus",
-    "therefore",
-    "hence",
-    "so that",
-    "thereby",
-    "if we",
-    "given there ",
-    "for instance ",
-    "for example ",
-)  # fmt: skip  (as released, with its misspelling)
+    "i need to", "we need to", "wait", "alternatively", "let me check", "let me see", "let's focus on",
+    "we know that", "we can observe ", "we can see ", "let me try", "let's try", "let us try", "first, ",
+    "firstly, ", "next, ", "finally, ", "let us first", "let's first", "let me first", "try again", "still not",
+    "not working", "not correct", "does not work", "doesn't work", "makes sence", "since we ", "because we ",
+    "consequently", "as a result", "thus", "therefore", "hence", "so that", "thereby", "if we", "given there ",
+    "for instance ", "for example ",
+)  # fmt: skip
 OPEN_PHRASES = (
     *PHRASES, "1. ", "2. ", "3. ", "4. ", "step 1 ", "step 2 ", "step 3 ", "step 4 ", "considering the", "i'll",
     "i will", "i would", "i should",
@@ -119,11 +89,11 @@ def pattern(text: str, phrases: Sequence[str] = PHRASES, weight: float = 1 / 20)
     """
     lower = text.lower()
     found = min(sum(phrase in lower for phrase in phrases) * weight, 1.0)
-    return max(found - repeated(lower) - lower.count("user: "), 0.0)
+    return max(found - repeated_share(lower) - lower.count("user: "), 0.0)
 
 
-def repeated(text: str, length: int = 20) -> float:
-    """Kinds of `length`-word sequences that occur more than once, over all such sequences."""
+def repeated_share(text: str, length: int = 20) -> float:
+    """Distinct sequences of `length` words that occur more than once, over all such sequences."""
     words = text.split()
     counts = Counter(tuple(words[i : i + length]) for i in range(len(words) - length + 1))
     return sum(count > 1 for count in counts.values()) / counts.total() if counts else 0.0
@@ -135,7 +105,7 @@ def patterned(phrases: Sequence[str] = PHRASES, weight: float = 1 / 20) -> Rewar
 
 
 def calibrated(judge: Reward, patterns: Reward, *, threshold: float = 0.5, weight: float = 0.1) -> Reward:
-    """Below `threshold` a judge's score is raised by `weight` times the pattern reward, to at most 1."""
+    """The judge's score; below `threshold`, raised by `weight` times the pattern reward, to at most 1."""
 
     def wrapped(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
@@ -150,7 +120,9 @@ def calibrated(judge: Reward, patterns: Reward, *, threshold: float = 0.5, weigh
 
 
 class Switched:
-    """`early` for so many groups, then `late`: RPR as a warm-up of correctness. A run saves the count."""
+    """`early` for the first `groups` groups, then `late`: RPR as a warm-up before correctness. Checkpoints hold the
+    count.
+    """
 
     def __init__(self, early: Reward, late: Reward, groups: int):
         self.early, self.late, self.groups, self.seen = early, late, groups, 0
@@ -193,21 +165,20 @@ WORKING = patterned(("w ",), 1.0)  # in the tiny world, reasoning is one word
 def laptop(
     kind: Kind = "flips",
     share: float = 0.4,
-    run: RunOptions = RunOptions("runs/noisy-rewards", steps=120, tasks=64, lr=1e-3),
+    run: Run = Run("runs/noisy-rewards", steps=120, tasks=64, lr=1e-3),
 ) -> Session:
     """Two habits: a base model that can reason and seldom does.
 
-    kind   what spoils the reward: flips of it; patterns of reasoning in its place; a judge; the judge, calibrated
-    share  of rewards that are flipped, or of the judge's mistakes
+    kind   what makes the reward noisy: flips of it; patterns of reasoning in its place; a judge; the judge, calibrated
+    share  of rewards that are flipped, or of worked answers that the judge misses
     """
     world = Habits(run.seed)
-    made = recipe(noisy(kind, share, run.seed), each(right))
-    described = {"kind": kind, "share": share}
-    return train(base(world, run.seed), world.training(), made, run.run(**described), held_out=world.held_out())
+    made = recipe(tiny_reward(kind, share, run.seed), each(right))
+    return train(base(world, run.seed), world.training(), made, run, held_out=world.held_out())
 
 
-def noisy(kind: Kind, share: float, seed: int) -> Reward:
-    judge = each(lambda rollout: hasty(rollout, share, seed))
+def tiny_reward(kind: Kind, share: float, seed: int) -> Reward:
+    judge = each(lambda rollout: hasty_score(rollout, share, seed))
     kinds: dict[str, Reward] = {
         "flips": flipped(each(right), share, seed=seed),
         "patterns": WORKING,
@@ -217,10 +188,10 @@ def noisy(kind: Kind, share: float, seed: int) -> Reward:
     return kinds[kind]
 
 
-def hasty(rollout: Rollout, share: float, seed: int) -> float:
-    """A judge that misses `share` of the right answers that were worked out, and likes a tenth of the wrong guesses.
+def hasty_score(rollout: Rollout, share: float, seed: int) -> float:
+    """Of a judge that misses `share` of the right answers that were worked out, and likes a tenth of wrong guesses.
 
-    Its mistakes belong to the text. It is the judge whom patterns can help: most of its misses are good reasoning.
+    Its mistakes belong to the text. Patterns can help such a judge: most of what it misses is good reasoning.
     """
     drawn = zlib.crc32(f"{seed} {rollout.task.key} {rollout.text}".encode()) / 2**32
     if right(rollout):
@@ -228,90 +199,95 @@ def hasty(rollout: Rollout, share: float, seed: int) -> float:
     return 0.8 if not works(rollout) and drawn < 0.1 else 0.0
 
 
-def full(
+def learn(
     task: TaskOptions,
     model: ModelOptions,
-    run: RunOptions = RunOptions("runs/noisy-rewards", steps=400, tasks=128, lr=1e-6),
+    scale: ScaleOptions,
+    run: Run = Run("runs/noisy-rewards", steps=400, tasks=128, lr=1e-6),
     kind: Kind = "flips",
     share: float = 0.4,
     judge: str | None = None,
-    held_out: str | None = None,
     samples: int = 4,
+    held_out: tuple[str, ...] = (),
 ) -> Session:
     """PPO as published (gamma 1, lambda 1, critic warmed up over 20 steps), on your checkpoint, data and grader.
 
-    Give --max-new 4096 for the published length. The critic copies the whole policy: no --lora.
+    Give `max_new=4096` for the published length. The critic copies the whole policy, so `lora` does not go with it.
 
-    kind      what spoils the reward: flips of it; patterns of reasoning in its place; a judge; the judge, calibrated
-    share     probability of a flip
+    kind      what makes the reward noisy: flips of it; patterns of reasoning in its place; a judge; the judge,
+              calibrated
+    share     probability of a flip, for the kind flips
     judge     for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward: a Hub
               id, a folder, or the address of a server (posttrain serve --reward-model FOLDER)
-    held_out  data of tasks that are only evaluated, by the grader itself
     samples   samples of a task
+    held_out  data of tasks that are only evaluated, by the grader itself: FILE, or NAME=FILE
     """
-    policy, raw = model.policy(), task.reward()
     if (kind in ("judge", "calibrated")) != (judge is not None):
-        raise ValueError(f"--kind {kind}: --judge, a sequence classifier, goes with the kinds judge and calibrated")
-    noisy_one: Reward = flipped(raw, share, seed=run.seed) if kind == "flips" else patterned()
+        raise ValueError(f"`kind={kind}`: `judge`, a sequence classifier, goes with the kinds judge and calibrated")
+    policy, raw = model.policy(), task.reward()
+    reward: Reward = flipped(raw, share, seed=run.seed) if kind == "flips" else patterned()
     if judge:
-        from posttrain.policy.scoring import reward_of
-
-        judging = reward_of(judge, device=model.device)
-        noisy_one = calibrated(judging, patterned(OPEN_PHRASES)) if kind == "calibrated" else judging
+        loaded = reward_of(judge, device=model.device)
+        reward = calibrated(loaded, patterned(OPEN_PHRASES)) if kind == "calibrated" else loaded
     made = Recipe(
-        noisy_one,
+        reward,
         advantage=Gae(Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=20),
         loss=total((1.0, clipped()), (0.001, entropy_bonus)),
         samples=samples,
         evaluation=raw,
     )
-    described = {"kind": kind, "share": share, "judge": judge, **task.describe(), **vars(model)}
-    tests = task.held_out(held_out)
-    return train(policy, task.tasks(), made, run.run(**described), held_out=tests)
+    return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
+
+
+STAGES = {"laptop": laptop, "train": learn}
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--kind patterns", "--kind calibrated --share 0.6"],
+        "train": [
+            "--data {questions} --max-new 6 --held-out {questions}",
+            "--data {questions} --max-new 6 --kind calibrated --judge {classifier}",
+        ],
+    }
+)
 
 
 # ---- claims
 
-EVERY, SAMPLES = 10, 4  # steps between evaluations; samples of a held-out question
+STEPS, EVERY, SAMPLES = 120, 10, 4  # of training; between evaluations; samples of a held-out question
 
 
-def arm(reward: Callable[[int], Reward]) -> Callable[[int, bool], dict[str, float]]:
-    def run(seed: int, quick: bool) -> dict[str, float]:
-        world, steps = Habits(seed), 4 if quick else 120
-        policy = base(world, seed, Size(steps=60) if quick else Size())
-        curve: list[float] = []
+def arm(reward: Callable[[int], Reward]) -> Arm:
+    """The arm that trains on the reward of a seed."""
 
-        def watch(step: int) -> None:
-            if step % EVERY == 0 or step == steps:
-                found = evaluate({"policy": policy}, world.held_out(), each(right), samples=SAMPLES, seed=seed)
-                curve.append(found.reward)
+    def watch(lab: Lab, step: int) -> Metrics | None:
+        if step % EVERY == 0 or step == lab.budget.steps(STEPS):
+            found = lab.evaluate(lab.world.held_out(), each(right), samples=SAMPLES)
+            lab.notes.setdefault("curve", []).append(found.reward)
 
-        made = recipe(reward(seed), each(right))
-        train_in_memory(policy, world.training(), made, steps=steps, per_step=64, lr=1e-3, seed=seed, watch=watch)
+    def measures(lab: Lab) -> Measures:
+        curve: list[float] = lab.notes["curve"]
         return {"start": curve[0], "accuracy": curve[-1], "peak": max(curve)}
 
-    return run
+    options = {"steps": STEPS, "per_step": 64, "lr": 1e-3}
+    return trial(Habits, lambda lab: recipe(reward(lab.seed), each(right)), measures, **options, watch=watch)
 
 
-def base_arm(seed: int, quick: bool) -> dict[str, float]:
-    world = Habits(seed)
-    policy = base(world, seed, Size(steps=60) if quick else Size())
-    found = evaluate({"policy": policy}, world.held_out(), each(right), samples=16, seed=seed)
-    return {"accuracy": found.reward, "pass@16": mean_pass_at_k(found.values, 16), "works": statistics.fmean(
-        works(rollout) for group in found.groups for rollout in group
-    )}  # fmt: skip
+def base_measures(lab: Lab) -> Measures:
+    found = lab.evaluate(lab.world.held_out(), each(right), samples=16)
+    worked = statistics.fmean(works(rollout) for group in found.groups for rollout in group)
+    return {"accuracy": found.reward, "pass@16": mean_pass_at_k(found.values, 16), "works": worked}
 
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 ARMS = {
-    "base": base_arm,
+    "base": trial(Habits, None, base_measures),
     **{f"flips {share:.0%}": arm(lambda seed, share=share: flipped(each(right), share, seed=seed)) for share in SHARES},
     "flips 40% by reply": arm(lambda seed: flipped(each(right), 0.4, seed=seed, by="reply")),
     "patterns only": arm(lambda seed: WORKING),
-    "judge": arm(lambda seed: noisy("judge", 0.6, seed)),
-    "judge, calibrated": arm(lambda seed: noisy("calibrated", 0.6, seed)),
+    "judge": arm(lambda seed: tiny_reward("judge", 0.6, seed)),
+    "judge, calibrated": arm(lambda seed: tiny_reward("calibrated", 0.6, seed)),
     "judge, calibrated, weight 1": arm(
-        lambda seed: calibrated(each(lambda rollout: hasty(rollout, 0.6, seed)), WORKING, weight=1.0)
+        lambda seed: calibrated(each(lambda rollout: hasty_score(rollout, 0.6, seed)), WORKING, weight=1.0)
     ),
 }
 CLAIMS = (

@@ -1,12 +1,13 @@
 """Reward fairness: margins of preference pairs as a resource to be shared fairly (arXiv:2505.23349).
 
 Whatever bias a reward model picks up (length, format, flattery), it shows as margins that are large for some pairs and
-small for others. A measure of how equally they are shared joins the loss, without naming the bias.
+small for others. A measure of how equally margins are shared joins the loss; the bias need not be named.
 
     Fairness Regularisation   L = u - alpha f
     Fairness Coefficient      L = u f^gamma   as published, which rewards unfairness; corrected, L = u D^gamma
 
-u is -log sigmoid(margin), f the fairness of the margins' sigmoids over the step (Lan et al. 2010), D unfairness, 1/f.
+u is -log sigmoid(margin), f the fairness of the margins' sigmoids over the step (Lan et al. 2010), D its unfairness,
+1/f.
 """
 
 from __future__ import annotations
@@ -14,27 +15,32 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.cli.options import ModelOptions, RunOptions
+from posttrain.cli.launch import one_process
+from posttrain.cli.options import ModelOptions, named_files
 from posttrain.data import Pair, read_pairs
 from posttrain.descent import descend
 from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import Arm, Budget, Measures, Smoke
 from posttrain.lab.world.preferences import CUES, Preferences
 from posttrain.lab.world.words import Size, base, fresh_judge, spoken
+from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel, reward_model
 from posttrain.preference import PairLoss, dpo, judged, prefer, together, whole_step
-from posttrain.recipe import Part
 from posttrain.reward_training import ScoreLoss, reward_step, train_reward_model
 from posttrain.run.session import Session
+from posttrain.run.settings import Run
 from posttrain.stream import Shuffled
 
 Kind = Literal["plain", "regularised", "coefficient", "published coefficient"]
 MarginLoss: TypeAlias = Callable[[Tensor], Tensor]  # margins of a step [B] -> cost [B]
+Margins: TypeAlias = Callable[[Sequence[Pair]], Tensor]  # pairs -> margins [B], without gradients
 
 
 def fairness(shares: Tensor, tau: float = -1.0) -> Tensor:
@@ -44,8 +50,7 @@ def fairness(shares: Tensor, tau: float = -1.0) -> Tensor:
     tau -> 0 the exponential of the entropy. Equal shares give 1 below tau = 1, and -1 above. Raises ValueError for
     tau = 1, where it is the same whatever the shares.
     """
-    if tau == 1:
-        raise ValueError("fairness at tau=1 does not depend on the shares: take another, the paper's is -1")
+    check_tau(tau)
     p = shares / shares.sum()
     if tau == 0:
         return torch.exp(-(p * p.log()).sum()) / len(p)
@@ -58,10 +63,19 @@ def unfairness(shares: Tensor, tau: float = -1.0) -> Tensor:
     return 1 / found if tau < 1 else -found
 
 
-def fair(kind: Kind, *, alpha: float = 0.1, gamma: float = 0.5, tau: float = -1.0) -> MarginLoss:
-    """The loss of a step's margins. Raises ValueError for the published coefficient above tau = 1: it is not real."""
+def check_tau(tau: float) -> None:
+    if tau == 1:
+        raise ValueError("`tau=1.0`: this fairness does not depend on the shares; take another, the paper's is -1")
+
+
+def margin_loss(kind: Kind, *, alpha: float = 0.1, gamma: float = 0.5, tau: float = -1.0) -> MarginLoss:
+    """The loss of a step's margins.
+
+    Raises ValueError for tau = 1, and for the published coefficient above it, which is not real.
+    """
+    check_tau(tau)
     if kind == "published coefficient" and tau > 1:
-        raise ValueError(f"tau={tau}: above 1 the fairness is negative, and its power {gamma} is not a real number")
+        raise ValueError(f"`tau={tau}`: above 1 the fairness is negative, and its power {gamma} is not a real number")
 
     def loss(margin: Tensor) -> Tensor:
         utility, shares = -F.logsigmoid(margin), torch.sigmoid(margin)
@@ -76,107 +90,169 @@ def fair(kind: Kind, *, alpha: float = 0.1, gamma: float = 0.5, tau: float = -1.
     return loss
 
 
-def for_scores(loss: MarginLoss) -> ScoreLoss:
-    """In a reward model (verification): the margin is the difference of scores."""
+def score_loss(loss: MarginLoss) -> ScoreLoss:
+    """Of a reward model (verification): the margin is the difference of scores."""
     return together(lambda chosen, rejected: loss(chosen - rejected))
 
 
-def for_policy(loss: MarginLoss, beta: float = 0.1) -> PairLoss:
-    """In reinforcement from preferences: the margin is DPO's, beta times the difference of log-ratios."""
+def pair_loss(loss: MarginLoss, beta: float = 0.1) -> PairLoss:
+    """Of a policy (reinforcement from preferences): the margin is DPO's, beta times the difference of log-ratios."""
     return together(lambda pairs: loss(beta * pairs.margin()))
-
-
-PARTS: Mapping[str, Part] = {}
 
 
 # ---- at two scales
 
 TINY_ALPHA, TINY_GAMMA = 1.0, 2.0
+SCORED, COMPARED = 64, 8  # pairs in one pass of a reward model, and of a policy with its reference
+DISTRIBUTION = "learning from pairs is not distributed"
 
 
+@dataclass(frozen=True)
+class FairnessOptions:
+    """The pairs, and how fairly their margins are shared."""
+
+    data: str
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id, of pairs: columns prompt, chosen and rejected."""
+    kind: Kind = "regularised"
+    """Fairness as a term of the loss, as a coefficient (corrected, or as published), or plain: without it."""
+    alpha: float = 0.1
+    """Weight of the term."""
+    gamma: float = 0.5
+    """Exponent of the coefficient."""
+    tau: float = -1.0
+    """Which fairness: -1 is Jain's index."""
+    category: str | None = None
+    """A column of kinds of pair: accuracy and mean margin are printed for each, of held-out pairs, or without any of
+    the training pairs."""
+    held_out: tuple[str, ...] = ()
+    """Data of pairs with the same columns that are only evaluated, after training: FILE, or NAME=FILE."""
+
+    def loss(self) -> MarginLoss:
+        return margin_loss(self.kind, alpha=self.alpha, gamma=self.gamma, tau=self.tau)
+
+    def pairs(self, data: str | None = None) -> list[Pair]:
+        return read_pairs(data or self.data, kind=self.category)
+
+    def tests(self) -> dict[str, list[Pair]]:
+        return {name or "held out": self.pairs(file) for name, file in named_files(self.held_out).items()}
+
+
+@one_process(DISTRIBUTION)
 def laptop(
     kind: Kind = "regularised",
     cues: float = 0.6,
-    run: RunOptions = RunOptions("runs/reward-fairness", steps=400, tasks=64, lr=3e-3),
+    run: Run = Run("runs/reward-fairness", steps=400, tasks=64, lr=3e-3),
 ) -> Session:
     """A reward model from scratch on pairs with two kinds and three cues; accuracy, fairness and cues are printed.
 
     kind  fairness as a term of the loss, as a coefficient (corrected, or as published), or plain: without it
-    cues  how much oftener a chosen reply has each cue, which says nothing of its quality; 0 to 1
+    cues  how much more often a chosen reply has each cue, which says nothing of its quality; 0 to 1
     """
     world = Preferences(run.seed, cues=cues)
     judge = fresh_judge(spoken(world.vocabulary), run.seed)
-    loss = for_scores(fair(kind, alpha=TINY_ALPHA, gamma=TINY_GAMMA))
-    session = train_reward_model(judge, world.pairs(4000, "training"), run.run(kind=kind, cues=cues), loss=loss)
-    for name, value in judged_fairly(judge, world, 300).items():
+    loss = score_loss(margin_loss(kind, alpha=TINY_ALPHA, gamma=TINY_GAMMA))
+    session = train_reward_model(judge, world.pairs(4000, "training"), run, loss=loss)
+    for name, value in judge_measures(judge, world, 300).items():
         print(f"  {name:24} {value:.3f}")
     return session
 
 
-def full(
-    data: str,
-    model: ModelOptions,
-    run: RunOptions = RunOptions("runs/reward-fairness", steps=300, tasks=512, lr=2e-6, schedule="cosine"),
-    target: Literal["reward-model", "policy"] = "reward-model",
-    kind: Kind = "regularised",
-    alpha: float = 0.1,
-    gamma: float = 0.5,
-    tau: float = -1.0,
-    beta: float = 0.1,
-    category: str | None = None,
+@one_process(DISTRIBUTION)
+def learn(
+    fair: FairnessOptions,
+    run: Run = Run("runs/reward-fairness", steps=300, tasks=512, lr=2e-6, schedule="cosine"),
+    model: str = "tiny",
+    template: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Session:
-    """HH-RLHF, UltraFeedback or your own pairs (columns prompt, chosen, rejected), at your checkpoint.
+    """A reward model from your checkpoint, on HH-RLHF, UltraFeedback or pairs of your own.
 
-    data      file or dataset of pairs
-    target    a reward model, or a policy by DPO, for which the paper takes --lr 5e-6 --warmup 150 --max-norm 5
-    kind      fairness as a term of the loss, as a coefficient (corrected, or as published), or plain: without it
-    alpha     weight of the term
-    gamma     exponent of the coefficient
-    tau       which fairness: -1 is Jain's index
-    beta      of DPO
-    category  a column of kinds, by which accuracy and mean margin are printed at the end
+    model     Hub id or folder of a sequence classifier, or of a causal model, which gets a fresh head
+    template  chat template for a tokenizer without one: chatml, plain, or a Jinja file
+    device    cpu, cuda, cuda:1, mps; the best one here if not given
+    threads   torch threads; one for models under 2 M parameters if not given
     """
-    pairs = read_pairs(data, kind=category)
-    loss = fair(kind, alpha=alpha, gamma=gamma, tau=tau)
-    described = {"data": data, "target": target, "kind": kind, "alpha": alpha, "gamma": gamma, "tau": tau}
-    made = run.run(**described, **vars(model))
-    if target == "policy":
-        policy = model.policy()
-        return prefer(policy, pairs, for_policy(loss, beta), made, reference=policy.frozen())
-    unused = [name for name in ("lora", "bf16", "checkpointing") if getattr(model, name)]
-    if unused:
-        raise ValueError(f"--target reward-model does not take --{unused[0]}: leave it out, or take --target policy")
-    judge = reward_model(model.model, template=model.template, device=model.device, threads=model.threads)
-    session = train_reward_model(judge, pairs, made, loss=for_scores(loss))
-    for name in sorted({pair.kind for pair in pairs if pair.kind}):
-        margins = margins_of(judge, [pair for pair in pairs if pair.kind == name])
-        print(
-            f"  training pairs of {name:16} accuracy {(margins > 0).float().mean():.3f}, "
-            f"mean margin {margins.mean():.3f}"
-        )
+    pairs, tests, loss = fair.pairs(), fair.tests(), score_loss(fair.loss())
+    judge = reward_model(model, template=template, device=device, threads=threads, weights=not run.dry_run)
+    session = train_reward_model(judge, pairs, run, loss=loss)
+    print_margins(tests or {"training": pairs if fair.category else []}, lambda some: score_margins(judge, some))
     return session
 
 
+@one_process(DISTRIBUTION)
+def learn_policy(
+    fair: FairnessOptions,
+    model: ModelOptions,
+    run: Run = Run("runs/fair-policy", steps=300, tasks=512, lr=5e-6, warmup=150, schedule="cosine", max_norm=5.0),
+    beta: float = 0.1,
+) -> Session:
+    """A policy by DPO on the same pairs, without a reward model.
+
+    beta  of DPO
+    """
+    pairs, tests, loss = fair.pairs(), fair.tests(), pair_loss(fair.loss(), beta)
+    policy = model.policy()
+    reference = policy.frozen()
+    session = prefer(policy, pairs, loss, run, reference=reference)
+    sets = tests or {"training": pairs if fair.category else []}
+    print_margins(sets, lambda some: policy_margins(policy, reference, some, beta))
+    return session
+
+
+def print_margins(sets: Mapping[str, Sequence[Pair]], margins: Margins) -> None:
+    """Accuracy and mean margin of each set of pairs, and of each kind of pair in it."""
+    for name, pairs in sets.items():
+        for kind in sorted({pair.kind or "" for pair in pairs}):
+            found = margins([pair for pair in pairs if (pair.kind or "") == kind])
+            accuracy = (found > 0).float().mean().item()
+            print(f"  {name:12} {kind:16} accuracy {accuracy:.3f}, mean margin {found.mean().item():.3f}")
+
+
 @torch.no_grad()
-def margins_of(judge: RewardModel, pairs: Sequence[Pair], size: int = 64) -> Tensor:
+def score_margins(judge: RewardModel, pairs: Sequence[Pair]) -> Tensor:
     """[B] score of the chosen reply less that of the rejected one."""
     parts = []
-    for start in range(0, len(pairs), size):
-        ids = [judge.ids(p.prompt, text) for p in pairs[start : start + size] for text in (p.chosen, p.rejected)]
-        score = judge.scores(ids)
+    for start in range(0, len(pairs), SCORED):
+        some = pairs[start : start + SCORED]
+        score = judge.scores([judge.ids(pair.prompt, text) for pair in some for text in (pair.chosen, pair.rejected)])
         parts.append(score[::2] - score[1::2])
     return torch.cat(parts)
 
 
-def judged_fairly(judge: RewardModel, world: Preferences, count: int) -> dict[str, float]:
-    """Utility: accuracy by kind, on clean pairs. Fairness: Jain's index of the margins, and how far cues carry."""
-    margins = {kind: margins_of(judge, world.tests(count, kind)) for kind in "AB"}
+@torch.no_grad()
+def policy_margins(
+    policy: TextPolicy, reference: TextPolicy, pairs: Sequence[Pair], beta: float = 0.1, size: int = COMPARED
+) -> Tensor:
+    """[B] margins of DPO, `size` pairs in one pass."""
+    pieces = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    return torch.cat([beta * judged(policy, reference, piece).margin() for piece in pieces])
+
+
+STAGES = {"laptop": laptop, "train": learn, "policy": learn_policy}
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--kind 'published coefficient'"],
+        "train": ["--data {pairs} --category category", "--data {pairs} --held-out {pairs}"],
+        "policy": ["--data {pairs} --kind coefficient --category category --held-out {pairs}"],
+    }
+)
+
+
+# ---- claims
+
+STEPS, PAIRS = 400, 64
+
+
+def judge_measures(judge: RewardModel, world: Preferences, count: int) -> dict[str, float]:
+    """Utility: accuracy by kind, on clean pairs. Fairness: Jain's index of the margins, and what cues are worth."""
+    margins = {kind: score_margins(judge, world.tests(count, kind)) for kind in "AB"}
     usual = margins["A"].abs().mean()  # what a cue is worth is told in usual margins
-    cues = {f"{cue} cue": margins_of(judge, world.marked_pairs(count // 2, cue)).mean() / usual for cue in CUES}
-    return reported(margins) | {name: value.item() for name, value in cues.items()}
+    cues = {f"{cue} cue": score_margins(judge, world.marked_pairs(count // 2, cue)).mean() / usual for cue in CUES}
+    return margin_measures(margins) | {name: value.item() for name, value in cues.items()}
 
 
-def reported(margins: Mapping[str, Tensor]) -> dict[str, float]:
+def margin_measures(margins: Mapping[str, Tensor]) -> dict[str, float]:
     accuracy = {kind: (found > 0).float().mean().item() for kind, found in margins.items()}
     every = torch.cat(list(margins.values()))
     return {
@@ -188,59 +264,54 @@ def reported(margins: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-# ---- claims
-
-STEPS, PAIRS = 400, 64
-
-
-def judge_arm(loss: ScoreLoss, cues: float = 0.0) -> Callable[[int, bool], dict[str, float]]:
-    def run(seed: int, quick: bool) -> dict[str, float]:
+def judge_arm(loss: ScoreLoss, cues: float = 0.0) -> Arm:
+    def arm(seed: int, budget: Budget) -> Measures:
         world = Preferences(seed, cues=cues)
         judge = fresh_judge(spoken(world.vocabulary), seed)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.0)
-        source = Shuffled(world.pairs(400 if quick else 8000, "training"), seed)
-        for _ in range(8 if quick else STEPS):
+        source = Shuffled(world.pairs(budget.items(8000), "training"), seed)
+        for _ in range(budget.steps(STEPS)):
             optimizer.zero_grad()
-            reward_step(judge, source.take(PAIRS), loss)
+            reward_step(judge, source.take(budget.items(PAIRS)), loss)
             descend(optimizer, 1.0)
-        found = judged_fairly(judge, world, 40 if quick else 400)
+        found = judge_measures(judge, world, budget.items(400))
         return found | {"worth of a cue": statistics.fmean(abs(found[f"{cue} cue"]) for cue in CUES)}
 
-    return run
+    return arm
 
 
-def policy_arm(loss: PairLoss) -> Callable[[int, bool], dict[str, float]]:
-    def run(seed: int, quick: bool) -> dict[str, float]:
+def policy_arm(loss: PairLoss) -> Arm:
+    def arm(seed: int, budget: Budget) -> Measures:
         world = Preferences(seed)
-        policy = base(world, seed, Size(steps=40 if quick else 300))
+        policy = base(world, seed, budget.size(Size(steps=300)))
         reference = policy.frozen()
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0)
-        source = Shuffled(world.pairs(200 if quick else 4000, "training"), seed)
-        for _ in range(4 if quick else 200):
+        source = Shuffled(world.pairs(budget.items(4000), "training"), seed)
+        for _ in range(budget.steps(200)):
             optimizer.zero_grad()
-            pairs: list[Pair] = source.take(PAIRS)
+            pairs: list[Pair] = source.take(budget.items(PAIRS))
             whole_step([pairs], lambda piece: judged(policy, reference, piece), loss, True)
             descend(optimizer, 1.0)
-        with torch.no_grad():
-            margins = {k: 0.1 * judged(policy, reference, world.tests(40 if quick else 300, k)).margin() for k in "AB"}
-        return reported(margins)
+        tests = {kind: world.tests(budget.items(300), kind) for kind in "AB"}
+        margins = {kind: policy_margins(policy, reference, some, size=len(some)) for kind, some in tests.items()}
+        return margin_measures(margins)
 
-    return run
+    return arm
 
 
 LOSSES: dict[str, MarginLoss] = {
-    "BT": fair("plain"),
-    "FR, alpha 0.1": fair("regularised"),
-    "FR": fair("regularised", alpha=TINY_ALPHA),
-    "FC": fair("coefficient", gamma=TINY_GAMMA),
-    "FC as published": fair("published coefficient", gamma=TINY_GAMMA),
+    "BT": margin_loss("plain"),
+    "FR, alpha 0.1": margin_loss("regularised"),
+    "FR": margin_loss("regularised", alpha=TINY_ALPHA),
+    "FC": margin_loss("coefficient", gamma=TINY_GAMMA),
+    "FC as published": margin_loss("published coefficient", gamma=TINY_GAMMA),
 }
 ARMS = {
-    **{name: judge_arm(for_scores(loss)) for name, loss in LOSSES.items()},
-    **{f"{name}, cues": judge_arm(for_scores(LOSSES[name]), 0.6) for name in ("BT", "FR", "FC")},
+    **{name: judge_arm(score_loss(loss)) for name, loss in LOSSES.items()},
+    **{f"{name}, cues": judge_arm(score_loss(LOSSES[name]), 0.6) for name in ("BT", "FR", "FC")},
     "DPO": policy_arm(dpo()),
-    "DPO, FR": policy_arm(for_policy(fair("regularised", alpha=TINY_ALPHA))),
-    "DPO, FC": policy_arm(for_policy(fair("coefficient", gamma=TINY_GAMMA))),
+    "DPO, FR": policy_arm(pair_loss(margin_loss("regularised", alpha=TINY_ALPHA))),
+    "DPO, FC": policy_arm(pair_loss(margin_loss("coefficient", gamma=TINY_GAMMA))),
 }
 CLAIMS = (
     Claim(

@@ -174,10 +174,10 @@ def data_lines(session: Session) -> list[tuple[str, str]]:
     else:
         what = f"drawn by {type(session.source).__name__}, {run.tasks} in each of {run.steps:,} steps"
     lines = [("data", where + what)]
-    if session.held_out:
+    if session.tests:
         times = 2 if not run.eval_every else -(-run.steps // run.eval_every) + 1
         source = f"{aside}: " if aside else ""
-        lines += [("held out", f"{source}{len(session.held_out):,} tasks, evaluated {times} times")]
+        lines += [("held out", f"{source}{len(session.tests):,} tasks, evaluated {times} times")]
     return lines
 
 
