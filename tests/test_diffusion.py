@@ -361,7 +361,7 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(checkpoint, tmp_pa
 def test_latents_are_not_taken_for_pictures(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "sd")
     shutil.rmtree(tmp_path / "sd" / "vae")
-    with pytest.raises(ValueError, match=r"sd: its UNet works on latents of 4 channels, but the folder has no vae/"):
+    with pytest.raises(ValueError, match=r"sd`: its UNet works on latents of 4 channels, but the folder has no vae/"):
         diffusion(str(tmp_path / "sd"), device="cpu")
 
 

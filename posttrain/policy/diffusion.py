@@ -36,6 +36,7 @@ from posttrain.policy.denoise import (
     wide,
 )
 from posttrain.policy.latents import Latents, Wanted, branch_of, text_of
+from posttrain.policy.pipeline_folder import has_adapter, write_pipeline
 from posttrain.policy.trained import restore, trained
 from posttrain.seeding import mix
 
@@ -311,7 +312,7 @@ class DiffusionPolicy:
     def frozen(self) -> DiffusionPolicy:
         """The policy as it is now, for a reference. Under LoRA: the same model with its adapter switched off."""
         twin = copy.copy(self)
-        if adapted(self.unet):
+        if has_adapter(self.unet):
             twin.adapter = False
         else:
             twin.unet = copy.deepcopy(self.unet).requires_grad_(False)
@@ -341,13 +342,13 @@ class DiffusionPolicy:
 
     def save(self, path: Path) -> None:
         """A folder in diffusers' layout; a LoRA adapter is merged into it, and kept beside it in `adapter/`."""
-        from posttrain.policy.pipeline import write
-
-        write(self, path)
-
-
-def adapted(unet: Any) -> bool:
-    return bool(getattr(unet, "peft_config", None))
+        parts = {
+            "unet": self.unet,
+            "scheduler": self.scheduler,
+            "text_encoder": self.encoder,
+            "tokenizer": self.tokenizer,
+        }
+        write_pipeline(parts if self.vae is None else {**parts, "vae": self.vae}, path)
 
 
 def pieces(count: int, most: int) -> Iterator[slice]:
