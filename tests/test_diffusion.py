@@ -145,7 +145,7 @@ def test_schedules_without_a_density_are_refused(options, steps, message):
 # ---- the policy
 
 
-@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"batch": 4}, {"eta": 0.5}])
+@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"batch": 4}, {"temperature": 0.5}])
 def test_density_of_fresh_pictures_is_what_was_drawn(how):
     check_policy(drawing(**how), TASKS)
 
