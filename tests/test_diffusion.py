@@ -145,7 +145,7 @@ def test_schedules_without_a_density_are_refused(options, steps, message):
 # ---- the policy
 
 
-@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"batch": 4}, {"eta": 0.5}])
+@pytest.mark.parametrize("how", [{}, {"guidance": 1.0, "steps": 4}, {"batch": 4}, {"temperature": 0.5}])
 def test_density_of_fresh_pictures_is_what_was_drawn(how):
     check_policy(drawing(**how), TASKS)
 
@@ -361,7 +361,7 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(checkpoint, tmp_pa
 def test_latents_are_not_taken_for_pictures(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "sd")
     shutil.rmtree(tmp_path / "sd" / "vae")
-    with pytest.raises(ValueError, match=r"sd: its UNet works on latents of 4 channels, but the folder has no vae/"):
+    with pytest.raises(ValueError, match=r"sd`: its UNet works on latents of 4 channels, but the folder has no vae/"):
         diffusion(str(tmp_path / "sd"), device="cpu")
 
 

@@ -14,20 +14,23 @@ from diffusion_checkpoints import drawing
 
 import posttrain as pt
 from posttrain.advantage import normalised
-from posttrain.cli.options import RunOptions
+from posttrain.cli import main
+from posttrain.cli.bridge import bind
 from posttrain.core import Invalid
 from posttrain.grade.clip import clip_similarity
+from posttrain.lab.trial import QUICK
 from posttrain.lab.world.balance import Balance, alike
 from posttrain.lab.world.balance import drawn as beam
 from posttrain.policy.latents import text_of
 from posttrain.policy.pipeline import diffusion
 from posttrain.step import train_in_memory
 from posttrain.stream import Shuffled
-from posttrain.systems.srrl import PARTS, claims, full, graded_by, laptop, recipe
-from posttrain.systems.srrl.claims import measured
+from posttrain.systems.srrl import PARTS, lab, recipe
+from posttrain.systems.srrl.curriculum import Curriculum, read_prompts, rounds_by_stage, task_of_stage
+from posttrain.systems.srrl.lab import logic_by_rounds
 from posttrain.systems.srrl.reflection import every_round, reflected
 from posttrain.systems.srrl.selection import Windowed, selected
-from posttrain.systems.srrl.stages import Stages, growing, read_prompts, staged
+from posttrain.systems.srrl.stages import DrawingOptions, ReflectionOptions, laptop, learn, reward_of
 
 BRIGHT = pt.each(lambda rollout: float(rollout.turns[-1].reply.content.mean()))
 WORLD = Balance()
@@ -74,7 +77,7 @@ def test_a_round_shows_the_policy_its_own_picture():
 
 
 def test_a_task_may_name_its_own_rounds_which_the_policy_does_not_see():
-    one = staged(task(text="p"), rounds=1, last=3, seed=5)
+    one = task_of_stage(task(text="p"), rounds=1, last=3, seed=5)
     asked = asks_of(reflected(4), one, [reply(), reply()])
     assert len(asked) == 2
     assert [part["type"] for part in asked[0].messages[0]["content"]] == ["text", "branch"]
@@ -88,13 +91,13 @@ def test_rounds_cost_two_more_walks_each_and_keep_no_graph():
         assert policy.calls == walks * 2 * 3
         assert one.decisions == 3  # the last walk's alone
         assert not any(turn.reply.trace.path.requires_grad for turn in one.turns)
-    assert measured(policy, WORLD, 0, 2)["calls@2"] == 5 * 2 * 3
+    assert logic_by_rounds(policy, WORLD, 0, 2)["calls@2"] == 5 * 2 * 3
 
 
 @pytest.mark.parametrize("batch", [2, 8, 256])
 def test_branches_share_their_drafts_and_their_trunk_at_any_batch(batch):
     """8 cuts groups of 5 in two, 2 lets every walk go alone: neither the pictures nor the cost may tell."""
-    tasks = [staged(WORLD.tasks()[i % 2], rounds=2, last=2, seed=i) for i in range(4)]
+    tasks = [task_of_stage(WORLD.tasks()[i % 2], rounds=2, last=2, seed=i) for i in range(4)]
     whole, policy = drawing(steps=4), drawing(steps=4, batch=batch)
     wanted, groups = (pt.rollout(reflected(2), tasks, {"policy": one}, 5) for one in (whole, policy))
     assert policy.calls == 2 * (4 * 2 * (4 + 4) + 4 * 2 + 4 * 5 * 2)  # drafts and the way back, trunks, branches
@@ -110,7 +113,7 @@ def test_a_shared_draft_is_decoded_once(tmp_path, monkeypatch):
     policy = diffusion(diffusion_checkpoints.stable_diffusion(tmp_path), pt.Denoising(steps=2), batch=4, device="cpu")
     decode, decoded = policy.vae.decode, []
     monkeypatch.setattr(policy.vae, "decode", lambda latents: decoded.append(len(latents)) or decode(latents))
-    pt.rollout(reflected(2), [staged(task(text="a cat"), 2, 1, 0)], {"policy": policy}, 5)
+    pt.rollout(reflected(2), [task_of_stage(task(text="a cat"), 2, 1, 0)], {"policy": policy}, 5)
     assert sum(decoded) == 2 + 5
 
 
@@ -119,8 +122,8 @@ def test_rounds_are_measured_as_they_were_trained(monkeypatch, arm, drafts):
     policy, asked = drawing(), []
     sample = policy.sample
     monkeypatch.setattr(policy, "sample", lambda asks: asked.extend(asks) or sample(asks))
-    monkeypatch.setattr(claims, "begun", lambda seed, quick: policy)
-    claims.ARMS[arm](0, True)
+    monkeypatch.setattr(lab, "base_policy", lambda seed, budget: policy)
+    lab.ARMS[arm](0, QUICK)
     assert any(one.temperature == 0 for one in asked) == drafts
 
 
@@ -227,22 +230,22 @@ def test_its_parts_compose_with_text(make):
 
 
 def test_stages_tell_tasks_their_rounds_and_their_branching():
-    source = Stages(Shuffled([task("a", text="p"), task("b", text="q")], 0), growing(4, 2), (1, 3), seed=0)
+    source = Curriculum(Shuffled([task("a", text="p"), task("b", text="q")], 0), rounds_by_stage(4, 2), (1, 3), seed=0)
     told = [source.take(2) for _ in range(5)]
     parts = [[one.prompt[-1]["content"] for one in stage] for stage in told]
     assert [[content[1]["rounds"] for content in stage] for stage in parts] == [[0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
     assert [stage[0][2]["last"] for stage in parts] == [1, 3, 1, 3, 1]
     assert len({content[2]["seed"] for stage in parts for content in stage}) == 10
     assert {text_of(one.prompt[-1]) for one in told[0]} == {"p", "q"}
-    plain = Stages(Shuffled([task()], 0), [0])
+    plain = Curriculum(Shuffled([task()], 0), [0])
     assert len(plain.take(1)[0].prompt[-1]["content"]) == 2  # no branching
     assert [one.key for one in source.items] == ["a", "b"]
     with pytest.raises(ValueError, match="empty"):
-        Stages(Shuffled([task()]), [])
+        Curriculum(Shuffled([task()]), [])
 
 
 def test_the_released_schedule():
-    rounds = growing(50, 5)
+    rounds = rounds_by_stage(50, 5)
     assert (rounds[0], rounds[4], rounds[5], rounds[-1]) == (0, 0, 1, 9)
 
 
@@ -251,7 +254,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     for steps in ((4,), (2, 4)):
         for total in steps:
             policy = drawing()
-            source = Stages(Shuffled(WORLD.tasks(), 0), growing(4, 2), (1, 2), seed=0)
+            source = Curriculum(Shuffled(WORLD.tasks(), 0), rounds_by_stage(4, 2), (1, 2), seed=0)
             run = pt.Run(tmp_path / f"{steps}", steps=total, tasks=2, lr=1e-2, quiet=True, resume=total != steps[0])
             session = pt.train(policy, source, recipe(BRIGHT, samples=4), run)
         ends.append((policy.state_dict(), [line["reward"] for line in session.history]))
@@ -276,14 +279,15 @@ def test_prompts_that_are_no_list_of_texts(tmp_path, text, message):
         read_prompts(str(file))
 
 
-def test_prompts_from_a_file(tmp_path):
+def test_prompts_from_a_file(tmp_path, capsys):
     file = tmp_path / "prompts.json"
     file.write_text('["a cat washing dishes", "a dog riding a bike"]')
     assert [one.prompt[0]["content"] for one in read_prompts(str(file))] == json.loads(file.read_text())
-    with pytest.raises(ValueError, match="--data .*nothing.json: there is no such file"):
+    with pytest.raises(ValueError, match="`data=.*nothing.json`: there is no such file"):
         read_prompts(str(tmp_path / "nothing.json"))
-    with pytest.raises(ValueError, match="--held-out nothing.json: there is no such file"):
-        full(str(file), held_out="nothing.json")
+    with pytest.raises(SystemExit):
+        main(["run", "srrl", "--scale", "full", "--data", str(file), "--held-out", "b=nothing.json"])
+    assert "--held-out nothing.json: there is no such file" in capsys.readouterr().err
     file.write_bytes(b'["caf\xe9"]')
     with pytest.raises(ValueError, match="prompts.json: it is not UTF-8, .* at byte 5"):
         read_prompts(str(file))
@@ -293,26 +297,38 @@ def test_prompts_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("group", "options", "message"),
     [
-        ({"every": 0}, "--every 0: it must be at least 1"),
-        ({"every": -3}, "--every -3"),
-        ({"branches": 0}, "--branches 0"),
-        ({"denoising": 0}, "--denoising 0"),
-        ({"rounds": -1}, "--rounds -1: it must be at least 0"),
-        ({"lora": -1}, "--lora -1"),
-        ({"at_once": 1}, "--at-once 1: it must be at least 2"),
-        ({"clip": -1.0}, "--clip -1.0: it must be above 0"),
-        ({"run": RunOptions("nowhere", steps=0)}, "--steps 0"),
+        (ReflectionOptions, {"every": 0}, "`every=0`: it must be at least 1"),
+        (ReflectionOptions, {"every": -3}, "`every=-3`"),
+        (ReflectionOptions, {"rounds": -1}, "`rounds=-1`: it must be at least 0"),
+        (ReflectionOptions, {"method": "ddpo", "rounds": 3}, "`rounds=3`: `method=ddpo` has no rounds of reflection"),
+        (DrawingOptions, {"denoising": 0}, "`denoising=0`"),
+        (DrawingOptions, {"lora": -1}, "`lora=-1`"),
+        (DrawingOptions, {"at_once": 1}, "`at_once=1`: it must be at least 2"),
     ],
 )
-def test_numbers_that_make_no_run_are_refused_before_anything_is_read(option, message):
+def test_numbers_that_make_no_run_are_refused(group, options, message):
     with pytest.raises(ValueError, match=message):
-        full("nothing.json", **option)
+        group(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--branches 0", "--branches 0"),
+        ("--clip -1.0", "--clip -1.0: it must be above 0"),
+        ("--sampler vllm", "--sampler: this runs in one process, since a diffusion model's UNet is not sharded"),
+    ],
+)
+def test_options_that_make_no_run_are_refused_before_anything_is_read(options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "srrl", "--scale", "full", "--data", "nothing.json", *options.split()])
+    assert message in capsys.readouterr().err
 
 
 def test_a_laptop_run_goes_no_rounds_below_none():
-    with pytest.raises(ValueError, match="--rounds -1"):
+    with pytest.raises(ValueError, match="`rounds=-1`"):
         laptop(rounds=-1)
 
 
@@ -322,16 +338,17 @@ def test_a_resume_may_change_the_batch_but_not_what_is_learned(tmp_path):
     data.write_text('["a cat", "a dog"]')
     own.write_text("def bright(reply, prompt):\n    return float(reply.mean())\n")
 
-    def run(steps, resume=True, **options):
-        plan = RunOptions(str(tmp_path / "run"), steps=steps, tasks=2, lr=1e-4, resume=resume, quiet=True)
-        small = {"branches": 2, "rounds": 1, "every": 1, "denoising": 2, "lora": 2, "device": "cpu", **options}
-        return full(str(data), model, plan, f"{own}:bright", **small)
+    small = "--branches 2 --rounds 1 --every 1 --denoising 2 --lora 2 --device cpu --tasks 2 --lr 1e-4 --quiet"
+    given = ["--data", str(data), "--model", model, "--reward", f"{own}:bright", "--out", str(tmp_path / "run")]
 
-    run(1, resume=False)
-    for option, message in (({"bf16": True}, "bf16 = False"), ({"held_out": str(data)}, "held_out = None")):
+    def run(*more):
+        return bind(learn, [*given, *small.split(), *more], "srrl").run()
+
+    run("--steps", "1")
+    for option, message in ((["--bf16"], "bf16 = False"), (["--held-out", str(data)], "held_out = ")):
         with pytest.raises(ValueError, match=f"started with {message}"):
-            run(2, **option)
-    assert len(run(2, at_once=2).history) == 2
+            run("--steps", "2", "--resume", *option)
+    assert len(run("--steps", "2", "--resume", "--at-once", "2").history) == 2
 
 
 # ---- the log-probability's reduction and the clip range (a trap of the release)
@@ -403,15 +420,15 @@ def test_clip_scores_a_picture_by_its_prompt(tmp_path):
 
 def test_rewards_by_name(tmp_path):
     with pytest.raises(ValueError, match="write clip=MODEL"):
-        graded_by("clip", None)
+        reward_of("clip", None)
     with pytest.raises(ValueError, match="no loadable processor"):
-        graded_by(f"clip={tmp_path}", None)
+        reward_of(f"clip={tmp_path}", None)
     folder = diffusion_checkpoints.clip(tmp_path / "clip")
     for weights in (tmp_path / "clip").glob("*.safetensors"):
         weights.unlink()
-    with pytest.raises(ValueError, match=f"--reward clip={folder}: it has no loadable model"):
-        graded_by(f"clip={folder}", None)
+    with pytest.raises(ValueError, match=f"`reward` clip={folder}: it has no loadable model"):
+        reward_of(f"clip={folder}", None)
     file = tmp_path / "own.py"
     file.write_text("def bright(reply, prompt):\n    return float(reply.mean())\n")
     one = rounds_of(0.25)
-    assert [score.value for score in graded_by(f"{file}:bright", None)([one])] == [0.25]
+    assert [score.value for score in reward_of(f"{file}:bright", None)([one])] == [0.25]

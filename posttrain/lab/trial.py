@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from posttrain.core import Env, Metrics, Reward, Sampler, Task
 from posttrain.episode import single_turn
 from posttrain.evaluation import Evaluation, evaluate
+from posttrain.lab.world import pictures
 from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
@@ -25,6 +26,7 @@ from posttrain.step import train_in_memory
 from posttrain.stream import Source
 
 Measures: TypeAlias = Mapping[str, float]
+AnySize = TypeVar("AnySize", Size, pictures.Size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Budget:
     def items(self, wanted: int) -> int:
         return wanted if self.most_items is None else min(wanted, self.most_items)
 
-    def size(self, wanted: Size) -> Size:
+    def size(self, wanted: AnySize) -> AnySize:
         """The base model's size, trained for fewer steps."""
         return wanted if self.most_warm is None else replace(wanted, steps=min(wanted.steps, self.most_warm))
 

@@ -7,7 +7,8 @@ next, p, by what the network makes of e (DDIM, arXiv:2010.02502, Eq. 12 and 16):
     sigma^2 = eta^2 (1 - p) / (1 - a) (1 - a / p)
     mean    = sqrt(p) x0 + sqrt(1 - p - sigma^2) e           and the decision is drawn from N(mean, sigma^2)
 
-Eta 0 has no noise, and nothing is decided. The way back (inversion) takes the same steps from p to a without noise.
+Eta is the temperature. At 0 there is no noise, and nothing is decided. The way back (inversion) takes the same steps
+from p to a without noise.
 """
 
 from __future__ import annotations
@@ -45,21 +46,21 @@ class Schedule:
             self, timesteps=self.timesteps.to(device), level=self.level.to(device), after=self.after.to(device)
         )
 
-    def sigma(self, step: Tensor, eta: Tensor) -> Tensor:
-        """[N] what the schedule says, of steps [N] under an eta [N]; it may be 0."""
+    def sigma(self, step: Tensor, temperature: Tensor) -> Tensor:
+        """[N] what the schedule says, of steps [N] at a temperature [N]; it may be 0."""
         a, p = self.level[step], self.after[step]
-        return eta * ((1 - p) / (1 - a) * (1 - a / p)).clamp(min=0).sqrt()
+        return temperature * ((1 - p) / (1 - a) * (1 - a / p)).clamp(min=0).sqrt()
 
-    def width(self, step: Tensor, eta: Tensor) -> Tensor:
-        """[N] the deviation with which a step is drawn: sigma, or the least there is; 0 where eta is."""
-        sigma = self.sigma(step, eta)
-        return torch.where(eta > 0, sigma.clamp(min=self.least_sigma), sigma)
+    def width(self, step: Tensor, temperature: Tensor) -> Tensor:
+        """[N] the deviation with which a step is drawn: sigma, or the least there is; 0 where the temperature is."""
+        sigma = self.sigma(step, temperature)
+        return torch.where(temperature > 0, sigma.clamp(min=self.least_sigma), sigma)
 
-    def mean(self, x: Tensor, predicted: Tensor, step: Tensor, eta: Tensor) -> Tensor:
+    def mean(self, x: Tensor, predicted: Tensor, step: Tensor, temperature: Tensor) -> Tensor:
         """[N, C, H, W] around which the next picture is drawn, of pictures x at their `step` [N]."""
         p = self.after[step]
         x0, noise = self.parts(x, predicted, self.level[step])
-        return wide(p.sqrt()) * x0 + wide((1 - p - self.sigma(step, eta).square()).clamp(min=0).sqrt()) * noise
+        return wide(p.sqrt()) * x0 + wide((1 - p - self.sigma(step, temperature).square()).clamp(min=0).sqrt()) * noise
 
     def back(self, x: Tensor, predicted: Tensor, step: Tensor) -> Tensor:
         """From the level after `step` [N] to the one before it, as predicted at its timestep: DDIM inversion."""

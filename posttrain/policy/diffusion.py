@@ -36,6 +36,7 @@ from posttrain.policy.denoise import (
     wide,
 )
 from posttrain.policy.latents import Latents, Wanted, branch_of, text_of
+from posttrain.policy.pipeline_folder import has_adapter, write_pipeline
 from posttrain.policy.trained import restore, trained
 from posttrain.seeding import mix
 
@@ -47,7 +48,7 @@ class Denoising:
     """How pictures are drawn. Weights are of classifier-free guidance: 0 unconditional, 1 conditional."""
 
     steps: int = 20  # T
-    eta: float = 1.0  # of replies whose ask names no temperature
+    temperature: float = 1.0  # of replies whose ask names no temperature
     guidance: float = 5.0  # of replies with decisions, in sampling and in training
     w_denoise: float = 3.0  # of drafts: replies at temperature 0
     w_invert: float = 0.1  # of the way back to noise
@@ -104,15 +105,15 @@ class DiffusionPolicy:
         shown = [message for message in ask.messages if message["role"] == "assistant"]
         start = self.latents_of(shown[-1]) if shown else None
         number = start.round + 1 if start else 0
-        eta = self.denoising.eta if ask.temperature is None else ask.temperature
-        if eta < 0:
-            raise ValueError(f"temperature {eta}: it is the eta of DDIM, 0 or more")
+        temperature = self.denoising.temperature if ask.temperature is None else ask.temperature
+        if temperature < 0:
+            raise ValueError(f"temperature {temperature}: it must be 0 or more")
         branch, steps = branch_of(asked[-1]), self.denoising.steps
         last = branch["last"] if branch else steps
         if not 1 <= last <= steps:
             raise ValueError(f"branching over the last {last} steps of a walk of {steps}")
         trunk = mix(branch["seed"], number) if branch else ask.seed
-        return Wanted(text_of(asked[-1]), start, number, eta, trunk, ask.seed, last if eta else 0)
+        return Wanted(text_of(asked[-1]), start, number, temperature, trunk, ask.seed, last if temperature else 0)
 
     def latents_of(self, message: Message) -> Latents:
         trace = message["reply"].trace if "reply" in message else None
@@ -172,7 +173,7 @@ class DiffusionPolicy:
         heads = list({one.key: one for one in asked}.values())
         place = {one.key: i for i, one in enumerate(heads)}
         trunks = torch.cat([self.trunk(heads[part]) for part in self.portions(len(heads))])
-        if not asked[0].eta:  # one reply to all of them, so that what follows it can be shared as well
+        if not asked[0].temperature:  # one reply to all of them, so that what follows it can be shared as well
             drafts = [self.reply(one, x[None], x.new_zeros(0)) for one, x in zip(heads, trunks, strict=True)]
             return [drafts[place[one.key]] for one in asked]
         replies: list[Reply] = []
@@ -180,7 +181,7 @@ class DiffusionPolicy:
             some = asked[part]
             begun = trunks[[place[one.key] for one in some]]
             steps = range(len(self.schedule) - some[0].last, len(self.schedule))
-            path, logp = self.walked(begun, [(one.prompt, one.own) for one in some], some[0].eta, steps)
+            path, logp = self.walks(begun, [(one.prompt, one.own) for one in some], some[0].temperature, steps)
             replies += map(self.reply, some, path, logp)
         return replies
 
@@ -191,41 +192,43 @@ class DiffusionPolicy:
     def trunk(self, heads: Sequence[Wanted]) -> Tensor:
         """[B, C, H, W] where the decisions of walks of one kind begin; of drafts, which have none, the end."""
         asked = [(one.prompt, one.trunk) for one in heads]
-        path, _ = self.walked(self.begun(heads), asked, heads[0].eta, range(len(self.schedule) - heads[0].last))
+        path, _ = self.walks(self.starts(heads), asked, heads[0].temperature, range(len(self.schedule) - heads[0].last))
         return path[:, -1]
 
     def reply(self, one: Wanted, path: Tensor, logp: Tensor) -> Reply:
         trace = Latents(one.prompt, path.cpu(), one.round)
-        return Reply(self.picture(path[-1]), logp.cpu(), trace, "end", self.version, one.eta)
+        return Reply(self.picture(path[-1]), logp.cpu(), trace, "end", self.version, one.temperature)
 
-    def begun(self, heads: Sequence[Wanted]) -> Tensor:
+    def starts(self, heads: Sequence[Wanted]) -> Tensor:
         """[B, C, H, W] the noise at which walks of one kind begin."""
-        starts = [one.start.path[-1] for one in heads if one.start]
-        if not starts:
+        ends = [one.start.path[-1] for one in heads if one.start]
+        if not ends:
             return self.noise([mix(one.trunk, "start") for one in heads], 1)[:, 0]
-        x, given = torch.stack(starts).to(self.device), self.conditions([one.prompt for one in heads])
+        x, given = torch.stack(ends).to(self.device), self.conditions([one.prompt for one in heads])
         for step in reversed(range(len(self.schedule))):
             steps = torch.full((len(x),), step, device=self.device)
             x = self.schedule.back(x, self.predicted(x, steps, given, self.denoising.w_invert), steps)
         return x
 
-    def walked(self, x: Tensor, asked: Sequence[tuple[str, int]], eta: float, steps: range) -> tuple[Tensor, Tensor]:
+    def walks(
+        self, x: Tensor, asked: Sequence[tuple[str, int]], temperature: float, steps: range
+    ) -> tuple[Tensor, Tensor]:
         """Paths [B, N + 1, C, H, W] over N steps from pictures x, by the prompt and the seed of each, and their
         log-probabilities [B, N], or [B, 0] without noise."""
         path, logp = [x], [x.new_zeros(len(x), 0)]
         given = self.conditions([prompt for prompt, _ in asked]) if steps else (x, x)
-        noise = self.noise([mix(seed, "steps") for _, seed in asked], len(steps)) if eta else None
-        weight = self.denoising.guidance if eta else self.denoising.w_denoise
+        noise = self.noise([mix(seed, "steps") for _, seed in asked], len(steps)) if temperature else None
+        weight = self.denoising.guidance if temperature else self.denoising.w_denoise
         for i, number in enumerate(steps):
             step = torch.full((len(x),), number, device=self.device)
-            etas = torch.full((len(x),), eta, device=self.device)
-            x = mean = self.schedule.mean(x, self.predicted(x, step, given, weight), step, etas)
+            temperatures = torch.full((len(x),), temperature, device=self.device)
+            x = mean = self.schedule.mean(x, self.predicted(x, step, given, weight), step, temperatures)
             if noise is not None:
-                width = self.schedule.width(step, etas)
+                width = self.schedule.width(step, temperatures)
                 x = mean + wide(width) * noise[:, i]
                 logp.append(gaussian_logp(x, mean, width, self.denoising.reduction)[:, None])
             path.append(x)
-        return torch.stack(path if eta or not steps else path[-1:], 1), torch.cat(logp, 1)
+        return torch.stack(path if temperature or not steps else path[-1:], 1), torch.cat(logp, 1)
 
     def noise(self, seeds: Sequence[int], count: int) -> Tensor:
         """[B, count, C, H, W] of a standard Gaussian: the same for a seed, whatever the others and the device."""
@@ -279,15 +282,15 @@ class DiffusionPolicy:
         total, counts = len(self.schedule), [len(reply.logp) for reply in drawn]
         before, after = (torch.cat([path[at] for path in paths]).to(self.device) for at in (slice(-1), slice(1, None)))
         step = torch.cat([torch.arange(total - count, total) for count in counts]).to(self.device)
-        eta = torch.tensor([reply.temperature for reply in drawn]).repeat_interleave(torch.tensor(counts))
-        eta = eta.to(self.device)
+        temperature = torch.tensor([reply.temperature for reply in drawn]).repeat_interleave(torch.tensor(counts))
+        temperature = temperature.to(self.device)
         encoded, of_turn = self.conditions([reply.trace.prompt for reply in drawn])
         place = of_turn.repeat_interleave(torch.tensor(counts, device=self.device))
-        width, how = self.schedule.width(step, eta), self.denoising
+        width, how = self.schedule.width(step, temperature), self.denoising
 
         def scored(part: slice) -> Tensor:
             predicted = self.predicted(before[part], step[part], (encoded, place[part]), how.guidance)
-            mean = self.schedule.mean(before[part], predicted, step[part], eta[part])
+            mean = self.schedule.mean(before[part], predicted, step[part], temperature[part])
             return gaussian_logp(after[part], mean, width[part], how.reduction)
 
         parts = list(self.portions(len(step)))
@@ -311,7 +314,7 @@ class DiffusionPolicy:
     def frozen(self) -> DiffusionPolicy:
         """The policy as it is now, for a reference. Under LoRA: the same model with its adapter switched off."""
         twin = copy.copy(self)
-        if adapted(self.unet):
+        if has_adapter(self.unet):
             twin.adapter = False
         else:
             twin.unet = copy.deepcopy(self.unet).requires_grad_(False)
@@ -341,13 +344,13 @@ class DiffusionPolicy:
 
     def save(self, path: Path) -> None:
         """A folder in diffusers' layout; a LoRA adapter is merged into it, and kept beside it in `adapter/`."""
-        from posttrain.policy.pipeline import write
-
-        write(self, path)
-
-
-def adapted(unet: Any) -> bool:
-    return bool(getattr(unet, "peft_config", None))
+        parts = {
+            "unet": self.unet,
+            "scheduler": self.scheduler,
+            "text_encoder": self.encoder,
+            "tokenizer": self.tokenizer,
+        }
+        write_pipeline(parts if self.vae is None else {**parts, "vae": self.vae}, path)
 
 
 def pieces(count: int, most: int) -> Iterator[slice]:

@@ -27,14 +27,14 @@ class Wanted:
     prompt: str
     start: Latents | None  # to be led back to noise; None: fresh noise
     round: int
-    eta: float
+    temperature: float
     trunk: int  # seed of the noise up to the decisions
     own: int  # seed of theirs
     last: int  # how many decisions
 
     @property
     def kind(self) -> tuple[float, bool, int]:
-        return self.eta, self.start is None, self.last
+        return self.temperature, self.start is None, self.last
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -1,23 +1,19 @@
-"""Diffusion checkpoints in the layout of diffusers: a folder, or a repository of the Hub, with a part in each folder.
+"""Reads diffusion checkpoints in the layout of diffusers: a folder, or a repository of the Hub, a part in each folder.
 
 unet/  scheduler/  text_encoder/  tokenizer/        and vae/, where the UNet works on latents
 """
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.policy.load import first_line, keep_freed_memory, picked, set_threads
 from posttrain.policy.text import quiet
-
-if TYPE_CHECKING:
-    from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # what SRRL's and DDPO's releases adapt
 EXTRA = "a diffusion policy needs the extra: pip install 'posttrain[diffusion]'"
@@ -49,8 +45,6 @@ def diffusion(
     batch  latents in the UNet at a time: memory, never the result
     Raises ValueError naming what is missing: the folder, a part of it, the extra; or why its UNet cannot be asked.
     """
-    from posttrain.policy.diffusion import Denoising, DiffusionPolicy
-
     autoencoder, unets, schedulers = diffusers_parts()
     from transformers import CLIPTextModel
 
@@ -121,31 +115,3 @@ def adapt(unet: Any, rank: int) -> None:
         raise ValueError("`lora` needs the extra: pip install 'posttrain[lora]'") from error
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION))
-
-
-def write(policy: DiffusionPolicy, path: Path) -> None:
-    """Every part in its folder, and the index by which diffusers' `StableDiffusionPipeline` finds them."""
-    import diffusers
-
-    from posttrain.policy.diffusion import adapted
-
-    unet = policy.unet
-    if adapted(unet):
-        unet.save_lora_adapter(path / "adapter")
-        unet = copy.deepcopy(unet)
-        unet.fuse_lora()
-        unet.unload_lora()
-    parts = {"unet": unet, "scheduler": policy.scheduler, "text_encoder": policy.encoder, "tokenizer": policy.tokenizer}
-    parts |= {} if policy.vae is None else {"vae": policy.vae}
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-    }
-    for name, thing in parts.items():
-        with quiet():
-            thing.save_pretrained(path / name)
-        index[name] = [type(thing).__module__.partition(".")[0], type(thing).__name__]
-    (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -126,6 +126,10 @@ class Thirds:
     def __init__(self, tasks: Mapping[str, Sequence[Task]], seed: int):
         self.streams = {kind: Shuffled(tasks[kind], mix(seed, kind)) for kind in KINDS}
 
+    @property
+    def items(self) -> list[Task]:
+        return [task for stream in self.streams.values() for task in stream.items]
+
     def take(self, count: int) -> list[Task]:
         each, over = divmod(count, len(KINDS))
         return [one for i, kind in enumerate(KINDS) for one in self.streams[kind].take(each + (i < over))]

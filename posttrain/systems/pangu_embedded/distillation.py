@@ -1,9 +1,9 @@
-"""Iterative distillation: what the model half knows is taught to it by the shortest right answers, again and again.
+"""Iterative distillation: the shortest right answers to what the model half knows are taught to it, again and again.
 
 complexity   C = 1 - (1/k) sum 1[answer i is right], over k samples of the student as it is
 selection    weight exp(-(C - mu)^2 / 2 sigma^2): around medium complexity
 merging      Theta_t = Theta_{t-1} + lambda mean_i(theta_i - Theta_{t-1}), over checkpoints of an iteration
-(Pangu Embedded, arXiv:2505.22375, Sec. 3.2 as it was reported to us; mu, sigma, k and lambda are not public: ours.)
+(Sec. 3.2 of the paper as it was reported to us. Mu, sigma, k and lambda are not public; these are ours.)
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from posttrain.core import Reward, Sampler, Score, Task
-from posttrain.data import Demonstration
-from posttrain.episode import assistant, rollout, single_turn
+from posttrain.core import Policy, Reward, Rollout, Sampler, Task
+from posttrain.episode import single_turn
 from posttrain.evaluation import evaluate
-from posttrain.reward import graded
+from posttrain.group import played_and_graded
 from posttrain.seeding import mix
 
 Item = TypeVar("Item")
@@ -41,7 +40,7 @@ def medium(c: float, mu: float = 0.5, sigma: float = 0.25) -> float:
     return math.exp(-((c - mu) ** 2) / (2 * sigma**2))
 
 
-def selected(items: Sequence[Item], weights: Sequence[float], count: int, seed: int) -> list[Item]:
+def weighted_sample(items: Sequence[Item], weights: Sequence[float], count: int, seed: int) -> list[Item]:
     """`count` items drawn without replacement, in the order of the draws, with chances in proportion to their weights.
 
     (Efraimidis and Spirakis 2006.)
@@ -51,28 +50,76 @@ def selected(items: Sequence[Item], weights: Sequence[float], count: int, seed: 
     return [items[i] for i in sorted(range(len(items)), key=lambda i: -keys[i])[:count]]
 
 
+class ByComplexity:
+    """A source of tasks: epoch after epoch the `share` of them that is drawn around medium complexity."""
+
+    def __init__(self, tasks: Sequence[Task], complexities: Mapping[str, float], seed: int, share: float = 0.5):
+        self.tasks, self.seed, self.cursor = list(tasks), seed, 0
+        self.weights = [medium(complexities[task.key]) for task in tasks]
+        self.count = max(int(share * len(self.tasks)), 1)
+        self.epoch, self.order = -1, list[Task]()
+
+    @property
+    def items(self) -> list[Task]:
+        return self.tasks
+
+    def take(self, count: int) -> list[Task]:
+        return [self.next() for _ in range(count)]
+
+    def next(self) -> Task:
+        epoch, place = divmod(self.cursor, self.count)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = weighted_sample(self.tasks, self.weights, self.count, mix(self.seed, "epoch", epoch))
+        self.cursor += 1
+        return self.order[place]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cursor = state["cursor"]
+
+
 def shortest_right(
     teacher: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int = 4, seed: int = 0
-) -> dict[str, Demonstration]:
+) -> dict[str, str]:
     """By the task's key, the shortest of the teacher's answers that are right; a task without one is left out.
 
     `verify` may be several checks after another (`first(rules, model)`): rules, and a model where they cannot decide.
     """
-    kept: dict[str, Demonstration] = {}
-    for group in rollout(single_turn, tasks, {"policy": teacher}, candidates, seed):
-        scores = graded(verify, group)
-        right = [
-            one
-            for one, score in zip(group, scores, strict=True)
-            if isinstance(score, Score) and score.value >= RIGHT and not one.truncated
-        ]
-        if right:
-            best = min(right, key=lambda one: one.decisions or len(one.text))
-            kept[best.task.key] = Demonstration((*best.task.prompt, assistant(best.text)))
+    kept: dict[str, str] = {}
+    for group in right_answers(teacher, tasks, verify, candidates, seed):
+        whole = [one for one in group if not one.truncated]
+        if whole:
+            best = min(whole, key=lambda one: one.decisions or len(one.text))
+            kept[best.task.key] = best.text
     return kept
 
 
-def merged(
+def first_right(teacher: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int, seed: int) -> dict[str, str]:
+    """By the task's key, the first right answer."""
+    kept: dict[str, str] = {}
+    for group in right_answers(teacher, tasks, verify, candidates, seed):
+        for one in group:
+            kept.setdefault(one.task.key, one.text)
+    return kept
+
+
+def right_answers(
+    teacher: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int, seed: int
+) -> list[list[Rollout]]:
+    """[P] those of `candidates` answers to each task that are right. Of several ranks each asks for its share."""
+    found, _ = played_and_graded(tasks, single_turn, verify, {"policy": teacher}, candidates, seed)
+    return [[one for one, score in group.valid if score.value >= RIGHT] for group in found]
+
+
+def weights_of(policy: Policy) -> dict[str, Tensor]:
+    """A copy of the parameters that are trained."""
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+def merged_weights(
     before: Mapping[str, Tensor], checkpoints: Sequence[Mapping[str, Tensor]], share: float
 ) -> dict[str, Tensor]:
     """The weights of the last iteration moved by `share` of the mean change, in float32; integer buffers of the last.
@@ -91,7 +138,7 @@ def merged(
     return out
 
 
-def iterations(
+def iterate(
     measure: Callable[[int], Mapping[str, float]],
     teach: Callable[[Sequence[str], int], None],
     keys: Sequence[str],
@@ -104,5 +151,5 @@ def iterations(
     """`count` times: measure the complexity of every task for the student as it is, select, teach the selection."""
     for number in range(count):
         found = measure(number)
-        chosen = selected(keys, [weight(found[key]) for key in keys], each, mix(seed, "selection", number))
+        chosen = weighted_sample(keys, [weight(found[key]) for key in keys], each, mix(seed, "selection", number))
         teach(chosen, number)

@@ -25,7 +25,7 @@ META: Mapping[Mode, str] = {  # as recalled from the paper; the automatic one is
 SAMPLES, LEAST = 4, 3  # fast answers of a prompt, and how many must be right: one lucky guess does not make it easy
 
 
-def moded(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
+def with_mode(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
     """The messages with the mode before them; a system message of theirs follows it in the same message."""
     if messages and messages[0]["role"] == "system":
         return (system(f"{META[mode]}\n{messages[0]['content']}"), *messages[1:])
@@ -33,7 +33,7 @@ def moded(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
 
 
 def in_mode(tasks: Sequence[Task], mode: Mode) -> list[Task]:
-    return [replace(task, prompt=moded(task.prompt, mode)) for task in tasks]
+    return [replace(task, prompt=with_mode(task.prompt, mode)) for task in tasks]
 
 
 def fast_enough(
@@ -44,7 +44,7 @@ def fast_enough(
     return [sum(value >= RIGHT for value in values) >= least for values in found.values]
 
 
-def fused(
+def fusion_set(
     tasks: Sequence[Task], easy: Sequence[bool], fast: Mapping[str, str], slow: Mapping[str, str]
 ) -> list[Demonstration]:
     """Each task three times: in automatic mode with the reply that its label asks for, and in both manual modes.
@@ -60,5 +60,5 @@ def fused(
         ]
         for mode, replies in wanted:
             if task.key in replies:
-                out.append(Demonstration((*moded(task.prompt, mode), assistant(replies[task.key]))))
+                out.append(Demonstration((*with_mode(task.prompt, mode), assistant(replies[task.key]))))
     return out

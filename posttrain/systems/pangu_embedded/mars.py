@@ -1,8 +1,8 @@
 """MARS: a router of rewards, each source on a scale of its own.
 
-A prompt's source says who grades it: rules for mathematics, tests for code, a preference model for the rest. Raw, the
-source with the largest scale rules a mixed batch. "Adaptive" is not defined in public; here a source's rewards are
-z-scored over a window of its last ones, and those of a source without bounds may be squashed into (0, 1).
+A prompt's source says who grades it: rules for mathematics, tests for code, a preference model for the rest. With raw
+rewards the source with the largest scale rules a mixed batch. "Adaptive" is not defined in public; here a source's
+rewards are z-scored over a window of its last ones, and those of a source without bounds may be squashed into (0, 1).
 """
 
 from __future__ import annotations
@@ -45,15 +45,19 @@ class Router:
             raise ValueError(f"a task of the source {name!r}, which has no reward: there are {sorted(self.rewards)}")
         scores = graded(self.rewards[name], group)
         self.seen[name].extend(score.value for score in scores if isinstance(score, Score))
-        return [self.scaled(name, score) if isinstance(score, Score) else score for score in scores]
+        return [self.rescale(name, score) if isinstance(score, Score) else score for score in scores]
 
-    def scaled(self, name: str, score: Score) -> Score:
+    def rescale(self, name: str, score: Score) -> Score:
         how, value = self.scaling.get(name, "none"), score.value
         if how != "none":
             value = (value - statistics.fmean(self.seen[name])) / (statistics.pstdev(self.seen[name]) + 1e-6)
         if how == "sigmoid":
             value = 1 / (1 + math.exp(-value))
         return replace(score, value=value, parts={**score.parts, name: score.value})
+
+    def on_scales(self, scaling: Mapping[str, Scaling]) -> Router:
+        """The same rewards on these scales; it remembers nothing."""
+        return Router(self.rewards, self.source, scaling, self.window)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: list(values) for name, values in self.seen.items()}
@@ -65,31 +69,31 @@ class Router:
 
 def with_auxiliaries(
     reward: Reward,
-    formed: Callable[[str], bool],
+    well_formed: Callable[[str], bool],
     *,
     format_weight: float = 0.1,
     repetition_weight: float = 0.2,
     width: int = 8,
 ) -> Reward:
-    """R = r + 0.1 [well formed] - 0.2 (share of repeated 8-grams of words): for every source alike (weights: ours)."""
+    """R = r + 0.1 [well formed] - 0.2 (share of repeated 8-grams of words), of every source. The weights are ours."""
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
+    def with_parts(group: Group) -> list[Score | Invalid]:
         return [
-            added(one, score) if isinstance(score, Score) else score
+            add_parts(one, score) if isinstance(score, Score) else score
             for one, score in zip(group, graded(reward, group), strict=True)
         ]
 
-    def added(one: Rollout, score: Score) -> Score:
-        form, again = float(formed(one.text)), repeated(one.text.split(), width)
+    def add_parts(one: Rollout, score: Score) -> Score:
+        form, again = float(well_formed(one.text)), repetition(one.text.split(), width)
         value = score.value + format_weight * form - repetition_weight * again
         return replace(
             score, value=value, parts={**score.parts, "task": score.value, "format": form, "repetition": again}
         )
 
-    return wrapped
+    return with_parts
 
 
-def repeated(words: Collection[Any], width: int = 8) -> float:
+def repetition(words: Collection[Any], width: int = 8) -> float:
     """The share of n-grams that have occurred before, in [0, 1]."""
     listed = list(words)
     grams = [tuple(listed[i : i + width]) for i in range(len(listed) - width + 1)]

@@ -11,6 +11,7 @@ serve evaluation, and as demonstrations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -49,6 +50,9 @@ class Repaired:
 
     def __post_init__(self):
         self.note = tuple(self.policy.chat.encode(NOTE))
+
+    def whole(self) -> AbstractContextManager[None]:
+        return self.policy.whole()
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         return in_order(self.stream(asks))

@@ -1,92 +1,134 @@
-"""The stages on a checkpoint and data of the user's own."""
+"""Distil, reinforce, fuse: on a checkpoint and data of the user's own, each on the model of the one before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
-from posttrain.cli.options import RunOptions, TaskOptions, one_of
-from posttrain.core import Invalid, Reward, Sampler, Score, Task
-from posttrain.episode import rollout, single_turn
+from posttrain import grade as grades
+from posttrain import ranks
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least, one_of
+from posttrain.cli.plan.workload import longest_row
+from posttrain.core import Reward, Sampler, Task
+from posttrain.data import Demonstration
+from posttrain.episode import assistant
+from posttrain.policy.scoring import reward_of
 from posttrain.policy.text import TextPolicy
-from posttrain.reward import graded
+from posttrain.reward import each
+from posttrain.run.directory import Directory, read_json, write_json
+from posttrain.run.folder import prepare_folder
 from posttrain.run.session import Session
+from posttrain.run.settings import Run
+from posttrain.sampler.scorer import is_address
+from posttrain.scale.place import distribute
 from posttrain.seeding import mix
+from posttrain.step import train
 from posttrain.supervised import sft
+from posttrain.systems.pangu_embedded import recipe
 from posttrain.systems.pangu_embedded.distillation import (
-    RIGHT,
+    ByComplexity,
     complexity,
-    iterations,
-    medium,
-    merged,
-    selected,
+    first_right,
+    iterate,
+    merged_weights,
     shortest_right,
+    weights_of,
 )
-from posttrain.systems.pangu_embedded.dual import fast_enough, fused, in_mode
+from posttrain.systems.pangu_embedded.dual import fast_enough, fusion_set, in_mode
 from posttrain.systems.pangu_embedded.mars import Router, Scaling
+from posttrain.systems.pangu_embedded.repair import Repaired
 
-MAIN = "main"  # the source of --data
+MAIN = "main"  # the source of `data`
+CANDIDATES = 4  # answers of a teacher to a task
+SHARE = 0.33  # of the tasks that the teacher can answer, taught in an iteration
+ANSWERS = "answers.json"
 
 
-class ByComplexity:
-    """A source of tasks: epoch after epoch the `share` of them that is drawn around medium complexity."""
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Whose answers are learned."""
 
-    def __init__(self, tasks: Sequence[Task], complexities: Mapping[str, float], seed: int, share: float = 0.5):
-        self.tasks, self.seed, self.cursor = list(tasks), seed, 0
-        self.weights = [medium(complexities[task.key]) for task in tasks]
-        self.count = max(int(share * len(self.tasks)), 1)
-        self.epoch, self.order = -1, list[Task]()
+    teacher: str | None = None
+    """A chat server (http://...), a Hub id or a folder; the model itself if not given."""
+    repair: bool = False
+    """Break loops in the replies of a teacher that runs in this process, the model itself included."""
 
-    @property
-    def items(self) -> list[Task]:
-        return self.tasks
+    def __post_init__(self):
+        if self.repair and self.teacher and is_address(self.teacher):
+            raise ValueError("`repair=True`: the replies of a server cannot be cut and continued here; leave it out")
 
-    def take(self, count: int) -> list[Task]:
-        return [self.next() for _ in range(count)]
-
-    def next(self) -> Task:
-        epoch, place = divmod(self.cursor, self.count)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.order = selected(self.tasks, self.weights, self.count, mix(self.seed, "epoch", epoch))
-        self.cursor += 1
-        return self.order[place]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"cursor": self.cursor}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.cursor = state["cursor"]
+    def sampler(self, model: ModelOptions, policy: TextPolicy, player: Sampler) -> Sampler:
+        """The teacher; without one the policy, which `player` plays where nothing is to be repaired."""
+        if not self.teacher:
+            return Repaired(policy) if self.repair else player
+        found = model.player(self.teacher)
+        return Repaired(found) if self.repair and isinstance(found, TextPolicy) else found
 
 
 # ---- reinforcement: tasks and rewards of several sources
+
+
+def reinforce(
+    task: TaskOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    run: Run = Run("runs/pangu-embedded", steps=200, tasks=64),
+    also: str = "",
+    kl: float = 0.0,
+    samples: int = 8,
+    curriculum: bool = False,
+    held_out: tuple[str, ...] = (),
+) -> Session:
+    """MARS on your checkpoint: each source's rewards on a scale of its own, flat groups left out of the loss.
+
+    also        more sources, as name=file=grade,...; a grade is one of those of `grade`, or a reward model (folder, Hub
+                id or address of posttrain serve)
+    kl          weight of the divergence from the model it starts from
+    samples     samples of a task
+    curriculum  draw tasks around medium complexity, measured first
+    held_out    data of tasks that are only evaluated, by `grade`: FILE, or NAME=FILE
+    """
+    policy = model.policy()
+    tasks, router = sources(task, also)
+    tests = {name: of_source(MAIN, some) for name, some in task.tests(held_out).items()}
+    reference = policy.frozen() if kl else None
+    made = replace(recipe(router, kl=kl, reference=reference, samples=samples), evaluation=router.on_scales({}))
+    drawn: Any = tasks
+    if curriculum and not run.dry_run:
+        ranks.first(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
+        distribute(policy, made)
+        bounded = router.on_scales({name: how for name, how in router.scaling.items() if how == "sigmoid"})
+        with scale.playing(policy, run.out, tasks) as player:
+            drawn = ByComplexity(tasks, complexity(player, tasks, bounded, seed=run.seed), run.seed)
+    return scale.train(policy, drawn, made, run, held_out=tests)
 
 
 def source_of(task: Task) -> str:
     return task.key.partition(":")[0]
 
 
-def sources(
-    task: TaskOptions, also: str, grader: Callable[[str], tuple[Reward, Scaling]], window: int = 256
-) -> tuple[list[Task], Router]:
-    """The tasks of `--data` and of every `name=file=grade` in `also`, and the router of their rewards.
+def of_source(name: str, tasks: Sequence[Task]) -> list[Task]:
+    return [replace(one, key=f"{name}:{one.key}") for one in tasks]
+
+
+def sources(task: TaskOptions, also: str, window: int = 256) -> tuple[list[Task], Router]:
+    """The tasks of `task.data` and of every `name=file=grade` in `also`, and the router of their rewards.
 
     Raises ValueError for one that is not of this form.
     """
-    tasks = [replace(one, key=f"{MAIN}:{one.key}") for one in task.tasks()]
+    tasks = of_source(MAIN, task.tasks())
     rewards: dict[str, Reward] = {MAIN: task.reward()}
     scaling: dict[str, Scaling] = {MAIN: "zscore"}
     for entry in filter(None, also.split(",")):
-        name, *rest = (part.strip() for part in entry.split("="))
+        name, *rest = (part.strip() for part in entry.split("=", 2))
         if len(rest) != 2 or not name:
-            raise ValueError(f"--also {entry}: a source is written name=file=grade")
+            raise ValueError(f"`also={entry}`: a source is written name=file=grade")
         file, grade = rest
         rewards[name], scaling[name] = grader(grade)
-        tasks += [replace(one, key=f"{name}:{one.key}") for one in task.tasks(file)]
+        tasks += of_source(name, task.tasks(file))
     return tasks, Router(rewards, source_of, scaling, window)
 
 
@@ -95,10 +137,6 @@ def grader(grade: str) -> tuple[Reward, Scaling]:
 
     Of a reward model: its folder, its Hub id, or the address of a server.
     """
-    from posttrain import grade as grades
-    from posttrain.policy.scoring import reward_of
-    from posttrain.sampler.scorer import is_address
-
     if is_address(grade):
         return reward_of(grade), "sigmoid"
     if ":" in grade:
@@ -106,7 +144,7 @@ def grader(grade: str) -> tuple[Reward, Scaling]:
     if grade in grades.GRADES:
         return grades.GRADES[grade], "zscore"
     if "/" not in grade and not Path(grade).is_dir():
-        one_of(grade, tuple(grades.GRADES), "--also ...=...=")
+        one_of(grade, grades.GRADES, "also")
     return reward_of(grade), "sigmoid"
 
 
@@ -114,81 +152,154 @@ def grader(grade: str) -> tuple[Reward, Scaling]:
 
 
 def distil(
-    policy: TextPolicy,
-    tasks: Sequence[Task],
-    teacher: Sampler,
-    verify: Reward,
-    run: RunOptions,
-    described: Mapping[str, Any],
-    *,
-    count: int = 3,
-    candidates: int = 4,
-    share: float = 0.33,
+    task: TaskOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    teaching: TeacherOptions,
+    run: Run = Run("runs/pangu-distilled", steps=200, tasks=64),
+    iterations: int = 3,
     merge: float = 0.7,
-    samples: int = 4,
-) -> Session:
-    """`count` iterations, each a supervised run of `run.steps` in a folder of its own below `run.out`.
+) -> Path:
+    """The teacher's shortest right answers to what the student half knows, measured anew in every iteration.
 
-    The two last checkpoints of each are merged into what went before. The model is in `run.out`/model.
+    Each iteration is a supervised run of `steps` in a folder of its own in OUT; the model is in OUT/model.
+
+    iterations  how many
+    merge       lambda, the share of the change of an iteration's last two checkpoints that is kept; 0 keeps the last
     """
-    pool = shortest_right(teacher, tasks, verify, candidates, mix(run.seed, "teacher"))
-    if not pool:
-        raise ValueError(f"not one of {len(tasks)} tasks was answered right by the teacher in {candidates} attempts")
-    known = [task for task in tasks if task.key in pool]
-    sessions: list[Session] = []
+    at_least(1, iterations=iterations)
+    policy, tasks, verify = model.policy(), task.tasks(), task.reward()
+    if run.dry_run:
+        plan(policy, tasks[: share_of(tasks)], run)
+    distribute(policy)
+    out = Path(run.out)
+    settings = {"seed": run.seed, **run.settings}
+    prepare_folder(out, "distillation", [ANSWERS], settings, resume=run.resume, overwrite=run.overwrite)
+    replies = known_answers(run)
+    if not replies:
+        own = not teaching.teacher and not teaching.repair
+        with scale.playing(policy, out, tasks) if own else nullcontext(policy) as player:
+            teacher = teaching.sampler(model, policy, player)
+            replies = shortest_right(teacher, tasks, verify, CANDIDATES, mix(run.seed, "teacher"))
+        write_answers(run, replies)
+    if not replies:
+        raise ValueError(f"not one of {len(tasks)} tasks was answered right by the teacher in {CANDIDATES} attempts")
+    known = {one.key: one for one in tasks if one.key in replies}
 
     def measure(number: int) -> Mapping[str, float]:
-        return complexity(policy, known, verify, samples, mix(run.seed, "complexity", number))
+        with scale.playing(policy, out, list(known.values())) as player:
+            return complexity(player, list(known.values()), verify, seed=mix(run.seed, "complexity", number))
 
     def teach(keys: Sequence[str], number: int) -> None:
-        before = {name: value.clone() for name, value in policy.state_dict().items()}
-        out = str(Path(run.out) / f"iteration-{number + 1}")
-        saves = max(run.steps // 2, 1)
-        again = run.resume and Path(out, "run.json").is_file()
-        mine = replace(run, out=out, save_every=saves, keep=2, seed=mix(run.seed, number) % 2**31, resume=again)
-        session = sft(policy, [pool[key] for key in keys], mine.run(iteration=number + 1, **described))
-        if merge:
-            kept = [load_file(folder / "policy.safetensors") for folder in session.checkpoints.complete()]
-            policy.load_state_dict(merged(before, kept, merge))
-        session.directory.export(policy)
-        sessions.append(session)
+        rows = [Demonstration((*known[key].prompt, assistant(replies[key]))) for key in keys]
+        distil_once(policy, rows, run, number, merge)
 
-    each = max(int(share * len(known)), 1)
-    iterations(measure, teach, list(pool), count=count, each=each, weight=medium, seed=run.seed)
-    policy.save(Path(run.out) / "model")
-    return sessions[-1]
+    iterate(measure, teach, list(replies), count=iterations, each=share_of(replies), seed=run.seed)
+    Directory(out).export(policy)
+    return out
+
+
+def share_of(items: Sequence[Any] | Mapping[str, Any]) -> int:
+    return max(int(SHARE * len(items)), 1)
+
+
+def distil_once(policy: TextPolicy, rows: Sequence[Demonstration], run: Run, number: int, merge: float) -> None:
+    """One iteration, with its last two checkpoints merged into what went before."""
+    before = weights_of(policy)
+    out = Path(run.out) / f"iteration-{number + 1}"
+    mine = replace(
+        run,
+        out=out,
+        save_every=max(run.steps // 2, 1),
+        keep=2,
+        seed=mix(run.seed, number) % 2**31,
+        resume=run.resume and (out / "run.json").is_file(),
+        settings={**run.settings, "iteration": number + 1},
+    )
+    session = sft(policy, rows, mine)
+    if merge:
+        kept: list[Mapping[str, Any]] = []
+        for folder in session.checkpoints.complete():
+            session.checkpoints.restore(folder, policy, session.optimizer, session.stateful_parts())
+            kept.append(weights_of(policy))
+        policy.load_state_dict(merged_weights(before, kept, merge))
+    session.directory.export(policy)
 
 
 # ---- fusion
 
 
 def fuse(
-    policy: TextPolicy,
-    tasks: Sequence[Task],
-    verify: Reward,
-    run: RunOptions,
-    described: Mapping[str, Any],
-    slow: Sampler | None = None,
-    candidates: int = 4,
+    task: TaskOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    teaching: TeacherOptions,
+    run: Run = Run("runs/pangu-fused", steps=200, tasks=64),
 ) -> Session:
-    """A supervised run on the fusion set. Labels and fast replies are the model's own, slow ones `slow`'s if given."""
+    """Fast, slow and automatic mode in one model: a supervised run on answers of the model itself.
+
+    Slow answers are those of the teacher, if there is one.
+    """
+    policy, tasks, verify = model.policy(), task.tasks(), task.reward()
     fast_tasks, slow_tasks = in_mode(tasks, "fast"), in_mode(tasks, "slow")
-    easy = fast_enough(policy, fast_tasks, verify, seed=mix(run.seed, "labels"))
-    fast = any_right(policy, fast_tasks, verify, candidates, mix(run.seed, "fast"))
-    long = shortest_right(slow or policy, slow_tasks, verify, candidates, mix(run.seed, "slow"))
-    replies = {key: one.messages[-1]["content"] for key, one in long.items()}
-    demonstrations = fused(tasks, easy, fast, replies)
+    if run.dry_run:
+        return plan(policy, [*fast_tasks, *slow_tasks, *in_mode(tasks, "auto")], run)
+    ranks.first(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
+    distribute(policy)
+    found = known_answers(run)
+    if not found:
+        with scale.playing(policy, run.out, fast_tasks) as player:
+            teacher = teaching.sampler(model, policy, player)
+            found = {
+                "easy": fast_enough(player, fast_tasks, verify, seed=mix(run.seed, "labels")),
+                "fast": first_right(player, fast_tasks, verify, CANDIDATES, mix(run.seed, "fast")),
+                "slow": shortest_right(teacher, slow_tasks, verify, CANDIDATES, mix(run.seed, "slow")),
+            }
+    demonstrations = fusion_set(tasks, found["easy"], found["fast"], found["slow"])
     if not demonstrations:
         raise ValueError(f"neither a fast nor a slow answer to any of {len(tasks)} tasks was right: nothing to fuse")
-    return sft(policy, demonstrations, run.run(easy=sum(easy), tasks_labelled=len(tasks), **described))
+    settings = {**run.settings, "easy": sum(found["easy"]), "tasks_labelled": len(tasks)}
+    return sft(policy, demonstrations, replace(run, settings=settings), on_start=lambda _: write_answers(run, found))
 
 
-def any_right(policy: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int, seed: int) -> dict[str, str]:
-    """By the task's key, the first right answer."""
-    found: dict[str, str] = {}
-    for group in rollout(single_turn, tasks, {"policy": policy}, candidates, seed):
-        scores: list[Score | Invalid] = graded(verify, group)
-        for one, score in zip(group, scores, strict=True):
-            if isinstance(score, Score) and score.value >= RIGHT:
-                found.setdefault(one.task.key, one.text)
-    return found
+# ---- what is sampled before a supervised run
+
+
+def plan(policy: TextPolicy, tasks: Sequence[Task], run: Run) -> Session:
+    """A dry run with replies as long as they may be, since nobody is asked for them. Raises `DryRun`."""
+    prompts = [policy.chat.prompt(one.prompt)[0] for one in tasks]
+    room = [min(policy.sampling.max_new, policy.context - len(ids)) for ids in prompts]
+    rows = [longest_row(policy, *one, i) for i, one in enumerate(zip(tasks, prompts, room, strict=True))]
+    return Session(run, policy, rows, kind="sft")
+
+
+def known_answers(run: Run) -> dict[str, Any]:
+    """What a run that is resumed has been answered; nothing for another one."""
+    file = Path(run.out) / ANSWERS
+    return ranks.first(lambda: read_json(file) if run.resume and file.is_file() else {}, "for the answers so far")
+
+
+def write_answers(run: Run, found: Mapping[str, Any]) -> None:
+    ranks.first(lambda: write_json(Path(run.out) / ANSWERS, found), "for the answers")
+
+
+# ---- laptop
+
+
+def laptop(adaptive: bool = True, run: Run = Run("runs/pangu-embedded", steps=40, tasks=48, lr=1e-3)) -> Session:
+    """Three sources of tasks with rewards on three scales; held out: each of them.
+
+    adaptive  each source's rewards are brought to its own scale
+    """
+    from posttrain.lab.world.sources import GRADES, Sources, Thirds, kind_of
+    from posttrain.lab.world.words import base
+    from posttrain.systems.pangu_embedded.lab.router import ADAPTIVE, PARTLY
+
+    world = Sources(run.seed)
+    router = Router({kind: each(grade) for kind, grade in GRADES.items()}, kind_of, ADAPTIVE if adaptive else {})
+    made = replace(recipe(router), evaluation=router.on_scales({}))
+    source = Thirds(world.tasks(), run.seed)
+    return train(base(world, run.seed, PARTLY), source, made, run, held_out=world.tasks(held_out=True))
+
+
+STAGES = {"laptop": laptop, "reinforce": reinforce, "distil": distil, "fuse": fuse}

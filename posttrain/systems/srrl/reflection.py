@@ -24,14 +24,14 @@ def reflected(rounds: int = 0, trained: Trained = "last") -> Env:
 
     trained   "last": the rounds before are drafts without noise and without decisions, as released; "all": every round
               is drawn and trained alike, as the paper has it. Either way no gradient goes back from round to round.
-    A task that names its own number of rounds (see `Stages`) overrides `rounds`. With 0 it is DDPO's single trajectory.
+    A task that names its own number of rounds (see `Curriculum`) overrides `rounds`. With 0 it is DDPO's single walk.
     Raises ValueError for a negative number.
     """
     if rounds < 0:
         raise ValueError(f"reflected({rounds}): the number of rounds is 0 or more")
 
     def env(task: Task) -> Episode:
-        prompt, own = told_rounds(task.prompt)
+        prompt, own = prompt_and_rounds(task.prompt)
         messages = prompt
         for _ in range(rounds if own is None else own):
             draft = yield from ask(messages, temperature=0.0 if trained == "last" else None)
@@ -46,7 +46,7 @@ def rounds_part(rounds: int) -> dict[str, Any]:
     return {"type": "rounds", "rounds": rounds}
 
 
-def told_rounds(prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], int | None]:
+def prompt_and_rounds(prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], int | None]:
     """The prompt as the policy is to see it, and the rounds that it names."""
     found: list[int] = []
     shown: list[Message] = []
@@ -67,19 +67,19 @@ def every_round(reward: Reward) -> Reward:
     """The reward of every round's picture as its turn's; the last one's is the value, the first one's a part."""
 
     def wrapped(group: Group) -> list[Score | Invalid]:
-        rounds = [cut for rollout in group for cut in cuts(rollout)]
+        rounds = [cut for rollout in group for cut in cut_after_each_turn(rollout)]
         left = iter(graded(reward, rounds) if rounds else [])
-        return [joined([next(left) for _ in rollout.turns]) for rollout in group]
+        return [score_of_rounds([next(left) for _ in rollout.turns]) for rollout in group]
 
     return wrapped
 
 
-def cuts(rollout: Rollout) -> list[Rollout]:
+def cut_after_each_turn(rollout: Rollout) -> list[Rollout]:
     """The rollout as it was after each of its turns."""
     return [replace(rollout, turns=rollout.turns[: k + 1]) for k in range(len(rollout.turns))]
 
 
-def joined(scores: list[Score | Invalid]) -> Score | Invalid:
+def score_of_rounds(scores: list[Score | Invalid]) -> Score | Invalid:
     valid = [score for score in scores if isinstance(score, Score)]
     if len(valid) < len(scores) or not valid:
         return next((score for score in scores if isinstance(score, Invalid)), Invalid("nothing was drawn"))

@@ -1,91 +1,155 @@
-"""A curriculum over two numbers, and prompts from a file.
-
-Stage by stage there are more rounds of reflection, and the steps from which on trajectories of a group part vary.
-"""
+"""SRRL on pictures of a balance, and on a Stable Diffusion checkpoint and prompts of the user's own."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-from posttrain.core import Message, Task
-from posttrain.episode import user
-from posttrain.policy.latents import branching, text_of
-from posttrain.seeding import mix
-from posttrain.stream import Source
-from posttrain.systems.srrl.reflection import rounds_part
+from posttrain.cli.launch import one_process
+from posttrain.cli.options import at_least, named_files
+from posttrain.core import Reward
+from posttrain.grade.clip import clip_similarity
+from posttrain.grade.own import reward_file
+from posttrain.policy.denoise import Reduction
+from posttrain.policy.diffusion import Denoising, DiffusionPolicy
+from posttrain.policy.pipeline import diffusion
+from posttrain.reward import each
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
+from posttrain.step import train
+from posttrain.stream import Shuffled
+from posttrain.systems.srrl import recipe
+from posttrain.systems.srrl.curriculum import Curriculum, lasts_of, read_prompts, rounds_by_stage
+from posttrain.systems.srrl.reflection import Trained
 
-LASTS = (1, 5, 9, 13, 17)  # steps after the branching, of 20
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """The model, and how it draws."""
+
+    model: str = "CompVis/stable-diffusion-v1-4"
+    """Hub id or folder in diffusers' layout: unet, vae, text_encoder, tokenizer, scheduler."""
+    denoising: int = 20
+    """Steps of a walk."""
+    guidance: float = 5.0
+    """Weight of the text in trained walks."""
+    w_denoise: float = 3.0
+    """Weight of the text in drafts."""
+    w_invert: float = 0.1
+    """Weight of the text on the way back to noise."""
+    reduction: Reduction = "mean"
+    """Of a step's log-probability: mean over the numbers of the latents, or sum (then take a far smaller `lr`)."""
+    lora: int = 4
+    """Rank of the adapter on attention; 0 trains the whole UNet."""
+    bf16: bool = False
+    """Run the models under bfloat16 autocast; weights and the optimizer stay float32."""
+    at_once: int = 8
+    """Latents in the UNet at a time, those with and those without the text counted: memory, never the result."""
+    device: str | None = None
+    """cpu or cuda; the GPU if there is one."""
+
+    def __post_init__(self):
+        at_least(1, denoising=self.denoising)
+        at_least(0, lora=self.lora)
+        at_least(2, at_once=self.at_once)
+
+    def policy(self) -> DiffusionPolicy:
+        how = Denoising(self.denoising, 1.0, self.guidance, self.w_denoise, self.w_invert, self.reduction)
+        options = {"lora": self.lora, "bf16": self.bf16, "batch": self.at_once, "device": self.device}
+        return diffusion(self.model, how, **options)
 
 
-class Stages:
-    """A source of tasks that tells each stage's tasks how many rounds they have, and over how many steps they branch.
+@dataclass(frozen=True)
+class ReflectionOptions:
+    """SRRL, or DDPO without its parts."""
 
-    source   of the tasks themselves
-    rounds   of reflection, by stage; the last number stays
-    lasts    how many steps branches have of their own, in turn; empty: all are, and there is no branching
-    Every `take` is a stage. Groups share their noise up to the branching, anew in every stage.
+    method: Literal["srrl", "ddpo"] = "srrl"
+    """srrl, or ddpo: no reflection, no branches, nothing selected."""
+    trained: Trained = "last"
+    """The last round's picture, or all of them, each by its own reward."""
+    rounds: int = 9
+    """The most rounds of reflection."""
+    every: int = 5
+    """Stages after which there is one more round."""
+
+    def __post_init__(self):
+        at_least(1, every=self.every)
+        at_least(0, rounds=self.rounds)
+        for name in ("trained", "rounds", "every"):
+            value = getattr(self, name)
+            if self.method == "ddpo" and value != getattr(ReflectionOptions, name):
+                raise ValueError(f"`{name}={value}`: `method=ddpo` has no rounds of reflection; leave it out")
+
+
+@one_process("a diffusion model's UNet is not sharded, and vLLM does not sample it")
+def learn(
+    data: str,
+    drawing: DrawingOptions,
+    reflection: ReflectionOptions,
+    run: Run = Run("runs/srrl", steps=50, tasks=32, lr=1e-4, weight_decay=1e-4),
+    reward: str = "clip=laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    branches: int = 5,
+    clip: float = 0.1,
+    held_out: tuple[str, ...] = (),
+) -> Session:
+    """Your Stable Diffusion checkpoint on your prompts, as released: 50 stages of 32 prompts x 5 branches, LoRA.
+
+    data      a JSON list of prompts
+    reward    clip=MODEL, or file.py:function of a rollout, whose last reply's content is the picture
+    branches  of one trunk, of which the best and the worst are trained; ddpo: samples of a prompt
+    clip      of the ratio; with the mean 0.1 hardly ever holds, DDPO's release has 1e-4
+    held_out  more lists of prompts, graded every `eval_every` steps after `rounds` of reflection: FILE, or NAME=FILE
     """
-
-    def __init__(self, source: Source, rounds: Sequence[int], lasts: Sequence[int] = (), seed: int = 0):
-        if not rounds:
-            raise ValueError("Stages: there is no stage, the list of rounds is empty")
-        self.source, self.rounds, self.lasts, self.seed, self.stage = source, rounds, lasts, seed, 0
-
-    @property
-    def items(self) -> Sequence[Any]:
-        """The tasks, for a policy to check."""
-        return getattr(self.source, "items", ())
-
-    def take(self, count: int) -> list[Task]:
-        rounds = self.rounds[min(self.stage, len(self.rounds) - 1)]
-        last = self.lasts[self.stage % len(self.lasts)] if self.lasts else None
-        tasks = self.source.take(count)
-        seeds = [mix(self.seed, "branches", self.stage, i) for i in range(count)]
-        self.stage += 1
-        return [staged(task, rounds, last, seed) for task, seed in zip(tasks, seeds, strict=True)]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"stage": self.stage, "source": self.source.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stage = state["stage"]
-        self.source.load_state_dict(state["source"])
+    at_least(1, branches=branches)
+    if clip <= 0:
+        raise ValueError(f"`clip={clip}`: it must be above 0")
+    tasks = read_prompts(data)
+    tests = {name: read_prompts(file) for name, file in named_files(held_out).items()}
+    grade, policy = reward_of(reward, drawing.device), drawing.policy()
+    most, select, counts, lasts = 0, None, [0], list[int]()
+    if reflection.method == "srrl":
+        most, select, lasts = reflection.rounds, 0.5, lasts_of(drawing.denoising)
+        counts = [min(count, most) for count in rounds_by_stage(run.steps, reflection.every)]
+    made = recipe(grade, rounds=most, trained=reflection.trained, samples=branches, select=select, clip=clip)
+    return train(policy, Curriculum(Shuffled(tasks, run.seed), counts, lasts, run.seed), made, run, held_out=tests)
 
 
-def staged(task: Task, rounds: int, last: int | None, seed: int) -> Task:
-    """The task with a stage's numbers in the last message of its prompt."""
-    parts: list[Any] = [{"type": "text", "text": text_of(task.prompt[-1])}, rounds_part(rounds)]
-    parts += [] if last is None else [branching(seed, last)]
-    said: Message = {**task.prompt[-1], "content": parts}
-    return replace(task, prompt=(*task.prompt[:-1], said))
+def reward_of(reward: str, device: str | None) -> Reward:
+    """Raises ValueError for what is neither clip=MODEL nor file.py:function."""
+    kind, sign, name = reward.partition("=")
+    if sign and kind == "clip":
+        return clip_similarity(name, device)
+    if ":" in reward:
+        return reward_file(reward)
+    raise ValueError(f"`reward={reward}`: write clip=MODEL, or file.py:function for a reward of your own")
 
 
-def growing(stages: int, every: int) -> list[int]:
-    """Rounds of each stage: one more after every so many (5 as released: 0 to 9 over 50 stages)."""
-    return [stage // every for stage in range(stages)]
+@one_process("a tiny UNet is trained")
+def laptop(
+    rounds: int = 2,
+    trained: Trained = "last",
+    branches: bool = False,
+    inverted: bool = False,
+    run: Run = Run("runs/srrl", steps=24, tasks=2, lr=5e-4),
+) -> Session:
+    """Pictures of a balance, 8x8: the base model draws what it is told and obeys physics half of the time.
 
-
-def read_prompts(file: str) -> list[Task]:
-    """Tasks from a JSON list of strings, keyed by their place in it.
-
-    Raises ValueError naming the file, and the place of what is no text.
+    rounds    of reflection, which the run grows to in equal parts; 0 is DDPO
+    trained   the last round's picture, or all of them, each by its own reward
+    branches  5 branches of a trunk, of which the best and the worst are trained (take `tasks=12`)
+    inverted  the heavy side must rise
     """
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"--data {file}: there is no such file")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: it is not UTF-8, {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {error.lineno}: malformed JSON, {error.msg}") from error
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"{file}: it holds {type(found).__name__}, not a list of prompts with one at least")
-    for i, prompt in enumerate(found):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{file}, prompt {i}: {prompt!r} is not a text")
-    return [Task(str(i), (user(prompt),), None) for i, prompt in enumerate(found)]
+    from posttrain.lab.world.balance import Balance
+    from posttrain.systems.srrl.lab import BRANCHES, base_policy
+
+    at_least(0, rounds=rounds)
+    world, policy = Balance(run.seed, inverted), base_policy(run.seed)
+    samples, select = (BRANCHES, 0.5) if branches else (32, None)
+    made = recipe(each(world.graded), rounds=rounds, trained=trained, samples=samples, select=select, epochs=1)
+    counts = rounds_by_stage(run.steps, max(-(-run.steps // (rounds + 1)), 1))
+    lasts = lasts_of(policy.denoising.steps) if branches else []
+    source = Curriculum(Shuffled(world.tasks(), run.seed), counts, lasts, run.seed)
+    return train(policy, source, made, run, held_out=world.tasks() * 32)
+
+
+STAGES = {"laptop": laptop, "train": learn}

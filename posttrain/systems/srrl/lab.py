@@ -10,6 +10,7 @@ from dataclasses import replace
 from posttrain.core import Score
 from posttrain.evaluation import Evaluation, evaluate
 from posttrain.lab.claim import Claim
+from posttrain.lab.trial import FULL, Arm, Budget, Measures, Smoke
 from posttrain.lab.world.balance import Balance
 from posttrain.lab.world.pictures import Size, base
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
@@ -18,20 +19,20 @@ from posttrain.reward import each
 from posttrain.seeding import mix
 from posttrain.step import train_in_memory
 from posttrain.stream import Shuffled
-from posttrain.systems.srrl.method import recipe
+from posttrain.systems.srrl import recipe
+from posttrain.systems.srrl.curriculum import Curriculum
 from posttrain.systems.srrl.reflection import Trained, reflected
-from posttrain.systems.srrl.stages import Stages
 
 TINY, TINY_DENOISING = Size(steps=200), Denoising(steps=8, guidance=2.0)
 ROUNDS = (0, 1, 2)  # by which models are measured
-STAGES, EVERY, RATE = 12, 4, 5e-4  # so that rounds are 0, 1, 2 over the run
+STEPS, EVERY, RATE = 12, 4, 5e-4  # so that rounds are 0, 1, 2 over the run
 BRANCHES, LASTS = 5, (2, 4, 6, 8)
 SEEN = 128  # pictures of each of the two prompts in a measurement
 
 
-def begun(seed: int, quick: bool) -> DiffusionPolicy:
-    size, how = (replace(TINY, steps=3), replace(TINY_DENOISING, steps=2)) if quick else (TINY, TINY_DENOISING)
-    return base(Balance(seed), seed, size, how)
+def base_policy(seed: int, budget: Budget = FULL) -> DiffusionPolicy:
+    """It has seen beams that tilt either way, inverted world or not."""
+    return base(Balance(seed), seed, budget.size(TINY), TINY_DENOISING)
 
 
 def plain(world: Balance, trained: Trained = "last") -> Recipe:
@@ -45,29 +46,31 @@ def branched(world: Balance) -> Recipe:
 
 
 def arm(
-    made: Callable[[Balance], Recipe] | None,
+    recipe_for: Callable[[Balance], Recipe] | None,
     every: int = 0,
     lasts: Sequence[int] = (),
     groups: int = 2,
     inverted: bool = False,
     trained: Trained = "last",
-) -> Callable[[int, bool], dict[str, float]]:
+) -> Arm:
     """`every` stages there is one more round; 0: there are none. Rounds are measured as they were `trained`."""
 
-    def run(seed: int, quick: bool) -> dict[str, float]:
-        world, policy = Balance(seed, inverted), begun(seed, quick)
-        stages = 2 if quick else STAGES
-        if made is not None:
-            rounds = [stage // every if every else 0 for stage in range(stages)]
-            source = Stages(Shuffled(world.tasks(), seed), rounds, (1,) if quick and lasts else lasts, seed)
-            train_in_memory(policy, source, made(world), steps=stages, per_step=groups, lr=RATE, seed=seed)
+    def run(seed: int, budget: Budget) -> Measures:
+        world, policy = Balance(seed, inverted), base_policy(seed, budget)
+        if recipe_for is not None:
+            steps = budget.steps(STEPS)
+            rounds = [stage // every if every else 0 for stage in range(steps)]
+            source = Curriculum(Shuffled(world.tasks(), seed), rounds, lasts, seed)
+            per_step = budget.items(groups)
+            train_in_memory(policy, source, recipe_for(world), steps=steps, per_step=per_step, lr=RATE, seed=seed)
         spent = policy.calls / 1000
-        return measured(policy, world, seed, 4 if quick else SEEN, trained) | {"training calls, thousands": spent}
+        found = logic_by_rounds(policy, world, seed, budget.items(SEEN), trained)
+        return found | {"training calls, thousands": spent}
 
     return run
 
 
-def measured(
+def logic_by_rounds(
     policy: DiffusionPolicy, world: Balance, seed: int, samples: int, trained: Trained = "last"
 ) -> dict[str, float]:
     """Logic accuracy and reward after 0, 1 and 2 rounds, and the UNet calls of a picture then."""
@@ -104,7 +107,7 @@ ARMS = {
     "inverted, base": arm(None, inverted=True),
     "inverted, srrl": arm(plain, EVERY, inverted=True),
 }
-SHOWN = "logic@2"
+PICTURE = "logic@2"
 CLAIMS = (
     Claim(
         "reflection beats DDPO",
@@ -165,4 +168,16 @@ CLAIMS = (
         "ddpo",
         control=True,
     ),
+)
+DRAWN = "--model {stable_diffusion} --data {prompts} --reward clip={clip} --denoising 3 --device cpu"
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--rounds 0", "--trained all --branches", "--inverted"],
+        "train": [
+            f"{DRAWN} --held-out {{prompts}} --rounds 1",
+            f"{DRAWN} --method ddpo",
+            f"{DRAWN} --trained all --lora 0",
+        ],
+    },
+    {"lab.TINY": replace(TINY, steps=4)},
 )

@@ -1,0 +1,44 @@
+"""Writes diffusion checkpoints in the layout of diffusers, which `posttrain.policy.pipeline` reads."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.policy.text import quiet
+
+
+def has_adapter(unet: Any) -> bool:
+    return bool(getattr(unet, "peft_config", None))
+
+
+def write_pipeline(parts: Mapping[str, Any], path: Path) -> None:
+    """Every part in its folder, and the index by which diffusers' `StableDiffusionPipeline` finds them.
+
+    A LoRA adapter of the UNet is merged into it, and kept beside it in `adapter/`.
+
+    parts  by the names of their folders: unet, scheduler, text_encoder, tokenizer, and vae if there is one
+    """
+    import diffusers
+
+    unet = parts["unet"]
+    if has_adapter(unet):
+        unet.save_lora_adapter(path / "adapter")
+        unet = copy.deepcopy(unet)
+        unet.fuse_lora()
+        unet.unload_lora()
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+    for name, part in {**parts, "unet": unet}.items():
+        with quiet():
+            part.save_pretrained(path / name)
+        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
+    (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,106 @@
+"""The scheduler's experiment: real processes, rollouts of long-tailed times, and the same run synchronous and stale.
+
+The scheduler itself is posttrain's asynchronous mode (`posttrain/scale/`): stale-synchronous parallelism with a bound
+on every rollout's age, oldest first, then those that are expected to teach most.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posttrain.cli.options import ScaleOptions
+from posttrain.core import Env, Episode, Task
+from posttrain.episode import ask
+from posttrain.evaluation import evaluate
+from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import Arm, Budget, Measures
+from posttrain.lab.world.habits import Habits, right
+from posttrain.lab.world.words import Size, base
+from posttrain.method import grpo
+from posttrain.reward import each
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
+from posttrain.seeding import mix
+
+MEDIAN_S, SPREAD = 0.2, 0.9  # of the log-normal time that a group takes
+SAMPLES, GROUPS, STEPS = 8, 16, 30
+SLOTS, PLAYERS = 8, 2  # groups played side by side, and the processes that play them
+
+
+def long_tailed(seed: int) -> Env:
+    """One turn, after which the episode takes its time: a group's together are log-normal, and differ by task."""
+
+    def play(task: Task) -> Episode:
+        yield from ask(task.prompt)
+        took = np.random.default_rng(mix(seed, "time", task.key)).lognormal(np.log(MEDIAN_S), SPREAD)
+        time.sleep(took / SAMPLES)
+
+    return play
+
+
+def learn(seed: int, budget: Budget, run: Run, scale: ScaleOptions) -> Session:
+    """What the learner and every player run."""
+    world = Habits(seed, worked=0.4)
+    policy = base(world, seed, budget.size(Size()))
+    recipe = replace(grpo(each(right), samples=SAMPLES), env=long_tailed(seed))
+    return scale.train(policy, world.training(), recipe, run)
+
+
+def arm(staleness: int, steps: int = STEPS) -> Arm:
+    """A run on two player processes: wall time after the first step, in which processes start, and where it ends."""
+
+    def on_cluster(seed: int, budget: Budget) -> Measures:
+        from posttrain.policy.load import text
+        from posttrain.run.directory import read_metrics
+        from posttrain.scale.cluster import run_on_cluster
+
+        world = Habits(seed, worked=0.4)
+        base(world, seed, budget.size(Size()))  # it is made once, not by every process
+        scale = ScaleOptions(cluster="local", at_once=SLOTS // PLAYERS, samplers=PLAYERS, staleness=staleness)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            run = Run(out, steps=budget.steps(steps), tasks=GROUPS, lr=1e-3, seed=seed, quiet=True)
+            run_on_cluster("local", partial(learn, seed, budget, run, scale), scale.players())
+            lines: list[dict[str, Any]] = read_metrics(out)
+            policy = text(str(out / "model"), max_new=world.longest, device="cpu", threads=1)
+        found = evaluate({"policy": policy}, world.held_out(), each(right), samples=8, seed=seed)
+        lost = lines[-1]["groups_dropped"]
+        return {
+            "wall seconds": sum(line["seconds"] for line in lines[1:]),
+            "accuracy": found.reward,
+            "oldest": max(line["age_max"] for line in lines),
+            "mean age": statistics.fmean(line["age_mean"] for line in lines),
+            "lost groups": lost / (lost + GROUPS * len(lines)),
+        }
+
+    return on_cluster
+
+
+ARMS = {"synchronous": arm(staleness=0), "staleness 1": arm(staleness=1)}
+CLAIMS = (
+    Claim(
+        "a staleness of 1 shortens the wall time",
+        "about 30 % less idle time; here real processes with long-tailed rollouts",
+        "wall seconds",
+        "staleness 1",
+        "synchronous",
+        larger=False,
+    ),
+    Claim(
+        "a staleness of 1 costs no accuracy",
+        "within seed noise; here within 0.05",
+        "accuracy",
+        "staleness 1",
+        "synchronous",
+        margin=0.05,
+        bounds=SHARE,
+    ),
+)

@@ -1,0 +1,135 @@
+"""Fast, slow and automatic thinking in one model, on chains of operations."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from posttrain import tiny
+from posttrain.data import Demonstration
+from posttrain.evaluation import Evaluation, evaluate
+from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import Arm, Budget, Measures
+from posttrain.lab.world.chains import Chains, Mode, Problem, at_once, right
+from posttrain.lab.world.words import Size, base
+from posttrain.policy.text import TextPolicy
+from posttrain.reward import each
+from posttrain.seeding import mix
+from posttrain.systems.pangu_embedded.dual import fast_enough
+
+BOTH = Size(hidden=48, layers=2, steps=300, rows=96, rate=3e-3)  # supervised on both manual modes
+LABELLED, STEPS, RATE, TESTED = 4000, 300, 2e-3, 1000
+Label = Callable[[TextPolicy, Chains, Sequence[Problem], int], list[bool]]
+
+
+def by_fast_answers(samples: int, least: int) -> Label:
+    """A problem is easy where the model's own fast answers are right so often."""
+
+    def label(policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> list[bool]:
+        fast = [world.task(problem, "fast") for problem in problems]
+        return fast_enough(policy, fast, each(right), samples, least, mix(seed, "labels"))
+
+    return label
+
+
+def at_random(policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> list[bool]:
+    """As many easy ones as by four fast answers, anywhere: what the labels know, and not their share."""
+    easy = by_fast_answers(4, 3)(policy, world, problems, seed)
+    random.Random(mix(seed, "shuffled")).shuffle(easy)
+    return easy
+
+
+def arm(label: Label) -> Arm:
+    def run(seed: int, budget: Budget) -> Measures:
+        world = Chains(seed)
+        policy = base(world, seed, budget.size(BOTH))
+        draw = random.Random(mix(seed, "labelled"))
+        problems = [world.drawn(draw) for _ in range(budget.items(LABELLED))]
+        easy = label(policy, world, problems, seed)
+        rows = fusion_rows(world, list(zip(problems, easy, strict=True)), seed)
+        tiny.warm_start(policy, rows, budget.steps(STEPS), BOTH.rows, RATE)
+        found = measures(policy, world, seed, budget.items(TESTED))
+        return found | {"labelled fast": statistics.fmean(easy)}
+
+    return run
+
+
+def fusion_rows(world: Chains, labelled: Sequence[tuple[Problem, bool]], seed: int) -> Iterator[Demonstration]:
+    """Half automatic prompts, answered as their labels say, and half manual ones, so that these stay as they are."""
+    draw = random.Random(mix(seed, "fusion"))
+    while True:
+        if draw.random() < 0.5:
+            problem, easy = draw.choice(labelled)
+            yield world.demonstrated(problem, "auto", world.reply(problem, slow=not easy))
+        else:
+            yield world.demonstration(draw)
+
+
+def measures(policy: TextPolicy, world: Chains, seed: int, problems: int) -> dict[str, float]:
+    drawn = [world.drawn(random.Random(mix(seed, "test", i)), held_out=True) for i in range(problems)]
+    out: dict[str, float] = {}
+    for mode in ("fast", "slow", "auto"):
+        found = evaluation_in(mode, policy, world, drawn, seed)
+        out |= {mode: found.reward, f"{mode} tokens": found.length}
+        if mode == "auto":
+            out["chosen fast"] = statistics.fmean(at_once(group[0]) for group in found.groups)
+    out["auto over fast"] = out["auto"] - out["fast"]
+    return out
+
+
+def evaluation_in(mode: Mode, policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> Evaluation:
+    tasks = [world.task(problem, mode) for problem in problems]
+    return evaluate({"policy": policy}, tasks, each(right), seed=mix(seed, "answers"))
+
+
+ARMS = {
+    "labels of 4": arm(by_fast_answers(4, 3)),
+    "labels of 1": arm(by_fast_answers(1, 1)),
+    "labels at random": arm(at_random),
+}
+CLAIMS = (
+    Claim(
+        "automatic mode keeps the accuracy of slow mode",
+        "adaptive mode keeps accuracy with shorter chains; here within 3 points of slow mode",
+        "auto",
+        "labels of 4",
+        "labels of 4",
+        against="slow",
+        margin=0.03,
+        bounds=SHARE,
+    ),
+    Claim(
+        "automatic mode takes fewer tokens than slow mode",
+        "about half the tokens on CMMLU (v1.1)",
+        "auto tokens",
+        "labels of 4",
+        "labels of 4",
+        against="slow tokens",
+        larger=False,
+    ),
+    Claim(
+        "automatic mode is far more accurate than fast mode",
+        "by at least 20 points (a condition in the facts)",
+        "auto over fast",
+        "labels of 4",
+        0.2,
+    ),
+    Claim(
+        "labels from four fast answers beat labels from one",
+        "ours: 3 of 4 must be right, or 1 of 1, which a lucky guess can be",
+        "auto",
+        "labels of 4",
+        "labels of 1",
+        control=True,
+        bounds=SHARE,
+    ),
+    Claim(
+        "the labels help by what they know, not by how many say `fast`",
+        "ours: the same labels, given to other problems",
+        "auto",
+        "labels of 4",
+        "labels at random",
+        control=True,
+    ),
+)
