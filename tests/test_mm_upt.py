@@ -15,7 +15,7 @@ from posttrain.chat import in_words
 from posttrain.cli import main
 from posttrain.grade.verify import equivalent, last_boxed
 from posttrain.lab.world import glyphs
-from posttrain.systems.mm_upt import clusters, majority, pictures, semantic_entropy, settled
+from posttrain.systems.mm_upt import clusters, lab, majority, semantic_entropy, stated_answer
 from posttrain.systems.mm_upt.questions import STEPS, questions, to_write
 from posttrain.systems.mm_upt.questions import in_words as new_question
 
@@ -76,10 +76,10 @@ def test_the_last_boxed_answer(text, wanted):
 
 
 def test_answers_in_words():
-    assert settled("I think. Answer: Paris.") == "paris"
-    assert settled("W s3 s5") == settled("D s5") == "s5"
-    assert settled("so \\boxed{1/2}, I think") == "1/2"
-    assert settled("  ") is None
+    assert stated_answer("I think. Answer: Paris.") == "paris"
+    assert stated_answer("W s3 s5") == stated_answer("D s5") == "s5"
+    assert stated_answer("so \\boxed{1/2}, I think") == "1/2"
+    assert stated_answer("  ") is None
 
 
 # ---- pictures, and questions that the policy writes itself
@@ -115,13 +115,13 @@ def test_unusable_questions_are_left_out():
 
 
 def test_questions_of_the_world():
-    world = pictures.world_of(0)
+    world = lab.drawn_numbers(0)
     [task] = world.tasks(1, "x")
     own = in_words(task.prompt[-1]["content"]).replace("<image>", "")
     other = "- -" if own != "- - =" else "+ +"
-    assert pictures.read(task, other) == f"{other} ="
-    assert [pictures.read(task, said) for said in (own.removesuffix(" ="), "+", "+ 3", "+ + +")] == [None] * 4
-    [asked] = pictures.to_write("in-context")(task)
+    assert lab.read(task, other) == f"{other} ="
+    assert [lab.read(task, said) for said in (own.removesuffix(" ="), "+", "+ 3", "+ + +")] == [None] * 4
+    [asked] = lab.to_write("in-context")(task)
     assert in_words(asked["content"]) == f"<image>{own} is {task.truth} ask ?"
 
 
@@ -160,7 +160,7 @@ def test_own_questions_from_the_command_line(mode, tmp_path):
 def test_own_questions_need_pictures(capsys):
     with pytest.raises(SystemExit):
         main(["run", "mm-upt", "--own-questions", "direct"])
-    assert "give --pictures too" in capsys.readouterr().err
+    assert "--own-questions" in capsys.readouterr().err, "the stage on text has no such option"
 
 
 def test_own_questions_are_neither_of_text_nor_with_labels(tmp_path, capsys):
@@ -171,8 +171,9 @@ def test_own_questions_are_neither_of_text_nor_with_labels(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["run", "mm-upt", *words, "--own-questions", mode, "--out", str(tmp_path / "run")])
         assert "task '1' shows none; name the column of pictures with --image" in capsys.readouterr().err
+    words = ["--labels", "--own-questions", "direct", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
-        main(["run", "mm-upt", "--pictures", "--labels", "--own-questions", "direct", "--out", str(tmp_path / "run")])
+        main(["run", "mm-upt", "--stage", "laptop-pictures", *words])
     assert "--labels: nobody knows the answers" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert glyphs.right(said("no number")) == 0.0, "no answer to a question without a truth is not right"

@@ -10,13 +10,14 @@ import pytest
 from conftest import Canned, said
 
 import posttrain as pt
+from posttrain.cli import main
 from posttrain.core import Failed
 from posttrain.evaluation import Evaluation
 from posttrain.lab.world.navigation import Navigation, right
 from posttrain.measure import auc
-from posttrain.systems.rl_wall import Sweep, swept
-from posttrain.systems.rl_wall.judge import Assessment, assessed, shares
-from posttrain.systems.rl_wall.tree import Node, common, tree, write_trees
+from posttrain.systems.rl_wall import TEMPERATURES, Sweep, stages, sweep_temperatures
+from posttrain.systems.rl_wall.judge import Assessment, assess, shares
+from posttrain.systems.rl_wall.tree import Node, shared_prefix, tree, write_trees
 
 
 def test_a_walk_follows_the_tables():
@@ -77,7 +78,9 @@ def test_a_sweep_by_hand():
 def test_a_sweep_leaves_the_policy_s_temperature_alone(make):
     policy = make(temperature=0.7)
     tasks = [pt.Task("t", (pt.user("hi"),), None)]
-    found = swept(policy, tasks, pt.each(lambda r: r.turns[0].reply.temperature), temperatures=(0.2, 1.0), samples=2)
+    found = sweep_temperatures(
+        policy, tasks, pt.each(lambda r: r.turns[0].reply.temperature), temperatures=(0.2, 1.0), samples=2
+    )
     assert policy.sampling.temperature == 0.7
     assert (found.precision(0.2), found.precision(1.0)) == (pytest.approx(0.2), 1.0)
 
@@ -114,7 +117,7 @@ def test_a_tree_shares_prefixes_and_merges_agreeing_branches():
     assert (second.text, second.answer, second.children) == ("e", "e", [])
     agreeing = tree([((0, 1), 1.0, "x"), ((2,), 1.0, "x")], Letters())
     assert (agreeing.children, agreeing.answer) == ([], "x")
-    assert common([(1, 2, 3), (1, 2), (1, 2, 4)]) == 2
+    assert shared_prefix([(1, 2, 3), (1, 2), (1, 2, 4)]) == 2
 
 
 def test_trees_are_written_for_reading(make, tmp_path):
@@ -136,7 +139,7 @@ def test_a_judge_is_asked_of_plan_execution_and_answer():
             v for k, v in says.items() if k in ask.messages[0]["content"].partition("?")[0].partition(",")[0]
         )
     )
-    found = assessed(judge, [said("2+2=5"), said("4")])
+    found = assess(judge, [said("2+2=5"), said("4")])
     assert found == [Assessment(False, True, None)] * 2
     assert shares(found, [False, True]) == {"plan": 0.0, "execute": 1.0, "verify": 0.0, "judged": 0.0}
     some = [Assessment(True, None, True), Assessment(False, False, True)]
@@ -145,4 +148,41 @@ def test_a_judge_is_asked_of_plan_execution_and_answer():
 
 def test_a_judge_that_cannot_answer_has_said_neither():
     down = Canned(Failed("no answer: yes, the server is down"))
-    assert assessed(down, [said("4")]) == [Assessment(None, None, None)]
+    assert assess(down, [said("4")]) == [Assessment(None, None, None)]
+
+
+# ---- stages
+
+
+@pytest.fixture
+def problems(tmp_path) -> str:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {i}+{i}?", "answer": str(2 * i)}) + "\n" for i in range(3)))
+    return str(path)
+
+
+def test_a_resumed_run_keeps_the_sweep_of_its_base_model(problems, tmp_path):
+    words = ["run", "rl-wall", "--scale", "full", "--data", problems, "--held-out", problems, f"again={problems}"]
+    words += ["--max-new", "4", "--samples", "2", "--tasks", "2", "--quiet", "--out", str(tmp_path / "run")]
+    main([*words, "--steps", "1"])
+    first = json.loads((tmp_path / "run" / "sweeps.json").read_text())
+    assert set(first) == {"samples", "before", "after"}
+    assert {f"{name}/pass@1 at {t:g}" for name in ("problems", "again") for t in TEMPERATURES} < set(first["before"])
+    first["before"]["again/coverage"] = 0.625
+    (tmp_path / "run" / "sweeps.json").write_text(json.dumps(first))
+    main([*words, "--steps", "2", "--resume"])
+    assert json.loads((tmp_path / "run" / "sweeps.json").read_text())["before"] == first["before"]
+    assert (tmp_path / "run" / "trees" / "again" / "index.html").is_file()
+
+
+def test_solutions_are_judged_in_batches_and_resumed(problems, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "AT_ONCE", 1)
+    words = ["run", "rl-wall", "--stage", "judge", "--data", problems, "--max-new", "4", "--samples", "2"]
+    main([*words, "--quiet", "--out", str(tmp_path / "whole")])
+    lines = (tmp_path / "whole" / "judged.jsonl").read_text().splitlines(keepends=True)
+    assert [len(json.loads(line)["solutions"]) for line in lines] == [2, 2, 2]
+    assert set(json.loads((tmp_path / "whole" / "shares.json").read_text())) == {"plan", "execute", "verify", "judged"}
+    again = [*words, "--quiet", "--out", str(tmp_path / "whole"), "--resume"]
+    (tmp_path / "whole" / "judged.jsonl").write_text(lines[0] + lines[1][:20])  # killed within the second batch
+    main(again)
+    assert (tmp_path / "whole" / "judged.jsonl").read_text() == "".join(lines)

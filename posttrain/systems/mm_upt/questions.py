@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from posttrain.core import Message, Sampler, Task
-from posttrain.episode import ask, rollout, user
+from posttrain.episode import ask, user
+from posttrain.group import played_and_graded
+from posttrain.reward import each
 
 Mode = Literal["in-context", "direct"]
 WRITE: dict[str, str] = {
@@ -38,20 +40,20 @@ def check_pictures(tasks: Sequence[Task], mode: Mode) -> None:
     for task in tasks:
         if not parts_of(task)[0]:
             raise ValueError(
-                f"--own-questions {mode}: they are about pictures, and task {task.key!r} shows none; name the column "
-                "of pictures with --image"
+                f"`own_questions={mode}`: they are about pictures, and task {task.key!r} shows none; name the column "
+                "of pictures with `image`"
             )
 
 
 def to_write(mode: Mode) -> Callable[[Task], tuple[Message, ...]]:
     """What the model is asked, to write a question about a task's pictures."""
 
-    def asked(task: Task) -> tuple[Message, ...]:
+    def request(task: Task) -> tuple[Message, ...]:
         pictures, question = parts_of(task)
         words = WRITE[mode].format(question=question.removesuffix(STEPS.strip()).strip(), answer=task.truth)
         return (user([*pictures, {"type": "text", "text": words}]),)
 
-    return asked
+    return request
 
 
 def in_words(task: Task, text: str) -> str | None:
@@ -63,20 +65,23 @@ def in_words(task: Task, text: str) -> str | None:
 def questions(
     policy: Sampler,
     tasks: Sequence[Task],
-    asked: Callable[[Task], tuple[Message, ...]],
+    request: Callable[[Task], tuple[Message, ...]],
     read: Callable[[Task, str], str | None],
     seed: int = 0,
 ) -> list[Task]:
     """A question of the policy's own for each task, on the same pictures and without a truth.
 
-    What was cut off, and what `read` makes nothing of, is left out. Raises ValueError when nothing is left.
+    request  what the policy is asked
+    read     the question in its reply; None for one that is not usable
+    Replies that were cut off or are not usable are left out. Raises ValueError when nothing is left.
     """
 
     def write(task: Task) -> Any:
-        yield from ask(asked(task))
+        yield from ask(request(task))
 
     out = []
-    for task, [one] in zip(tasks, rollout(write, tasks, {"policy": policy}, 1, seed), strict=True):
+    found, _ = played_and_graded(tasks, write, each(lambda one: 0.0), {"policy": policy}, 1, seed)
+    for task, [one] in zip(tasks, (graded.group for graded in found), strict=True):
         text = None if one.truncated else read(task, one.text)
         if text is not None:
             content = [*parts_of(task)[0], {"type": "text", "text": text}]

@@ -70,7 +70,7 @@ def recipe(reward: Reward, *, kl: float = 0.01, reference: TextPolicy | None = N
     return replace(made, reduce=token_mean)
 
 
-def settled(text: str) -> str | None:
+def stated_answer(text: str) -> str | None:
     """The answer of a reply in words: what is boxed, or follows its last answer mark, or else its last word."""
     marked = last_boxed(text) or final(text)
     words = normal(marked).split()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.chat import trace
-from posttrain.core import Group, Metrics, Reward, Row, Score
+from posttrain.core import Group, Metrics, Reward, Row, Score, Task
 from posttrain.data import Pair
 from posttrain.descent import descend
-from posttrain.directory import write_json
 from posttrain.policy.load import text
 from posttrain.policy.text import TextPolicy
-from posttrain.preference import Judged, PairLoss, row, whole_step
+from posttrain.policy.trained import restore, trained
+from posttrain.preference import Judged, PairLoss, detached, row, whole_step
 from posttrain.row import Packer, rows_of, split
+from posttrain.run.directory import write_json
+from posttrain.run.session import Session
+from posttrain.run.settings import Run
 from posttrain.stream import Shuffled
 
 Head = Literal["vocabulary", "scalar"]
 WEIGHTS, ABOUT = "q_head.safetensors", "q_model.json"
-
-PER_STEP, RATE = 16, 1e-3  # pairs of a step, and learning rate, of every reward model of the tiny world
 
 
 class QModel:
@@ -41,7 +42,7 @@ class QModel:
     def __init__(self, policy: TextPolicy, head: Head = "vocabulary", *, copied: bool = True):
         """`copied=False` takes the policy's own model, which nobody else may then train."""
         if policy.body is not policy.model:
-            raise ValueError("a Q model copies the policy's whole body, so it does not go with LoRA: leave --lora")
+            raise ValueError("a Q model copies the policy's whole body, so it does not go with LoRA: leave out `lora`")
         self.policy = copy.copy(policy)
         model = copy.deepcopy(policy.model) if copied else policy.model
         self.policy.model = self.policy.body = model.requires_grad_(True)
@@ -52,6 +53,7 @@ class QModel:
         self.out = nn.Linear(config.hidden_size, config.vocab_size if head == "vocabulary" else 1, bias=False)
         nn.init.normal_(self.out.weight, std=config.hidden_size**-0.5)
         self.out.to(policy.device)
+        self.version = 0
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.policy.head.trunk.parameters(), *self.out.parameters()]
@@ -64,14 +66,24 @@ class QModel:
         chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for one in rows for turn in one.turns])
         return (hidden * self.out.weight[chosen.to(hidden.device)]).sum(-1)
 
-    def valued(self, group: Group) -> list[Tensor]:
+    def token_values(self, group: Group) -> list[Tensor]:
         """[G][N] of every rollout's decisions, on the CPU."""
-        return by_rollout(self.policy, group, self.values_of_rows)
+        return by_rollout(self.policy, group, self.row_values)
 
     @torch.no_grad()
-    def values_of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+    def row_values(self, rows: Sequence[Row]) -> list[Tensor]:
         """[B][N] of every row's decisions, on the CPU."""
         return list(self.values(rows).cpu().split([len(one.advantage) for one in rows])) if rows else []
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """The tokens of any task can be scored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**trained(self.policy.head.trunk), "q_head": self.out.weight.detach()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError when the names or shapes are not those of this model."""
+        restore(self.state_dict(), state)
 
     def save(self, folder: Path) -> None:
         """The body as a Hugging Face checkpoint with its tokenizer, and beside it the head and what it is."""
@@ -113,38 +125,108 @@ def preference(beta: float = 0.2, gamma: float = 2.0) -> PairLoss:
     return lambda pairs: -F.logsigmoid(beta * (pairs.chosen - pairs.rejected) - gamma)
 
 
+def pair_scores(model: QModel, pairs: Sequence[Sequence[Row]]) -> Judged:
+    """The mean Z of the chosen and of the rejected reply of every pair, given as two rows each."""
+    rows = [one for both in pairs for one in both]
+    lengths = torch.tensor([len(one.advantage) for one in rows])
+    mean = torch.stack([part.mean() for part in model.values(rows).split(lengths.tolist())])
+    return Judged(mean[::2], mean[1::2], lengths[::2], lengths[1::2])
+
+
+def pair_rows(model: QModel, pairs: Sequence[Pair]) -> list[list[Row]]:
+    return [[row(model.policy, pair, reply) for reply in (pair.chosen, pair.rejected)] for pair in pairs]
+
+
+def pair_batches(model: QModel, both: Sequence[Sequence[Row]], micro_tokens: int) -> list[list[int]]:
+    """The pairs by number, in batches of at most so many tokens."""
+    return split(
+        range(len(both)), lambda piece: model.policy.size([one for i in piece for one in both[i]]), micro_tokens
+    )
+
+
 def q_step(model: QModel, pairs: Sequence[Pair], loss: PairLoss, micro_tokens: int = 16384) -> Metrics:
     """Add the gradient of one step over the pairs. Pair accuracy is of the same means as the loss."""
-    both = [[row(model.policy, pair, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
+    both = pair_rows(model, pairs)
+    pieces = pair_batches(model, both, micro_tokens)
+    found = whole_step(pieces, lambda piece: pair_scores(model, [both[i] for i in piece]), loss, False)
+    return {"loss": loss(found).mean().item(), "accuracy": accuracy(found)}
 
-    def score(piece: Sequence[int]) -> Judged:
-        rows = [one for i in piece for one in both[i]]
-        lengths = torch.tensor([len(one.advantage) for one in rows])
-        mean = torch.stack([part.mean() for part in model.values(rows).split(lengths.tolist())])
-        return Judged(mean[::2], mean[1::2], lengths[::2], lengths[1::2])
 
-    pieces = split(
-        range(len(pairs)), lambda piece: model.policy.size([one for i in piece for one in both[i]]), micro_tokens
-    )
-    found = whole_step(pieces, score, loss, False)
+def accuracy(found: Judged) -> float:
+    return (found.chosen > found.rejected).float().mean().item()
+
+
+@torch.no_grad()
+def pair_accuracy(model: QModel, pairs: Sequence[Pair], micro_tokens: int = 16384) -> float:
+    """The share of pairs whose chosen reply has the larger mean."""
+    both = pair_rows(model, pairs)
+    pieces = pair_batches(model, both, micro_tokens)
+    return accuracy(detached([pair_scores(model, [both[i] for i in piece]) for piece in pieces]))
+
+
+def learn_from_pairs(
+    model: QModel, pairs: Sequence[Pair], *, steps: int, per_step: int, lr: float, seed: int, loss: PairLoss
+) -> None:
+    """Train a Q model in memory."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    source = Shuffled(pairs, seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        q_step(model, source.take(per_step), loss)
+        descend(optimizer, 1.0)
+
+
+def train_q_model(
+    model: QModel,
+    pairs: Sequence[Pair],
+    run: Run,
+    *,
+    held_out: Mapping[str, Sequence[Pair]] | None = None,
+    loss: PairLoss | None = None,
+) -> Session:
+    """Train a Q model on pairs, `run.tasks` in a step; OUT/model is what `QModel.load` reads.
+
+    held_out  sets of pairs by name, whose accuracy is measured as often as `run.eval_every` says
+    loss      the published one if not given
+    Raises ValueError, naming the pair, when a reply does not fit the model's context.
+    """
+    sets, loss = held_out or {}, loss or preference()
+    for some in (pairs, *sets.values()):
+        check_lengths(model.policy, some)
+    learner: Any = model.policy if run.dry_run else model  # a plan is of the body
+    session_run = replace(run, eval_every=0) if sets else run  # the session evaluates tasks, and these are pairs
+    with Session(
+        session_run, learner, pairs, kind="reward-model", settings={"loss": loss, "head": model.head}
+    ) as session:
+        for step in session:
+            found = held_out_accuracy(model, sets, run) if evaluation_due(run, step) else {}
+            session.optimizer.zero_grad()
+            found |= q_step(model, session.source.take(run.tasks), loss, run.micro_tokens)
+            found |= descend(session.optimizer, run.max_norm)
+            model.version += 1
+            if step + 1 == run.steps:
+                found |= held_out_accuracy(model, sets, run)
+            session.log(found | {"pairs": float(run.tasks)})
+    return session
+
+
+def evaluation_due(run: Run, step: int) -> bool:
+    return step % run.eval_every == 0 if run.eval_every else step == 0
+
+
+def held_out_accuracy(model: QModel, sets: Mapping[str, Sequence[Pair]], run: Run) -> Metrics:
     return {
-        "loss": loss(found).mean().item(),
-        "accuracy": (found.chosen > found.rejected).float().mean().item(),
+        f"held_out/{name}/accuracy" if name else "held_out/accuracy": pair_accuracy(model, pairs, run.micro_tokens)
+        for name, pairs in sets.items()
     }
 
 
-def taught_by_pairs(
-    model: QModel, pairs: Sequence[Pair], *, steps: int, per_step: int, lr: float, seed: int, loss: PairLoss
-) -> Metrics:
-    """Train a Q model; the mean metrics of the last tenth of the steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    source, log = Shuffled(pairs, seed), []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        log.append(q_step(model, source.take(per_step), loss))
-        descend(optimizer, 1.0)
-    last = log[-max(steps // 10, 1) :]
-    return {name: statistics.fmean(one[name] for one in last) for name in last[0]}
+def check_lengths(policy: TextPolicy, pairs: Sequence[Pair]) -> None:
+    """Raises ValueError, naming the pair, when a reply does not fit the model's context."""
+    for number, pair in enumerate(pairs, 1):
+        for reply in (pair.chosen, pair.rejected):
+            if (size := policy.size([row(policy, pair, reply)])) > policy.context:
+                raise ValueError(f"pair {number} has {size} tokens, but the model has {policy.context} positions")
 
 
 def by_token(values: Callable[[Group], list[Tensor]], *, end_is_mean: bool = True, whole: bool = False) -> Reward:

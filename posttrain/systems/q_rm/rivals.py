@@ -19,15 +19,17 @@ from posttrain.policy.value import RewardModel
 from posttrain.preference import dpo, judged, whole_step
 from posttrain.reward import each
 from posttrain.reward_training import bradley_terry, reward_step
-from posttrain.row import rows_of
+from posttrain.row import rows_of, scored_group
 from posttrain.seeding import mix
 from posttrain.stream import Shuffled
-from posttrain.systems.q_rm.model import PER_STEP, RATE, QModel, by_token
+from posttrain.systems.q_rm.model import QModel, by_token
+
+PER_STEP, RATE = 16, 1e-3  # pairs of a step, and learning rate, of every reward model of the tiny world
 
 
 def dpo_reward(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed: int, steps: int) -> Reward:
     """Rafailov et al.'s implicit reward, log pi - log pi_ref of each token, after DPO on the same pairs."""
-    taught, reference = copy.copy(policy), policy.frozen()
+    reference = policy.frozen()
     taught = TextPolicy(copy.deepcopy(policy.model), policy.tokenizer, policy.sampling)
     optimizer = torch.optim.AdamW(taught.parameters(), lr=RATE, weight_decay=0.0)
     source = Shuffled(pairs, seed)
@@ -37,8 +39,6 @@ def dpo_reward(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed: i
         descend(optimizer, 1.0)
 
     def values(group: Group) -> list[Tensor]:
-        from posttrain.row import scored_group
-
         return [a - b for a, b in zip(scored_group(taught, group), scored_group(reference, group), strict=True)]
 
     return by_token(values)
@@ -80,7 +80,7 @@ def process_model(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed
         labels = torch.cat([2 * token_marks(rollout) - 1 for rollout in batch])
         (torch.tanh(model.values(rows)) - labels).square().mean().backward()
         descend(optimizer, 1.0)
-    return by_token(lambda group: [torch.tanh(value) for value in model.valued(group)])
+    return by_token(lambda group: [torch.tanh(value) for value in model.token_values(group)])
 
 
 def truth(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed: int, steps: int) -> Reward:

@@ -19,7 +19,7 @@ from posttrain.systems.q_rm.model import QModel, by_rollout
 class TokenValues(Protocol):
     """A Q model, wherever it is."""
 
-    def valued(self, group: Group) -> list[Tensor]: ...  # [G][N] of every rollout's decisions, on the CPU
+    def token_values(self, group: Group) -> list[Tensor]: ...  # [G][N] of every rollout's decisions, on the CPU
 
 
 class RemoteQModel:
@@ -31,11 +31,11 @@ class RemoteQModel:
     def extends(self, last: Turn, turn: Turn) -> bool:
         return continues(last, turn)
 
-    def valued(self, group: Group) -> list[Tensor]:
+    def token_values(self, group: Group) -> list[Tensor]:
         """Raises ValueError when the Q model's tokenizer is not that of the rollouts: the ids would mean others."""
-        return by_rollout(self, group, self.values_of_rows)
+        return by_rollout(self, group, self.row_values)
 
-    def values_of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+    def row_values(self, rows: Sequence[Row]) -> list[Tensor]:
         if not rows:
             return []
         vocabulary = self.connection.about["vocabulary"]
@@ -52,7 +52,7 @@ def operations(model: QModel) -> Mapping[str, Operation]:
 
     def values(payload: Any) -> Iterator[str]:
         rows = [row_of(data, model.policy.chat.fingerprint, size) for data in payload["rows"]]
-        yield from map(as_text, model.values_of_rows(rows))
+        yield from map(as_text, model.row_values(rows))
 
     return {"values": values}
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from posttrain import ranks
 from posttrain.core import Ask, Failed, Rollout, Sampler
 from posttrain.episode import user
 from posttrain.seeding import mix
@@ -34,30 +35,28 @@ class Assessment:
     verify: bool | None
 
 
-def assessed(judge: Sampler, rollouts: Sequence[Rollout], seed: int = 0) -> list[Assessment]:
+def assess(judge: Sampler, rollouts: Sequence[Rollout], seed: int = 0) -> list[Assessment]:
     """Ask the judge three questions of every solution, each by itself; its last yes or no counts.
 
-    None where the judge's server did not answer, as where it said neither.
+    None where the judge's server did not answer, as where it said neither. Several ranks ask a share each.
     """
     asks = [
-        Ask(
-            (
-                user(
-                    f"{question} Think, then answer with yes or no.\n\nProblem:\n{shown(one)}\n\nSolution:\n{one.text}"
-                ),
-            ),
-            who="judge",
-            seed=mix(seed, name, i),
-        )
+        Ask((user(request(question, one)),), who="judge", seed=mix(seed, name, i))
         for i, one in enumerate(rollouts)
         for name, question in QUESTIONS.items()
     ]
-    said = [reply.content for reply in judge.sample(asks)]
+    mine = [reply.content for reply in judge.sample(ranks.share(asks))]
+    said = ranks.gathered(mine, "for the judge")
     found = [None if isinstance(one, Failed) else verdict(str(one)) for one in said]
     return [Assessment(*found[i : i + 3]) for i in range(0, len(found), 3)]
 
 
-def shown(rollout: Rollout) -> str:
+def request(question: str, solution: Rollout) -> str:
+    problem = problem_text(solution)
+    return f"{question} Think, then answer with yes or no.\n\nProblem:\n{problem}\n\nSolution:\n{solution.text}"
+
+
+def problem_text(rollout: Rollout) -> str:
     return "\n".join(str(message["content"]) for message in rollout.task.prompt if message["role"] == "user")
 
 

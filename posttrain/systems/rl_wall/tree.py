@@ -55,19 +55,19 @@ def tree(samples: Sequence[tuple[Sequence[int], float, str]], tokenizer: Any, te
     for tokens, reward, answer in samples:
         branches.setdefault(tokens[0] if tokens else None, []).append((tokens, reward, answer))
     for branch in branches.values():
-        shared = common([tokens for tokens, _, _ in branch])
+        shared = shared_prefix([tokens for tokens, _, _ in branch])
         rest = [(tokens[shared:], reward, answer) for tokens, reward, answer in branch]
         node.children.append(tree(rest, tokenizer, tokenizer.decode(list(branch[0][0][:shared]))))
     return node
 
 
-def common(sequences: Sequence[Sequence[int]]) -> int:
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with."""
     first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
-def grown(group: Group, scores: Sequence[Any], tokenizer: Any) -> Node:
+def solution_tree(group: Group, scores: Sequence[Any], tokenizer: Any) -> Node:
     """The tree of one problem's rollouts; its answers are their texts' last lines."""
     samples = [
         (trace(rollout.turns[-1].reply).reply, score.value, (rollout.text.strip().splitlines() or [""])[-1])
@@ -82,7 +82,7 @@ def write_trees(found: Evaluation, tokenizer: Any, folder: Path, most: int = 12)
     folder.mkdir(parents=True, exist_ok=True)
     pages = []
     for group, scores in list(zip(found.groups, found.scores, strict=True))[:most]:
-        root = grown(group, scores, tokenizer)
+        root = solution_tree(group, scores, tokenizer)
         key = group[0].task.key
         (folder / f"{re.sub(UNSAFE, '-', key)}.json").write_text(json.dumps(root.as_json(), indent=1))
         pages.append(f"<h3>{html.escape(key)}</h3><p>{html.escape(str(group[0].task.prompt[-1]['content']))}</p>")

@@ -1,0 +1,274 @@
+"""MM-UPT on a laptop: two habits of which one mostly works, and drawn numbers; with the majority, and with labels."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from posttrain.core import Message, Reward, Score, Task
+from posttrain.descent import update
+from posttrain.episode import rollout, single_turn, user
+from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
+from posttrain.lab.world import glyphs, habits
+from posttrain.lab.world.glyphs import SIGNS, Glyphs
+from posttrain.lab.world.habits import Habits
+from posttrain.lab.world.words import Size
+from posttrain.loss import likelihood, token_mean
+from posttrain.measure import majority_at_k, mean_pass_at_k
+from posttrain.policy.text import TextPolicy
+from posttrain.recipe import Recipe
+from posttrain.reward import each
+from posttrain.row import rows_of
+from posttrain.seeding import mix
+from posttrain.systems.mm_upt.questions import Mode, parts_of, questions
+from posttrain.systems.mm_upt.vote import Answer, clusters, majority, recipe, semantic_entropy
+
+SAMPLES = 10
+PICTURE_SIZE = Size(hidden=64, layers=2, steps=300)
+STEPS, PER_STEP, RATE, PICTURES = 40, 12, 1e-4, 480  # on pictures
+
+
+def two_habits(seed: int, reliable: bool) -> Habits:
+    """A base model of about 0.67 whose guesses fail at random, or one of about 0.4 that insists on its mistakes."""
+    return Habits(seed, worked=0.7) if reliable else Habits(seed, worked=0.4, stubborn=True)
+
+
+def measures(lab: Lab, tasks: Sequence[Task], grade: Reward, find: Answer, seed: int) -> Measures:
+    found = lab.evaluate(tasks, grade, samples=2 * SAMPLES, seed=seed)
+    greedy = lab.evaluate(tasks, grade, seed=seed, temperature=0.0)
+    said = [[find(rollout.text) for rollout in group] for group in found.groups]
+    votes = [majority_at_k([a], [v], SAMPLES) for a, v in zip(said, found.values, strict=True)]
+    return {
+        "mean@1": found.reward,
+        "greedy": greedy.reward,
+        "pass@10": mean_pass_at_k(found.values, SAMPLES),
+        "majority@10": statistics.fmean(votes),
+        "semantic entropy": statistics.fmean(semantic_entropy(clusters(one)) for one in said),
+        "agreement": statistics.fmean(max(Counter(one).values()) / len(one) for one in said),
+    }
+
+
+def text_arm(labels: bool | None, reliable: bool) -> Arm:
+    """With labels or with the majority; None: the base model."""
+
+    def made(lab: Lab) -> Recipe:
+        return recipe(each(habits.right) if labels else majority(habits.answer), reference=lab.policy.frozen())
+
+    return trial(
+        lambda seed: two_habits(seed, reliable),
+        None if labels is None else made,
+        lambda lab: measures(lab, lab.world.held_out(), each(habits.right), habits.answer, lab.seed),
+        steps=40,
+        per_step=16,
+        lr=1e-3,
+    )
+
+
+# ---- pictures
+
+
+def drawn_numbers(seed: int) -> Glyphs:
+    """Most questions on pictures are worked out, and mostly right; the rest are guessed, and mostly wrong at random."""
+    return Glyphs(seed, captions=0.1, questions=0.2, careful=0.7, careful_right=0.9, guess_right=0.15)
+
+
+def to_write(mode: Mode) -> Callable[[Task], tuple[Message, ...]]:
+    """In the world's words: `+ * = is 4 ask ?`, or `ask ?` alone."""
+
+    def request(task: Task) -> tuple[Message, ...]:
+        pictures, question = parts_of(task)
+        words = f"{question} is {task.truth} ask ?" if mode == "in-context" else "ask ?"
+        return (user([*pictures, {"type": "text", "text": words}]),)
+
+    return request
+
+
+def read(task: Task, text: str) -> str | None:
+    """Two operations, other than the task's own."""
+    signs = text.split()
+    question = " ".join((*signs, "="))
+    return question if len(signs) == 2 and set(signs) <= set(SIGNS) and question != parts_of(task)[1] else None
+
+
+def picture_tasks(policy: TextPolicy, world: Glyphs, mode: Mode | None, count: int = PICTURES) -> list[Task]:
+    """Questions on pictures of the training part: the world's, or by a mode the policy's own that can be answered."""
+    tasks = world.tasks(count, "train")
+    return tasks if mode is None else questions(policy, tasks, to_write(mode), read, mix(world.seed, "questions"))
+
+
+def picture_arm(mode: Mode | None = None, labels: bool = False, rate: float = RATE) -> Arm:
+    """GRPO by the majority, on given questions or on the policy's own, or by labels."""
+
+    def made(lab: Lab) -> Recipe:
+        return recipe(each(glyphs.right) if labels else majority(glyphs.answer), reference=lab.policy.frozen())
+
+    return trial(
+        drawn_numbers,
+        made,
+        picture_measures,
+        steps=STEPS,
+        per_step=PER_STEP,
+        lr=rate,
+        size=PICTURE_SIZE,
+        tasks=lambda lab: picture_tasks(lab.policy, lab.world, mode),
+    )
+
+
+def picture_measures(lab: Lab) -> Measures:
+    tasks = lab.world.tasks(lab.budget.items(150), "test", held_out=True)
+    return measures(lab, tasks, each(glyphs.right), glyphs.answer, mix(lab.seed, "test"))
+
+
+def imitate(lab: Lab) -> Measures:
+    """LMSI (arXiv:2210.11610): one round of samples, and supervised learning of those that agree with the majority.
+
+    From as many pictures, samples and optimizer steps as the vote takes.
+    """
+    policy, seed = lab.policy, lab.seed
+    tasks: Sequence[Task] = lab.world.tasks(lab.budget.items(PICTURES), "train")
+    groups = rollout(single_turn, tasks, {"policy": policy}, SAMPLES, mix(seed, "lmsi"))
+    vote = majority(glyphs.answer)
+    agreed = [
+        row
+        for group in groups
+        for one, mark in zip(group, vote(group), strict=True)
+        if isinstance(mark, Score) and mark.value > 0
+        for row in rows_of(policy, one, one.turns)
+    ]
+    rows = [replace(row, advantage=torch.ones_like(row.advantage)) for row in agreed]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    for piece in order.tensor_split(lab.budget.steps(STEPS)):
+        if len(piece):
+            update(policy, optimizer, [rows[i] for i in piece.tolist()], likelihood, token_mean)
+    return picture_measures(lab)
+
+
+ARMS = {
+    "base": text_arm(None, True),
+    "majority": text_arm(False, True),
+    "labels": text_arm(True, True),
+    "weak base": text_arm(None, False),
+    "weak, majority": text_arm(False, False),
+    "weak, labels": text_arm(True, False),
+    "pictures, base": trial(drawn_numbers, None, picture_measures, size=PICTURE_SIZE),
+    "pictures, majority": picture_arm(),
+    "pictures, labels": picture_arm(labels=True),
+    "pictures, in-context questions": picture_arm("in-context"),
+    "pictures, direct questions": picture_arm("direct"),
+    "pictures, majority, thrice the rate": picture_arm(rate=3 * RATE),
+    "pictures, LMSI": trial(drawn_numbers, None, imitate, size=PICTURE_SIZE),
+}
+CLAIMS = (
+    Claim(
+        "voting improves the model without labels",
+        "49.5 to 53.2 on average; here by at least 0.1",
+        "mean@1",
+        "majority",
+        "base",
+        margin=-0.1,
+    ),
+    Claim(
+        "voting comes close to training with labels",
+        "53.2 against 53.2 with labels on MMR1; here within 0.1",
+        "mean@1",
+        "majority",
+        "labels",
+        margin=0.1,
+        bounds=SHARE,
+    ),
+    Claim(
+        "a wrong majority teaches wrong answers",
+        "49.5 to 44.1 on hard data",
+        "mean@1",
+        "weak base",
+        "weak, majority",
+    ),
+    Claim(
+        "agreement rises even where the majority is wrong",
+        "majority reward 0.5 to 0.8",
+        "agreement",
+        "weak, majority",
+        "weak base",
+    ),
+    Claim("voting narrows the answers", "semantic entropy falls", "semantic entropy", "majority", "base", larger=False),
+    Claim("voting loses coverage", "pass@10 80.0 to 72.5", "pass@10", "base", "majority", bounds=SHARE),
+    Claim(
+        "labels help where the majority is wrong",
+        "the same base model with labels: it can be taught",
+        "mean@1",
+        "weak, labels",
+        "weak base",
+        control=True,
+    ),
+    Claim(
+        "on pictures, voting improves the model without labels",
+        "49.5 to 53.2 on average; here by at least 0.1",
+        "mean@1",
+        "pictures, majority",
+        "pictures, base",
+        margin=-0.1,
+    ),
+    Claim(
+        "on pictures, voting comes close to training with labels",
+        "53.2 against 53.2 with labels on MMR1; here within 0.1",
+        "mean@1",
+        "pictures, majority",
+        "pictures, labels",
+        margin=0.1,
+    ),
+    Claim(
+        "on pictures, voting loses coverage",
+        "pass@10 80.0 to 72.5",
+        "pass@10",
+        "pictures, base",
+        "pictures, majority",
+        bounds=SHARE,
+    ),
+    Claim(
+        "questions that the model writes in context do as well as the originals",
+        "synthetic questions 51.8 to 52.7 against 51.2 to 53.2 with the originals; here within 0.05",
+        "mean@1",
+        "pictures, in-context questions",
+        "pictures, majority",
+        margin=0.05,
+    ),
+    Claim(
+        "questions that the model writes from the picture alone do as well as the originals",
+        "52.32/52.67/52.16 with direct questions; here within 0.05",
+        "mean@1",
+        "pictures, direct questions",
+        "pictures, majority",
+        margin=0.05,
+    ),
+    Claim(
+        "voting beats imitating the majority's replies",
+        "LMSI scores lower in the paper's table",
+        "mean@1",
+        "pictures, majority",
+        "pictures, LMSI",
+    ),
+    Claim(
+        "a higher learning rate turns the vote wrong",
+        "ours: three times the learning rate, which training with labels withstands",
+        "mean@1",
+        "pictures, majority",
+        "pictures, majority, thrice the rate",
+        control=True,
+    ),
+)
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--no-reliable", "--labels"],
+        "laptop-pictures": ["--own-questions direct", "--labels"],
+        "train": [
+            "--data {questions} --max-new 6 --held-out {questions}",
+            "--data {drawings} --image image --max-new 6 --min-pixels 64 --model {qwen3_vl}",
+        ],
+    }
+)
