@@ -18,12 +18,12 @@ Recall = Callable[[Sequence[str], Sequence[str]], list[list[int]]]  # texts, tes
 
 
 def by_words(texts: Sequence[str], tests: Sequence[str]) -> list[list[int]]:
-    """By the share of the shorter one's n-grams of words that the other has too; shorter texts count as one n-gram."""
+    """By the share of the shorter text's word n-grams that the other has too; shorter texts count as one n-gram."""
     against = [grams(test) for test in tests]
     found = []
     for text in texts:
         own = grams(text)
-        found.append(nearest([shared(own, other) for other in against], LEAST_SHARED))
+        found.append(nearest([overlap(own, other) for other in against], LEAST_SHARED))
     return found
 
 
@@ -32,7 +32,7 @@ def grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + WIDTH]) for i in range(max(len(words) - WIDTH + 1, 1))}
 
 
-def shared(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+def overlap(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
     return len(a & b) / min(len(a), len(b))
 
 
@@ -56,14 +56,14 @@ def by_encoder(encoder: str, device: str | None = None) -> Recall:
     model, words = loaded(AutoModel, path).eval().to(picked(device)), loaded_tokenizer(path)
 
     def recall(texts: Sequence[str], tests: Sequence[str]) -> list[list[int]]:
-        cosines = embedded(model, words, texts) @ embedded(model, words, tests).T
+        cosines = embeddings(model, words, texts) @ embeddings(model, words, tests).T
         return [nearest(row.tolist(), LEAST_COSINE) for row in cosines]
 
     return recall
 
 
 @torch.no_grad()
-def embedded(model: torch.nn.Module, words: object, texts: Sequence[str], size: int = 64) -> Tensor:
+def embeddings(model: torch.nn.Module, words: object, texts: Sequence[str], size: int = 64) -> Tensor:
     """[B] texts -> [B, D] embeddings of length one, on the CPU."""
     out = []
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Theorems with variants from a user's own questions, by any chat model: the paper's pipeline, stage by stage.
+"""Theorems with variants from your own questions, by any chat model: the paper's pipeline, stage by stage.
 
     decontaminated   not a test statement in other words, nor its generalisation or converse
     complete         a proof question that says all it needs; rewritten as "prove or disprove that ..."
@@ -7,8 +7,8 @@
     rated            difficulty 1 to 10 in steps of 0.5, kept from 5 on; one statement only; a topic
     varied           a statement with the same truth value, and one with the other
 
-Each stage is one question, asked of every theorem that came so far (`questions.py`). What was answered is appended to a
-file at once, so that a run that was stopped goes on where it was.
+Each stage is one question about every theorem that is left (`questions.py`). Every answer is appended to a file at
+once, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ATTEMPTS = 2  # at an answer that can be read
 
 
 class Ledger:
-    """What was found of every item: each answered stage is a line of its own in `items.jsonl`.
+    """What is known of every item: each answered stage is a line of its own in `items.jsonl`.
 
     A last line that a kill cut short is dropped, and its question asked again.
     """
@@ -47,20 +47,21 @@ class Ledger:
         self.items[key] |= line
         self.lines.add(line)
 
-    def waiting(self, stage: int) -> list[Item]:
-        """The items that have come through all stages before this one, and not yet through it."""
+    def items_before(self, stage: int) -> list[Item]:
+        """The items that have passed all stages before this one, and not yet this one."""
         before = STAGES[stage - 1].name if stage else None
         return [one for one in self.items.values() if "dropped" not in one and one.get("stage") == before]
 
-    def finished(self) -> list[Item]:
+    def finished_items(self) -> list[Item]:
         return [one for one in self.items.values() if "dropped" not in one and one.get("stage") == STAGES[-1].name]
 
-    def dropped(self) -> Counter[str]:
+    def drop_counts(self) -> Counter[str]:
+        """How many items were dropped, by reason."""
         return Counter(one["dropped"] for one in self.items.values() if "dropped" in one)
 
 
-def asking(stage: Stage) -> Env:
-    """One question of one item; its facts are what was found: new fields, or why it is dropped."""
+def question_env(stage: Stage) -> Env:
+    """One question about one item; the facts are what was found: new fields, or why it is dropped."""
 
     def play(task: Task) -> Episode:
         question = stage.request(task.truth)
@@ -79,13 +80,13 @@ def asking(stage: Stage) -> Env:
 
 
 def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = False) -> list[str]:
-    """Take every item through every stage; returns why those that the writer failed on are still waiting.
+    """Take every item through every stage; returns the reasons for which the writer failed to answer.
 
-    An item is dropped by what was answered, and only that: a server that is down leaves it for another run.
+    An item is dropped for an answer only: where a server is down, it is left for another run.
     """
     failures: list[str] = []
     for number, stage in enumerate(STAGES):
-        waiting = ledger.waiting(number)
+        waiting = ledger.items_before(number)
         tasks = [Task(item["id"], (), item) for item in waiting]
         seeds = [mix(seed, stage.name, item["id"]) for item in waiting]
         with bar(stage.name, len(tasks), quiet) as step:
@@ -98,12 +99,12 @@ def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = Fals
                 step()
 
             drive = partial(play_concurrently, at_once=writer.at_once) if isinstance(writer, Remote) else play
-            drive(tasks, asking(stage), {"writer": writer}, seeds, ended)
+            drive(tasks, question_env(stage), {"writer": writer}, seeds, ended)
     return failures
 
 
 def items_of(tasks: Sequence[Task], tests: Sequence[str], recall: Recall) -> list[Item]:
-    """What the stages begin with: the question, and the test statements that are near it."""
+    """What the first stage is given: the question, and the test statements that are near it."""
     questions = [str(task.prompt[-1]["content"]) for task in tasks]
     found = recall(questions, tests) if tests else [[] for _ in tasks]
     return [

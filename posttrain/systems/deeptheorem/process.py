@@ -1,4 +1,4 @@
-"""The process: how good the proof is, by a judge that is asked in the episode and answers in four marks.
+"""The process: how good the proof is, by a judge that is asked in the episode and answers with four marks.
 
 score = 0.4 validity + 0.3 completeness + 0.2 correctness + 0.1 clarity, each in [0, 1] (DeepTheorem, released). The
 wording of the question is ours.
@@ -13,7 +13,7 @@ from typing import Any
 
 from posttrain.core import Env, Episode, Failed, Rollout, Score, Task
 from posttrain.episode import ask, user
-from posttrain.systems.deeptheorem.verdict import worded
+from posttrain.systems.deeptheorem.verdict import verdict_word
 
 WEIGHTS = {"validity": 0.4, "completeness": 0.3, "correctness": 0.2, "clarity": 0.1}
 REQUEST = """You grade a proof. A statement, which may be true or false, was to be proved or disproved.
@@ -57,14 +57,14 @@ def marks_in(text: str) -> dict[str, float] | None:
 
 
 def request(task: Task, proof: str) -> str:
-    return REQUEST.format(statement=task.prompt[-1]["content"], truth=worded(task.truth.holds), proof=proof)
+    return REQUEST.format(statement=task.prompt[-1]["content"], truth=verdict_word(task.truth.holds), proof=proof)
 
 
-def judged(proofs: Mapping[str, str]) -> Env:
-    """A judge's marks of the proof of each task, by its key, as the episode's facts.
+def proof_judge(proofs: Mapping[str, str]) -> Env:
+    """An environment in which a judge marks the proof of each task (by its key); the marks are the episode's facts.
 
-    Where what it says is no marks it is asked once more, at temperature 1; after that the episode has `Failed`, as it
-    has where the judge's server does not answer.
+    A judge whose reply holds no marks is asked once more, at temperature 1; after that the facts are `Failed`, as they
+    are when the judge's server does not answer.
     """
 
     def play(task: Task) -> Episode:
@@ -80,5 +80,5 @@ def judged(proofs: Mapping[str, str]) -> Env:
 
 
 def by_marks(rollout: Rollout) -> Score:
-    """The process score of an episode of `judged`, its marks as parts."""
+    """The process score of an episode of `proof_judge`, its marks as parts."""
     return Score(process_score(rollout.facts), dict(rollout.facts))

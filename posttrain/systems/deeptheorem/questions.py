@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from posttrain.grade.text import normal as plain
 from posttrain.grade.verify import last_box
-from posttrain.systems.deeptheorem.verdict import normal, worded
+from posttrain.systems.deeptheorem.verdict import normal, verdict_word
 
 Item: TypeAlias = dict[str, Any]
 Found: TypeAlias = dict[str, Any]  # new fields of an item, or {"dropped": why}
@@ -28,8 +28,8 @@ class Stage:
     read: Callable[[str, Item], Found | None]
 
 
-def tagged(text: str, *names: str) -> list[str] | None:
-    """What stands in the last `<name>...</name>` of each name: LaTeX survives it, as it would not survive JSON.
+def tag_contents(text: str, *names: str) -> list[str] | None:
+    """The text in the last `<name>...</name>` of each name: LaTeX survives tags, as it would not survive JSON.
 
     None unless every one is there and not empty.
     """
@@ -55,7 +55,7 @@ def ask_contamination(item: Item) -> str | None:
 
 
 def read_contamination(text: str, item: Item) -> Found | None:
-    return decided(text, "contaminated", wanted=False, reason="contaminated")
+    return yes_or_no(text, "contaminated", wanted=False, reason="contaminated")
 
 
 def ask_completeness(item: Item) -> str:
@@ -69,11 +69,11 @@ def ask_completeness(item: Item) -> str:
 
 
 def read_completeness(text: str, item: Item) -> Found | None:
-    said = tagged(text, "complete")
+    said = tag_contents(text, "complete")
     complete = yes(said[0]) if said else None
     if complete is False:
         return {"dropped": "incomplete"}
-    statement = tagged(text, "statement")
+    statement = tag_contents(text, "statement")
     return {"statement": statement[0]} if complete and statement else None
 
 
@@ -92,13 +92,13 @@ def read_proof(text: str, item: Item) -> Found | None:
 def ask_coherence(item: Item) -> str:
     return (
         "Is this proof about this statement, and does it come to the verdict that the statement is "
-        f"{worded(item['truth_value'])} by its own argument?\n\nStatement:\n{item['statement']}\n\n"
+        f"{verdict_word(item['truth_value'])} by its own argument?\n\nStatement:\n{item['statement']}\n\n"
         f"Proof:\n{item['proof']}\n\nThink, then end with <coherent>yes</coherent> or <coherent>no</coherent>."
     )
 
 
 def read_coherence(text: str, item: Item) -> Found | None:
-    return decided(text, "coherent", wanted=True, reason="incoherent")
+    return yes_or_no(text, "coherent", wanted=True, reason="incoherent")
 
 
 def ask_rating(item: Item) -> str:
@@ -112,7 +112,7 @@ def ask_rating(item: Item) -> str:
 
 
 def read_rating(text: str, item: Item) -> Found | None:
-    found = tagged(text, "difficulty", "single", "domain")
+    found = tag_contents(text, "difficulty", "single", "domain")
     if not found:
         return None
     level, single, domain = found
@@ -137,14 +137,14 @@ def ask_variants(item: Item) -> str:
 
 
 def read_variants(text: str, item: Item) -> Found | None:
-    found = tagged(text, "same", "opposite")
+    found = tag_contents(text, "same", "opposite")
     if not found or len({plain(one) for one in (item["statement"], *found)}) < 3:
         return None
     return {"same": found[0], "opposite": found[1]}
 
 
-def decided(text: str, name: str, wanted: bool, reason: str) -> Found | None:
-    said = tagged(text, name)
+def yes_or_no(text: str, name: str, wanted: bool, reason: str) -> Found | None:
+    said = tag_contents(text, name)
     answer = yes(said[0]) if said else None
     return None if answer is None else {} if answer == wanted else {"dropped": reason}
 

@@ -1,12 +1,14 @@
 """Replies to statements and a judge's marks of them, each a line of a file as soon as it is there.
 
-So a kill costs the replies that were under way. What the file holds is not asked for again; a last line that a kill cut
-short is dropped, and a proof that the judge could not mark is given to it once more.
+A kill costs only the replies that were under way. What the file holds is not asked for again; a last line that a kill
+cut short is dropped, and a proof that the judge could not mark is given to it once more. With several ranks each of
+them replies to its share, and the first one writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -14,14 +16,15 @@ from typing import Any
 
 import torch
 
-from posttrain.core import Ask, Episode, Failed, Group, Remote, Reply, Rollout, Sampler, Score, Task, Turn
+from posttrain import ranks
+from posttrain.core import Ask, Episode, Failed, Group, Remote, Reply, Rollout, Sampler, Score, Spread, Task, Turn
 from posttrain.episode import ask, play, play_concurrently, rollout
 from posttrain.evaluation import GROUPS_AT_ONCE
 from posttrain.reward import each, graded
-from posttrain.run.lines import Lines
+from posttrain.run.lines import Lines, whole_lines
 from posttrain.seeding import mix
-from posttrain.systems.deeptheorem.process import WEIGHTS, by_marks, judged, process_score
-from posttrain.systems.deeptheorem.statements import measured
+from posttrain.systems.deeptheorem.process import WEIGHTS, by_marks, process_score, proof_judge
+from posttrain.systems.deeptheorem.statements import measures_of
 from posttrain.systems.deeptheorem.verdict import verdict
 
 Watch = Callable[[int], object]  # hears how many more statements are done
@@ -31,28 +34,29 @@ class Replies:
     """One reply to each statement; its marks, or why there are none, are the facts of its rollout."""
 
     def __init__(self, path: Path, tests: Sequence[Task]):
-        self.lines, self.tests = Lines(path), tests
-        tasks = {task.key: task for task in tests}
-        lines = [line for line in self.lines.found if line["task"] in tasks]
-        self.found = {line["task"]: as_rollout(line, tasks[line["task"]]) for line in lines}
+        self.tests, tasks = tests, {task.key: task for task in tests}
+        lines = ranks.first(lambda: list(whole_lines(path)), "for the replies so far")
+        self.found = {line["task"]: as_rollout(line, tasks[line["task"]]) for line in lines if line["task"] in tasks}
+        self.lines = Lines(path) if ranks.primary() else None
         self.write()
 
     def write(self) -> None:
-        """All lines again, a statement's once and in the order of the statements."""
-        self.lines.replace(as_line(self.found[task.key]) for task in self.tests if task.key in self.found)
+        """Write all lines again, one for each statement and in the order of the statements."""
+        if self.lines:
+            self.lines.replace(as_line(self.found[task.key]) for task in self.tests if task.key in self.found)
 
     def note(self, one: Rollout) -> None:
         self.found[one.task.key] = one
-        self.lines.add(as_line(one))
+        if self.lines:
+            self.lines.add(as_line(one))
 
-    @property
-    def rollouts(self) -> list[Rollout]:
-        """Of every statement; without a turn where there is no reply."""
-        return [self.found.get(task.key) or Rollout(task, [], Failed("not played")) for task in self.tests]
+    def of(self, tasks: Sequence[Task]) -> list[Rollout]:
+        """The rollout of every statement; without a turn where there is no reply."""
+        return [self.found.get(task.key) or Rollout(task, [], Failed("not played")) for task in tasks]
 
 
 def decide(replies: Replies, policy: Sampler, seed: int, watch: Watch) -> dict[str, float]:
-    """Reply greedily, as the release does, to every statement without a reply; what all of them come to."""
+    """Reply greedily, as the release does, to every statement without a reply; the measures of all replies."""
     watch(len(replies.found))
 
     def ended(_: int, group: Group) -> None:
@@ -60,22 +64,27 @@ def decide(replies: Replies, policy: Sampler, seed: int, watch: Watch) -> dict[s
             replies.note(group[0])
         watch(1)
 
-    for start in range(0, len(replies.tests), GROUPS_AT_ONCE):
-        some = replies.tests[start : start + GROUPS_AT_ONCE]
-        places = [i for i, task in enumerate(some) if task.key not in replies.found]
-        if places:
-            rollout(once, [some[i] for i in places], {"policy": policy}, 1, seed + start, ended, places)
+    with policy.whole() if isinstance(policy, Spread) else nullcontext():
+        for start in range(0, len(replies.tests), GROUPS_AT_ONCE):
+            some = replies.tests[start : start + GROUPS_AT_ONCE]
+            if left := [i for i, task in enumerate(some) if task.key not in replies.found]:
+                mine = ranks.share(left)
+                groups = rollout(
+                    greedy_reply, [some[i] for i in mine], {"policy": policy}, 1, seed + start, ended, mine
+                )
+                for group in ranks.gathered(groups, "for the replies to statements"):
+                    if group[0].turns and group[0].task.key not in replies.found:  # of another rank
+                        ended(0, group)
     replies.write()
-    return measured(replies.rollouts)
+    return measures_of(replies.of(replies.tests))
 
 
-def once(task: Task) -> Episode:
-    """One greedy reply."""
+def greedy_reply(task: Task) -> Episode:
     yield from ask(task.prompt, temperature=0.0)
 
 
 def mark(replies: Replies, judge: Sampler, seed: int, watch: Watch) -> dict[str, float]:
-    """Have every proof marked that is not; the process score, and the share that the judge failed on."""
+    """Have every proof without marks marked; the process score, and the share that the judge failed on."""
     proofs = {key: one.text for key, one in replies.found.items() if not isinstance(one.facts, Mapping)}
     tasks = [task for task in replies.tests if task.key in proofs]
     watch(len(replies.tests) - len(tasks))
@@ -85,9 +94,9 @@ def mark(replies: Replies, judge: Sampler, seed: int, watch: Watch) -> dict[str,
         watch(1)
 
     drive = partial(play_concurrently, at_once=judge.at_once) if isinstance(judge, Remote) else play
-    drive(tasks, judged(proofs), {"judge": judge}, [mix(seed, "marks", task.key) for task in tasks], ended)
+    drive(tasks, proof_judge(proofs), {"judge": judge}, [mix(seed, "marks", task.key) for task in tasks], ended)
     replies.write()
-    marks = [graded(each(by_marks), [one])[0] for one in replies.rollouts]
+    marks = [graded(each(by_marks), [one])[0] for one in replies.of(replies.tests)]
     known = [score.value for score in marks if isinstance(score, Score)]
     return {"not marked": 1 - len(known) / len(marks)} | ({"process": fmean(known)} if known else {})
 
@@ -108,7 +117,7 @@ def as_line(one: Rollout) -> dict[str, Any]:
 
 
 def as_rollout(line: Mapping[str, Any], task: Task) -> Rollout:
-    """A reply from its line, to be measured and marked, not learned from: it has no trace."""
+    """A reply from its line; it can be measured and marked but not learned from, as it has no trace."""
     facts: Any = Failed(line["not marked"]) if "not marked" in line else None
     if "process" in line:
         facts = {name: line[name] for name in WEIGHTS}

@@ -1,4 +1,4 @@
-"""The stages on a checkpoint and data of the user's own: deciding a test file by theorem, and building theorems."""
+"""DeepTheorem on a checkpoint and data of your own: learn, decide a test file by theorem, build theorems."""
 
 from __future__ import annotations
 
@@ -7,150 +7,288 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from posttrain.cli.options import ModelOptions, RunOptions, hashed, naming
+from posttrain import ranks
+from posttrain.cli.launch import one_process
+from posttrain.cli.options import ModelOptions, ScaleOptions, at_least
 from posttrain.core import Sampler, Task
 from posttrain.data import read
+from posttrain.lab.trial import FULL, Lab
+from posttrain.lab.world.theorems import Theorems
 from posttrain.policy.text import TextPolicy
-from posttrain.run.directory import begun, read_json, write_json
+from posttrain.reward import each
+from posttrain.run.directory import read_json, write_json
+from posttrain.run.folder import prepare_folder
 from posttrain.run.progress import bar
 from posttrain.run.session import Session
+from posttrain.run.settings import Output, Run
+from posttrain.scale.place import distribute
+from posttrain.step import train
+from posttrain.supervised import sft
+from posttrain.systems.deeptheorem import recipe
+from posttrain.systems.deeptheorem.lab import base_model, measures
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
 from posttrain.systems.deeptheorem.pipeline import Ledger, construct, items_of, rows_of
 from posttrain.systems.deeptheorem.replies import Replies, Watch, decide, mark
-from posttrain.systems.deeptheorem.statements import as_table, statements
+from posttrain.systems.deeptheorem.statements import (
+    as_table,
+    evaluation_sets,
+    measures_of,
+    proofs,
+    split_by_theorem,
+    statements,
+)
+from posttrain.systems.deeptheorem.verdict import right
 
-TEMPLATE = Path(__file__).with_name("prompt.jinja")
+TEMPLATE, TABLE = Path(__file__).with_name("prompt.jinja"), "decided.json"
+PUBLISHED = Run("runs/deeptheorem", steps=1000, tasks=128, warmup=50)
 
 
 @dataclass(frozen=True)
-class Building:
-    """How theorems are built of questions, by --stage construct."""
+class TheoremOptions:
+    """Which theorems are learned from."""
 
-    writer: str | None = None
-    """Who answers the questions of the pipeline: a chat server (http://...), a Hub id or a folder."""
-    question: str = "question"
-    """Column of the questions."""
-    against: str | None = None
-    """Test files, separated by commas, of which nothing may be in the theorems."""
-    encoder: str | None = None
-    """Hub id or folder of a sentence encoder that finds what is near them; n-grams of words if not given."""
+    data: str
+    """Jiahao004/DeepTheorem, or a file with its columns."""
+    keep_out: int = 0
+    """How many theorems are kept out of training, and decided before and after."""
+    limit: int | None = None
+    """Use only the first so many theorems, each with all its statements."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+
+    def tasks(self, seed: int) -> tuple[list[Task], list[Task]]:
+        """The statements to learn from, and those of the theorems that are kept out."""
+        return split_by_theorem(statements(self.data, self.limit, self.split), self.keep_out, seed)
 
 
-def templated(model: ModelOptions) -> TextPolicy:
+def laptop(variants: bool = True, run: Run = Run("runs/deeptheorem", steps=60, tasks=16, lr=3e-4)) -> Session:
+    """Theorems about sums, some of which hold and some of which do not.
+
+    variants  train on contradictory variants too, and not only on statements that hold
+    """
+    world = Theorems(run.seed)
+    lab = Lab(run.seed, FULL, world, base_model(world, run.seed))
+    made, tests = recipe(each(right), samples=16), world.held_out()
+    start = record_before(lambda session: measures(lab))
+    session = train(lab.policy, world.training(variants), made, run, held_out=tests, on_start=start)
+    return record_after(session, measures(lab))
+
+
+def learn(
+    theorems: TheoremOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    run: Run = PUBLISHED,
+    samples: int = 64,
+    held_out: tuple[str, ...] = (),
+) -> Session:
+    """Train a base model on theorems with variants, rewarded by the verdict.
+
+    Give `max_new=8192` for the published length. Without `template` the prompt is the system's own: plain text that
+    ends inside an open <think> tag.
+
+    samples   samples of a statement
+    held_out  test files whose theorems are decided, greedily, before and after: FILE, or NAME=FILE
+    """
+    tasks, kept = theorems.tasks(run.seed)
+    sets, policy = evaluation_sets(kept, held_out), load(model)
+    made = recipe(each(right), samples)
+    start = record_before(lambda session: decide_before(session, sets))
+    session = scale.train(policy, tasks, made, run, held_out=sets, on_start=start)
+    return record_after(session, decide_after(session, sets))
+
+
+def imitate(
+    theorems: TheoremOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    run: Run = PUBLISHED,
+    proof: str = "proof",
+    held_out: tuple[str, ...] = (),
+) -> Session:
+    """The baseline: supervised fine-tuning on a column of proofs.
+
+    proof     column of the proofs
+    held_out  test files whose theorems are decided, greedily, before and after: FILE, or NAME=FILE
+    """
+    tasks, kept = theorems.tasks(run.seed)
+    sets, policy = evaluation_sets(kept, held_out), load(model)
+    policy.check([*tasks, *chain(*sets.values())])
+    shown = proofs(theorems.data, proof, {task.truth.theorem for task in tasks}, theorems.split)
+    session = sft(policy, shown, run, record_before(lambda session: decide_before(session, sets)))
+    return record_after(session, decide_after(session, sets))
+
+
+def load(model: ModelOptions) -> TextPolicy:
     """The policy with the system's own prompt, unless another template was asked for."""
     return (model if model.template else replace(model, template=str(TEMPLATE))).policy()
 
 
 # ---- decided by theorem
 
-TABLE = "decided.json"
 
+def evaluate(
+    data: str,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    output: Output = Output("runs/deeptheorem-evaluation"),
+    judge: str | None = None,
+    limit: int | None = None,
+    split: str = "train",
+) -> Path:
+    """Decide a test file by theorem: OUT/decided.json, and every reply with its verdict and marks in OUT/replies.jsonl.
 
-def evaluated(
-    policy: TextPolicy,
-    judge: Sampler | None,
-    tests: Sequence[Task],
-    settings: Mapping[str, Any],
-    run: RunOptions,
-) -> None:
-    """A test file decided by theorem: `decided.json`, and every reply with its verdict and marks in `replies.jsonl`."""
+    Published: `max_new=16000`.
+
+    data   rows of problem_name, prompt, answer; or training rows
+    judge  who marks the proofs: a chat server (http://...), a Hub id or a folder
+    limit  use only the first so many theorems, each with all its statements
+    split  split of a Hugging Face dataset
+    """
+    tests, policy = statements(data, limit, split), load(model)
+    marker = model.player(judge) if judge else None
+    policy.check(tests)
+    distribute(policy)
+    folder, settings = Path(output.out), {**output.settings, "seed": output.seed}
     files = ("replies.jsonl", TABLE)
-    folder = Path(run.out)
-    begun(folder, "evaluation", "an evaluation", files, settings, run)
+    prepare_folder(folder, "evaluation", files, settings, resume=output.resume, overwrite=output.overwrite)
     replies = Replies(folder / "replies.jsonl", tests)
-    with bar("statements", len(tests), run.quiet) as watch:
-        measures = decide(replies, policy, run.seed, watch)
-    if judge is not None:
-        with bar("marks", len(tests), run.quiet) as watch:
-            measures |= mark(replies, judge, run.seed, watch)
-    print("\n".join(as_table({"decided": measures})))
-    write_json(folder / TABLE, measures)
+    with scale.playing(policy, folder, tests) as player, bar("statements", len(tests), output.quiet) as watch:
+        found = decide(replies, player, output.seed, watch)
+    if marker is not None:
+        with bar("marks", len(tests), output.quiet) as watch:
+            found |= ranks.first(lambda: mark(replies, marker, output.seed, watch), "for the judge's marks")
+    if ranks.primary():
+        print("\n".join(as_table({"decided": found})))
+        write_json(folder / TABLE, found)
+    return folder
 
 
-def first(measure: Callable[[Session], Mapping[str, float]]) -> Callable[[Session], None]:
-    """For `train` and `sft` to begin with: what the untouched policy decides, in the run's `decided.json`.
+def record_before(measure: Callable[[Session], Mapping[str, float]]) -> Callable[[Session], None]:
+    """For a session to start with: it writes what the untouched policy decides to the run's `decided.json`.
 
     A run that is resumed after its first checkpoint keeps what is there.
     """
 
-    def begun(session: Session) -> None:
+    def start(session: Session) -> None:
         if session.step:
             return
         folder = session.directory.path
-        if not session.run.resume:
+        if ranks.primary() and not session.run.resume:
             for old in folder.glob("decided*.json*"):  # of the run that was replaced
                 old.unlink()
-        if measures := measure(session):
-            write_json(folder / TABLE, {"before": dict(measures)})
+        found = measure(session)
+        if found and ranks.primary():
+            write_json(folder / TABLE, {"before": dict(found)})
 
-    return begun
+    return start
 
 
-def last(session: Session, measures: Mapping[str, float]) -> Session:
-    """What training changed, printed and in the run's `decided.json`."""
-    if measures:
+def record_after(session: Session, found: Mapping[str, float]) -> Session:
+    """Print what training changed, and write it to the run's `decided.json`."""
+    if found and ranks.primary():
         path = session.directory.path / TABLE
-        columns = (read_json(path) if path.is_file() else {}) | {"after": dict(measures)}
+        columns = (read_json(path) if path.is_file() else {}) | {"after": dict(found)}
         print("\n".join(as_table(columns)))
         write_json(path, columns)
     return session
 
 
-def decided_now(session: Session, tests: Sequence[Task], watch: Watch) -> dict[str, float]:
-    """The tests under the policy as it is; its replies are in the run's `decided-STEP.jsonl`."""
+def decide_now(session: Session, sets: Mapping[str, Sequence[Task]], watch: Watch) -> dict[str, float]:
+    """The tests of all sets under the policy as it is; its replies are in the run's `decided-STEP.jsonl`."""
+    tests = list(chain(*sets.values()))
     if not tests:
         return {}
     replies = Replies(session.directory.path / f"decided-{session.step:06d}.jsonl", tests)
-    return decide(replies, cast("TextPolicy", session.policy), session.run.seed, watch)
+    found = decide(replies, cast("TextPolicy", session.policy), session.run.seed, watch)
+    if len(sets) > 1:
+        found |= {f"joint, {name}": measures_of(replies.of(some))["joint"] for name, some in sets.items()}
+    return found
 
 
-def decided_first(session: Session, tests: Sequence[Task]) -> dict[str, float]:
-    """`decided_now`, counted in the display of the run that has begun."""
+def decide_before(session: Session, sets: Mapping[str, Sequence[Task]]) -> dict[str, float]:
+    """`decide_now`, counted in the display of the session."""
     shown = session.progress.bar
-    row = shown.add_task("before", total=len(tests), numbers="")
-    found = decided_now(session, tests, lambda more: shown.update(row, advance=more))
+    row = shown.add_task("before", total=sum(map(len, sets.values())), numbers="")
+    found = decide_now(session, sets, lambda more: shown.update(row, advance=more))
     shown.remove_task(row)
     return found
 
 
-def decided_last(session: Session, tests: Sequence[Task]) -> dict[str, float]:
-    with bar("after", len(tests), session.run.quiet) as watch:
-        return decided_now(session, tests, watch)
+def decide_after(session: Session, sets: Mapping[str, Sequence[Task]]) -> dict[str, float]:
+    with bar("after", sum(map(len, sets.values())), session.run.quiet or not ranks.primary()) as watch:
+        return decide_now(session, sets, watch)
 
 
 # ---- built from questions
 
 
+@dataclass(frozen=True)
+class WriterOptions:
+    """Who answers the questions of the pipeline."""
+
+    writer: str
+    """A chat server (http://..., with #MODEL if it has several), a Hub id or a folder."""
+    max_new: int = 8192
+    """Most tokens in an answer."""
+    temperature: float = 1.0
+    """Of its answers."""
+    device: str | None = None
+    """Of a writer that runs here, and of the encoder."""
+
+    def player(self) -> Sampler:
+        at_least(1, max_new=self.max_new)
+        return ModelOptions(max_new=self.max_new, temperature=self.temperature, device=self.device).player(self.writer)
+
+
+@one_process("one writer answers all questions")
 def build(
-    data: str, writer: Sampler, building: Building, model: ModelOptions, run: RunOptions, limit: int | None, split: str
-) -> None:
-    """Questions through the pipeline into `theorems.jsonl`. Raises ValueError when the writer never answered."""
-    with naming("--prompt", "--question"):
-        tasks = read(data, building.question, None, limit=limit, split=split)
-    files = [name for name in (building.against or "").split(",") if name]
-    tests = [str(task.prompt[-1]["content"]) for name in files for task in statements(name)]
-    recall = by_encoder(building.encoder, model.device) if building.encoder else by_words
-    folder = Path(run.out)
-    settings = {"data": data, **hashed(data), "limit": limit, "seed": run.seed, **vars(building)}
-    del settings["writer"]  # another may go on
+    data: str,
+    writer: WriterOptions,
+    output: Output = Output("theorems"),
+    question: str = "question",
+    against: tuple[str, ...] = (),
+    encoder: str | None = None,
+    limit: int | None = None,
+    split: str = "train",
+) -> Path:
+    """Build theorems with variants from questions of your own: OUT/theorems.jsonl, in the columns of training data.
+
+    data      questions: JSONL, CSV or Parquet, or a Hugging Face dataset id
+    question  column of the questions
+    against   test files of which nothing may be in the theorems
+    encoder   Hub id or folder of a sentence encoder that finds what is near them; n-grams of words if not given
+    limit     use only the first so many questions
+    split     split of a Hugging Face dataset
+    """
+    player, tasks = writer.player(), read(data, question, None, limit=limit, split=split)
+    tests = [str(task.prompt[-1]["content"]) for file in against for task in statements(file)]
+    recall = by_encoder(encoder, writer.device) if encoder else by_words
+    folder, settings = Path(output.out), {**output.settings, "seed": output.seed}
+    settings = {name: value for name, value in settings.items() if not hasattr(writer, name)}  # another may go on
     files = ("items.jsonl", "theorems.jsonl")
-    begun(folder, "construct", "theorems under construction", files, settings, run)
+    prepare_folder(folder, "construct", files, settings, resume=output.resume, overwrite=output.overwrite)
     ledger = Ledger(folder / "items.jsonl", items_of(tasks, tests, recall))
-    failures = construct(ledger, writer, run.seed, run.quiet)
-    rows = rows_of(ledger.finished())
+    failures = construct(ledger, player, output.seed, output.quiet)
+    rows = rows_of(ledger.finished_items())
     (folder / "theorems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for line in summary(len(tasks), len(rows), ledger.dropped(), failures):
+    for line in summary(len(tasks), len(rows), ledger.drop_counts(), failures):
         print(line, file=sys.stderr)
     if failures and len(failures) == len(tasks):
         raise ValueError(f"the writer answered nothing: {failures[0]}")
+    return folder
 
 
 def summary(questions: int, theorems: int, dropped: Counter[str], failures: Sequence[str]) -> list[str]:
     lines = [f"{theorems} theorems of {questions} questions"]
     lines += [f"  {count:6} dropped: {reason}" for reason, count in dropped.most_common()]
     if failures:
-        lines.append(f"  {len(failures):6} not answered, the first because {failures[0]}; go on with --resume")
+        lines.append(f"  {len(failures):6} not answered, the first because {failures[0]}; resume to ask again")
     return lines
+
+
+STAGES = {"laptop": laptop, "train": learn, "sft": imitate, "evaluate": evaluate, "construct": build}

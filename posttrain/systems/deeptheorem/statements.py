@@ -1,4 +1,4 @@
-"""Statements from files, by theorem: read, divided, told as demonstrations; and how well theorems are decided.
+"""Statements from files, by theorem: read, split, made into demonstrations; and how well theorems are decided.
 
 A theorem is decided when all of its statements get the right verdict, so that a constant answer earns little: the
 score is the mean over theorems of the product over their statements.
@@ -10,15 +10,16 @@ import random
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.cli.options import named_files
 from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration, Place, Record, column, records
 from posttrain.episode import assistant, user
 from posttrain.seeding import mix
-from posttrain.systems.deeptheorem.verdict import Statement, lenient, verdict, worded
+from posttrain.systems.deeptheorem.verdict import Statement, lenient_verdict, verdict, verdict_word
 
 TRUTHS = {"true": True, "false": False, "proved": True, "disproved": False}
 SIDES = ("pos", "neg")
@@ -49,7 +50,7 @@ def statements(data: str, limit: int | None = None, split: str = "train") -> lis
     tasks: list[Task] = []
     for place, record in records(data, None, split):
         test = "problem_name" in record
-        theorem = str(column(record, "problem_name" if test else "id", place, "--data"))
+        theorem = str(column(record, "problem_name" if test else "id", place, "data"))
         if not test and theorem in kept:
             raise ValueError(f"{place}: the id {theorem!r} has been used before; ids must be unique")
         if theorem not in kept and limit is not None and len(kept) >= limit:
@@ -63,8 +64,8 @@ def statements(data: str, limit: int | None = None, split: str = "train") -> lis
 
 
 def task_of(record: Record, asked: str, truth: str, theorem: str, name: str, place: Place) -> Task:
-    question = str(column(record, asked, place, "--data"))
-    holds = is_true(column(record, truth, place, "--data"), truth, place)
+    question = str(column(record, asked, place, "data"))
+    holds = is_true(column(record, truth, place, "data"), truth, place)
     return Task(f"{theorem}:{name}", (user(question),), Stated(theorem, holds))
 
 
@@ -75,16 +76,16 @@ def is_true(value: Any, name: str, place: Place) -> bool:
     return found
 
 
-def divided(tasks: Sequence[Task], theorems: int, seed: int = 0) -> tuple[list[Task], list[Task]]:
+def split_by_theorem(tasks: Sequence[Task], theorems: int, seed: int = 0) -> tuple[list[Task], list[Task]]:
     """Tasks to train on, and those of `theorems` theorems that are held out with all their statements.
 
     Raises ValueError for fewer than none, and when nothing would be left to train on.
     """
     names = sorted({task.truth.theorem for task in tasks})
     if theorems < 0:
-        raise ValueError(f"--keep-out {theorems}: it must be at least 0")
+        raise ValueError(f"`keep_out={theorems}`: it must be at least 0")
     if theorems >= len(names):
-        raise ValueError(f"--keep-out {theorems}: of {len(names)} theorems none would be left to train on")
+        raise ValueError(f"`keep_out={theorems}`: of {len(names)} theorems none would be left to train on")
     kept = set(random.Random(mix(seed, "held out")).sample(names, theorems))
     return (
         [task for task in tasks if task.truth.theorem not in kept],
@@ -92,18 +93,25 @@ def divided(tasks: Sequence[Task], theorems: int, seed: int = 0) -> tuple[list[T
     )
 
 
-def together(kept: Sequence[Task], tests: Sequence[Task]) -> list[Task]:
-    """What is decided: statements kept out of training, and of a test file.
+def evaluation_sets(kept: Sequence[Task], held_out: Iterable[str]) -> dict[str, list[Task]]:
+    """The tasks of held-out files by name, and those that were kept out of training: with one file, or none, together.
 
-    Raises ValueError for a theorem of both, whose statements could not be told apart.
+    Raises ValueError for a theorem of two sets, whose statements could not be told apart.
     """
-    if both := {task.truth.theorem for task in kept} & {task.truth.theorem for task in tests}:
-        raise ValueError(f"--held-out: the theorem {min(both)!r} is also one of --keep-out; give it another name")
-    return [*kept, *tests]
+    found = {name: statements(file, None, "test") for name, file in named_files(held_out).items()}
+    sets = {"": [*kept, *found.get("", [])]} if len(found) < 2 else {**({"kept out": [*kept]} if kept else {}), **found}
+    seen = {task.truth.theorem: "`keep_out`" for task in kept}
+    for name, tasks in found.items():
+        theorems = {task.truth.theorem for task in tasks}
+        if both := theorems & set(seen):
+            one = min(both)
+            raise ValueError(f"`held_out`: the theorem {one!r} is also one of {seen[one]}; give it another name")
+        seen |= dict.fromkeys(theorems, name)
+    return {name: tasks for name, tasks in sets.items() if tasks}
 
 
 def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train") -> list[Demonstration]:
-    """Demonstrations of both statements of these theorems: their one proof, and what it says of the statement.
+    """Demonstrations of both statements of these theorems: their one proof, and the verdict on the statement.
 
     Raises ValueError naming file, line and column.
     """
@@ -111,16 +119,16 @@ def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train
     for place, record in records(data, None, split):
         if missing := [name for name in TRAINING if name not in record]:
             raise ValueError(
-                f"{place}: --stage sft takes training rows, and the columns {', '.join(map(repr, missing))} are not "
+                f"{place}: stage sft takes training rows, and the columns {', '.join(map(repr, missing))} are not "
                 f"among {', '.join(map(repr, record))}"
             )
         if str(record["id"]) not in theorems:
             continue
-        text = SAID.sub("", str(column(record, proof, place, "--proof"))).strip()
+        text = SAID.sub("", str(column(record, proof, place, "proof"))).strip()
         for side in SIDES:
-            question = str(column(record, f"{side}_question", place, "--data"))
-            holds = is_true(column(record, f"{side}_truth_value", place, "--data"), f"{side}_truth_value", place)
-            said = f"\n{text}\n</think>\n\n<answer> \\boxed{{{worded(holds)}}} </answer>"
+            question = str(column(record, f"{side}_question", place, "data"))
+            holds = is_true(column(record, f"{side}_truth_value", place, "data"), f"{side}_truth_value", place)
+            said = f"\n{text}\n</think>\n\n<answer> \\boxed{{{verdict_word(holds)}}} </answer>"
             out.append(Demonstration((user(question), assistant(said))))
     return out
 
@@ -128,7 +136,7 @@ def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train
 # ---- measures
 
 
-def decided(truths: Sequence[Statement], right: Sequence[bool]) -> float:
+def share_decided(truths: Sequence[Statement], right: Sequence[bool]) -> float:
     """The share of theorems of which every statement is right."""
     return statistics.fmean(all(found) for found in by_theorem(truths, right).values())
 
@@ -141,17 +149,17 @@ def by_theorem(truths: Sequence[Statement], values: Sequence[bool]) -> dict[str,
 
 
 def floors(truths: Sequence[Statement]) -> dict[str, float]:
-    """What three policies that read nothing would decide, computed from the statements themselves."""
+    """What three policies that read nothing would decide, computed from the statements alone."""
     holding = [truth.holds for truth in truths]
     return {
-        "always proved": decided(truths, holding),
-        "always disproved": decided(truths, [not holds for holds in holding]),
+        "always proved": share_decided(truths, holding),
+        "always disproved": share_decided(truths, [not holds for holds in holding]),
         "random": statistics.fmean(0.5 ** len(found) for found in by_theorem(truths, holding).values()),
     }
 
 
-def measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """One reply to each statement, by the training parser and by the released evaluation's, with the floors.
+def measures_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Measures of one reply to each statement, by the training parser and the released evaluation's, with the floors.
 
     A theorem with a statement that could not be played is left out, and counted. Raises ValueError when none is left.
     """
@@ -161,15 +169,17 @@ def measured(rollouts: Sequence[Rollout]) -> dict[str, float]:
         raise ValueError("not one theorem was played with all of its statements")
     truths: list[Statement] = [one.task.truth for one in played]
     strict = [verdict(one.text) for one in played]
-    right = [found.said == worded(truth.holds) for found, truth in zip(strict, truths, strict=True)]
-    loosely = [lenient(one.text) == worded(truth.holds) for one, truth in zip(played, truths, strict=True)]
+    right = [found.said == verdict_word(truth.holds) for found, truth in zip(strict, truths, strict=True)]
+    loosely = [
+        lenient_verdict(one.text) == verdict_word(truth.holds) for one, truth in zip(played, truths, strict=True)
+    ]
     return {
         "statements": float(len(truths)),
         "theorems": float(len(by_theorem(truths, right))),
         "theorems lost": float(len(lost)),
         "single": statistics.fmean(right),
-        "joint": decided(truths, right),
-        "joint, lenient parser": decided(truths, loosely),
+        "joint": share_decided(truths, right),
+        "joint, lenient parser": share_decided(truths, loosely),
         "proved": statistics.fmean(found.said == "proved" for found in strict),
         "no verdict": statistics.fmean(found.said not in ("proved", "disproved") for found in strict),
         **floors(truths),

@@ -45,14 +45,14 @@ class Verdict:
     def score(self, holds: bool) -> Score:
         """1 for the right verdict. The parts: which check ended it, and whether it says "proved"."""
         parts = {name: float(name == self.ended) for name in CHECKS}
-        return Score(float(self.said == worded(holds)), {**parts, "proved": float(self.said == "proved")})
+        return Score(float(self.said == verdict_word(holds)), {**parts, "proved": float(self.said == "proved")})
 
 
-def worded(holds: bool) -> str:
+def verdict_word(holds: bool) -> str:
     return "proved" if holds else "disproved"
 
 
-def refused(text: str, least: int = 1) -> Ending | None:
+def refusal(text: str, least: int = 1) -> Ending | None:
     """The first of the checks 1 to 3 that a text does not pass. Texts under `least` characters may be one word."""
     if not text:
         return "empty"  # the release divides by its length
@@ -67,7 +67,7 @@ def refused(text: str, least: int = 1) -> Ending | None:
 
 def verdict(text: str) -> Verdict:
     """The verdict of a completion, whose opening `<think>` stands in the prompt."""
-    ended = refused(text)
+    ended = refusal(text)
     if ended:
         return Verdict(None, ended)
     answers = [boxed for boxed in map(last_box, ANSWER.findall(text.rpartition("</think>")[2])) if boxed is not None]
@@ -79,7 +79,7 @@ def normal(text: str) -> str:
     return text.translate(DROPPED).removeprefix("text").lower()
 
 
-def lenient(text: str) -> str | None:
+def lenient_verdict(text: str) -> str | None:
     """The verdict as the released evaluation reads it: a box anywhere in the text, and "proved" wins over both."""
     lower = text.lower()
     for word in ("proved", "disproved"):
@@ -93,14 +93,14 @@ def right(rollout: Rollout) -> Score:
     return verdict(rollout.text).score(rollout.task.truth.holds)
 
 
-def guarded(reward: Reward, least: int = 20) -> Reward:
+def guard(reward: Reward, least: int = 20) -> Reward:
     """Another reward behind the checks 1 to 3: nothing for what they refuse. Shorter texts may be one word."""
 
     def wrapped(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
         for rollout, score in zip(group, graded(reward, group), strict=True):
             if isinstance(score, Score):
-                bad = refused(rollout.text, least) is not None
+                bad = refusal(rollout.text, least) is not None
                 score = replace(score, value=0.0 if bad else score.value, parts={**score.parts, "refused": float(bad)})
             out.append(score)
         return out

@@ -1,31 +1,76 @@
-"""A teacher's chains on problems of the user's own: each is written as soon as its problem is answered.
+"""A teacher's chains on problems of your own: each is written as soon as its problem is answered.
 
-answers.jsonl          what came of every problem so far; work that was interrupted goes on after it
-demonstrations.jsonl   the chains that were kept, once all problems are answered: what is learned
-chains.json            the settings they were made with, which a resume must share
+answers.jsonl   what came of every problem so far; work that was interrupted goes on after it
+chains.jsonl    the chains that were kept, once all problems are answered: what is learned
+chains.json     the settings they were made with, which a resume must share
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from posttrain import ranks
 from posttrain.chat import in_words
-from posttrain.core import Group, Message, Reward, Sampler, Task
+from posttrain.core import Group, Message, Reward, Sampler, Spread, Task
 from posttrain.data import Demonstration
 from posttrain.episode import rollout
+from posttrain.evaluation import GROUPS_AT_ONCE
 from posttrain.policy.pixels import opened
-from posttrain.run.lines import Lines
+from posttrain.run.lines import Lines, whole_lines
 from posttrain.run.progress import bar
-from posttrain.systems.rl_with_cold_start.styles import STYLES, judged
+from posttrain.systems.rl_with_cold_start.styles import STYLES, Choice, choose
 
-CHAINS, ANSWERS = "demonstrations.jsonl", "answers.jsonl"
+CHAINS, ANSWERS = "chains.jsonl", "answers.jsonl"
 MOST_FAILED = 0.1  # share of problems that the teacher may fail on
 
 
-def collected(
+class Answers:
+    """What came of every problem, and which the teacher could not answer. The first of several ranks writes."""
+
+    def __init__(self, folder: Path, system: str | None):
+        self.folder, self.system = folder, system
+        self.known = {line["id"] for line in ranks.first(lambda: list(whole_lines(folder / ANSWERS)), "for answers")}
+        self.lines = Lines(folder / ANSWERS) if ranks.primary() else None
+        self.failures: list[str] = []
+
+    def add(self, number: int, key: str, found: Choice, candidates: int) -> None:
+        """Keep what came of the problem of this number; one whose candidates all failed is asked again on a resume."""
+        if len(found.ungraded) == candidates:
+            self.failures.append(found.ungraded[0])
+            return
+        self.known.add(key)
+        if self.lines:
+            picture = self.folder / f"picture-{number}"
+            chain = None if found.chain is None else record(key, found.chain, picture, self.system)
+            self.lines.add({"id": key, "chain": chain})
+
+    def check(self, problems: int) -> None:
+        """Raises ValueError, with the first reason, when the teacher could not answer more than a tenth of them."""
+        if not self.failures:
+            return
+        counted = (
+            f"the teacher could not answer {len(self.failures)} of {problems} problems; the first because: "
+            f"{self.failures[0]}"
+        )
+        if len(self.failures) > MOST_FAILED * problems:
+            raise ValueError(f"{counted}\nwhat it did answer is kept: `resume=True` asks for the rest")
+        if ranks.primary():
+            print(f"warning: {counted}", file=sys.stderr)
+
+    def write_chains(self, tasks: Sequence[Task]) -> int:
+        """Write the chains in the order of their tasks; returns how many there are."""
+        assert self.lines is not None
+        chains = {line["id"]: line["chain"] for line in self.lines.found}
+        kept = [chains[task.key] for task in tasks if chains.get(task.key)]
+        Lines(self.folder / CHAINS).replace(kept)
+        return len(kept)
+
+
+def collect(
     teacher: Sampler,
     tasks: Sequence[Task],
     verify: Reward,
@@ -35,49 +80,39 @@ def collected(
     folder: Path,
     system: str | None = None,
     quiet: bool = False,
-) -> Path:
-    """The file of the chains that are kept, in a folder that is `prepared`; a problem is not asked about twice.
+) -> int:
+    """Write the chains that are kept to a folder that is there; no problem is asked about twice. Returns their number.
 
     Raises ValueError, with the first reason, when the teacher could not answer more than a tenth of the problems; what
     it did answer stays, for a resume.
     """
-    path, answers = folder / CHAINS, folder / ANSWERS
-    if path.is_file():
-        return path
-    lines, failures = Lines(answers), list[str]()
-    known = {line["id"] for line in lines.found}
-    numbers = [number for number, task in enumerate(tasks) if task.key not in known]
-    with bar("problems", len(tasks), quiet) as step:
-        step(len(known))
+    if count := ranks.first(lambda: len(list(whole_lines(folder / CHAINS))), "for the chains"):
+        return count
+    answers = Answers(folder, system)
+    left = [number for number, task in enumerate(tasks) if task.key not in answers.known]
+    at_once = len(left) if ranks.world() == 1 else GROUPS_AT_ONCE * ranks.world()
+    with bar("problems", len(tasks), quiet or not ranks.primary()) as step:
+        step(len(tasks) - len(left))
+        with teacher.whole() if isinstance(teacher, Spread) else nullcontext():
+            for start in range(0, len(left), max(at_once, 1)):
+                mine, done = ranks.share(left[start : start + at_once]), dict[int, Choice]()
 
-        def ended(i: int, group: Group) -> None:
-            task, found = group[0].task, judged(group, verify, style)
-            line: dict[str, Any] = {"id": task.key, "chain": None}
-            if found.chain is not None:
-                line["chain"] = record(task.key, found.chain, folder / f"picture-{numbers[i]}", system)
-            if len(found.ungraded) == len(group):  # asked again on a resume
-                failures.append(found.ungraded[0])
-            else:
-                lines.add(line)
-            step()
+                def ended(i: int, group: Group, mine: Any = mine, done: Any = done) -> None:
+                    done[mine[i]] = choose(group, verify, style)
+                    if ranks.primary():
+                        answers.add(mine[i], group[0].task.key, done[mine[i]], candidates)
+                    step()
 
-        left = [tasks[number] for number in numbers]
-        if left:
-            rollout(STYLES[style], left, {"policy": teacher}, candidates, seed, ended, numbers)
-    if failures:
-        counted = (
-            f"the teacher could not answer {len(failures)} of {len(tasks)} problems; the first because: {failures[0]}"
-        )
-        if len(failures) > MOST_FAILED * len(tasks):
-            raise ValueError(f"{counted}\nwhat it did answer is kept: --resume asks for the rest")
-        print(f"warning: {counted}", file=sys.stderr)
-    chains = {line["id"]: line["chain"] for line in lines.found}
-    Lines(path).replace(chains[task.key] for task in tasks if chains.get(task.key))
-    return path
+                rollout(STYLES[style], [tasks[n] for n in mine], {"policy": teacher}, candidates, seed, ended, mine)
+                for number, found in ranks.gathered(list(done.items()), "for the teacher's answers"):
+                    if not (ranks.primary() and number in done):
+                        answers.add(number, tasks[number].key, found, candidates)
+    answers.check(len(tasks))
+    return ranks.first(lambda: answers.write_chains(tasks), "for the chains")
 
 
 def record(key: str, chain: Demonstration, picture: Path, system: str | None = None) -> dict[str, Any]:
-    """A chain with the columns id, prompt, images and response, which `--stage sft` reads.
+    """A chain with the columns id, prompt, images and response, which stage sft reads.
 
     The message that every stage puts first itself, `system`, is left out. Pictures that are no files are written as
     PNG, under the name of `picture`.
@@ -88,7 +123,7 @@ def record(key: str, chain: Demonstration, picture: Path, system: str | None = N
     return {
         "id": key,
         "prompt": [{"role": message["role"], "content": in_words(message["content"])} for message in asked],
-        "images": [stored(image, Path(f"{picture}-{i}.png")) for i, image in enumerate(images_of(asked))],
+        "images": [store(image, Path(f"{picture}-{i}.png")) for i, image in enumerate(images_of(asked))],
         "response": said["content"],
     }
 
@@ -98,8 +133,8 @@ def images_of(messages: Sequence[Message]) -> list[Any]:
     return [part.get("image", part.get("path")) for parts in contents for part in parts if part.get("type") == "image"]
 
 
-def stored(image: Any, path: Path) -> str:
-    """Where a picture's file is; one that has none is written."""
+def store(image: Any, path: Path) -> str:
+    """The path of a picture's file; a picture without one is written to `path`."""
     if isinstance(image, str | Path):
         return str(Path(image).absolute())
     opened(image).save(path)

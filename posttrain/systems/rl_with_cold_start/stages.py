@@ -1,69 +1,186 @@
-"""The stages on a checkpoint and data of the user's own: which options they have, and what each begins from."""
+"""The three stages on a checkpoint and data of your own: distil, sft, rl."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from posttrain.cli.options import RunOptions
-from posttrain.data import Demonstration
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least
+from posttrain.core import Sampler, Task
+from posttrain.data import Demonstration, read_demonstrations
+from posttrain.lab.world.glyphs import right
 from posttrain.policy.text import TextPolicy
+from posttrain.reward import each
+from posttrain.run.folder import prepare_folder
 from posttrain.run.session import Session
+from posttrain.run.settings import Output, Run
+from posttrain.scale.place import distribute
+from posttrain.seeding import mix
+from posttrain.step import train
 from posttrain.supervised import sft
+from posttrain.systems.rl_with_cold_start import SYSTEM, recipe
+from posttrain.systems.rl_with_cold_start.chains import ANSWERS, CHAINS, collect
+from posttrain.systems.rl_with_cold_start.lab import SFT_EPOCHS, STUDENT, base, chains, learn_chains, world_of
 
-STARTED = ("distil", "sft")  # stages whose checkpoints reinforcement starts from
-OF_STAGES = {  # options that only some stages have
-    "teacher": ("distil",),
-    "style": ("distil",),
-    "candidates": ("distil",),
-    "response": ("sft",),
-    "tower": ("distil", "sft"),
-    "cold_start": ("rl",),
-    "held_out": ("rl",),
-}
+LEAST_PIXELS, MOST_PIXELS = 262_144, 1_204_224
+Style = Literal["distilled", "reflection", "caption", "critic"]
 
 
-def check_options(stage: str, given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
-    """Raises ValueError for an option, given unlike its `usual` value, that has no effect in the stage."""
-    for name, stages in OF_STAGES.items():
-        if stage not in stages and given[name] != usual[name]:
-            option = name.replace("_", "-") if usual[name] is not True else f"no-{name.replace('_', '-')}"
+def laptop(cold_start: bool = True, run: Run = Run("runs/rl-with-cold-start", steps=60, tasks=12, lr=2e-4)) -> Session:
+    """Arithmetic on drawn digits: a cold start from a larger tiny teacher's chains, then GRPO.
+
+    cold_start  learn the teacher's chains first, and not by GRPO alone
+    """
+    world = world_of(run.seed)
+    policy = base(world, run.seed, STUDENT)
+    if cold_start and not run.dry_run:
+        learn_chains(policy, chains(world), SFT_EPOCHS, run.seed)
+    made = recipe(each(right), reference=policy.frozen())
+    held_out = world.tasks(100, "held out", held_out=True)
+    return train(policy, world.tasks(600, "rl"), made, run, held_out=held_out)
+
+
+def reinforce(
+    task: TaskOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    run: Run = Run("runs/rl-with-cold-start", steps=80, tasks=512, weight_decay=0.01),
+    cold_start: bool = True,
+    held_out: tuple[str, ...] = (),
+) -> Session:
+    """GRPO on right or wrong, from the checkpoint that stage sft has written.
+
+    Published: `temperature=0.7` and `max_new=2048`.
+
+    cold_start  refuse a checkpoint that no cold start has written
+    held_out    data of tasks that are only evaluated: FILE, or NAME=FILE
+    """
+    task = replace(task, system=task.system or SYSTEM)
+    if cold_start:
+        check_cold_start(model.model)
+    policy = (model.within(LEAST_PIXELS, MOST_PIXELS) if task.image else model).policy()
+    made = replace(recipe(task.reward(), reference=policy.frozen()), updates=4)
+    return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
+
+
+def check_cold_start(model: str) -> None:
+    """Raises ValueError for a checkpoint that no cold start has written: RL on it is the paper's RL-only arm."""
+    about = Path(model).expanduser().parent / "run.json"
+    kind = json.loads(about.read_text()).get("kind") if about.is_file() else None
+    if kind != "sft":
+        raise ValueError(
+            f"`model={model}`: this is no checkpoint of stage sft, so there was no cold start; give one (RUN/model), "
+            "or `cold_start=False` for reinforcement alone"
+        )
+
+
+# ---- the cold start
+
+
+def distil(
+    task: TaskOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    output: Output = Output("runs/chains"),
+    teacher: str | None = None,
+    style: Style = "distilled",
+    candidates: int = 4,
+) -> Path:
+    """Ask a teacher, and write its right chains to OUT/chains.jsonl.
+
+    Published: `temperature=0.7` and `max_new=2048`.
+
+    teacher     who is asked in the model's place: a chat server (http://...) that takes pictures, a Hub id or a folder
+    style       the teacher's own chain, wrong then right, a caption first, or draft and critique
+    candidates  answers that the teacher may give to a problem
+    """
+    at_least(1, candidates=candidates)
+    task = replace(task, system=task.system or SYSTEM)
+    tasks, reward, folder = task.tasks(), task.reward(), Path(output.out)
+    model = model.within(None, MOST_PIXELS) if task.image else model
+    with answering(teacher, model, scale, folder, tasks) as player:
+        settings = {**output.settings, "seed": output.seed}
+        prepare_folder(folder, "chains", (CHAINS, ANSWERS), settings, resume=output.resume, overwrite=output.overwrite)
+        seed = mix(output.seed, "teacher")
+        kept = collect(player, tasks, reward, style, candidates, seed, folder, task.system, output.quiet)
+    if not kept:
+        raise ValueError("not one chain of the teacher was right, so there is nothing to learn")
+    print(f"{folder / CHAINS}: {kept} right chains on {len(tasks)} problems")
+    return folder
+
+
+@contextmanager
+def answering(
+    teacher: str | None, model: ModelOptions, scale: ScaleOptions, folder: Path, tasks: list[Task]
+) -> Iterator[Sampler]:
+    """The teacher; the model itself if none is named."""
+    if teacher:
+        if scale.sampler:
             raise ValueError(
-                f"--{option} has no effect in --stage {stage}, only in {' and '.join(stages)}: leave it out"
+                f"`sampler={scale.sampler}`: it samples for the model, and `teacher` is asked in its place"
             )
+        yield model.player(teacher)
+        return
+    policy = model.policy()
+    policy.check(tasks)
+    distribute(policy)
+    with scale.playing(policy, folder, tasks) as player:
+        yield player
 
 
-def teacher_name(teacher: str | None) -> str | None:
-    """As it stands in settings: of a server the model, since its address may change between a run and its resume."""
-    return f"server#{teacher.partition('#')[2]}" if teacher and teacher.startswith("http") else teacher
+@dataclass(frozen=True)
+class ChainOptions:
+    """Which chains are learned."""
+
+    data: str
+    """OUT/chains.jsonl of stage distil, or another JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
+    prompt: str = "prompt"
+    """Column of the prompt (text or chat messages), or a template such as "Solve: {question}"."""
+    response: str = "response"
+    """Column of the chain."""
+    image: str | None = None
+    """Column of pictures (images, of stage distil); <image> in the prompt says where each stands."""
+    system: str | None = None
+    """A system message in place of the system's own, which every stage puts before every prompt."""
+    limit: int | None = None
+    """Use only the first so many lines."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+
+    def demonstrations(self) -> list[Demonstration]:
+        where = {"image": self.image, "system": self.system or SYSTEM, "limit": self.limit, "split": self.split}
+        return read_demonstrations(self.data, self.prompt, self.response, **where)
 
 
-def aligned(policy: TextPolicy, vision: bool = False) -> None:
-    """Leave the vision tower as it is, unless `vision`; what maps its features to tokens is trained (as published)."""
+def learn(
+    chain: ChainOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    run: Run = Run("runs/cold-start", steps=80, tasks=64, weight_decay=0.01),
+    tower: bool = False,
+) -> Session:
+    """Learn chains: what reinforcement starts from.
+
+    Published: 3 epochs, which is `steps` times `tasks` divided by the chains.
+
+    tower  train the vision tower too
+    """
+    found = chain.demonstrations()
+    policy = (model.within(None, MOST_PIXELS) if chain.image else model).policy()
+    if not tower:
+        freeze_tower(policy)
+    return sft(policy, found, run)
+
+
+def freeze_tower(policy: TextPolicy) -> None:
+    """Leave the vision tower as it is; what maps its features to tokens is trained (as published)."""
     for name, parameter in policy.model.named_parameters():
-        if not vision and "visual." in name and "merger" not in name:
+        if "visual." in name and "merger" not in name:
             parameter.requires_grad_(False)
 
 
-def cold_started(
-    policy: TextPolicy, demonstrations: Sequence[Demonstration], run: RunOptions, described: Mapping[str, Any]
-) -> Session:
-    """Supervised fine-tuning on the chains. Raises ValueError when there are none."""
-    if not demonstrations:
-        raise ValueError(
-            f"--stage {described['stage']}: not one chain of the teacher was right, so there is nothing to learn"
-        )
-    return sft(policy, demonstrations, run.run(chains=len(demonstrations), **described))
-
-
-def check_started(model: str) -> None:
-    """Raises ValueError for a checkpoint that no cold start has written: RL on it is the paper's RL-only arm."""
-    about = Path(model).expanduser().parent / "run.json"
-    settings = json.loads(about.read_text()).get("run", {}).get("settings", {}) if about.is_file() else {}
-    if settings.get("stage") not in STARTED:
-        raise ValueError(
-            f"--stage rl --model {model}: this is no checkpoint of --stage distil or sft, so there was no cold start; "
-            "give one (RUN/model), or --no-cold-start for reinforcement alone"
-        )
+STAGES = {"laptop": laptop, "rl": reinforce, "distil": distil, "sft": learn}

@@ -1,6 +1,6 @@
 """Chains of thought of a teacher, in four styles, and which of them are kept.
 
-A style is an episode with the teacher, whose return value is the chain that a student shall learn. A chain is kept when
+A style is an episode with the teacher that returns the chain that a student shall learn. A chain is kept when
 its last reply is right (rejection sampling); of a reflection, also only when its first reply is wrong.
 """
 
@@ -22,7 +22,7 @@ CRITICISE = "Criticise your solution: which steps are wrong or not justified?"
 REVISE = "Write a revised solution in full, by this critique."
 
 
-def distilled(task: Task) -> Episode:
+def own_chain(task: Task) -> Episode:
     """Distilled-CoT: the teacher's own."""
     reply = yield from ask(task.prompt)
     return str(reply.content)
@@ -37,8 +37,8 @@ def reflection(task: Task) -> Episode:
 
 def caption(task: Task) -> Episode:
     """Caption-CoT: what is to be seen, then the solution."""
-    seen = yield from ask([*task.prompt[:-1], followed(task.prompt[-1]["content"], DESCRIBE)])
-    solved = yield from ask([*task.prompt[:-1], followed(task.prompt[-1]["content"], f"The picture: {seen.content}")])
+    seen = yield from ask([*task.prompt[:-1], with_text(task.prompt[-1]["content"], DESCRIBE)])
+    solved = yield from ask([*task.prompt[:-1], with_text(task.prompt[-1]["content"], f"The picture: {seen.content}")])
     return f"{seen.content}\n\n{solved.content}"
 
 
@@ -52,20 +52,20 @@ def critic(task: Task) -> Episode:
 
 
 STYLES: Mapping[str, Env] = {
-    "distilled": distilled,
+    "distilled": own_chain,
     "reflection": reflection,
     "caption": caption,
     "critic": critic,
 }
 
 
-def followed(content: Any, words: str) -> Any:
-    """A question's message, pictures and all, with more text after it."""
+def with_text(content: Any, words: str) -> Any:
+    """A user's message, pictures and all, with more text after it."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     return user([*parts, {"type": "text", "text": f"\n\n{words}"}])
 
 
-def kept(
+def right_chains(
     teacher: Sampler,
     tasks: Sequence[Task],
     verify: Reward,
@@ -73,35 +73,35 @@ def kept(
     candidates: int = 4,
     seed: int = 0,
 ) -> dict[str, Demonstration]:
-    """By the task's key, the chain that is kept of each; tasks without one are left out."""
+    """The chain that is kept of each task, by its key; tasks without one are left out."""
     groups = rollout(STYLES[style], tasks, {"policy": teacher}, candidates, seed)
-    found = [(group[0].task.key, judged(group, verify, style).chain) for group in groups]
+    found = [(group[0].task.key, choose(group, verify, style).chain) for group in groups]
     return {key: chain for key, chain in found if chain is not None}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What came of a problem: the chain that is kept, and why candidates could not be graded."""
+class Choice:
+    """The chain of a problem that is kept, if one is, and why candidates could not be graded."""
 
     chain: Demonstration | None
     ungraded: tuple[str, ...]
 
 
-def judged(group: Group, verify: Reward, style: str) -> Found:
+def choose(group: Group, verify: Reward, style: str) -> Choice:
     """The first of a problem's chains that is right and whole."""
     marks = graded(verify, group)
     first = graded(verify, [Rollout(one.task, one.turns[:1], one.facts) for one in group])
     good = (
         one
         for one, mark, before in zip(group, marks, first, strict=True)
-        if right(mark)
+        if is_right(mark)
         and not any(turn.reply.stop == "length" for turn in one.turns)
-        and (style != "reflection" or (isinstance(before, Score) and not right(before)))
+        and (style != "reflection" or (isinstance(before, Score) and not is_right(before)))
     )
     one = next(good, None)
     chain = None if one is None else Demonstration((*one.task.prompt, assistant(str(one.facts))))
-    return Found(chain, tuple(mark.reason for mark in marks if isinstance(mark, Invalid)))
+    return Choice(chain, tuple(mark.reason for mark in marks if isinstance(mark, Invalid)))
 
 
-def right(mark: Any) -> bool:
+def is_right(mark: Any) -> bool:
     return isinstance(mark, Score) and mark.value >= RIGHT

@@ -1,0 +1,156 @@
+"""DeepTheorem on theorems about sums: the base model, proofs to imitate, statements that hold, and variants."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Iterator
+
+from posttrain import tiny
+from posttrain.core import Rollout, Task
+from posttrain.data import Demonstration
+from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
+from posttrain.lab.world.theorems import Theorems, checked, steps
+from posttrain.lab.world.words import Size, base
+from posttrain.policy.text import TextPolicy
+from posttrain.reward import each
+from posttrain.seeding import mix
+from posttrain.systems.deeptheorem import recipe
+from posttrain.systems.deeptheorem.process import process_score
+from posttrain.systems.deeptheorem.statements import measures_of
+from posttrain.systems.deeptheorem.verdict import right
+
+CLEAN, WEB = Size(steps=500), Size(steps=150)
+LAZY, WRONG = 0.6, 0.15  # of the web's demonstrations: without a proof; of its proofs' steps
+SAMPLES, PER_STEP, LEARNT, RATE = 16, 16, 60, 3e-4
+TAUGHT, TAUGHT_ROWS, TAUGHT_RATE = 300, 64, 1e-3  # supervised steps
+TESTED = 100  # theorems
+
+
+def base_model(world: Theorems, seed: int, budget: Budget = FULL) -> TextPolicy:
+    """It has learnt to prove, and then read replies of which most have no proof and any verdict."""
+    return base(world, seed, budget.size(CLEAN), (Theorems(seed, LAZY, WRONG), budget.size(WEB)))
+
+
+def measures(lab: Lab) -> dict[str, float]:
+    """Greedy replies to all statements of the held-out theorems, and the mean reward of samples of them."""
+    tests = lab.world.held_out(lab.budget.items(TESTED))
+    sampled = lab.evaluate(tests, each(right), seed=mix(lab.seed, "sampled")).reward
+    found = lab.evaluate(tests, each(right), seed=mix(lab.seed, "greedy"), temperature=0.0)
+    replies = [group[0] for group in found.groups]
+    return {**measures_of(replies), **proof_measures(replies), "sampled": sampled}
+
+
+def proof_measures(replies: list[Rollout]) -> dict[str, float]:
+    """The process, by rules."""
+    marks = [checked(one.text, one.task.truth) for one in replies]
+    return {
+        "process": statistics.fmean(map(process_score, marks)),
+        "valid steps": statistics.fmean(one["validity"] for one in marks),
+        "chain length": statistics.fmean(steps(one.text) for one in replies),
+    }
+
+
+def imitation(whole: bool) -> Arm:
+    """Supervised on the training statements with the right verdict: after whole proofs, or after none of the steps."""
+
+    def taught(world: Theorems, seed: int, budget: Budget) -> TextPolicy:
+        policy = base_model(world, seed, budget)
+        shown = demonstrations(world, world.training(), whole, seed)
+        tiny.warm_start(policy, shown, budget.steps(TAUGHT), TAUGHT_ROWS, TAUGHT_RATE)
+        return policy
+
+    return trial(Theorems, None, measures, policy=taught)
+
+
+def demonstrations(world: Theorems, tasks: list[Task], whole: bool, seed: int) -> Iterator[Demonstration]:
+    draw = random.Random(mix(seed, "imitated"))
+    while True:
+        yield world.proof(draw.choice(tasks), whole)
+
+
+def reinforcement(variants: bool) -> Arm:
+    """By the verdict alone: on statements with their contradictory variants, or on statements that hold."""
+    return trial(
+        Theorems,
+        lambda lab: recipe(each(right), samples=SAMPLES),
+        measures,
+        steps=LEARNT,
+        per_step=PER_STEP,
+        lr=RATE,
+        policy=base_model,
+        tasks=lambda lab: lab.world.training(variants),
+    )
+
+
+PICTURE = "joint"
+ARMS = {
+    "base": trial(Theorems, None, measures, policy=base_model),
+    "concise proofs": imitation(whole=False),
+    "true statements": reinforcement(variants=False),
+    "variants": reinforcement(variants=True),
+    "whole proofs": imitation(whole=True),
+}
+CLAIMS = (
+    Claim(
+        "rewarding the verdict beats imitating proofs",
+        "outcome reward 47.2 against 32.9 for SFT, 7B; here by at least 0.2",
+        "joint",
+        "variants",
+        "concise proofs",
+        margin=-0.2,
+    ),
+    Claim(
+        "contradictory variants are what makes rewarding the verdict work",
+        "the reward cannot be hacked by giving one verdict throughout; here by at least 0.2",
+        "joint",
+        "variants",
+        "true statements",
+        margin=-0.2,
+    ),
+    Claim("rewarding the verdict makes proofs longer", "longer reasoning emerges", "chain length", "variants", "base"),
+    Claim(
+        "proofs improve although only the verdict is rewarded",
+        "process score 34.0 against 25.2 for SFT, 7B; here graded by rules",
+        "process",
+        "variants",
+        "concise proofs",
+    ),
+    Claim(
+        "training on true statements alone teaches the model to answer `proved`",
+        "ours: the share of verdicts that are `proved`, of which 0.66 would be right",
+        "proved",
+        "true statements",
+        "variants",
+        control=True,
+    ),
+    Claim(
+        "rewarding the verdict beats a constant verdict",
+        "always `proved`, computed from the statements",
+        "joint",
+        "variants",
+        "variants",
+        against="always proved",
+        control=True,
+    ),
+    Claim(
+        "imitating whole proofs would do as well as rewarding the verdict",
+        "as many supervised steps, on proofs with all their steps; within 0.05",
+        "joint",
+        "whole proofs",
+        "variants",
+        margin=0.05,
+        control=True,
+        bounds=SHARE,
+    ),
+)
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--no-variants"],
+        "train": ["--data {theorems} --max-new 6 --samples 2 --held-out {variants} --keep-out 1"],
+        "sft": ["--data {theorems} --max-new 6 --held-out {variants} --limit 3"],
+        "evaluate": ["--data {variants} --max-new 6"],
+    },
+    {"lab.TESTED": 10},
+)

@@ -1,0 +1,285 @@
+"""RL with Cold Start on drawn digits: a student that guesses at pictures, and a teacher's chains on them."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+from posttrain.data import Demonstration
+from posttrain.descent import update
+from posttrain.episode import assistant
+from posttrain.lab.claim import Claim
+from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
+from posttrain.lab.world.glyphs import BASE, Glyphs, Problem, answer, applied, careful, right, works
+from posttrain.lab.world.words import Size, base
+from posttrain.loss import likelihood, token_mean
+from posttrain.measure import mean_pass_at_k
+from posttrain.policy.text import TextPolicy
+from posttrain.recipe import Recipe
+from posttrain.reward import each
+from posttrain.row import demonstration_rows
+from posttrain.seeding import mix
+from posttrain.systems.rl_with_cold_start import recipe
+from posttrain.systems.rl_with_cold_start.reflection import gap, reflects
+from posttrain.systems.rl_with_cold_start.styles import right_chains
+
+STUDENT = Size(hidden=64, layers=2, steps=300)
+TEACHER = Size(hidden=96, layers=3, steps=250)
+CHAINS, SFT_ROWS, SFT_RATE, SFT_EPOCHS = 256, 32, 1e-3, 12
+RL_STEPS, RL_TASKS, RL_RATE = 60, 12, 2e-4
+LONGER = 52  # epochs of supervised learning that take as long as 12 of them and 60 steps of RL
+SAMPLES = 8
+
+
+def world_of(seed: int, second_right: float = 0.5) -> Glyphs:
+    """Its student calculates on text; at pictures it guesses, says what is on them, or looks twice in vain."""
+    return Glyphs(seed, as_text=0.35, captions=0.2, careful=0.0, aha=0.06, second_right=second_right)
+
+
+# ---- chains
+
+
+def chains(world: Glyphs, budget: Budget = FULL, least: str = "see") -> list[Demonstration]:
+    """A larger model's right chains on pictures, careful or skipping the calculation, as its samples come."""
+    shown = Glyphs(world.seed, careful=0.5, skipping=0.5)
+    teacher = base(shown, mix(world.seed, "teacher") % 2**31, budget.size(TEACHER))
+    tasks = world.tasks(budget.items(2 * CHAINS), "distilled")
+    found = right_chains(teacher, tasks, each(right), candidates=4, seed=world.seed)
+    return [one for one in found.values() if least in chain_text(one)][:CHAINS]
+
+
+def careful_chains(world: Glyphs, budget: Budget) -> list[Demonstration]:
+    return chains(world, budget, " so ")
+
+
+def wrong_chains(world: Glyphs, budget: Budget) -> list[Demonstration]:
+    draw = random.Random(mix(world.seed, "spoilt"))
+    return [spoil(one, draw) for one in careful_chains(world, budget)]
+
+
+def chain_text(one: Demonstration) -> str:
+    return str(one.messages[-1]["content"])
+
+
+def spoil(one: Demonstration, draw: random.Random) -> Demonstration:
+    """The careful chain with a mistake in one of its steps, and the wrong answer that follows from it."""
+    problem = problem_of(chain_text(one))
+    first, last = problem.results
+    choices = [(wrong, applied(problem.signs[1], wrong, problem.numbers[2])) for wrong in range(BASE) if wrong != first]
+    found = draw.choice([(first, (last + draw.randint(1, BASE - 1)) % BASE), draw.choice(choices)])
+    if found[1] == last:  # two mistakes that cancel
+        return spoil(one, draw)
+    return Demonstration((*one.messages[:-1], assistant(careful(problem, found))))
+
+
+def problem_of(chain: str) -> Problem:
+    """The problem of a careful chain, by what it says it sees and calculates."""
+    _, a, b, c, _, _, first, _, _, _, _, _, second, *_ = chain.split()
+    return Problem((int(a), int(b), int(c)), (first, second))
+
+
+# ---- learning them
+
+
+def learn_chains(
+    policy: TextPolicy,
+    demonstrations: Sequence[Demonstration],
+    epochs: int,
+    seed: int,
+    watch: Callable[[int], None] = lambda epoch: None,
+) -> None:
+    """Supervised epochs over the chains; `watch` is called after each, counted from 1."""
+    rows = [row for one in demonstrations for row in demonstration_rows(policy, one)]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=SFT_RATE, weight_decay=0.0)
+    for epoch in range(epochs):
+        random.Random(mix(seed, "epoch", epoch)).shuffle(rows)
+        for at in range(0, len(rows), SFT_ROWS):
+            update(policy, optimizer, rows[at : at + SFT_ROWS], likelihood, token_mean)
+        watch(epoch + 1)
+    policy.version = 0
+
+
+def learn_to_best_epoch(lab: Lab, demonstrations: Sequence[Demonstration], epochs: int) -> int:
+    """Leave the policy as it was after its best epoch, by problems kept for the choice; returns the epoch."""
+    epochs, every = lab.budget.steps(epochs), 4 if epochs > SFT_EPOCHS else 2
+    tasks = lab.world.validation(lab.budget.items(100))
+    best: tuple[float, int, dict[str, torch.Tensor]] = (-1.0, 0, {})
+
+    def watch(epoch: int) -> None:
+        nonlocal best
+        if epoch % every == 0 or epoch == epochs:
+            found = lab.evaluate(tasks, each(right), samples=4, seed=mix(lab.seed, "validation"))
+            if found.reward > best[0]:
+                best = found.reward, epoch, {name: value.clone() for name, value in lab.policy.state_dict().items()}
+
+    learn_chains(lab.policy, demonstrations, epochs, lab.seed, watch)
+    lab.policy.load_state_dict(best[2])
+    return best[1]
+
+
+# ---- arms
+
+
+def arm(
+    taught: Callable[[Glyphs, Budget], list[Demonstration]] | None = None,
+    epochs: int = SFT_EPOCHS,
+    rl: bool = False,
+    second_right: float = 0.5,
+) -> Arm:
+    """`taught` None: no cold start. Of the epochs of SFT the best one is taken."""
+
+    def made(lab: Lab) -> Recipe:
+        if taught:
+            lab.notes["best epoch"] = float(learn_to_best_epoch(lab, taught(lab.world, lab.budget), epochs))
+        return recipe(each(right), reference=lab.policy.frozen())
+
+    return trial(
+        lambda seed: world_of(seed, second_right),
+        made,
+        measures,
+        steps=RL_STEPS if rl else 0,
+        per_step=RL_TASKS,
+        lr=RL_RATE,
+        size=STUDENT,
+        tasks=lambda lab: lab.world.tasks(600, "rl"),
+    )
+
+
+def measures(lab: Lab) -> dict[str, float]:
+    tasks = lab.world.tests(lab.budget.items(300))
+    found = lab.evaluate(tasks, each(right), samples=SAMPLES, seed=mix(lab.seed, "test"))
+    texts = [one.text for group in found.groups for one in group]
+    marks = [value > 0 for values in found.values for value in values]
+    return {
+        "mean@1": found.reward,
+        "greedy": lab.evaluate(tasks, each(right), seed=0, temperature=0.0).reward,
+        "pass@8": mean_pass_at_k(found.values, SAMPLES),
+        "chains": statistics.fmean(map(works, texts)),
+        "answered": statistics.fmean(answer(text) is not None for text in texts),
+        "reflection": statistics.fmean(map(reflects, texts)),
+        "reflection gap": gap(texts, marks),
+        "best epoch": 0.0,
+        **lab.notes,
+    }
+
+
+ARMS = {
+    "base": arm(),
+    "RL only": arm(rl=True),
+    "SFT only": arm(chains),
+    "SFT + RL": arm(chains, rl=True),
+    "SFT, as long": arm(chains, LONGER),
+    "SFT, careful": arm(careful_chains),
+    "SFT, wrong answers": arm(wrong_chains),
+    "SFT, wrong answers, + RL": arm(wrong_chains, rl=True),
+    "base, second looks help": arm(second_right=1.0),
+}
+CLAIMS = (
+    Claim(
+        "SFT followed by RL beats SFT alone",
+        "both stages beat SFT-only on MathVision, MathVerse, MathVista and We-Math",
+        "mean@1",
+        "SFT + RL",
+        "SFT only",
+    ),
+    Claim(
+        "SFT followed by RL beats RL alone",
+        "both stages beat RL-only on MathVision, MathVerse, MathVista and We-Math",
+        "mean@1",
+        "SFT + RL",
+        "RL only",
+    ),
+    Claim(
+        "SFT followed by RL beats the base model",
+        "66.3 to 73.4 on MathVista, 62.9 to 70.4 on We-Math (7B)",
+        "mean@1",
+        "SFT + RL",
+        "base",
+    ),
+    Claim("SFT alone beats the base model", "SFT-only > base", "mean@1", "SFT only", "base"),
+    Claim(
+        "SFT followed by RL beats SFT alone in greedy decoding",
+        "both stages beat SFT-only; here decoded greedily",
+        "greedy",
+        "SFT + RL",
+        "SFT only",
+    ),
+    Claim(
+        "the base model reflects before any RL",
+        "aha patterns exist in the base model; here in more than 1 % of its replies",
+        "reflection",
+        "base",
+        0.01,
+    ),
+    Claim(
+        "reflection is no sign of being right",
+        "reflection does not predict accuracy: P(right | reflection) - P(right | none), here at most 0.05",
+        "reflection gap",
+        "base",
+        0.0,
+        larger=False,
+        margin=0.05,
+    ),
+    Claim(
+        "chains with wrong answers still help",
+        "structure matters more than correctness; against the base model",
+        "mean@1",
+        "SFT, wrong answers",
+        "base",
+    ),
+    Claim(
+        "RL is better after chains with wrong answers than without any",
+        "ours: the structure of chains may be what RL needs",
+        "mean@1",
+        "SFT, wrong answers, + RL",
+        "RL only",
+        control=True,
+    ),
+    Claim(
+        "chains with right answers help more than chains with wrong ones",
+        "ours: the same careful chains with their right answers",
+        "mean@1",
+        "SFT, careful",
+        "SFT, wrong answers",
+        control=True,
+    ),
+    Claim(
+        "careful chains alone do as well as SFT followed by RL",
+        "ours: SFT on the teacher's careful chains only, within 0.05 of SFT on all of its chains and then RL",
+        "mean@1",
+        "SFT, careful",
+        "SFT + RL",
+        margin=0.05,
+        control=True,
+    ),
+    Claim(
+        "RL is worth its time",
+        "ours: against SFT for as long, at its best epoch",
+        "mean@1",
+        "SFT + RL",
+        "SFT, as long",
+        control=True,
+    ),
+    Claim(
+        "the measure of reflection shows a gap where there is one",
+        "ours: a base model whose second looks are always right",
+        "reflection gap",
+        "base, second looks help",
+        "base",
+        control=True,
+    ),
+)
+SMOKE = Smoke(
+    {
+        "laptop": ["", "--no-cold-start"],
+        "rl": [
+            "--data {drawings} --image image --max-new 6 --min-pixels 64 --model {qwen2_5_vl} --no-cold-start "
+            "--held-out {drawings}"
+        ],
+        "sft": ["--data {drawings} --image image --min-pixels 64 --model {qwen3_vl} --response answer"],
+    },  # distil, with a teacher that is right, in tests/test_rl_with_cold_start.py
+    {"lab.CHAINS": 8},
+)
