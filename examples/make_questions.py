@@ -1,6 +1,6 @@
-"""Write the arithmetic questions of `make demo`: questions.jsonl to train on, test.jsonl to evaluate on.
+"""Write arithmetic questions: of `make demo`, and easy sums for `--model smollm2`.
 
-python examples/make_questions.py FOLDER
+python examples/make_questions.py FOLDER      writes questions.jsonl and test.jsonl, sums.jsonl and sums-test.jsonl
 """
 
 import json
@@ -22,3 +22,9 @@ for name, count in (("test.jsonl", 200), ("questions.jsonl", 2000)):
                 seen.add(asked)
                 count -= 1
                 file.write(json.dumps({"question": asked, "answer": str(value)}) + "\n")
+
+sums = [(a, b) for a in range(2, 13) for b in range(2, 13)]
+random.Random(7).shuffle(sums)
+for name, part in (("sums-test.jsonl", sums[:21]), ("sums.jsonl", sums[21:])):
+    lines = [json.dumps({"question": f"What is {a} + {b}?", "answer": str(a + b)}) + "\n" for a, b in part]
+    (folder / name).write_text("".join(lines))

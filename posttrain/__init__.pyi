@@ -87,6 +87,7 @@ from .policy.diffusion import DiffusionPolicy as DiffusionPolicy
 from .policy.load import text as text
 from .policy.load import vision as vision
 from .policy.pipeline import diffusion as diffusion
+from .policy.scoring import reward_of as reward_of
 from .policy.text import TextPolicy as TextPolicy
 from .policy.value import Critic as Critic
 from .policy.value import Gae as Gae

@@ -186,6 +186,12 @@ def trace(reply: Reply) -> Tokens:
     return reply.trace
 
 
+def continues(last: Turn, turn: Turn) -> bool:
+    """Whether a turn's prompt begins with the prompt and the reply of the last one, token by token."""
+    before = trace(last.reply).prompt + trace(last.reply).reply
+    return trace(turn.reply).prompt[: len(before)] == before
+
+
 def unroll(turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
     """Turns that extend one another as one sequence [T], and the positions in it that were sampled [N]."""
     ids: list[int] = []

@@ -23,6 +23,12 @@ from posttrain.loss import Corrected, credit_only, token_mean, whole_step_parts
 from posttrain.row import flatten, micro_batches
 
 Result = TypeVar("Result")
+NO_MEMORY = (  # in errors that are no OutOfMemoryError: of the CPU, of cuBLAS, of CUDA's own calls, of Apple's GPUs
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+)
 
 
 def update(
@@ -93,7 +99,7 @@ def retry_out_of_memory(
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
 def descend(optimizer: Optimizer, max_norm: float) -> Metrics:

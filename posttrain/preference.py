@@ -204,7 +204,7 @@ def prefer(
         for text in (pair.chosen, pair.rejected):
             if (size := policy.size([row(policy, pair, text)])) > policy.context:
                 raise ValueError(f"pair {number} has {size} tokens, but the model has {policy.context} positions")
-    with Session(run, policy, pairs, kind="prefer", settings={"loss": loss}) as session:
+    with Session(run, policy, pairs, kind="prefer", settings={"loss": loss}, reference=reference) as session:
         for _ in session:
             batch: list[Pair] = session.source.take(run.tasks)
             log = Averages()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,13 @@ from posttrain.episode import assistant
 from posttrain.policy.text import TextPolicy
 
 
-def rows(policy: Policy, rollout: Rollout, advantage: Tensor, group: int = 0, score: Score | None = None) -> list[Row]:
+class Packer(Protocol):
+    """Whatever knows which turns continue one another: every policy does."""
+
+    def extends(self, last: Turn, turn: Turn) -> bool: ...
+
+
+def rows(policy: Packer, rollout: Rollout, advantage: Tensor, group: int = 0, score: Score | None = None) -> list[Row]:
     """Pack a rollout's turns: a turn that continues the last one joins its row, any other opens a new row.
 
     turns   (P1 C1) (P1 C1 E1 C2) (P2 C3)      P prompt, C completion, E environment
@@ -55,7 +62,7 @@ def demonstration_rows(policy: TextPolicy, demonstration: Demonstration) -> list
     return rows
 
 
-def rows_of(policy: Policy, rollout: Rollout, turns: Sequence[Turn]) -> list[Row]:
+def rows_of(policy: Packer, rollout: Rollout, turns: Sequence[Turn]) -> list[Row]:
     """The rows of some turns without credit, for scoring them."""
     part = Rollout(rollout.task, list(turns))
     return rows(policy, part, torch.zeros(part.decisions))

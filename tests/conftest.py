@@ -16,6 +16,7 @@ from posttrain import tiny
 from posttrain.policy.text import Sampling, TextPolicy
 
 torch.set_num_threads(1)
+DEVICE = torch.device(os.environ.get("POSTTRAIN_TEST_DEVICE", "cpu"))  # where the tests' tiny models are
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded in tests
 
 
@@ -29,7 +30,7 @@ def make(words) -> Callable[..., TextPolicy]:
     """A tiny random text policy: `make(seed=0, max_new=8, **options)`."""
 
     def policy(seed: int = 0, max_new: int = 8, temperature: float = 1.0, stop=(), **options: Any) -> TextPolicy:
-        model = tiny.network(words, seed, hidden=32, layers=2, positions=256)
+        model = tiny.network(words, seed, hidden=32, layers=2, positions=256).to(DEVICE)
         own = copy.deepcopy(words) if "template" in options else words  # a policy gives its tokenizer its template
         return TextPolicy(model, own, Sampling(max_new, temperature, stop), **options)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import DEVICE
 
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.lab.world.balance import Balance
@@ -24,10 +25,12 @@ TEXT = {
 }
 
 
-def drawing(seed: int = 0, batch: int = 256, **how: Any) -> DiffusionPolicy:
+def drawing(seed: int = 0, batch: int = 256, device: Any = DEVICE, **how: Any) -> DiffusionPolicy:
     """Pixels of 8x8, three steps: `drawing(steps=5, reduction="sum")`. The last layer is random, so that text matters."""
     policy = untrained(Balance(), seed, Size(channels=(8, 8), width=8))
     policy.unet.eval()
+    for network in (policy.unet, policy.encoder):
+        network.to(device)
     return DiffusionPolicy(
         policy.unet,
         policy.scheduler,

@@ -113,7 +113,7 @@ def test_features_by_hand(make):
             assert found[entropy_column(2)].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-4)
             assert found[-1].item() == pytest.approx(math.log(1 + t))
     alone = seen_by(policy, "values", [(9,)])[0].notes["seen"]
-    torch.testing.assert_close(made[1].notes["seen"], alone)
+    torch.testing.assert_close(made[1].notes["seen"], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_ids_are_those_of_the_release(make):
@@ -499,7 +499,7 @@ class Shelf(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.startswith("/slow"):
-            time.sleep(1.0)
+            time.sleep(10.0)  # the thread is a daemon, and nobody waits for it
         said = {"/true": '```json\n{"truthful": true}\n```', "/false": '{"truthful": false}', "/odd": "[1]"}
         text = said.get(self.path.removesuffix("/chat/completions"), "who knows")
         self.answer(200, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}))
@@ -547,7 +547,7 @@ def test_packages_are_looked_up_once_and_a_registry_that_fails_makes_no_verdict(
     assert sorted(Shelf.asked) == ["/@a%2Fb/json", "/invented/json", "/real/json"]
     with pytest.raises(ValueError, match="status 500"):
         scored("pip install broken")  # the only sample: nothing could be graded
-    closed = checkers.Registry("http://127.0.0.1:9/{name}", deadline_s=1.0)
+    closed = checkers.Registry("http://127.0.0.1:9/{name}")
     episode = checkers.installing(closed)(task())
     next(episode)
     with pytest.raises(pt.EpisodeFailed, match="ConnectError"):
@@ -559,7 +559,7 @@ def test_packages_are_looked_up_once_and_a_registry_that_fails_makes_no_verdict(
 def test_a_judge_that_says_nonsense_or_nothing_makes_no_verdict(shelf):
     reward = checkers.reward("judge")
 
-    def verdict(path, deadline_s=5.0, url=shelf):
+    def verdict(path, deadline_s=600.0, url=shelf):
         served = Server(f"{url}/{path}", deadline_s=deadline_s, retries=0)
         served.__dict__["model"] = "m"
         judge = Player(served)
@@ -573,8 +573,8 @@ def test_a_judge_that_says_nonsense_or_nothing_makes_no_verdict(shelf):
     for found, reason in (
         (verdict("odd"), "no verdict"),
         (verdict("nonsense"), "no verdict"),
-        (verdict("slow", 0.2), "ReadTimeout"),
-        (verdict("true", 0.5, "http://127.0.0.1:9"), "ConnectError"),
+        (verdict("slow", 1.0), "ReadTimeout"),
+        (verdict("true", url="http://127.0.0.1:9"), "ConnectError"),
     ):
         assert isinstance(found, Invalid)
         assert reason in found.reason

@@ -188,7 +188,8 @@ def test_pieces_are_those_of_one_go_and_are_made_once(make, tmp_path, monkeypatc
     assert "--resume" in stop.value.__notes__[0]
     found = collected(folder, tasks, {"read": piece})["read"]
     assert made == [0, 2, 4, 6]
-    torch.testing.assert_close(found.features, whole.features)  # rounded otherwise in another batch
+    # rounded otherwise in another batch
+    torch.testing.assert_close(found.features, whole.features, atol=1e-4, rtol=1e-4)
     for name in ("action", "label", "reward", "done"):
         assert getattr(found, name).equal(getattr(whole, name)), name
     (folder / "read-000002.safetensors").write_bytes(b"half")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 
+import processes
 import pytest
 
 import posttrain as pt
@@ -229,15 +228,11 @@ def test_list_and_doctor(capsys):
 def test_help_teaches_and_answers_without_torch():
     program = "import sys, posttrain.cli\ntry: posttrain.cli.main({!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     for arguments, expected in ((["--help"], "posttrain train --data"), (["train", "--help"], "file.py:function")):
-        clock = time.monotonic()
-        found = subprocess.run(
-            [sys.executable, "-c", program.format(arguments)], capture_output=True, text=True, timeout=60
-        )
+        found = processes.ran([sys.executable, "-c", program.format(arguments)])
         assert found.returncode == 0, found.stderr
         assert expected in found.stdout
-        assert time.monotonic() - clock < 30
 
 
 def test_the_package_is_a_program_too():
-    found = subprocess.run([sys.executable, "-m", "posttrain", "list"], capture_output=True, text=True, timeout=60)
+    found = processes.ran([sys.executable, "-m", "posttrain", "list"])
     assert "grpo" in found.stdout

@@ -8,11 +8,12 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
+import processes
 import pytest
+from processes import descendants
 from safetensors.torch import load_file
 
 import posttrain as pt
@@ -47,11 +48,9 @@ def command(place: Path, out: str, *more: str, steps: int = STEPS) -> list[str]:
     return [sys.executable, "-m", "posttrain", *words, *more]
 
 
-def ran(words: list[str]) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment)
+def trained(words: list[str]) -> None:
+    done = processes.ran(words, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 def started(words: list[str]) -> subprocess.Popen:
@@ -62,30 +61,8 @@ def rewards(folder: Path) -> list[float]:
     return [line["reward"] for line in pt.read_metrics(folder)]
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Processes below one, with what they call themselves."""
-    parents, names = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
-        except (OSError, ValueError):
-            continue  # it has just ended
-    found, more = {pid}, {pid}
-    while more:
-        more = {one for one, parent in parents.items() if parent in more} - found
-        found |= more
-    return {one: names.get(one, "") for one in found}
-
-
 def wait_for_steps(process: subprocess.Popen, out: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if len(pt.read_metrics(out)) >= count:
-            return
-        assert process.poll() is None
-        time.sleep(0.05)
-    raise AssertionError(f"no {count} steps in 120 s")
+    processes.wait_until(process, lambda: len(pt.read_metrics(out)) >= count)
 
 
 def trained_once(out: Path) -> None:
@@ -100,8 +77,8 @@ def trained_once(out: Path) -> None:
 def test_staleness_zero_is_the_loop_of_one_process(place):
     """Group for group, with dynamic sampling, two learners and two samplers."""
     gently = ["--method", "dapo", "--lr", "1e-4"]  # Adam makes steps of rounding errors: they stay small
-    ran(command(place, "alone", *gently, steps=4))
-    ran(command(place, "spread", *gently, "--cluster", "local", "--learners", "2", steps=4))
+    trained(command(place, "alone", *gently, steps=4))
+    trained(command(place, "spread", *gently, "--cluster", "local", "--learners", "2", steps=4))
     assert rewards(place / "spread") == pytest.approx(rewards(place / "alone"), abs=1e-6)
     tasks = [[record["task"] for record in pt.read_rollouts(place / name)] for name in ("alone", "spread")]
     assert tasks[0] == tasks[1]
@@ -112,14 +89,15 @@ def test_staleness_zero_is_the_loop_of_one_process(place):
 
 @pytest.mark.slow
 def test_a_sampler_is_killed_and_replaced_and_the_run_ends_as_well(place):
-    ran(command(place, "laptop"))
+    trained(command(place, "laptop"))
     out = place / "killed"
     process = started(command(place, "killed", "--cluster", "local", "--samplers", "2", "--staleness", "1"))
     wait_for_steps(process, out, 3)
     players = [pid for pid, name in descendants(process.pid).items() if name.startswith("ray::Actor")]
     assert len(players) == 2
     os.kill(players[0], signal.SIGKILL)
-    assert process.wait(180) == 0
+    processes.output(process)
+    assert process.returncode == 0
     lines = pt.read_metrics(out)
     assert lines[-1]["players_replaced"] == 1
     assert sum(line["groups_lost"] for line in lines) >= 1
@@ -143,8 +121,8 @@ def test_the_whole_run_is_killed_and_resumed_with_nothing_lost(place):
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue  # a child of one that was killed first
-    process.wait(30)
-    ran(command(place, "cut", *options, "--resume"))
+    process.wait()
+    trained(command(place, "cut", *options, "--resume"))
     lines = pt.read_metrics(out)
     assert [line["step"] for line in lines] == list(range(STEPS))
     seen = Counter(record["task"] for record in pt.read_rollouts(out))
@@ -159,7 +137,7 @@ def test_what_a_reward_raises_on_a_player_reaches_the_user(place):
     (place / "broken.py").write_text("def gold(rollout):\n    return rollout.task.truth['gold']\n")
     words = command(place, "broken", "--cluster", "local", steps=2)
     words[words.index("--grade") + 1] = f"{place / 'broken.py'}:gold"
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = processes.ran(words)
     assert done.returncode == 2
     assert "raised by the reward on task" in done.stderr
     assert "raised on player" in done.stderr

@@ -97,7 +97,7 @@ def test_kl_cov_does_nothing_on_policy_and_a_recipe_says_so():
     marks = {loss: loss.mark(given, Density(now.logp.detach(), now.entropy))}
     marked = Batch(given.logp_sampler, given.logp_old, given.advantage, given.row, marks=marks)
     loss(marked, now)[0].sum().backward()
-    np.testing.assert_allclose(now.logp.grad.numpy(), -advantage, rtol=1e-5)  # that of REINFORCE
+    np.testing.assert_allclose(now.logp.grad.numpy(), -advantage, rtol=1e-5, atol=1e-6)  # that of REINFORCE
     with pytest.warns(UserWarning, match="give updates=2 or more"):
         pt.Recipe(pt.each(lambda rollout: 0.0), loss=loss)
     import warnings
@@ -126,7 +126,7 @@ def test_the_choice_is_over_the_whole_step_whatever_the_micro_batch(make, loss):
         seen.append((spy.seen[0], metrics))
     torch.testing.assert_close(seen[1][0], seen[0][0], atol=1e-6, rtol=1e-4)
     for name in ("cov_share", "covariance"):
-        assert seen[0][1].get(name, 0.0) == pytest.approx(seen[1][1].get(name, 0.0))
+        assert seen[0][1].get(name, 0.0) == pytest.approx(seen[1][1].get(name, 0.0), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))

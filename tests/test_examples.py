@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -16,14 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def python(*arguments: str, cwd: Path) -> str:
-    found = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    found = processes.ran([sys.executable, *arguments], cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert found.returncode == 0, found.stderr
     return found.stderr
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Spy, task
+from conftest import DEVICE, Spy, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -83,7 +83,7 @@ def both(words):
         made = []
         for plain in (False, True):
             torch.manual_seed(0)
-            made.append(TextPolicy(model_type(config).eval(), words, Sampling(16), plain=plain, **options))
+            made.append(TextPolicy(model_type(config).eval().to(DEVICE), words, Sampling(16), plain=plain, **options))
         return made
 
     return build
@@ -126,7 +126,7 @@ def test_the_same_gradient_with_and_without_shared_prompts(both, name):
         loss = pt.total((1.0, pt.clipped()), (0.1, pt.entropy_bonus))
         pt.update(policy, spy, rows, loss, max_norm=1e9)
         seen.append(spy.seen[0])
-    torch.testing.assert_close(seen[1], seen[0], atol=1e-6, rtol=2e-4)
+    torch.testing.assert_close(seen[1], seen[0], atol=5e-6, rtol=2e-4)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -216,7 +216,7 @@ def test_lines_of_mixed_lengths_without_padding(both):
         for r, ids in enumerate(rows):
             alone = plain.head.trunk(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
             ours = hidden[[line.place(r, p) for p in range(len(ids))]]
-            torch.testing.assert_close(ours, alone, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(ours, alone, atol=5e-5, rtol=1e-4)
     assert len(hidden) == sum(map(len, rows)) - 50
     assert len(line.blocks(None)) > 1
 

@@ -95,7 +95,8 @@ def test_ktos_divergence_is_that_of_mismatched_pairs_whatever_the_micro_batch(ma
     found = judged(policy, reference, swapped)
     expected = (found.chosen - found.chosen_ref).mean().clamp(min=0)
     for tokens in (10**6, 1):
-        torch.testing.assert_close(preference.divergence(policy, reference, PAIRS, tokens), expected.detach())
+        divergence = preference.divergence(policy, reference, PAIRS, tokens)
+        torch.testing.assert_close(divergence, expected.detach(), atol=1e-4, rtol=1e-4)  # of sums near 40
     assert expected >= 0
     with pytest.raises(ValueError, match="--tasks 2 or more"):
         preference.divergence(policy, reference, PAIRS[:1], 10)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,14 +21,8 @@ HERE = Path(__file__).parent
 def ran(world: int, *arguments: str, fails: bool = False) -> str:
     """The program on so many ranks; returns what it said."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(world)] if world > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    done = subprocess.run(
-        [sys.executable, *launch, str(HERE / "ranks_program.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    done = processes.ran([sys.executable, *launch, str(HERE / "ranks_program.py"), *arguments], env=environment)
     assert (done.returncode != 0) == fails, done.stderr
     return done.stderr
 
@@ -98,14 +92,13 @@ def test_bins_are_dealt_so_that_ranks_keep_step(monkeypatch):
 def test_a_rank_that_does_not_come_is_named(tmp_path):
     program = tmp_path / "late.py"
     program.write_text(
-        "import time\nfrom posttrain import ranks\n"
+        "import datetime, time\nfrom posttrain import ranks\n"
         "with ranks.joined():\n"
-        "    if ranks.rank() == 1:\n        time.sleep(30)\n"
-        "    ranks.meet('for the rollouts of a step')\n"
+        "    if ranks.rank() == 1:\n        time.sleep(3600)\n"
+        "    ranks.meet('for the rollouts of a step', datetime.timedelta(seconds=3))\n"
     )
-    environment = os.environ | {"POSTTRAIN_PATIENCE_S": "3", "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=120, env=environment)
+    done = processes.ran(launch, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode != 0
     assert "rank 0 waited 3 s for the rollouts of a step" in done.stderr
     assert "Rank 1" in done.stderr or "[1]" in done.stderr or "rank 1" in done.stderr

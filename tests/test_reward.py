@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import statistics
-import time
+import threading
 from itertools import combinations
 
 import pytest
@@ -121,24 +123,46 @@ def test_answers_that_a_grader_cannot_read_are_named():
                 getattr(pt.grade, name)([said("12", truth)])
 
 
-def test_a_grader_that_hangs_is_killed_and_the_next_question_answered(monkeypatch):
-    monkeypatch.setattr("posttrain.grade.verify.TIMEOUT_S", 1.0)
+@pytest.fixture
+def checker(monkeypatch):
+    monkeypatch.setattr("posttrain.grade.verify.CPU_S", 1)
     checker = Checker()
-    try:
-        assert checker.check("72", "72") == "right"
-        first = checker.process
-        import os
-        import signal
+    yield checker
+    checker.stop()
 
-        os.kill(first.pid, signal.SIGSTOP)  # as good as an expression that never finishes
-        clock = time.monotonic()
+
+def test_a_grader_that_computes_for_ever_is_killed_and_the_next_question_answered(checker):
+    assert checker.check("72", "72") == "right"
+    first = checker.process
+    assert checker.check("1", r"\boxed{9^{9^{9^{9}}}}") == "timeout"
+    assert first.returncode == -signal.SIGXCPU
+    assert checker.check("3", "3") == "right"
+    assert checker.process is not first
+
+
+def test_a_grader_that_sleeps_for_ever_is_killed_and_the_next_question_answered(checker, monkeypatch):
+    assert checker.check("72", "72") == "right"
+    first = checker.process
+    os.kill(first.pid, signal.SIGSTOP)
+    with monkeypatch.context() as soon:
+        soon.setattr("posttrain.grade.verify.STUCK_S", 0.5)
         assert checker.check("1", "2") == "timeout"
-        assert time.monotonic() - clock < 5
-        assert first.poll() is not None
-        assert checker.check("3", "3") == "right"
-        assert checker.process is not first
-    finally:
-        checker.stop()
+    assert first.returncode == -signal.SIGKILL
+    assert checker.check("3", "3") == "right"
+    assert checker.process is not first
+
+
+def test_a_grader_that_waits_for_a_core_is_given_the_time(checker):
+    assert checker.check("72", "72") == "right"
+    os.kill(checker.process.pid, signal.SIGSTOP)  # as good as a machine with more to do
+    threading.Timer(2.5, os.kill, (checker.process.pid, signal.SIGCONT)).start()
+    assert checker.check("1/2", "0.5") == "right"
+
+
+def test_every_question_has_cpu_seconds_of_its_own(checker):
+    """Together these take two, and one is the limit."""
+    assert {checker.check(str(i + 500), "$" + "1+" * 500 + f"{i}$") for i in range(12)} == {"right"}
+    assert checker.check("1", "1") == "right"
 
 
 def test_own_rewards_say_what_they_look_at(tmp_path):

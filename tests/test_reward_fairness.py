@@ -79,7 +79,7 @@ def test_a_reward_model_s_gradient_is_that_of_the_whole_step(kind):
         judge.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
         metrics = reward_step(judge, world.pairs(12, "t"), for_scores(fair(kind, alpha=2.0)), tokens)
         seen.append((torch.cat([p.grad.flatten() for p in judge.parameters()]), metrics))
-    torch.testing.assert_close(seen[1][0], seen[0][0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(seen[1][0], seen[0][0], atol=5e-6, rtol=1e-4)
     assert seen[0][1] == pytest.approx(seen[1][1], rel=1e-4)
 
 
@@ -96,7 +96,7 @@ def test_a_policy_s_gradient_is_that_of_the_whole_step(make, loss):
         policy.model.zero_grad()
         whole_step(pieces, lambda piece: judged(policy, reference, piece), loss, whole=True)
         seen.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
-    torch.testing.assert_close(seen[1], seen[0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(seen[1], seen[0], atol=5e-6, rtol=1e-4)
 
 
 def test_a_judge_s_regression_on_labels_by_hand():

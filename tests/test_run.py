@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import Bandit, digits, task
@@ -62,7 +63,7 @@ def started(program: Path, *arguments: str) -> subprocess.Popen:
 
 
 def finished(process: subprocess.Popen) -> str:
-    _, errors = process.communicate(timeout=120)
+    _, errors = processes.output(process)
     assert process.returncode == 0, errors
     return errors
 
@@ -76,10 +77,10 @@ def test_killed_anywhere_and_resumed_ends_with_identical_weights(program, tmp_pa
     kills = 0
     process = started(program, method, "cut")
     while kills < 4:
-        wanted, deadline = draw.randint(1, 3), time.monotonic() + 60
-        seen = lines(metrics)
-        while process.poll() is None and lines(metrics) < min(seen + wanted, STEPS) and time.monotonic() < deadline:
-            time.sleep(0.002)
+        wanted = min(lines(metrics) + draw.randint(1, 3), STEPS)
+        processes.wait_until(
+            process, lambda one, wanted: lines(metrics) >= wanted or one.poll() is not None, process, wanted
+        )
         time.sleep(draw.random() * 0.05)  # anywhere: while sampling, learning, writing
         if process.poll() is not None:
             break
@@ -110,11 +111,9 @@ def rewards(path: Path) -> list[float]:
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(program, tmp_path):
     finished(started(program, "dapo", "whole"))
     process = started(program, "dapo", "cut")
-    while lines(tmp_path / "cut" / "metrics.jsonl") < 3:
-        assert process.poll() is None
-        time.sleep(0.005)
+    processes.wait_until(process, lambda: lines(tmp_path / "cut" / "metrics.jsonl") >= 3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = processes.output(process)
     assert process.returncode != 0
     assert "continue with the same command and --resume" in errors
     saved = max(int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir())

@@ -21,6 +21,7 @@ import pytest
 from attacks import ATTACKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import comes_true
 
 from posttrain.sandbox import (
     Calls,
@@ -134,12 +135,7 @@ def alive(box) -> set[int]:
 
 
 def settled(box, before: set[int]) -> bool:
-    end = time.monotonic() + 5
-    while alive(box) - before:
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return not os.listdir(box.folder)
+    return comes_true(lambda: not alive(box) - before) and not os.listdir(box.folder)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -169,7 +165,7 @@ def test_what_attacks_come_to(box, name, bait, monkeypatch):
     assert attack.says in outcome.stderr
     assert "SECRET" not in outcome.stdout + outcome.stderr
     assert len(outcome.stdout) <= attack.limits.output_kib << 10
-    assert outcome.wall_s < attack.limits.wall_s + 2
+    assert outcome.wall_s < attack.limits.wall_s + 60
     assert heard() == []
     assert values["secret"].read_text() == "SECRET"
     now = values["owned"].stat()
@@ -285,6 +281,7 @@ def test_a_killed_zygote_is_born_again_and_its_programs_run_again():
         killer.start()
         outcomes = box.run_all([Program("import time\ntime.sleep(0.6)\nprint('through')")] * 3, at_once=3)
         killer.join()
+        first.wait()
         assert [outcome.stdout for outcome in outcomes] == ["through\n"] * 3
         assert box._living().process.pid != first.pid
         again = box._living().process
@@ -306,11 +303,8 @@ def test_nothing_is_left_of_a_sandbox_that_is_closed(zygote):
     box = sandbox("zygote")
     threading.Timer(0.2, box.close).start()
     with pytest.raises((RuntimeError, ValueError)):
-        box.run(Program("import time\ntime.sleep(60)"))
-    end = time.monotonic() + 5
-    while alive(box) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not alive(box)
+        box.run(Program("import time\ntime.sleep(3600)"))
+    assert comes_true(lambda: not alive(box))
     assert not Path(box.folder).exists()
     with pytest.raises(ValueError, match="closed"):
         box.run(Program(""))
@@ -326,7 +320,7 @@ from posttrain.sandbox import Program
 from posttrain.sandbox.backends import Zygote
 box = Zygote({WALLED[kind]!r})
 print(box.folder, flush=True)
-box.run(Program("import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); time.sleep(60)"))
+box.run(Program("import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); time.sleep(3600)"))
 """
     trainer = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
     with trainer:
@@ -340,10 +334,7 @@ box.run(Program("import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); ti
 
     gone = Gone()
     gone.folder = folder  # type: ignore[attr-defined]
-    end = time.monotonic() + 5
-    while alive(gone) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not alive(gone)
+    assert comes_true(lambda: not alive(gone))
     shutil.rmtree(folder)  # with the working folder, where it is no mount of its own
 
 
@@ -511,11 +502,18 @@ def f(n):
 """
 
 
-FIVE_SECONDS = Limits(wall_s=5)
+A_MINUTE = Limits(wall_s=60)
 
 
-def one(box, source, arguments, repeats=1, limits=FIVE_SECONDS):
+def one(box, source, arguments, repeats=1, limits=A_MINUTE):
     return called(box, [Calls(source, "f", arguments, repeats)], limits)[0]
+
+
+def charged(got, *seconds: float) -> bool:
+    """Whether the calls cost these CPU seconds: hardly less, and on a busy machine up to a tick or two more."""
+    return len(got.seconds) == len(seconds) and all(
+        0.7 * wanted < found < 1.3 * wanted + 0.01 for found, wanted in zip(got.seconds, seconds, strict=True)
+    )
 
 
 def test_calls_give_values_exceptions_seconds_and_peaks(box):
@@ -536,8 +534,8 @@ def test_calls_give_values_exceptions_seconds_and_peaks(box):
 
 
 def test_seconds_of_calls_are_right(zygote):
-    got = one(zygote, SLOW, ((5,), (20,)), repeats=3)
-    assert got.seconds == (pytest.approx(0.005, rel=0.3), pytest.approx(0.020, rel=0.2))
+    got = one(zygote, SLOW, ((5,), (20,)), repeats=5)
+    assert charged(got, 0.005, 0.020)
 
 
 def test_seconds_are_not_in_ticks_as_with_a_limit_of_cpu_seconds(zygote):
@@ -575,7 +573,7 @@ def test_many_calls_at_once_come_back_in_order(zygote):
     ],
 )
 def test_calls_that_are_not_all_answered_say_why(zygote, source, error, answered):
-    got = one(zygote, source, ((1,), (2,), (3,)), limits=Limits(wall_s=1))
+    got = one(zygote, source, ((1,), (2,), (3,)), limits=Limits(wall_s=3) if "timeout" in error else A_MINUTE)
     assert error in str(got.error)
     assert len(got.results) == len(got.seconds) == answered
 
@@ -644,20 +642,20 @@ def f(n):
 def test_patched_clocks_change_nothing(zygote):
     got = one(zygote, PATCHED, ((10,), (40,)))
     assert got.results == (Returned(10), Returned(40))
-    assert got.seconds == (pytest.approx(0.010, rel=0.3), pytest.approx(0.040, rel=0.2))
+    assert charged(got, 0.010, 0.040)
     assert got.peak_kib == (pytest.approx(10, abs=2), pytest.approx(40, abs=2))
 
 
 @pytest.mark.parametrize("seconds", ["0.0", "1e-9", "-5.0", "1e9", "float('nan')", "float('inf')"])
 def test_a_submission_that_answers_for_the_harness_is_charged_what_the_kernel_counted(zygote, seconds):
     got = one(zygote, ANSWERS.replace("SECONDS", seconds), ((20,),))
-    assert got.seconds == (pytest.approx(0.020, rel=0.3),)
+    assert charged(got, 0.020)
 
 
 def test_a_forged_clock_is_found_out_from_outside(zygote):
     got = one(zygote, FORGED, ((10,), (40,)))
     assert got.results == (Returned(10), Returned(40))
-    assert got.seconds == (pytest.approx(0.010, rel=0.3), pytest.approx(0.040, rel=0.3))
+    assert charged(got, 0.010, 0.040)
 
 
 def test_work_before_the_first_call_is_reported(zygote):
@@ -688,7 +686,7 @@ def test_calls_have_one_process_whatever_the_limits_say(zygote):
         zygote,
         "import threading\ndef f(n): threading.Thread(target=print).start()",
         ((1,),),
-        limits=Limits(processes=8),
+        limits=Limits(wall_s=60, processes=8),
     )
     assert got.results == (Raised("RuntimeError", "can't start new thread"),)
 
@@ -757,7 +755,7 @@ def test_answers_have_a_limit(zygote):
 
 
 def test_code_that_needs_most_of_its_memory_is_measured(zygote):
-    got = one(zygote, "def f(n): return sum(list(range(n)))", ((5_000_000,),), limits=Limits(wall_s=20, memory_mib=256))
+    got = one(zygote, "def f(n): return sum(list(range(n)))", ((5_000_000,),), limits=Limits(wall_s=60, memory_mib=256))
     assert got.results == (Returned(12499997500000),)
     assert got.error is None
     assert got.peak_kib == (pytest.approx(5_000_000 * 40 / 1024, rel=0.1),)

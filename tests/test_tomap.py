@@ -402,13 +402,13 @@ def counsel():
 def test_one_dialogue_that_the_server_fails_is_invalid_and_harms_no_other(counsel):
     tasks = tasks_of([Topic(f"Q{i}", f"Q{i} holds", f"Q{i} fails") for i in range(5)], English(), SHOWN["rl"])
     env = dialogue(English(), SHOWN["rl"], turns=1)
-    players = {"policy": Canned(GOOD), "persuadee": pt.server(f"{counsel}/moody/v1", deadline_s=5)}
+    players = {"policy": Canned(GOOD), "persuadee": pt.server(f"{counsel}/moody/v1")}
     found = evaluate(players, tasks, reward(), env)
     assert [isinstance(scores[0], Invalid) for scores in found.scores] == [False, False, False, True, False]
     assert "refused (status 400)" in found.scores[3][0].reason
     assert isinstance(found.groups[3][0].facts, Failed)
     for mood, reason in (("deaf", "status 400"), ("nonsense", "asked twice: 'Agree, in a way'")):
-        players["persuadee"] = pt.server(f"{counsel}/{mood}/v1", deadline_s=5)
+        players["persuadee"] = pt.server(f"{counsel}/{mood}/v1")
         with pytest.raises(ValueError, match=f"no sample of 5 tasks could be graded.*{reason}"):
             evaluate(players, tasks, reward(), env)
 

@@ -247,7 +247,7 @@ def test_checkpointed_gradients_are_the_same():
     for one in (plain, spare):
         one.density(rows_of(one, rollout, rollout.turns)).logp.sum().backward()
     for a, b in zip(plain.parameters(), spare.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_models_of_another_pattern_are_refused(make, tmp_path):
@@ -314,7 +314,7 @@ def test_pixels_are_those_of_the_image_processor(size):
         wanted = theirs(images=[given_image], return_tensors="pt")
         pixels, grid = SMALL.patches([SMALL.picture(given_image)])
         assert torch.equal(grid, wanted["image_grid_thw"])
-        torch.testing.assert_close(pixels, wanted["pixel_values"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(pixels, wanted["pixel_values"], atol=1e-5, rtol=0)
 
 
 @given(some.integers(1, 3000), some.integers(1, 3000), some.sampled_from([(8, 64, 4096), (28, 3136, 1003520)]))

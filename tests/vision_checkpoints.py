@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import DEVICE
 
 import posttrain as pt
 from posttrain import tiny, tiny_vision
@@ -32,7 +33,7 @@ def tokenizer() -> Any:
 
 def policy(family: Any = "qwen2_5_vl", seed: int = 0, max_new: int = 12, **options: Any) -> VisionPolicy:
     words = tokenizer()
-    model = tiny_vision.network(words, SMALL, seed, family, hidden=32, positions=1024, depth=2)
+    model = tiny_vision.network(words, SMALL, seed, family, hidden=32, positions=1024, depth=2).to(DEVICE)
     return VisionPolicy(model, words, SMALL, Sampling(max_new), **options)
 
 

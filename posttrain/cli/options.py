@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Suppress
 
 from posttrain.run.settings import Run
 
@@ -58,7 +60,8 @@ class ModelOptions:
     """Which model, and how it is run."""
 
     model: str = "tiny"
-    """Hub id, folder of a Hugging Face checkpoint, or `tiny`, a small model built here."""
+    """Hub id, folder of a Hugging Face checkpoint, GGUF file, `smollm2` (SmolLM2-135M-Instruct), or `tiny`, a small one
+    built here."""
     template: str | None = None
     """Chat template for a tokenizer without one: chatml, plain, or a Jinja file."""
     max_new: int = 256
@@ -81,6 +84,8 @@ class ModelOptions:
     """Fewest pixels of a resized picture, for a model that sees; the checkpoint's, or the system's, if not given."""
     max_pixels: int | None = None
     """Most pixels of a resized picture: fewer take less memory."""
+    weights: Annotated[bool, Suppress] = True
+    """Load the weights; without them the model can be planned and not run."""
 
     def within(self, least: int | None, most: int) -> ModelOptions:
         """With these limits on the pixels of pictures, except where limits were given."""
@@ -92,6 +97,7 @@ class ModelOptions:
         return replace(self, min_pixels=low, max_pixels=high)
 
     def policy(self) -> TextPolicy:
+        """The trainable policy; without `weights` it can be planned and not run."""
         from posttrain import ranks
         from posttrain.policy.load import load_policy
 
@@ -110,6 +116,7 @@ class ModelOptions:
             threads=self.threads,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
+            weights=self.weights,
         )
 
     def player(self, name: str, temperature: float | None = None) -> Sampler:

@@ -246,7 +246,8 @@ def prefer(
         unused = [name for name in ("lora", "bf16", "checkpointing") if getattr(model, name)]
         if unused or beta is not None:
             raise ValueError(f"`loss=reward-model` does not take `{(unused or ['beta'])[0]}`: leave it out")
-        judge = reward_model(model.model, template=model.template, device=model.device, threads=model.threads)
+        options: dict[str, Any] = {"device": model.device, "threads": model.threads, "weights": model.weights}
+        judge = reward_model(model.model, template=model.template, **options)
         return train_reward_model(judge, pairs, run)
     policy = model.policy()
     make: Any = preference.PAIR_LOSSES[loss]

@@ -251,7 +251,7 @@ class DiffusionPolicy:
     def picture(self, latents: Tensor) -> Tensor:
         """[C, H, W] in [-1, 1] on the CPU."""
         if self.vae is None:
-            return latents.clamp(-1, 1)
+            return latents.clamp(-1, 1).cpu()
         with self.mode():
             decoded = self.vae.decode(latents[None].to(self.device) / self.vae.config.scaling_factor).sample[0]
         return decoded.float().clamp(-1, 1).cpu()

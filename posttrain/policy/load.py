@@ -1,4 +1,4 @@
-"""A text or vision policy from a Hub id, a local checkpoint, or the embedded `tiny` model."""
+"""A text or vision policy from a Hub id, a local checkpoint, a GGUF file, or the models `tiny` and `smollm2`."""
 
 from __future__ import annotations
 
@@ -37,18 +37,21 @@ def text(
     checkpointing: bool = False,
     device: str | None = None,
     threads: int | None = None,
+    weights: bool = True,
 ) -> TextPolicy:
     """A trainable text policy.
 
-    model          Hub id, folder of a Hugging Face checkpoint, or `tiny`
+    model          Hub id, folder of a Hugging Face checkpoint, GGUF file, `tiny`, or `smollm2` (SmolLM2-135M-Instruct)
     lora           rank of a LoRA adapter on every linear layer; 0 trains all parameters
     checkpointing  recompute activations in the backward pass: less memory, about a third more time
+    weights        False: read only the configuration and the tokenizer; the model lies on torch's `meta` device, takes
+                   no memory and can be planned but not run
     Raises ValueError naming what is missing: the folder, the extra, the template, the positions for `max_new`.
     """
     from transformers import AutoModelForCausalLM
 
     path = located(model)
-    network = prepared(loaded(AutoModelForCausalLM, path), lora, checkpointing, device, threads)
+    network = prepared(loaded(AutoModelForCausalLM, path, weights), lora, checkpointing, device, threads)
     sampling = Sampling(max_new, temperature, stop)
     return with_room(TextPolicy(network, loaded_tokenizer(path), sampling, template=template, bf16=bf16), model)
 
@@ -65,6 +68,7 @@ def vision(
     checkpointing: bool = False,
     device: str | None = None,
     threads: int | None = None,
+    weights: bool = True,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> VisionPolicy:
@@ -79,7 +83,7 @@ def vision(
 
     path = located(model)
     preprocessing = limited(loaded_preprocessing(path), min_pixels, max_pixels)
-    network = prepared(loaded(AutoModelForImageTextToText, path), lora, checkpointing, device, threads)
+    network = prepared(loaded(AutoModelForImageTextToText, path, weights), lora, checkpointing, device, threads)
     sampling = Sampling(max_new, temperature, stop)
     options: dict[str, Any] = {"template": template, "bf16": bf16}
     return with_room(VisionPolicy(network, loaded_tokenizer(path), preprocessing, sampling, **options), model)
@@ -110,7 +114,7 @@ def sees(path: str) -> bool:
 def prepared(network: Any, lora: int, checkpointing: bool, device: str | None, threads: int | None) -> Any:
     """A loaded model on its device, with an adapter if it is to have one."""
     set_threads(network, threads)
-    network.to(picked(device))
+    place(network, picked(device))
     keep_freed_memory()
     if checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -127,27 +131,46 @@ def with_room(policy: Made, model: str) -> Made:
 
 
 def located(model: str) -> str:
-    """The folder or Hub id that a model argument names. Raises ValueError for a folder that holds no checkpoint."""
+    """The folder or Hub id that a model argument names; of a GGUF file, the folder that it was converted to.
+
+    Raises ValueError for a folder that holds no checkpoint, and for a package that is missing.
+    """
     if model == "tiny":
         from posttrain import tiny
 
         return str(tiny.built())
     folder = Path(model).expanduser()
+    if model == "smollm2" or (folder.suffix == ".gguf" and folder.is_file()):
+        from posttrain.policy import gguf
+
+        return str(gguf.checkpoint(gguf.installed_smollm2() if model == "smollm2" else folder))
     if folder.is_dir() and not (folder / "config.json").is_file():
-        inner = [str(p.parent) for p in folder.glob("*/config.json")]
+        inner = [str(p.parent) for p in folder.glob("*/config.json")] + [str(p) for p in folder.glob("*.gguf")]
         hint = f"; did you mean {inner[0]}?" if inner else ""
         raise ValueError(f"`model={model}`: the folder holds no config.json, so it is not a checkpoint{hint}")
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf")
     if not folder.exists() and looks_local:
-        raise ValueError(f"`model={model}`: there is no such folder")
+        raise ValueError(f"`model={model}`: there is no such folder or file")
     return str(folder) if folder.is_dir() else model
 
 
-def loaded(kind: Any, path: str, **options: Any) -> Any:
-    """`kind.from_pretrained` in float32, with an error that says where it looked."""
+def place(network: Any, device: torch.device) -> None:
+    """Move a model to its device, if it has weights."""
+    if network.device.type != "meta":
+        network.to(device)
+
+
+def loaded(kind: Any, path: str, weights: bool = True, **options: Any) -> Any:
+    """`kind.from_pretrained` in float32, with an error that says where it looked; without `weights` on `meta`."""
+    from transformers import AutoConfig
+
     try:
         with quiet():
-            return kind.from_pretrained(path, dtype=torch.float32, **options)
+            if weights:
+                return kind.from_pretrained(path, dtype=torch.float32, **options)
+            config = AutoConfig.from_pretrained(path, **options)
+            with torch.device("meta"):
+                return kind.from_config(config, dtype=torch.float32)
     except (OSError, ValueError) as error:
         where = "the folder" if Path(path).is_dir() else "the Hugging Face Hub, or its cache on this machine,"
         raise ValueError(f"`model={path}`: {where} holds no loadable model: {first_line(error)}") from error

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from posttrain.chat import Chat, Tokens, trace, unroll
+from posttrain.chat import Chat, Tokens, continues, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
 from posttrain.episode import in_order
 from posttrain.policy.fast.dense import Dense, weight
 from posttrain.policy.fast.generate import Sampled, Wanted, generate
 from posttrain.policy.fast.head import Head
 from posttrain.policy.fast.line import Line, fits
+from posttrain.policy.fast.precision import exact_products
 from posttrain.policy.fast.stops import Stops
 from posttrain.policy.trained import restore, trained
 from posttrain.ranks import primary
@@ -61,9 +62,10 @@ class TextPolicy:
         self.shards: list[Any] = []  # one, once the model lies on several ranks; the twin of `frozen` shares the list
         without_dropout(model)
         self.body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.head = Head(self.body)
-        self.dense = not plain and Dense.of(self.head)  # sampled by our own pass
-        self.lines = not plain and fits(self.body)  # trained on rows that share their prompts
+        with exact_products():
+            self.head = Head(self.body)
+            self.dense = not plain and Dense.of(self.head)  # sampled by our own pass
+            self.lines = not plain and fits(self.body)  # trained on rows that share their prompts
         self.lock = threading.RLock()  # one thread may sample while another scores: modes are the model's, not theirs
         self.stops = Stops(self.chat, self.ends(), self.head.out.weight.shape[0], self.device)
 
@@ -144,8 +146,7 @@ class TextPolicy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def extends(self, last: Turn, turn: Turn) -> bool:
-        before = trace(last.reply).prompt + trace(last.reply).reply
-        return trace(turn.reply).prompt[: len(before)] == before
+        return continues(last, turn)
 
     def size(self, rows: Sequence[Row]) -> int:
         """Tokens that rows take together: a prompt that they share counts once, or padding counts."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.advantage import decision_rewards
-from posttrain.core import Group, Invalid, Message, Metrics, Row, Score, Task
+from posttrain.core import Group, Invalid, Message, Metrics, Rollout, Row, Score, Task
 from posttrain.descent import retry_out_of_memory
-from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, set_threads
+from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, place, set_threads
 from posttrain.policy.text import TextPolicy, quiet
 from posttrain.row import micro_batches, rows_of
 
@@ -179,6 +179,11 @@ class Gae:
         self.critic.load_state_dict(state["critic"])
 
 
+def conversation(rollout: Rollout) -> tuple[tuple[Message, ...], str]:
+    """What a reward model judges: the messages of the last turn, or of the task, and the last reply."""
+    return (rollout.turns[-1].ask.messages if rollout.turns else rollout.task.prompt), rollout.text
+
+
 class RewardModel:
     """A sequence classifier with one output, in the Hugging Face format; its score of a reply is a reward.
 
@@ -213,18 +218,17 @@ class RewardModel:
     def context(self) -> int:
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
-    @torch.no_grad()
     def __call__(self, group: Group) -> list[Score | Invalid]:
-        """Judge each rollout's last reply in its conversation; one too long for the model cannot be graded."""
-        out: list[Score | Invalid] = []
-        for rollout in group:
-            asked = rollout.turns[-1].ask.messages if rollout.turns else rollout.task.prompt
-            ids = self.ids(asked, rollout.text)
-            if len(ids) > self.context:
-                out.append(Invalid(f"{len(ids)} tokens are more than the reward model's {self.context} positions"))
-            else:
-                out.append(Score(self.scores([ids]).item()))
-        return out
+        """Judge each rollout's last reply in its conversation."""
+        return [self.judge(*conversation(rollout)) for rollout in group]
+
+    @torch.no_grad()
+    def judge(self, messages: Sequence[Message], reply: str) -> Score | Invalid:
+        """The score of a reply in its conversation; one too long for the model cannot be graded."""
+        ids = self.ids(messages, reply)
+        if len(ids) > self.context:
+            return Invalid(f"{len(ids)} tokens are more than the reward model's {self.context} positions")
+        return Score(self.scores([ids]).item())
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Any task can be judged; a conversation too long for the model is `Invalid`."""
@@ -249,12 +253,21 @@ class RewardModel:
 
 
 def reward_model(
-    model: str, *, template: str | None = None, device: str | None = None, threads: int | None = None
+    model: str,
+    *,
+    template: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    weights: bool = True,
 ) -> RewardModel:
-    """A reward model from a checkpoint: a trained one, or a causal model that gets a fresh head."""
+    """A reward model from a checkpoint: a trained one, or a causal model that gets a fresh head.
+
+    `weights=False` reads only the configuration and the tokenizer, as for `text`.
+    """
     from transformers import AutoModelForSequenceClassification
 
     path = located(model)
-    network = loaded(AutoModelForSequenceClassification, path, num_labels=1)
+    network = loaded(AutoModelForSequenceClassification, path, weights, num_labels=1)
     set_threads(network, threads)
-    return RewardModel(network.to(picked(device)).eval(), loaded_tokenizer(path), template)
+    place(network, picked(device))
+    return RewardModel(network.eval(), loaded_tokenizer(path), template)

@@ -74,9 +74,11 @@ class Session:
         settings: Mapping[str, Any] | None = None,
         memory: Mapping[str, Stateful] | None = None,
         sampler: Sampler | None = None,
+        reference: Policy | None = None,
     ):
         self.memory = memory or {}  # more that checkpoints must hold
         self.sampler = sampler  # plays in the policy's place; an engine is given the policy's weights before it does
+        self.reference = reference  # a frozen policy that losses compare with, where no recipe names it
         self.probe: tuple[tuple[int, ...], ...] | None = None
         self.run, self.policy, self.recipe = run, policy, recipe
         self.held_out = {"": held_out} if isinstance(held_out, Sequence) else dict(held_out)
@@ -91,14 +93,15 @@ class Session:
         self.clock, self.interrupted = time.perf_counter(), False
         policy.check([item for item in [*self.tests, *self.source.items] if isinstance(item, Task)])
         self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
-        if run.dry_run:
-            raise DryRun(self)
         if run.eval_every and not self.tests:
             raise ValueError(f"`eval_every={run.eval_every}` needs tasks to evaluate: give `held_out`")
-        check_trackers(run.track)
-        distribute(policy, recipe)
+        if not run.dry_run:
+            check_trackers(run.track)
+            distribute(policy, recipe)
         parameters = list(policy.parameters())
         self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)
+        if run.dry_run:
+            raise DryRun(self)
 
     @property
     def tests(self) -> list[Task]:

@@ -32,7 +32,7 @@ with contextlib.suppress(ProcessLookupError):
     os.killpg(int(sys.argv[1]), signal.SIGKILL)
 shutil.rmtree(sys.argv[2], ignore_errors=True)
 """
-START_S = 900.0  # the longest wait for a server to come up
+START_S = 900.0  # the longest that a server which is coming up may write nothing to its log
 END_S = 8.0  # for SIGTERM, which a vLLM that is still starting does not heed
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA adapters, as vLLM allots them
 SHARE = 0.45  # of a GPU's memory, where a learner needs the rest
@@ -162,24 +162,26 @@ def guarded(process: subprocess.Popen, folder: Path) -> Iterator[None]:
         yield
     finally:
         end(process)
-        guard.communicate(timeout=END_S)
+        guard.communicate()
 
 
 def wait_for(server: Server, process: subprocess.Popen, log: Path) -> None:
-    """Raises RuntimeError with the end of the log when the server ends, or is not up after `START_S` seconds."""
+    """Raises RuntimeError with the end of the log when the server ends, or says nothing more for `START_S` seconds."""
     import httpx
 
-    begun = time.monotonic()
-    while time.monotonic() - begun < START_S:
+    said, since = 0, time.monotonic()
+    while time.monotonic() - since < START_S:
+        if (size := log.stat().st_size) > said:
+            said, since = size, time.monotonic()
         if process.poll() is not None:
             raise RuntimeError(
                 f"vLLM ended while starting (exit code {process.returncode}); its log ends so:\n{tail(log)}"
             )
         with contextlib.suppress(httpx.TransportError):
-            if server.client.get(f"{server.root}/health", timeout=2.0).status_code == 200:
+            if server.client.get(f"{server.root}/health", timeout=10.0).status_code == 200:
                 return
         time.sleep(0.25)
-    raise RuntimeError(f"vLLM did not come up in {START_S:.0f} s; its log ends so:\n{tail(log)}")
+    raise RuntimeError(f"vLLM is not up and has said nothing for {START_S:.0f} s; its log ends so:\n{tail(log)}")
 
 
 def tail(log: Path, lines: int = 25) -> str:

@@ -12,12 +12,15 @@ from typing import Any
 
 from posttrain import ranks
 from posttrain.run.session import Session
+from posttrain.scale import apart
 from posttrain.scale.asynchronous import Players
 from posttrain.scale.crew import ray_module
 from posttrain.scale.place import Place, Program, standing_in
 
 INTERRUPTED = "interrupted"
 LOOK_S = 5.0  # between looks at whether the learners are still there
+STARTS = 5  # of a cluster on this machine, each of which Ray gives 30 s
+PATIENT = {"worker_register_timeout_seconds": 600, "health_check_failure_threshold": 60}  # busy is not dead
 
 
 class Learner:
@@ -34,6 +37,7 @@ class Learner:
 
     def run(self, program: Program, rank: int, world: int, address: tuple[str, int]) -> str:
         """Run the program as one rank of several; returns where its results are, or "interrupted" after `stop`."""
+        apart.machine[:] = [ray_module().util.get_node_ip_address()]
         place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0}
         place |= {"MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
         os.environ.update({name: str(value) for name, value in place.items()})
@@ -67,7 +71,7 @@ def run_on_cluster(
     start(ray, address, learners, players, gpus)
     actor = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(Learner)
     actors = [actor.remote() for _ in range(learners)]
-    place = ray.get(actors[0].address.remote(), timeout=300)
+    place = ray.get(actors[0].address.remote(), timeout=players.deadline_s)
     runs = [one.run.remote(program, rank, learners, place) for rank, one in enumerate(actors)]
     try:
         out = wait_for_all(ray, runs)
@@ -92,7 +96,7 @@ def start(ray: Any, address: str, learners: int, players: Players, gpus: float) 
     quiet = {"log_to_driver": True, "logging_level": "ERROR"}
     if address == "local":
         cpus = max(os.cpu_count() or 1, math.ceil(wanted))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        start_here(ray, num_cpus=cpus, **quiet)
         return
     ray.init(address=address, **quiet)
     have = ray.cluster_resources()
@@ -100,6 +104,18 @@ def start(ray: Any, address: str, learners: int, players: Players, gpus: float) 
         if have.get(name, 0.0) < need:
             ray.shutdown()
             raise ValueError(f"the cluster at {address} has {have.get(name, 0.0):g} {name}s and the run wants {need:g}")
+
+
+def start_here(ray: Any, **options: Any) -> None:
+    """Start a cluster on this machine. Ray's own limit on its start does not fit a busy machine: it is tried again."""
+    for attempt in range(STARTS):
+        try:
+            ray.init(address="local", include_dashboard=False, _system_config=PATIENT, **options)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
+                raise
+            ray.shutdown()
 
 
 def wait_for_all(ray: Any, runs: Sequence[Any]) -> str:

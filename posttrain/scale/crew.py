@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.sampler.weights import Weights
+from posttrain.scale import apart
 from posttrain.scale.player import Build, Draw, Interrupted, Outcome, Player
 
 DEADLINE_S = 1800.0  # the longest time in which no player finishes anything
@@ -57,7 +58,7 @@ class Crew:
     ):
         self.ray = ray_module()
         actor = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=at_once + 1)(Actor)
-        self.hire = lambda: actor.remote(build, kind, dict(options or {}), at_once)
+        self.hire = lambda: actor.remote(build, kind, dict(options or {}), at_once, apart.addresses)
         self.players = [self.hire() for _ in range(count)]
         self.at_once, self.deadline_s = at_once, deadline_s
         self.flights: dict[Any, Flight] = {}
@@ -133,7 +134,8 @@ class Crew:
 class Actor:
     """A `Player` as Ray calls it."""
 
-    def __init__(self, build: Build, kind: str, options: Mapping[str, Any], at_once: int):
+    def __init__(self, build: Build, kind: str, options: Mapping[str, Any], at_once: int, addresses: Mapping[str, str]):
+        apart.addresses.update(addresses)  # of the learner's reward models: they are not loaded here
         self.player = Player(build, kind, options, at_once)
 
     def play(self, number: int, draw: Draw, weights: list[Any], version: int) -> Outcome:

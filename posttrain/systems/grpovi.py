@@ -170,7 +170,8 @@ def full(
     std       divide by the group's standard deviation
     weights   of a group's replies: equal, or their probabilities under the initial policy (the paper's), or the mean
               logarithms per token of these, for long replies
-    reward_model  a sequence classifier that grades in place of --grade
+    reward_model  a sequence classifier that grades in place of --grade: a Hub id, a folder, or the address of a server
+                  (posttrain serve --reward-model FOLDER)
     low       least reward
     high      greatest reward
     kl        weight of the divergence from the model it starts from
@@ -179,9 +180,9 @@ def full(
     reference = policy.frozen()
     graded_by = task.reward()
     if reward_model:
-        from posttrain.policy.value import reward_model as loaded
+        from posttrain.policy.scoring import reward_of
 
-        judge = loaded(reward_model, device=model.device)
+        judge = reward_of(reward_model, device=model.device)
         graded_by = each(lambda rollout: clipped_score(judge, rollout, low, high))
     reward = varied(graded_by, low, high, weights=weights, reference=reference) if increase else graded_by
     made = recipe(reward, std=std, kl=kl, reference=reference)

@@ -244,7 +244,8 @@ def full(
 
     kind      what spoils the reward: flips of it; patterns of reasoning in its place; a judge; the judge, calibrated
     share     probability of a flip
-    judge     for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward
+    judge     for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward: a Hub
+              id, a folder, or the address of a server (posttrain serve --reward-model FOLDER)
     held_out  data of tasks that are only evaluated, by the grader itself
     samples   samples of a task
     """
@@ -253,9 +254,9 @@ def full(
         raise ValueError(f"--kind {kind}: --judge, a sequence classifier, goes with the kinds judge and calibrated")
     noisy_one: Reward = flipped(raw, share, seed=run.seed) if kind == "flips" else patterned()
     if judge:
-        from posttrain.policy.value import reward_model
+        from posttrain.policy.scoring import reward_of
 
-        judging = reward_model(judge, device=model.device)
+        judging = reward_of(judge, device=model.device)
         noisy_one = calibrated(judging, patterned(OPEN_PHRASES)) if kind == "calibrated" else judging
     made = Recipe(
         noisy_one,

@@ -69,9 +69,11 @@ class Dense:
         size = sum(p.numel() for p in head.trunk.parameters())
         if size > LARGEST or not all(map(foldable, linears)):
             return False
+        device = next(head.trunk.parameters()).device
+        if device.type == "meta":  # without weights there are no numbers to compare
+            return True
         ids = [1, 2, 3, 4, 5, 6, 7]
         with torch.no_grad():
-            device = next(head.trunk.parameters()).device
             theirs = head.trunk(input_ids=torch.tensor([ids], device=device), use_cache=False).last_hidden_state[0]
             dense = Dense(head, torch.float32)
             line = Line([ids], [0], device)

@@ -164,7 +164,7 @@ class Live:
 
     def tail(self, k: int, count: int) -> list[int]:
         """The last tokens of a row."""
-        new = [tokens[k].item() for tokens, _, _ in self.history[-count:]]
+        new = torch.stack([tokens[k] for tokens, _, _ in self.history[-count:]]).tolist()
         old = [i for tokens, _, _ in self.said[self.rows[k]] for i in tokens.tolist()]
         return [*old, *new][-count:]
 

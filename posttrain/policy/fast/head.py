@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from posttrain.core import Density
 
 LOW = -1e30  # logits of tokens that a model rules out
-ELEMENTS = 2**23  # logits held at once: 32 MiB in float32, about what a processor's cache holds
+ELEMENTS = 2**23  # logits held at once on a CPU: 32 MiB in float32, about what its cache holds
+ELEMENTS_GPU = 2**26  # on a GPU: 256 MiB, so that the weights are not read again for every few dozen rows
 
 
 class Head:
@@ -28,8 +29,11 @@ class Head:
         self.scale = getattr(config, "logit_scale", None) or 1.0
         self.scale /= getattr(config, "logits_scaling", None) or 1.0
         self.never: Tensor | None = None  # tokens that are neither drawn nor scored: placeholders of pictures
+        device = next(body.parameters()).device
+        if device.type == "meta":  # without weights there are no numbers to compare
+            return
         with torch.no_grad():
-            probe = torch.tensor([[1, 2, 3]], device=next(body.parameters()).device)
+            probe = torch.tensor([[1, 2, 3]], device=device)
             hidden = self.trunk(input_ids=probe, use_cache=False).last_hidden_state
             if not torch.allclose(self.logits(hidden), body(input_ids=probe).logits.float(), atol=1e-2, rtol=1e-2):
                 raise ValueError(f"{type(body).__name__} makes its logits in a way that posttrain does not know")
@@ -51,7 +55,7 @@ class Head:
 
     def density(self, hidden: Tensor, chosen: Tensor, temperature: Tensor) -> Density:
         """[N, D] -> log-probability and entropy [N], float32."""
-        size = max(ELEMENTS // self.out.weight.shape[0], 1)
+        size = max(elements(hidden.device) // self.out.weight.shape[0], 1)
         if self.linear:
             with torch.autocast(hidden.device.type, enabled=False):
                 return Density(*Linear.apply(hidden.float(), self.out.weight, chosen, temperature, size))
@@ -66,6 +70,11 @@ class Head:
         logp = (self.logits(hidden) / temperature[:, None]).log_softmax(-1)
         entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
         return logp.gather(-1, chosen[:, None])[:, 0], entropy
+
+
+def elements(device: torch.device) -> int:
+    """How many logits are held at once on a device."""
+    return ELEMENTS if device.type == "cpu" else ELEMENTS_GPU
 
 
 class Linear(torch.autograd.Function):

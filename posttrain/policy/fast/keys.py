@@ -160,16 +160,19 @@ class Rows:
         self.now[1][layer].copy_(value)
         keys, values = self.seen[0][layer], self.seen[1][layer]
         query = (query * self.dense.scaling).to(keys.dtype).reshape(len(keys), -1, keys.shape[2])  # [B K, r, d]
-        scores = torch.bmm(query, keys.transpose(1, 2))  # [B K, r, W]
+        scores = product(query, keys.transpose(1, 2))  # [B K, r, W]
         if self.early is not None:
             scores = scores.masked_fill_(self.early, float("-inf"))
         if not self.share:
-            return torch.bmm(softmax(scores), values).view(len(key), -1)
-        prompt = torch.matmul(self.gridded(query), self.shared[0, layer].transpose(-1, -2))  # [G, K, S r, P]
+            return torch.bmm(scores.softmax(-1).to(keys.dtype), values).view(len(key), -1)
+        shared = self.shared[0, layer].flatten(0, 1).transpose(1, 2)  # [G K, d, P]
+        prompt = product(self.gridded(query).flatten(0, 1), shared).unflatten(
+            0, self.shared.shape[2:4]
+        )  # [G, K, S r, P]
         if self.hidden is not None:
             prompt = prompt.masked_fill_(self.hidden, float("-inf"))
         held = prompt.shape[-1]
-        weights = softmax(torch.cat([self.listed(prompt), scores], -1))
+        weights = torch.cat([self.listed(prompt), scores], -1).softmax(-1).to(keys.dtype)
         of_prompt = self.listed(torch.matmul(self.gridded(weights[..., :held]), self.shared[1, layer]))
         return torch.baddbmm(of_prompt, weights[..., held:], values).view(len(key), -1)
 
@@ -190,9 +193,14 @@ class Rows:
         return (found if self.seats is None else found[self.seats]).flatten(0, 1)
 
 
-def softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension, in float32 whatever the scores are in."""
-    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+def product(rows: Tensor, columns: Tensor) -> Tensor:
+    """[B, m, k] @ [B, k, n] in float32, also of bfloat16 factors.
+
+    A score of 100 in bfloat16 is off by up to 0.25, and its weight in the softmax by as much.
+    """
+    if rows.device.type == "cuda" and rows.dtype != torch.float32:
+        return torch.bmm(rows, columns, out_dtype=torch.float32)
+    return torch.bmm(rows.float(), columns.float())
 
 
 def pieces(lengths: Sequence[int], tokens: int) -> list[list[int]]:

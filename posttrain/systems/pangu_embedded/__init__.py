@@ -94,7 +94,8 @@ def full(
 
     stage       what to do
     teacher     distil, fuse: a chat server (http://...), a Hub id or a folder; the model itself if not given
-    also        reinforce: more sources, as name=file=grade,...; a grade is one of --grade's, or a reward model
+    also        reinforce: more sources, as name=file=grade,...; a grade is one of --grade's, or a reward model (folder,
+                Hub id or address of posttrain serve --reward-model)
     kl          reinforce: weight of the divergence from the model it starts from
     samples     reinforce: samples of a task
     curriculum  reinforce: draw tasks around medium complexity, measured first

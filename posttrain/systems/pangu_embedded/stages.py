@@ -91,17 +91,23 @@ def sources(
 
 
 def grader(grade: str) -> tuple[Reward, Scaling]:
-    """A grade by name, a function of a file, or the folder or Hub id of a reward model, whose scores have no bounds."""
-    from posttrain import grade as grades
-    from posttrain.policy.value import reward_model
+    """A grade by name, a function of a file, or a reward model, whose scores have no bounds.
 
+    Of a reward model: its folder, its Hub id, or the address of a server.
+    """
+    from posttrain import grade as grades
+    from posttrain.policy.scoring import reward_of
+    from posttrain.sampler.scorer import is_address
+
+    if is_address(grade):
+        return reward_of(grade), "sigmoid"
     if ":" in grade:
         return grades.reward_file(grade), "zscore"
     if grade in grades.GRADES:
         return grades.GRADES[grade], "zscore"
     if "/" not in grade and not Path(grade).is_dir():
         one_of(grade, tuple(grades.GRADES), "--also ...=...=")
-    return reward_model(grade), "sigmoid"
+    return reward_of(grade), "sigmoid"
 
 
 # ---- distillation

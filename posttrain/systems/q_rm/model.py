@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import copy
+import json
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.chat import trace
 from posttrain.core import Group, Metrics, Reward, Row, Score
 from posttrain.data import Pair
 from posttrain.descent import descend
+from posttrain.directory import write_json
+from posttrain.policy.load import text
 from posttrain.policy.text import TextPolicy
 from posttrain.preference import Judged, PairLoss, row, whole_step
-from posttrain.row import rows_of, split
+from posttrain.row import Packer, rows_of, split
 from posttrain.stream import Shuffled
 
 Head = Literal["vocabulary", "scalar"]
-
+WEIGHTS, ABOUT = "q_head.safetensors", "q_model.json"
 
 PER_STEP, RATE = 16, 1e-3  # pairs of a step, and learning rate, of every reward model of the tiny world
 
@@ -33,15 +38,16 @@ class QModel:
           scalar      as released: one score, of the state that has read the token
     """
 
-    def __init__(self, policy: TextPolicy, head: Head = "vocabulary"):
+    def __init__(self, policy: TextPolicy, head: Head = "vocabulary", *, copied: bool = True):
+        """`copied=False` takes the policy's own model, which nobody else may then train."""
         if policy.body is not policy.model:
             raise ValueError("a Q model copies the policy's whole body, so it does not go with LoRA: leave --lora")
         self.policy = copy.copy(policy)
-        self.policy.model = copy.deepcopy(policy.model).requires_grad_(True)
-        self.policy.body = self.policy.model
+        model = copy.deepcopy(policy.model) if copied else policy.model
+        self.policy.model = self.policy.body = model.requires_grad_(True)
         self.policy.head = copy.copy(policy.head)
         self.policy.head.trunk = self.policy.body.base_model
-        self.head = head
+        self.head: Head = head
         config = policy.body.config
         self.out = nn.Linear(config.hidden_size, config.vocab_size if head == "vocabulary" else 1, bias=False)
         nn.init.normal_(self.out.weight, std=config.hidden_size**-0.5)
@@ -58,13 +64,48 @@ class QModel:
         chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for one in rows for turn in one.turns])
         return (hidden * self.out.weight[chosen.to(hidden.device)]).sum(-1)
 
-    @torch.no_grad()
     def valued(self, group: Group) -> list[Tensor]:
         """[G][N] of every rollout's decisions, on the CPU."""
-        packed = [rows_of(self.policy, rollout, rollout.turns) for rollout in group]
-        every = [one for part in packed for one in part]
-        found = iter(self.values(every).cpu().split([len(one.advantage) for one in every])) if every else iter(())
-        return [torch.cat([torch.zeros(0), *[next(found) for _ in part]]) for part in packed]
+        return by_rollout(self.policy, group, self.values_of_rows)
+
+    @torch.no_grad()
+    def values_of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """[B][N] of every row's decisions, on the CPU."""
+        return list(self.values(rows).cpu().split([len(one.advantage) for one in rows])) if rows else []
+
+    def save(self, folder: Path) -> None:
+        """The body as a Hugging Face checkpoint with its tokenizer, and beside it the head and what it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.policy.save(folder)
+        save_file({"weight": self.out.weight.detach().cpu().contiguous()}, folder / WEIGHTS)
+        write_json(folder / ABOUT, {"head": self.head, "bf16": self.policy.bf16})
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None) -> QModel:
+        """A saved Q model. Raises ValueError when the folder holds none, or a head of another shape."""
+        path = Path(folder)
+        if not (path / ABOUT).is_file():
+            raise ValueError(f"`q_model={str(folder)!r}`: it holds no {ABOUT}, so no Q model was saved there")
+        about = json.loads((path / ABOUT).read_text())
+        policy = text(str(path), max_new=1, bf16=about["bf16"], device=device)
+        with torch.random.fork_rng(devices=[]):  # a fresh head is drawn, and is replaced at once
+            model = cls(policy, about["head"], copied=False)
+        weight = load_file(path / WEIGHTS)["weight"]
+        if weight.shape != model.out.weight.shape:
+            raise ValueError(
+                f"`q_model={str(folder)!r}`: its head has the shape {tuple(weight.shape)}, and its body needs "
+                f"{tuple(model.out.weight.shape)}"
+            )
+        with torch.no_grad():
+            model.out.weight.copy_(weight)
+        return model
+
+
+def by_rollout(packer: Packer, group: Group, values: Callable[[Sequence[Row]], Sequence[Tensor]]) -> list[Tensor]:
+    """[G][N] the values of every rollout's decisions, from those of the group's rows together."""
+    packed = [rows_of(packer, rollout, rollout.turns) for rollout in group]
+    found = iter(values([one for part in packed for one in part]))
+    return [torch.cat([torch.zeros(0), *[next(found) for _ in part]]) for part in packed]
 
 
 def preference(beta: float = 0.2, gamma: float = 2.0) -> PairLoss:

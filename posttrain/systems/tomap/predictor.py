@@ -198,9 +198,13 @@ class Predictor:
         """[B] 0 to 4: Bob's attitude to each statement after each dialogue."""
         return self.network(self.features(pairs)).argmax(-1).tolist() if pairs else []
 
+    @torch.no_grad()
+    def probabilities(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """[B, 5] of each attitude."""
+        return self.network(self.features(pairs)).softmax(-1) if pairs else torch.zeros(0, len(ATTITUDES))
+
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        pairs = [(str(ask.messages[0]["content"]), str(ask.messages[1]["content"])) for ask in asks]
-        return [Reply(found, torch.zeros(0), None) for found in self.levels(pairs)]
+        return [Reply(found, torch.zeros(0), None) for found in self.levels([pair_of(ask) for ask in asks])]
 
     def learn(
         self,
@@ -245,6 +249,11 @@ class Predictor:
         save_file(self.state_dict(), folder / WEIGHTS)
         about = {"embedder": self.embedder.name, "sizes": list(self.sizes), "width": self.width, **found}
         write_json(folder / ABOUT, about)
+
+
+def pair_of(ask: Ask) -> tuple[str, str]:
+    """The statement and the dialogue that a predictor is asked with."""
+    return str(ask.messages[0]["content"]), str(ask.messages[1]["content"])
 
 
 def load_predictor(folder: str | Path, device: str | None = None) -> Predictor:

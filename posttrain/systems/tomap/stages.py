@@ -30,12 +30,12 @@ from posttrain.systems.tomap.predictor import (
     divided,
     embedder,
     examples,
-    load_predictor,
     logged,
     majority,
 )
 from posttrain.systems.tomap.recipe import recipe
 from posttrain.systems.tomap.reward import Weights, validation
+from posttrain.systems.tomap.serving import predictor_of
 from posttrain.systems.tomap.wording import English
 
 AT_ONCE = 32  # topics for which counterclaims are proposed together
@@ -53,7 +53,7 @@ class TalkOptions:
     """rl: nothing is shown; lite: counterclaims; full: and Bob's agreement with each as predicted; white: as he says;
     black_random: guessed; black_max: always the most."""
     predictor: str | None = None
-    """Setting full: the folder of stage predictor."""
+    """Setting full: the folder of stage predictor, or a server of it (posttrain serve --predictor FOLDER)."""
     turns: int = 3
     """Turns of each in a dialogue."""
     count: int = 3
@@ -104,7 +104,7 @@ class TalkOptions:
         if self.setting == "black_random":
             found["predictor"] = Guessing()
         if self.predictor:
-            found["predictor"] = load_predictor(self.predictor, model.device)
+            found["predictor"] = predictor_of(self.predictor, device=model.device)
         return found
 
 
