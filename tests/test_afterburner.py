@@ -30,18 +30,25 @@ from posttrain.run.checkpoint import stateful
 from posttrain.sandbox import Called, Outcome, Program, Returned, sandbox
 from posttrain.step import train_in_memory
 from posttrain.systems import afterburner
-from posttrain.systems.afterburner import evaluating, measuring, stages, venus
-from posttrain.systems.afterburner.experiments import (
+from posttrain.systems.afterburner import evaluation, measurement, stages, venus
+from posttrain.systems.afterburner.iterate import Best, Rewrite, course, courses, curve, is_improvement, iterate
+from posttrain.systems.afterburner.lab import (
     InWords,
     demonstrations,
+    held_out_tasks,
     pairs,
-    passed,
+    passed_solutions,
     rewritings,
-    unseen,
 )
-from posttrain.systems.afterburner.iterate import Best, Rewrite, accepted, course, courses, curve, iterate
-from posttrain.systems.afterburner.measuring import CAPS, Bench, Performance, beyond, resampled
-from posttrain.systems.afterburner.reward import Weights, efficiency, formed, recipe, rewriting, scored
+from posttrain.systems.afterburner.measurement import CAPS, Bench, Performance, beyond, resampled_mean
+from posttrain.systems.afterburner.reward import (
+    Weights,
+    efficiency,
+    is_well_formed,
+    recipe,
+    rewriting_reward,
+    score_of,
+)
 from posttrain.systems.afterburner.venus import InMarkdown, problem, problems
 
 PASS, FAIL = Performance(True, 2.0, 100.0), Performance(False)
@@ -66,7 +73,7 @@ class Shelf:
 
     def __call__(self, trials):
         self.batches.append([code for _, code in trials])
-        return [measuring.NO_CODE if code is None else self.known[code] for _, code in trials]
+        return [measurement.NO_CODE if code is None else self.known[code] for _, code in trials]
 
 
 class Plain:
@@ -165,7 +172,7 @@ def test_held_out_sizes_are_never_demonstrated_nor_trained():
         assert len(answer.split()) <= world.longest - 1
     for task in rewritings(world):
         assert (task.truth.exercise.family, task.truth.exercise.size) not in shut
-    assert {task.truth.original for task in unseen(world)} == {None}
+    assert {task.truth.original for task in held_out_tasks(world)} == {None}
 
 
 # ---- measuring
@@ -222,13 +229,13 @@ def test_a_sandbox_that_fails_is_not_the_code_s_fault(monkeypatch, box):
     def broken(*arguments):
         raise RuntimeError("the sandbox's process has died twice")
 
-    monkeypatch.setattr(measuring, "called", broken)
+    monkeypatch.setattr("posttrain.sandbox.called", broken)
     bench = Bench(box)
     [found] = bench([(KATA, FAST)])
     assert isinstance(found, Invalid)
     assert "died twice" in found.reason
     assert not bench.known
-    scores = rewriting(bench, Plain())(answered(rewrite(SLOW), [FAST, FAST]))
+    scores = rewriting_reward(bench, Plain())(answered(rewrite(SLOW), [FAST, FAST]))
     assert all(isinstance(score, Invalid) for score in scores)
     with pytest.raises(EpisodeFailed, match="died twice"):
         course(bench, Rewrite(KATA, "time"), [FAST])
@@ -246,7 +253,7 @@ def test_the_least_of_several_laps_counts_and_they_must_agree(monkeypatch, box):
     names: dict = {}
     exec(python("pairs", FAST), names)
     right = names["solve"](*KATA.calls(FAST).arguments[0])
-    monkeypatch.setattr(measuring, "called", called)
+    monkeypatch.setattr("posttrain.sandbox.called", called)
     values = [right, right]
     assert Bench(box, repeats=2, laps=3)([(KATA, FAST)]) == [Performance(True, 0.1, 7.0)]
     values = [right, right + 1]
@@ -266,16 +273,16 @@ def test_beyond_is_the_share_of_people_who_are_no_better():
 
 
 def test_the_paper_s_interval():
-    assert resampled([0.5] * 16) == (0.5, 0.5, 0.5)
+    assert resampled_mean([0.5] * 16) == (0.5, 0.5, 0.5)
     runs = [i / 16 for i in range(16)]
-    mean, low, high = resampled(runs)
+    mean, low, high = resampled_mean(runs)
     assert low < mean < high
     assert mean == pytest.approx(sum(runs) / 16, abs=0.05)
     # means of 4 have a deviation of about 0.288 / 2; of 128 of them a t interval has half a width of 1.979 * 0.144 / 11.3
     assert high - mean == pytest.approx(0.0252, rel=0.2)
     with pytest.raises(ValueError, match="no measurement"):
-        resampled([])
-    assert all(map(math.isnan, resampled([math.nan] * 16)))  # BEYOND without people
+        resampled_mean([])
+    assert all(map(math.isnan, resampled_mean([math.nan] * 16)))  # BEYOND without people
 
 
 # ---- the reward
@@ -287,18 +294,18 @@ def test_the_paper_s_interval():
 )
 def test_correctness_in_four_cases(before, after, wanted):
     bare, whole = "x", "<thinking>a</thinking><solution>b</solution>"
-    assert scored(bare, before, after, "time").value == pytest.approx(wanted)
-    assert scored(whole, before, after, "time").value == pytest.approx(wanted + 0.2)
+    assert score_of(bare, before, after, "time").value == pytest.approx(wanted)
+    assert score_of(whole, before, after, "time").value == pytest.approx(wanted + 0.2)
 
 
 def test_the_gain_by_hand():
     half, double = Performance(True, 1.0, 100.0), Performance(True, 4.0, 50.0)
     # 0.5 * (0.5 + 0.5 tanh 0.5), and the same of -1
-    assert scored("", PASS, half, "time").value == pytest.approx(0.25 + 0.25 * math.tanh(0.5))
-    assert scored("", PASS, double, "time").value == pytest.approx(0.25 - 0.25 * math.tanh(1.0))
-    assert scored("", PASS, double, "memory").value == pytest.approx(0.25 + 0.25 * math.tanh(0.5))
-    assert scored("", PASS, double, "integral").value == pytest.approx(0.25)  # 200 to 200
-    best = scored("<thinking></thinking><solution></solution>", FAIL, PASS, "time", Weights(repaired=True))
+    assert score_of("", PASS, half, "time").value == pytest.approx(0.25 + 0.25 * math.tanh(0.5))
+    assert score_of("", PASS, double, "time").value == pytest.approx(0.25 - 0.25 * math.tanh(1.0))
+    assert score_of("", PASS, double, "memory").value == pytest.approx(0.25 + 0.25 * math.tanh(0.5))
+    assert score_of("", PASS, double, "integral").value == pytest.approx(0.25)  # 200 to 200
+    best = score_of("<thinking></thinking><solution></solution>", FAIL, PASS, "time", Weights(repaired=True))
     assert best.value == pytest.approx(0.5 + 0.25 * math.tanh((90 - 2) / 90) + 0.2)
     assert best.value < 0.9
 
@@ -318,9 +325,9 @@ def test_slow_code_has_a_gradient_beyond_ninety_milliseconds():
 
 def test_a_repair_earns_nothing_for_being_faster_than_a_failure():
     """Trap f."""
-    assert scored("", FAIL, PASS, "time").parts["efficiency"] == 0.0
-    assert scored("", FAIL, PASS, "time", Weights(repaired=True)).parts["efficiency"] > 0.7
-    assert scored("", PASS, FAIL, "time", Weights(repaired=True)).parts["efficiency"] == 0.0
+    assert score_of("", FAIL, PASS, "time").parts["efficiency"] == 0.0
+    assert score_of("", FAIL, PASS, "time", Weights(repaired=True)).parts["efficiency"] > 0.7
+    assert score_of("", PASS, FAIL, "time", Weights(repaired=True)).parts["efficiency"] == 0.0
 
 
 def test_small_gains_are_noise():
@@ -345,18 +352,18 @@ def test_small_gains_are_noise():
     ],
 )
 def test_the_form_of_a_reply(text, wanted):
-    assert formed(text) is wanted
+    assert is_well_formed(text) is wanted
 
 
 def test_a_reply_without_code_has_failed_and_the_original_is_measured_in_the_same_batch():
     """Trap d: nothing that was recorded elsewhere is compared with."""
     bench = Shelf({"old": PASS, "new": Performance(True, 1.0, 100.0)})
-    none, gained = rewriting(bench, Plain())(answered(rewrite("old"), ["-", "new"]))
+    none, gained = rewriting_reward(bench, Plain())(answered(rewrite("old"), ["-", "new"]))
     assert bench.batches == [["old", None, "new"]]
     assert none.value == -0.5
     assert none.parts["format"] == 0.0
     assert gained.value == pytest.approx(0.25 + 0.25 * math.tanh(0.5))
-    [first] = rewriting(bench, Plain())(answered(rewrite(None), ["new"]))
+    [first] = rewriting_reward(bench, Plain())(answered(rewrite(None), ["new"]))
     assert first.parts["correctness"] == 1.0  # from nothing, as from what fails
 
 
@@ -365,14 +372,14 @@ def test_a_reply_without_code_has_failed_and_the_original_is_measured_in_the_sam
 
 def test_what_is_accepted():
     better, worse = Performance(True, 1.0, 300.0), Performance(True, 3.0, 1.0)
-    assert accepted(FAIL, FAIL, "time")  # anything takes the place of what fails
-    assert accepted(FAIL, PASS, "time")
-    assert not accepted(PASS, FAIL, "time")
-    assert accepted(PASS, better, "time")
-    assert not accepted(PASS, better, "memory")
-    assert not accepted(PASS, PASS, "time")  # strictly
-    assert not accepted(PASS, better, "integral")  # 300 is not less than 200: trap b
-    assert accepted(PASS, worse, "integral")
+    assert is_improvement(FAIL, FAIL, "time")  # anything takes the place of what fails
+    assert is_improvement(FAIL, PASS, "time")
+    assert not is_improvement(PASS, FAIL, "time")
+    assert is_improvement(PASS, better, "time")
+    assert not is_improvement(PASS, better, "memory")
+    assert not is_improvement(PASS, PASS, "time")  # strictly
+    assert not is_improvement(PASS, better, "integral")  # 300 is not less than 200: trap b
+    assert is_improvement(PASS, worse, "integral")
 
 
 def test_the_loop_by_hand():
@@ -461,7 +468,7 @@ def test_people_teach_sft_the_best_and_dpo_which_is_better(box, monkeypatch):
     world, bench = Katas(5), Bench(box, 10.0, repeats=1, at_once=2)
     some = [Kata("pairs", size, "closed", 5) for size in ("small",)]
     monkeypatch.setattr(Katas, "katas", lambda self, held_out=False: some)
-    solutions = passed(world, bench, some)[some[0]]
+    solutions = passed_solutions(world, bench, some)[some[0]]
     assert all(found.passed for _, found in solutions)
     fastest = min(found.seconds for _, found in solutions)
     taught = demonstrations(world, bench)
@@ -547,8 +554,8 @@ def test_an_evaluator_of_the_data_grades_what_differs(box):
     assert isinstance(found, Invalid)
     assert "evaluator of problem 1" in found.reason
     with pytest.raises(ValueError, match="f.jsonl, line 7: test_case_evaluator cannot be executed: ModuleNotFound"):
-        venus.executable([case(), case(evaluator=near), missing], bench.execute)
-    venus.executable([case(), case(evaluator=near)], bench.execute)
+        venus.check_evaluators([case(), case(evaluator=near), missing], bench.execute)
+    venus.check_evaluators([case(), case(evaluator=near)], bench.execute)
 
 
 def test_a_reply_that_ends_the_data_s_evaluator_has_failed_its_test_and_harms_no_other(box):
@@ -654,17 +661,17 @@ def test_bad_records_are_named(changes, message):
 )
 def test_code_is_the_last_fenced_block_of_the_last_solution(text, wanted):
     assert InMarkdown().code(text) == wanted
-    assert InMarkdown().code(venus.said("a = 1\n")) == "a = 1"
-    assert formed(venus.said("a = 1"))
+    assert InMarkdown().code(venus.reply_text("a = 1\n")) == "a = 1"
+    assert is_well_formed(venus.reply_text("a = 1"))
 
 
 def test_recorded_numbers_order_solutions_and_teach():
     one = case()
-    assert [each.code for each in venus.by_record(one, "time")] == [WASTEFUL, RIGHT]  # never what failed
+    assert [each.code for each in venus.best_first(one, "time")] == [WASTEFUL, RIGHT]  # never what failed
     assert len(stages.demonstrations([one], 24)) == 6
     [pair, *_] = stages.pairs([one], 4, 2, seed=0)
-    assert (pair.chosen, pair.rejected, pair.kind) == (venus.said(WASTEFUL), venus.said(RIGHT), "time")
-    with pytest.raises(ValueError, match="lower --least"):
+    assert (pair.chosen, pair.rejected, pair.kind) == (venus.reply_text(WASTEFUL), venus.reply_text(RIGHT), "time")
+    with pytest.raises(ValueError, match="`least=48`: no problem has so many solutions"):
         stages.pairs([one], 4, 48, seed=0)
     with pytest.raises(ValueError, match="nothing to learn from"):
         stages.demonstrations([case(solutions=[])], 24)
@@ -702,14 +709,15 @@ def checkpoint(tmp_path_factory):
         ("sft", []),
         ("dpo", ["--least", "2"]),
         ("grpo", ["--samples", "2", "--repeats", "1", "--held-out", "{file}"]),
-        ("evaluate", ["--rounds", "1", "--measured", "2", "--repeats", "1"]),
+        ("evaluate", ["--rounds", "1", "--measurements", "2", "--repeats", "1"]),
     ],
 )
 def test_every_stage_on_a_checkpoint(stage, options, katas_file, checkpoint, tmp_path, capsys):
     out = tmp_path / "run"
     given = [option.format(file=katas_file) for option in options]
-    size = ["--steps", "1", "--tasks", "2", "--max-new", "6", "--out", str(out), "--quiet"]
-    arguments = ["--scale", "full", "--model", checkpoint, "--data", katas_file, "--stage", stage]
+    steps = [] if stage == "evaluate" else ["--steps", "1"]
+    size = [*steps, "--tasks", "2", "--max-new", "6", "--out", str(out), "--quiet"]
+    arguments = ["--model", checkpoint, "--data", katas_file, "--stage", stage]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the plain sandbox")
         main(["run", "afterburner", *arguments, *given, *size])
@@ -726,11 +734,11 @@ def test_every_stage_on_a_checkpoint(stage, options, katas_file, checkpoint, tmp
 
 def evaluated(data, checkpoint, out, *options):
     size = ["--tasks", "2", "--max-new", "6", "--repeats", "1", "--out", str(out), "--quiet"]
-    arguments = ["--scale", "full", "--model", checkpoint, "--data", data, "--stage", "evaluate", "--rounds", "1"]
+    arguments = ["--model", checkpoint, "--data", data, "--stage", "evaluate", "--rounds", "1"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the plain sandbox")
         try:
-            main(["run", "afterburner", *arguments, "--measured", "2", *size, *options])
+            main(["run", "afterburner", *arguments, "--measurements", "2", *size, *options])
         except SystemExit as refused:
             return refused.code
     return 0
@@ -755,14 +763,17 @@ def test_without_people_there_is_no_beyond_and_the_rest_is_there(people, katas_f
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--measured", "0"], "--measured 0: it must be at least 1"),
+        (["--measurements", "0"], "--measurements 0: it must be at least 1"),
         (["--rounds", "-1"], "--rounds -1: it must be at least 0"),
         (["--people", "-1"], "--people -1: it must be at least 0"),
         (["--repeats", "0"], "--repeats 0: it must be at least 1"),
         (["--memory-mib", "0"], "--memory-mib 0: it must be at least 1"),
         (["--wall-s", "0"], "--wall-s 0.0: it must be above 0"),
         (["--max-new", "2000"], "positions: lower --max-new"),
-        (["--max-new", "900"], "an iteration may take"),  # the first prompt fits, one with code in it may not
+        (
+            ["--max-new", "900"],
+            "an iteration of task '0-time' may take 2254 tokens",
+        ),  # the first prompt fits, one with code in it may not
         (["--out", "{file}"], "cannot be written"),
         (["--data", "{broken}"], "line 1: test_case_evaluator cannot be executed: ZeroDivisionError"),
     ],
@@ -770,10 +781,10 @@ def test_without_people_there_is_no_beyond_and_the_rest_is_there(people, katas_f
 def test_what_cannot_be_evaluated_is_said_before_any_work(
     options, message, katas_file, checkpoint, tmp_path, capsys, monkeypatch
 ):
-    def rollout(*_, **__):
+    def play(*_, **__):
         raise AssertionError("an episode was played")
 
-    monkeypatch.setattr(evaluating, "rollout", rollout)
+    monkeypatch.setattr(evaluation, "played_and_graded", play)
     broken = tmp_path / "broken.jsonl"
     record = json.loads(Path(katas_file).read_text().splitlines()[0])
     broken.write_text(json.dumps(record | {"test_case_evaluator": "1 / 0"}))
@@ -791,27 +802,27 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked
     katas_file, checkpoint, tmp_path, capsys, monkeypatch
 ):
     out, batches = tmp_path / "run", []
-    play, measure = evaluating.rollout, evaluating.curve
+    play, measure = evaluation.played_and_graded, evaluation.curve
 
-    def rollout(env, tasks, *rest, **options):
+    def play_two(tasks, *rest):
         batches.append([task.key for task in tasks])
         if len(batches) == 3:
             raise Interrupted
-        return play(env, tasks, *rest, **options)
+        return play(tasks, *rest)
 
-    monkeypatch.setattr(evaluating, "rollout", rollout)
+    monkeypatch.setattr(evaluation, "played_and_graded", play_two)
     with pytest.raises(Interrupted):
         evaluated(katas_file, checkpoint, out)
     assert len(list(pt.read_rollouts(out))) == 4
 
     def once(*arguments):
-        monkeypatch.setattr(evaluating, "curve", killed)
+        monkeypatch.setattr(evaluation, "curve", killed)
         return measure(*arguments)
 
     def killed(*arguments):
         raise Interrupted
 
-    monkeypatch.setattr(evaluating, "curve", once)
+    monkeypatch.setattr(evaluation, "curve", once)
     people = (out / "people.jsonl").read_text()
     with pytest.raises(Interrupted):
         evaluated(katas_file, checkpoint, out, "--resume")
@@ -821,7 +832,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked
     assert (out / "people.jsonl").read_text() == people  # not measured again, which would give other seconds
     with (out / "measured.jsonl").open("a") as file:
         file.write('{"rows": [{"pa')  # cut short by the kill
-    monkeypatch.setattr(evaluating, "curve", measure)
+    monkeypatch.setattr(evaluation, "curve", measure)
     assert not evaluated(katas_file, checkpoint, out, "--resume")
     assert len((out / "measured.jsonl").read_text().splitlines()) == 2
     assert len(batches) == 6
@@ -834,7 +845,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked
     assert evaluated(katas_file, checkpoint, out, "--resume", "--people", "1")
     assert "was started with people = 100, not 1" in capsys.readouterr().err
     assert (out / "iterations.json").read_text() == written
-    assert not evaluated(katas_file, checkpoint, out, "--overwrite", "--measured", "1")
+    assert not evaluated(katas_file, checkpoint, out, "--overwrite", "--measurements", "1")
     assert len((out / "measured.jsonl").read_text().splitlines()) == 1
     assert len(batches) == 6 + 5
 

@@ -161,18 +161,18 @@ def test_a_q_model_is_saved_loaded_and_served_with_equal_values(policy, group, t
     model = QModel(policy, head)
     with torch.no_grad():
         model.policy.body.model.norm.weight.add_(torch.randn(32) / 5)  # it has been trained apart from the policy
-    wanted = model.valued(group)
+    wanted = model.token_values(group)
     model.save(tmp_path / "q")
     before = torch.get_rng_state()
     again = QModel.load(tmp_path / "q", device="cpu")
     assert torch.equal(torch.get_rng_state(), before), "loading draws nothing from the run's generator"
     assert again.head == head
-    assert all(torch.equal(one, other) for one, other in zip(again.valued(group), wanted, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(again.token_values(group), wanted, strict=True))
     assert [one.shape for one in wanted] == [(rollout.decisions,) for rollout in group]
     with listening(Q_MODEL, tmp_path / "q", again) as address:
         remote = q_values(address)
-        assert all(torch.equal(one, other) for one, other in zip(remote.valued(group), wanted, strict=True))
-        assert remote.valued([]) == []
+        assert all(torch.equal(one, other) for one, other in zip(remote.token_values(group), wanted, strict=True))
+        assert remote.token_values([]) == []
         bad = httpx.post(f"{address}/values", json={"rows": [{"ids": [1, 2, 10**6], "ends": [[1, 3]]}]})
         assert bad.status_code == 400
         assert "token 1000000: the model has" in bad.json()["error"]
@@ -183,7 +183,7 @@ def test_a_q_model_is_saved_loaded_and_served_with_equal_values(policy, group, t
         other = type(tokens)(tokens.prompt, tokens.reply, (), "", "", tokens.vocabulary + 1)
         stranger.turns[0] = pt.Turn(pt.Ask(()), pt.Reply("hi", torch.zeros(len(other.reply)), other))
         with pytest.raises(ValueError, match="has another tokenizer than the policy"):
-            remote.valued([stranger])
+            remote.token_values([stranger])
 
 
 def test_a_folder_without_a_q_model_is_named(judge, policy, tmp_path):

@@ -32,7 +32,7 @@ def one_of(value: str, known: Iterable[str], argument: str) -> str:
     raise ValueError(f"`{argument}={value}`: unknown, the choices are {', '.join(choices)}{hint}")
 
 
-def at_least(least: float, **arguments: float | None) -> None:
+def at_least(least: float, /, **arguments: float | None) -> None:
     """Raises ValueError naming the first argument that is less."""
     for name, value in arguments.items():
         if value is not None and not value >= least:

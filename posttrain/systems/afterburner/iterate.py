@@ -1,6 +1,6 @@
 """The iterative optimisation framework: ask for better code, execute it, keep the better of both, ask again.
 
-It is an environment. With one round it is what is trained; with ten, what is done at test time.
+It is an environment: one round of it is trained, ten are played at test time.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, Protocol, TypeAlias
 
 from posttrain.core import Env, Episode, EpisodeFailed, Failed, Invalid, Message, Rollout, Task
 from posttrain.episode import ask
-from posttrain.systems.afterburner.measuring import METRICS, Bench, Exercise, Metric, Performance, beyond
+from posttrain.systems.afterburner.measurement import METRICS, Bench, Exercise, Metric, Performance, beyond
 
 EMPTY = Performance(False, why="there is no code yet")
 
 
 class Rewrite:
-    """A task's truth: what is to be written, what counts, and the code to start from, if any.
+    """A task's truth: what is to be written, the metric that counts, and the code to start from, if any.
 
-    In the records of a run it is short: an exercise may hold hundreds of solutions.
+    Its `repr`, which a run's rollouts hold, is short: an exercise may have hundreds of solutions.
     """
 
     def __init__(self, exercise: Exercise, metric: Metric, original: str | None = None):
@@ -42,14 +42,14 @@ class Best:
 
 
 class Dialogue(Protocol):
-    """How a rewriting is asked for, and code is found in a reply (None if there is none)."""
+    """How a rewrite is asked for, and how code is found in a reply (None if there is none)."""
 
     def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]: ...
     def code(self, text: str) -> str | None: ...
 
 
-def accepted(best: Performance, new: Performance, metric: Metric) -> bool:
-    """Code takes the place of what fails; what passes only gives way to what passes and is strictly smaller.
+def is_improvement(best: Performance, new: Performance, metric: Metric) -> bool:
+    """Whether new code replaces the best: failed code by anything, passing code by what passes and is strictly smaller.
 
     (The release keeps the larger integral.)
     """
@@ -58,19 +58,19 @@ def accepted(best: Performance, new: Performance, metric: Metric) -> bool:
     return new.passed and new.of(metric) < best.of(metric)
 
 
-def course(bench: Bench, asked: Rewrite, codes: Sequence[str | None]) -> list[Best]:
+def course(bench: Bench, rewrite: Rewrite, codes: Sequence[str | None]) -> list[Best]:
     """The best code before the first of `codes` and after each of them; a reply without code changes nothing.
 
     Raises EpisodeFailed when the sandbox failed.
     """
-    found = bench([(asked.exercise, code) for code in (asked.original, *codes)])
+    found = bench([(rewrite.exercise, code) for code in (rewrite.original, *codes)])
     path: list[Best] = []
-    for code, performance in zip((asked.original, *codes), found, strict=True):
+    for code, performance in zip((rewrite.original, *codes), found, strict=True):
         if isinstance(performance, Invalid):
             raise EpisodeFailed(performance.reason)
         if not path:
             path.append(Best(code, performance if code is not None else EMPTY))
-        elif code is not None and accepted(path[-1].performance, performance, asked.metric):
+        elif code is not None and is_improvement(path[-1].performance, performance, rewrite.metric):
             path.append(Best(code, performance))
         else:
             path.append(path[-1])
@@ -78,10 +78,10 @@ def course(bench: Bench, asked: Rewrite, codes: Sequence[str | None]) -> list[Be
 
 
 def iterate(rounds: int, bench: Bench, dialogue: Dialogue, temperature: float | None = None) -> Env:
-    """An environment of so many rounds; its facts are the code of each reply.
+    """The environment of this many rounds; its facts are the code of each reply.
 
-    What is best is measured before each ask and not after the last: the reward has the whole group measured at once.
-    Greedy decoding, as published for test time, is `temperature` 0.
+    The best code is measured before each ask, but not after the last one: the reward measures the whole group at once.
+    `temperature` 0 is greedy decoding, as published for test time. Raises ValueError for fewer than one round.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: it must be at least 1")
@@ -101,9 +101,9 @@ Course: TypeAlias = "tuple[Rewrite, list[Best]]"  # what was asked, and the best
 
 
 def courses(bench: Bench, rollouts: Sequence[Rollout]) -> list[Course]:
-    """The course of each episode, without those that could not be played or measured, of which it warns.
+    """The course of each episode. Episodes that could not be played or measured are dropped with a warning.
 
-    Raises ValueError when none could be.
+    Raises ValueError when all of them are.
     """
     found: list[Course] = []
     lost: list[str] = []
@@ -127,9 +127,9 @@ def courses(bench: Bench, rollouts: Sequence[Rollout]) -> list[Course]:
 
 
 def curve(paths: Sequence[Course], people: Callable[[Any], Sequence[Performance]]) -> list[dict[str, float]]:
-    """After each round: PASS@1, and by each metric the mean BEYOND of the tasks that ask for it, 0 where code fails.
+    """After each round: PASS@1, and for each metric the mean BEYOND of the tasks that ask for it, 0 where code fails.
 
-    people   the passed solutions of an exercise; a task whose exercise has none counts for PASS@1 alone
+    people  returns the passed solutions of an exercise; a task whose exercise has none counts for PASS@1 only
     """
     known: dict[int, Sequence[Performance]] = {}
     table: list[dict[str, float]] = []
@@ -137,9 +137,9 @@ def curve(paths: Sequence[Course], people: Callable[[Any], Sequence[Performance]
         row = {"pass": statistics.fmean(path[i].performance.passed for _, path in paths)}
         for metric in METRICS:
             ranks: list[float] = []
-            for asked, path in paths:
-                if asked.metric == metric:
-                    others = known.setdefault(id(asked.exercise), people(asked.exercise))
+            for rewrite, path in paths:
+                if rewrite.metric == metric:
+                    others = known.setdefault(id(rewrite.exercise), people(rewrite.exercise))
                     own = path[i].performance
                     rank = beyond(own.of(metric), [other.of(metric) for other in others])
                     ranks.append(rank if own.passed or math.isnan(rank) else 0.0)

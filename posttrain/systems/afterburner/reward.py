@@ -1,7 +1,7 @@
-"""The reward of one rewriting: was it repaired or broken, how much was gained, was it in the right form.
+"""The reward of one rewrite: was the code repaired or broken, how much was gained, was the reply in the right form.
 
 correctness   fail to pass 1, pass to pass 0.5, fail to fail -0.5, pass to fail -1
-efficiency    tanh of the relative gain, b the original and c the reply: tanh((b - c) / b), b and c up to a cap
+efficiency    tanh((b - c) / b), the relative gain from the original's b to the reply's c, each up to a cap
 improvement   correctness + 0.5 efficiency, the latter only where the reply passes
 total         0.5 improvement + 0.2 format
 """
@@ -18,7 +18,7 @@ from posttrain.core import Group, Invalid, Reward, Score
 from posttrain.loss import clipped, token_mean
 from posttrain.recipe import Recipe
 from posttrain.systems.afterburner.iterate import Dialogue, Rewrite, iterate
-from posttrain.systems.afterburner.measuring import CAPS, Bench, Metric, Performance
+from posttrain.systems.afterburner.measurement import CAPS, Bench, Metric, Performance
 
 FORMED = re.compile(r"\s*<thinking>(.*?)</thinking>\s*<solution>(.*?)</solution>\s*", re.DOTALL)
 TAG = re.compile(r"</?(?:thinking|solution)>")
@@ -32,10 +32,11 @@ CORRECTNESS: Mapping[tuple[bool, bool], float] = {
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """zone: relative gains smaller than this are noise of the clock and count as none (0 in the release).
+    """The parts of the total.
 
-    repaired: a reply that passes where the original failed also earns the efficiency of being faster than the cap, as
-    in the release; every repair has it, so that it tells nothing.
+    zone      relative gains smaller than this are noise of the clock and count as 0 (the release has no dead zone)
+    repaired  a reply that passes where the original failed also earns the efficiency of being faster than the cap, as
+              in the release; every repair earns nearly the same, so this teaches nothing
     """
 
     improvement: float = 0.5
@@ -45,44 +46,44 @@ class Weights:
     repaired: bool = False
 
 
-def formed(text: str) -> bool:
-    """The whole reply is one thinking block and then one solution block."""
+def is_well_formed(text: str) -> bool:
+    """Whether the whole reply is one thinking block followed by one solution block."""
     found = FORMED.fullmatch(text)
     return bool(found) and not any(TAG.search(part) for part in found.groups())
 
 
 def efficiency(before: float, after: float, cap: float, zone: float = 0.0) -> float:
-    """tanh of the relative gain, in (-0.762, 0.762); the paper's R_e, and nothing within the dead zone."""
+    """The paper's R_e: tanh of the relative gain, within +-0.762; 0 for gains smaller than the dead zone."""
     b, c = min(max(before, 0.0), cap), min(max(after, 0.0), cap)
     gain = min(max((b - c) / (b + 1e-9), -1.0), 1.0)
     return 0.0 if abs(gain) < zone else math.tanh(gain)
 
 
-def scored(text: str, before: Performance, after: Performance, metric: Metric, weights: Weights = Weights()) -> Score:
+def score_of(text: str, before: Performance, after: Performance, metric: Metric, weights: Weights = Weights()) -> Score:
     """The score of one reply, with its parts: correctness, efficiency, format, and whether it passed."""
     correctness = CORRECTNESS[before.passed, after.passed]
     gained = 0.0
     if correctness > 0 and (before.passed or weights.repaired):
         gained = efficiency(before.of(metric), after.of(metric), CAPS[metric], weights.zone)
-    right_form = float(formed(text))
+    right_form = float(is_well_formed(text))
     improvement = correctness + weights.efficiency * gained
     parts = {"correctness": correctness, "efficiency": gained, "format": right_form, "passed": float(after.passed)}
     return Score(weights.improvement * improvement + weights.format * right_form, parts)
 
 
-def rewriting(bench: Bench, dialogue: Dialogue, weights: Weights = Weights()) -> Reward:
-    """The reward of a group's last replies: the original and all of them are measured in the same batch."""
+def rewriting_reward(bench: Bench, dialogue: Dialogue, weights: Weights = Weights()) -> Reward:
+    """The reward of a group's last replies, which are measured in one batch with the original."""
 
     def reward(group: Group) -> list[Score | Invalid]:
-        asked: Rewrite = group[0].task.truth
+        rewrite: Rewrite = group[0].task.truth
         codes = [dialogue.code(rollout.text) for rollout in group]
-        before, *after = bench([(asked.exercise, code) for code in (asked.original, *codes)])
+        before, *after = bench([(rewrite.exercise, code) for code in (rewrite.original, *codes)])
         return [
             before
             if isinstance(before, Invalid)
             else one
             if isinstance(one, Invalid)
-            else scored(rollout.text, before, one, asked.metric, weights)
+            else score_of(rollout.text, before, one, rewrite.metric, weights)
             for rollout, one in zip(group, after, strict=True)
         ]
 
@@ -90,21 +91,21 @@ def rewriting(bench: Bench, dialogue: Dialogue, weights: Weights = Weights()) ->
 
 
 def recipe(bench: Bench, dialogue: Dialogue, weights: Weights = Weights(), samples: int = 8) -> Recipe:
-    """GRPO as the paper has it: one round from the original, no KL, no entropy term. Held out, PASS@1 counts."""
+    """GRPO as published: one round from the original, no KL, no entropy term. Held-out tasks are graded by PASS@1."""
     return Recipe(
-        rewriting(bench, dialogue, weights),
+        rewriting_reward(bench, dialogue, weights),
         env=iterate(1, bench, dialogue),
         advantage=normalised,
         loss=clipped(),
         reduce=token_mean,
         samples=samples,
-        evaluation=passing(bench, dialogue),
+        evaluation=pass_reward(bench, dialogue),
     )
 
 
-def passing(bench: Bench, dialogue: Dialogue) -> Reward:
-    """1 for a last reply whose code passes: PASS@1."""
-    plain = rewriting(bench, dialogue)
+def pass_reward(bench: Bench, dialogue: Dialogue) -> Reward:
+    """PASS@1: 1 for a last reply whose code passes."""
+    plain = rewriting_reward(bench, dialogue)
 
     def reward(group: Group) -> list[Score | Invalid]:
         return [one if isinstance(one, Invalid) else Score(one.parts["passed"]) for one in plain(group)]

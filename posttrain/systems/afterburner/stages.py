@@ -1,83 +1,246 @@
-"""What SFT and DPO learn from problems of the user's own, and the options of all the stages that teach."""
+"""Afterburner on a laptop, and on checkpoints and problems of the user's own: grpo, sft, dpo, evaluate."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from posttrain import ranks
+from posttrain.cli.launch import one_process
+from posttrain.cli.options import ModelOptions, ScaleOptions, at_least, named_files
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import assistant
+from posttrain.preference import dpo, prefer
+from posttrain.run.session import Session
+from posttrain.run.settings import Output, Run
 from posttrain.seeding import mix
-from posttrain.systems.afterburner.measuring import METRICS, at_least
-from posttrain.systems.afterburner.reward import Weights
-from posttrain.systems.afterburner.venus import InMarkdown, Problem, asked, by_record, said
-
-Stage = Literal["sft", "dpo", "grpo", "evaluate"]
+from posttrain.supervised import sft
+from posttrain.systems.afterburner.evaluation import IterationOptions, iterations, write_table
+from posttrain.systems.afterburner.measurement import MEMORY_MIB, METRICS, TIME_CAP_S, Bench
+from posttrain.systems.afterburner.reward import Weights, recipe
+from posttrain.systems.afterburner.venus import (
+    InMarkdown,
+    Problem,
+    best_first,
+    check_evaluators,
+    problems,
+    reply_text,
+    rewritings,
+    task_of,
+)
 
 
 @dataclass(frozen=True)
-class TeachingOptions:
-    """What SFT, DPO and GRPO learn from."""
+class ProblemOptions:
+    """Problems with tests and people's solutions."""
 
-    samples: int = 32
-    """GRPO: samples of a task."""
-    best: int = 24
-    """SFT: solutions of each problem and metric that are learned."""
-    pairs_each: int = 48
-    """DPO: pairs of each problem and metric."""
-    least: int = 48
-    """DPO: solutions that a problem must have."""
-    beta: float = 0.1
-    """DPO: how close it stays to the model it starts from."""
-    zone: float = 0.1
-    """GRPO: relative gains smaller than this count as none."""
-    repaired: bool = False
-    """GRPO: what passes where the original failed also earns for its efficiency, as in the release."""
+    data: str
+    """JSONL or Parquet file, or a dataset such as Elfsong/Venus_Python; columns in docs/systems/afterburner.md."""
+    limit: int | None = None
+    """Use only the first so many problems."""
+    split: str = "train"
+    """Split of a dataset."""
 
-    def check(self) -> None:
-        """Raises ValueError for a number that is too small."""
-        at_least(self, samples=1, best=1, pairs_each=1, least=1, zone=0)
+    def problems(self) -> list[Problem]:
+        return problems(self.data, self.limit, self.split)
 
-    def weights(self) -> Weights:
-        return Weights(zone=self.zone, repaired=self.repaired)
+
+@dataclass(frozen=True)
+class MeasuringOptions:
+    """How code is executed and timed."""
+
+    wall_s: float = TIME_CAP_S
+    """Seconds that the tests of one code may take."""
+    memory_mib: int = MEMORY_MIB
+    """MiB of address space that they may take; more while their memory is measured."""
+    repeats: int = 3
+    """Times that code is timed; the least counts."""
+    side_by_side: int = 1
+    """Codes measured at the same time; more is faster and noisier."""
+
+    def __post_init__(self):
+        at_least(1, memory_mib=self.memory_mib, repeats=self.repeats, side_by_side=self.side_by_side)
+        if not 0 < self.wall_s < math.inf:
+            raise ValueError(f"`wall_s={self.wall_s}`: it must be above 0 and finite")
+
+    def bench(self, found: Sequence[Problem]) -> Bench:
+        """A bench in a sandbox that ends with it. Raises ValueError for a problem whose evaluator cannot be executed.
+
+        No `with`: on a cluster, a player's recipe outlives the stage that built it.
+        """
+        from posttrain.sandbox import sandbox
+
+        options = {"memory_mib": self.memory_mib, "repeats": self.repeats, "at_once": self.side_by_side}
+        bench = Bench(sandbox(), self.wall_s, **options)
+        ranks.first(lambda: check_evaluators(found, bench.execute), "for the evaluators of the data")
+        return bench
+
+
+def laptop(
+    method: Literal["grpo", "sft", "dpo"] = "grpo",
+    feedback: bool = True,
+    original: bool = True,
+    run: Run = Run("runs/afterburner", steps=200, tasks=16, lr=1e-3),
+) -> Session:
+    """Small functions, really executed: train one round at a time, then iterate over functions that are held out.
+
+    The claims train `method=sft` and `method=dpo` with `steps=100` and `tasks=32`, and dpo with `lr=1e-4`.
+
+    method    what teaches
+    feedback  tell the policy how the code before performed
+    original  show it the code before
+    """
+    from posttrain.lab.world.kata import Katas
+    from posttrain.lab.world.words import base
+    from posttrain.step import train
+    from posttrain.systems.afterburner import lab
+
+    world, bench = Katas(run.seed), lab.open_bench()
+    dialogue = lab.InWords(world, feedback, original)
+    policy = base(world, run.seed)
+    with bench.box:
+        if method == "grpo":
+            made = recipe(bench, dialogue, samples=lab.SAMPLES)
+            session = train(policy, lab.rewritings(world), made, run, held_out=lab.held_out_tasks(world))
+        else:
+            session = lab.learn_from_people(policy, world, bench, method, run)
+        print(write_table(lab.curve_of(policy, world, bench, dialogue, run.seed), Path(run.out)))
+    return session
+
+
+def reinforce(
+    source: ProblemOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    measuring: MeasuringOptions,
+    dialogue: InMarkdown,
+    run: Run = Run("runs/afterburner", steps=100, tasks=32, lr=1e-6),
+    samples: int = 32,
+    zone: float = 0.1,
+    repaired: bool = False,
+    held_out: tuple[str, ...] = (),
+) -> Session:
+    """GRPO on one round of the loop, from somebody's solution of each problem, by how the reply is measured to run.
+
+    Give `max_new=8192` for the published length.
+
+    samples   of each task
+    zone      relative gains smaller than this count as none
+    repaired  code that passes where the original failed also earns for its efficiency, as in the release
+    held_out  problems of the same form, whose PASS@1 after one round is followed: FILE, or NAME=FILE
+    """
+    at_least(1, samples=samples)
+    at_least(0, zone=zone)
+    found = source.problems()
+    tests = {name: problems(file, split="test") for name, file in named_files(held_out).items()}
+    bench = measuring.bench([*found, *(one for some in tests.values() for one in some)])
+    policy = model.policy()
+    made = recipe(bench, dialogue, Weights(zone=zone, repaired=repaired), samples)
+    held = {name: rewritings(some, dialogue, run.seed) for name, some in tests.items()}
+    return scale.train(policy, rewritings(found, dialogue, run.seed), made, run, held_out=held)
+
+
+# ---- what people teach
+
+
+def learn_solutions(
+    source: ProblemOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    run: Run = Run("runs/afterburner-sft", steps=100, tasks=32, lr=1e-6),
+    best: int = 24,
+) -> Session:
+    """SFT on people's best solutions, from nothing, in the order of what was recorded of them.
+
+    best  solutions of each problem and metric that are learned
+    """
+    at_least(1, best=best)
+    return sft(model.policy(), demonstrations(source.problems(), best), run)
 
 
 def demonstrations(found: Sequence[Problem], most: int) -> list[Demonstration]:
-    """Of each problem and metric the `most` best solutions that passed, from nothing.
-
-    Raises ValueError when there is none.
-    """
+    """For each problem and metric the `most` best solutions that passed. Raises ValueError when there is none."""
     plain = InMarkdown()
     out = [
-        Demonstration((*asked(one, metric, plain).prompt, assistant(said(solution.code))))
+        Demonstration((*task_of(one, metric, plain).prompt, assistant(reply_text(solution.code))))
         for one in found
         for metric in METRICS
-        for solution in by_record(one, metric)[:most]
+        for solution in best_first(one, metric)[:most]
     ]
     if not out:
         raise ValueError("no solution of the data passed and has its time, memory or integral: nothing to learn from")
     return out
 
 
+@one_process("the loss of pairs is not divided among ranks")
+def learn_pairs(
+    source: ProblemOptions,
+    model: ModelOptions,
+    run: Run = Run("runs/afterburner-dpo", steps=100, tasks=32, lr=1e-6),
+    pairs_each: int = 48,
+    least: int = 48,
+    beta: float = 0.1,
+) -> Session:
+    """DPO on pairs of people's solutions, from nothing: the one recorded as better is chosen.
+
+    pairs_each  pairs of each problem and metric
+    least       solutions that a problem must have
+    beta        how close the policy stays to the model it starts from
+    """
+    at_least(1, pairs_each=pairs_each, least=least)
+    preferred = pairs(source.problems(), pairs_each, least, run.seed)
+    policy = model.policy()
+    return prefer(policy, preferred, dpo(beta), run, reference=policy.frozen())
+
+
 def pairs(found: Sequence[Problem], count: int, least: int, seed: int) -> list[Pair]:
-    """Of each problem with `least` passed solutions and each metric `count` random pairs, the better one chosen.
+    """For each metric and each problem with at least `least` solutions that passed, `count` random pairs.
 
     Raises ValueError when there is none.
     """
     plain, out = InMarkdown(), list[Pair]()
     for one in found:
         for metric in METRICS:
-            known = by_record(one, metric)
+            known = best_first(one, metric)
             if len(known) < max(least, 2):
                 continue
             draw = random.Random(mix(seed, "pairs", one.key, metric))
             for _ in range(count):
                 better, worse = sorted(draw.sample(range(len(known)), 2))
                 if known[better].recorded[metric] < known[worse].recorded[metric]:
-                    texts = said(known[better].code), said(known[worse].code)
-                    out.append(Pair(asked(one, metric, plain).prompt, *texts, kind=metric))
+                    texts = reply_text(known[better].code), reply_text(known[worse].code)
+                    out.append(Pair(task_of(one, metric, plain).prompt, *texts, kind=metric))
     if not out:
-        raise ValueError(f"no problem has {least} solutions that passed and differ: lower --least")
+        raise ValueError(f"`least={least}`: no problem has so many solutions that passed and differ; lower `least`")
     return out
+
+
+# ---- the loop at test time
+
+
+def evaluate(
+    source: ProblemOptions,
+    model: ModelOptions,
+    scale: ScaleOptions,
+    measuring: MeasuringOptions,
+    iterating: IterationOptions,
+    dialogue: InMarkdown,
+    output: Output = Output("runs/afterburner-evaluation"),
+) -> Path:
+    """Iterate greedily from nothing; write OUT/iterations.json: PASS@1 and BEYOND after each iteration.
+
+    Give `max_new=8192` for the published length.
+    """
+    found = source.problems()
+    bench = measuring.bench(found)
+    rows = iterations(model.policy(), found, bench, dialogue, iterating, scale, output)
+    if ranks.primary():
+        print(write_table(rows, Path(output.out)))
+    return Path(output.out)
+
+
+STAGES = {"laptop": laptop, "grpo": reinforce, "sft": learn_solutions, "dpo": learn_pairs, "evaluate": evaluate}

@@ -28,7 +28,7 @@ from posttrain.episode import user
 from posttrain.sandbox import Calls, Raised, Returned
 from posttrain.seeding import mix
 from posttrain.systems.afterburner.iterate import Best, Rewrite
-from posttrain.systems.afterburner.measuring import METRICS, Execute, Metric
+from posttrain.systems.afterburner.measurement import METRICS, Execute, Metric
 
 PLACEHOLDER = "==Code Submission=="
 FENCED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
@@ -70,7 +70,7 @@ def unrun():
 
 @dataclass(frozen=True)
 class Solution:
-    """By people. Its recorded numbers are of other hardware: they order the solutions of one problem, no more."""
+    """Code that somebody wrote. Its recorded numbers are of other hardware: they only order one problem's solutions."""
 
     code: str
     passed: bool
@@ -93,7 +93,7 @@ class Problem:
 
     @property
     def name(self) -> str:
-        """With a hash of all that decides whether code passes: another file may have the same keys."""
+        """The key and a hash of everything that decides whether code passes: another file may have the same keys."""
         return f"{self.key} {self.digest}"
 
     @cached_property
@@ -110,27 +110,27 @@ class Problem:
         return Calls(f"{PRELUDE}{code}\n{method}", self.function, arguments)
 
     def unrun(self, code: str) -> Calls | None:
-        """A runner's program is executed anew in each call, and only compiled before."""
+        """None for a runner: its program is compiled beforehand, and executed anew in each call."""
         return None if self.runner else Calls(PRELUDE + UNRUN % code, "unrun", ((),))
 
     def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str:
-        """`passed`, or the first test that failed. The evaluator is executed too, but never with the submission.
+        """`passed`, or the first test that failed. The evaluator is executed as well, but never with the submission.
 
-        A reply that makes the evaluator exit, or keeps it busy, has failed that test. Raises RuntimeError for an
-        evaluator that cannot be executed at all.
+        A reply that makes the evaluator exit or time out has failed that test. Raises RuntimeError for an evaluator
+        that cannot be executed at all.
         """
         values = [one.value if isinstance(one, Returned) else None for one in results]
         said = [value if self.runner else json.dumps(value) for value in values]
         unlike = [i for i, (_, wanted) in enumerate(self.tests) if not same(wanted, said[i], bool(self.runner))]
         if unlike and self.evaluator:
-            found = execute(self.judging([(self.tests[i][1], said[i]) for i in unlike]))
-            if not found.results and (error := execute(self.judging([])).error):
+            found = execute(self.evaluator_calls([(self.tests[i][1], said[i]) for i in unlike]))
+            if not found.results and (error := execute(self.evaluator_calls([])).error):
                 raise RuntimeError(f"the evaluator of problem {self.key} cannot be executed: {error}")
             unlike = [i for i, one in zip_longest(unlike, found.results) if one != Returned(True)]
         return f"test {unlike[0] + 1}" if unlike else PASSED
 
-    def judging(self, outputs: Sequence[tuple[str, Any]]) -> Calls:
-        """The evaluator's calls; of none, its loading."""
+    def evaluator_calls(self, outputs: Sequence[tuple[str, Any]]) -> Calls:
+        """The calls of the evaluator; without outputs, it is only loaded."""
         return Calls(PRELUDE + self.evaluator, "evaluate", tuple(outputs))
 
     def accepts(self, verdict: str) -> bool:
@@ -158,27 +158,27 @@ def problems(data: str, limit: int | None = None, split: str = "train") -> list[
 
 
 def problem(record: Mapping[str, Any], place: Place) -> Problem:
-    """One record.
+    """The problem of one record.
 
-    Raises ValueError naming the place for a runner without the placeholder, tests that are none, an evaluator that is
-    no Python.
+    Raises ValueError naming the place for a runner without the placeholder, missing or malformed tests, and an
+    evaluator that is not Python.
     """
     runner = str(record.get("test_case_runners") or "")
     if runner and PLACEHOLDER not in runner:
         raise ValueError(f"{place}: test_case_runners has no {PLACEHOLDER} in it, so the solution would not be run")
-    function = "" if runner else str(column(record, "function", place, "--function"))
+    function = "" if runner else str(column(record, "function", place, "function"))
     if function and not function.isidentifier():
         raise ValueError(f"{place}: function is {function!r}, which is no name of a function")
     return Problem(
         key=str(place.line if record.get("problem_id") is None else record["problem_id"]),
         place=place,
-        statement=str(column(record, "question_content", place, "--question")),
+        statement=str(column(record, "question_content", place, "question_content")),
         starter=str(record.get("code_prompt") or ""),
-        tests=tests(column(record, "test_cases", place, "--tests"), place, runner == ""),
+        tests=tests(column(record, "test_cases", place, "test_cases"), place, runner == ""),
         runner=runner,
         function=function,
         evaluator=evaluator(str(record.get("test_case_evaluator") or ""), place),
-        solutions=tuple(solution(one, place) for one in listed(record.get("solutions") or [], "solutions", place)),
+        solutions=tuple(solution(one, place) for one in as_list(record.get("solutions") or [], "solutions", place)),
     )
 
 
@@ -190,7 +190,7 @@ def evaluator(source: str, place: Place) -> str:
     return source
 
 
-def executable(found: Sequence[Problem], execute: Execute) -> None:
+def check_evaluators(found: Sequence[Problem], execute: Execute) -> None:
     """Raises ValueError naming the first problem whose evaluator cannot be executed, before any work."""
     apart: dict[str, Problem] = {}
     for one in found:
@@ -199,14 +199,14 @@ def executable(found: Sequence[Problem], execute: Execute) -> None:
         if not one.evaluator:
             continue
         try:
-            error = execute(one.judging([])).error
+            error = execute(one.evaluator_calls([])).error
         except RuntimeError as failed:
             raise ValueError(f"the sandbox failed: {failed}") from failed
         if error:
             raise ValueError(f"{one.place}: test_case_evaluator cannot be executed: {error}")
 
 
-def listed(value: Any, name: str, place: Place) -> list[Any]:
+def as_list(value: Any, name: str, place: Place) -> list[Any]:
     """A list, or the JSON of one."""
     if isinstance(value, str):
         try:
@@ -218,15 +218,15 @@ def listed(value: Any, name: str, place: Place) -> list[Any]:
     return value
 
 
-def tests(value: Any, place: Place, called: bool) -> tuple[tuple[str, str], ...]:
+def tests(value: Any, place: Place, arguments: bool) -> tuple[tuple[str, str], ...]:
     out = []
-    for number, case in enumerate(listed(value, "test_cases", place), 1):
+    for number, case in enumerate(as_list(value, "test_cases", place), 1):
         if not isinstance(case, Mapping) or not {"input", "output"} <= set(case):
             raise ValueError(f"{place}: test case {number} has no input and output")
         given, wanted = (
             case[end] if isinstance(case[end], str) else json.dumps(case[end]) for end in ("input", "output")
         )
-        if called:
+        if arguments:
             for end, text in (("input", given), ("output", wanted)):
                 try:
                     parsed = json.loads(text)
@@ -247,8 +247,8 @@ def solution(value: Any, place: Place) -> Solution:
     return Solution(value["code"], bool(value.get("passed", True)), numbers)
 
 
-def by_record(one: Problem, metric: Metric) -> list[Solution]:
-    """Solutions that passed, best first, by what was recorded of them; only those of which something was."""
+def best_first(one: Problem, metric: Metric) -> list[Solution]:
+    """The solutions that passed and of which the metric was recorded, in the order of what was recorded."""
     known = [each for each in one.solutions if each.passed and metric in each.recorded]
     return sorted(known, key=lambda each: each.recorded[metric])
 
@@ -260,7 +260,7 @@ WANTED: Mapping[Metric, str] = {
     "memory": "memory efficient",
     "integral": "both time and memory efficient",
 }
-ASKED = """You are an expert programmer. Write a Python solution of this problem that is correct and {wanted}.
+PROMPT = """You are an expert programmer. Write a Python solution of this problem that is correct and {wanted}.
 
 ## Problem
 {statement}
@@ -282,10 +282,12 @@ Write no comments, no imports and no main function.
 
 @dataclass(frozen=True)
 class InMarkdown:
-    """The published form of reply; without the feedback, or without the original code, as in the ablations."""
+    """What the policy is told of the code so far. The form of the reply is the published one."""
 
     feedback: bool = True
+    """Tell it how the code before performed."""
     original: bool = True
+    """Show it the code before."""
 
     def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]:
         one = task.truth.exercise
@@ -299,33 +301,33 @@ class InMarkdown:
             before += f"Passed: True / {numbers}\n" if told.passed else "Passed: False\n"
         starter = f"\n## Starter code\n```python\n{one.starter.strip()}\n```\n" if one.starter.strip() else ""
         wanted = WANTED[task.truth.metric]
-        return (user(ASKED.format(wanted=wanted, statement=one.statement.strip(), starter=starter, original=before)),)
+        return (user(PROMPT.format(wanted=wanted, statement=one.statement.strip(), starter=starter, original=before)),)
 
     def code(self, text: str) -> str | None:
-        """The last fenced block of the last solution block."""
+        """The last fenced block of the last solution block; None if there is none."""
         _, opened, rest = text.rpartition("<solution>")
         inside, closed, _ = rest.partition("</solution>")
         blocks = FENCED.findall(inside)
         return blocks[-1].strip() or None if opened and closed and blocks else None
 
 
-def said(code: str) -> str:
-    """A reply that gives the code of people, who have left no thoughts."""
+def reply_text(code: str) -> str:
+    """A reply that gives somebody's code, with an empty thought: people left none."""
     return f"<thinking>\n</thinking>\n<solution>\n```python\n{code.strip()}\n```\n</solution>"
 
 
-def asked(one: Problem, metric: Metric, dialogue: InMarkdown, original: str | None = None) -> Task[Rewrite]:
-    """A task; its prompt is for the length, what is asked has the performance in it as well."""
+def task_of(one: Problem, metric: Metric, dialogue: InMarkdown, original: str | None = None) -> Task[Rewrite]:
+    """A task. Its prompt only gives the length: the environment asks with the performance in it as well."""
     truth = Rewrite(one, metric, original)
     task = Task(f"{one.key}-{metric}", (), truth)
     return Task(task.key, dialogue.prompt(task, Best(original)), truth)
 
 
 def rewritings(found: Sequence[Problem], dialogue: InMarkdown, seed: int) -> list[Task[Rewrite]]:
-    """Every problem with each metric, from a random solution by people, passing or failing, where there is one."""
+    """Every problem with each metric, from a random solution by people, passing or failing, if it has one."""
     out = []
     for one in found:
         for metric in METRICS:
             draw = random.Random(mix(seed, "original", one.key, metric))
-            out.append(asked(one, metric, dialogue, draw.choice(one.solutions).code if one.solutions else None))
+            out.append(task_of(one, metric, dialogue, draw.choice(one.solutions).code if one.solutions else None))
     return out

@@ -4,7 +4,7 @@ Seconds are CPU seconds of the thread, memory is the peak of what Python allocat
 everywhere. (The release has milliseconds in its data, and over them a cap of 90 seconds, written as 90.) The integral
 is seconds times peak; the release sums the peak so far over samples, whose number depends on the sampler's speed.
 
-Work that code does as it is loaded counts as well, beyond what may be noise: a table made ahead is not free.
+Work done while code is loaded counts too, beyond what may be noise: a table made ahead is not free.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from posttrain.core import Invalid
-from posttrain.sandbox import Called, Calls, Limits, Raised, Returned, Sandbox, called
+
+if TYPE_CHECKING:
+    from posttrain.sandbox import Called, Calls, Limits, Raised, Returned, Sandbox
 
 Metric = Literal["time", "memory", "integral"]
 METRICS: tuple[Metric, ...] = ("time", "memory", "integral")
@@ -31,58 +33,27 @@ CAPS: Mapping[Metric, float] = {
     "memory": MEMORY_CAP_KIB,
     "integral": TIME_CAP_S * MEMORY_CAP_KIB,
 }
-LEAST_S, LEAST_KIB = (
-    1e-6,
-    1.0,
-)  # what is smaller is not told apart: gains are relative, and clocks and allocators coarse
-FREE_LOADING = 2.0  # times the seconds of a process that only compiles the code: births alone differ by half (measured)
+LEAST_S, LEAST_KIB = 1e-6, 1.0  # the floor of a measure: gains are relative, and clocks and allocators are coarse
+FREE_LOADING = 2.0  # times the seconds of a process that only compiles the code: starts alone differ by half (measured)
 MEMORY_MIB = 1024  # as in Monolith, and as the cap
 
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """Of one code: whether it passed, CPU seconds and KiB. What did not pass is as slow and heavy as can be."""
+    """How one piece of code ran: whether it passed, CPU seconds, KiB. Failed code counts as the caps."""
 
     passed: bool
     seconds: float = TIME_CAP_S
     kib: float = MEMORY_CAP_KIB
-    why: str = ""  # it did not pass
+    why: str = ""  # the reason that it did not pass
 
     def of(self, metric: Metric) -> float:
         return {"time": self.seconds, "memory": self.kib, "integral": self.seconds * self.kib}[metric]
 
 
-@dataclass(frozen=True)
-class MeasuringOptions:
-    """How code is executed and timed."""
-
-    wall_s: float = TIME_CAP_S
-    """Seconds that the tests of one code may take."""
-    memory_mib: int = MEMORY_MIB
-    """MiB of address space that they may take; twice as much while their memory is measured."""
-    repeats: int = 3
-    """Times that code is timed, of which the least counts."""
-    at_once: int = 1
-    """Codes measured side by side; more is faster and noisier."""
-
-    def check(self) -> None:
-        """Raises ValueError for a number that is too small."""
-        at_least(self, memory_mib=1, repeats=1, at_once=1)
-        if not 0 < self.wall_s < math.inf:
-            raise ValueError(f"--wall-s {self.wall_s}: it must be above 0")
-
-    def bench(self, box: Sandbox) -> Bench:
-        return Bench(box, self.wall_s, memory_mib=self.memory_mib, repeats=self.repeats, at_once=self.at_once)
-
-
-def at_least(options: Any, **least: float) -> None:
-    """Raises ValueError naming the first of some options that is smaller than it may be."""
-    for name, bound in least.items():
-        if not getattr(options, name) >= bound:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: it must be at least {bound}")
-
-
-Execute: TypeAlias = Callable[[Calls], Called]  # in the sandbox, apart from the code: for a grader that comes with data
+Execute: TypeAlias = (
+    "Callable[[Calls], Called]"  # in the sandbox, apart from the code: for a grader that comes with data
+)
 NO_CODE = Performance(False, why="the reply holds no code")
 
 
@@ -90,23 +61,24 @@ class Exercise(Protocol):
     """What code is measured on."""
 
     @property
-    def name(self) -> str: ...  # what is executed besides the code, and what of it is kept: the same for equal names
-    def calls(self, code: str) -> Calls | None: ...  # None: this cannot be executed
-    def unrun(self, code: str) -> Calls | None: ...  # the code compiled only; None: code does nothing as it is loaded
+    def name(self) -> str: ...  # exercises of one name execute the same, and share what is remembered
+    def calls(self, code: str) -> Calls | None: ...  # None: the code cannot be executed
+    def unrun(self, code: str) -> Calls | None: ...  # only compiles the code; None: loading it does no work
     def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str: ...  # what is kept of the results
-    def accepts(self, verdict: str) -> bool: ...  # the code passes; expected answers stay out here
+    def accepts(self, verdict: str) -> bool: ...  # whether the code passes; expected answers stay outside the sandbox
 
 
 class Bench:
-    """Measures code; the same code on the same inputs once only, so that within a run it always earns the same.
+    """Measures code: the same code on the same inputs only once, so that within a run it always earns the same.
 
-    It is a part of the recipe that remembers: checkpoints hold what was measured, and other runs do not.
+    A bench is a part of the recipe that remembers: checkpoints hold what was measured. Other runs measure afresh. With
+    several ranks each measures the code that it samples, and checkpoints hold what the first one measured.
 
-    wall_s      seconds of one process; one that takes longer has failed
-    memory_mib  address space of one process; one that wants more has failed
+    wall_s      seconds of one process; code that takes longer has failed
+    memory_mib  address space of one process; code that needs more has failed
     repeats     processes in which the calls are timed; the least time counts
-    laps        times that each call is made in one process, the least counts: cheaper than repeats, and only for code
-                that is not there to win, which would remember its answers from lap to lap
+    laps        times that each call is made in one process; the least time counts. Cheaper than repeats, but only for
+                code that does not try to win: a submission could remember its answers from lap to lap
     at_once     processes side by side; one is least noisy
     """
 
@@ -126,13 +98,15 @@ class Bench:
         self.lock = threading.Lock()  # episodes that play side by side measure one after the other
 
     def __call__(self, trials: Sequence[tuple[Exercise, str | None]]) -> list[Performance | Invalid]:
-        """The performance of each code, in one batch; `Invalid` when the sandbox failed, and not the code."""
+        """The performance of each code, in one batch; `Invalid` where the sandbox failed rather than the code."""
         with self.lock:
-            broken = self.executed(trials)
+            broken = self.execute_new(trials)
         return [self.performance(exercise, code, broken) for exercise, code in trials]
 
-    def executed(self, trials: Sequence[tuple[Exercise, str | None]]) -> Invalid | None:
-        """Execute what is not known yet; returns how the sandbox failed, if it did."""
+    def execute_new(self, trials: Sequence[tuple[Exercise, str | None]]) -> Invalid | None:
+        """Execute what has not been measured yet. Returns how the sandbox failed, if it did."""
+        from posttrain.sandbox import called
+
         wanted = {
             key(exercise, code): (exercise, calls, exercise.unrun(code))
             for exercise, code in trials
@@ -149,25 +123,29 @@ class Bench:
             births = {name: one.loading_s for name, one in zip(unrun, found[len(made) :], strict=True)}
             for (name, (exercise, calls, _)), one in zip(wanted.items(), found, strict=False):
                 free = FREE_LOADING * births.get(name, math.inf)
-                self.known[name] = self.kept(exercise, len(calls.arguments), one, free)
+                self.known[name] = self.record(exercise, len(calls.arguments), one, free)
         except RuntimeError as error:  # the sandbox's own, and never the code's
             return Invalid(f"the sandbox failed: {error}")
         return None
 
     @property
     def limits(self) -> Limits:
+        from posttrain.sandbox import Limits
+
         return Limits(wall_s=self.wall_s, memory_mib=self.memory_mib)
 
     def fresh(self) -> Bench:
-        """One that measures the same way, and knows nothing yet."""
-        kept = {"memory_mib": self.memory_mib, "repeats": self.repeats, "laps": self.laps, "at_once": self.at_once}
-        return Bench(self.box, self.wall_s, **kept)
+        """A bench that measures in the same way and remembers nothing."""
+        options = {"memory_mib": self.memory_mib, "repeats": self.repeats, "laps": self.laps, "at_once": self.at_once}
+        return Bench(self.box, self.wall_s, **options)
 
-    def kept(self, exercise: Exercise, count: int, one: Called, free_s: float) -> tuple[str, float, float, str]:
-        """What is remembered of an execution: the verdict, seconds, KiB, and why it could not pass if it could not.
+    def record(self, exercise: Exercise, count: int, one: Called, free_s: float) -> tuple[str, float, float, str]:
+        """What is remembered of an execution: the verdict, seconds, KiB, and why the code cannot pass, if it cannot.
 
-        Of the seconds that loading took, `free_s` do not count.
+        The first `free_s` seconds of loading are free.
         """
+        from posttrain.sandbox import Raised
+
         bad = next((result for result in one.results if isinstance(result, Raised)), None)
         why = one.error or (f"{bad.name}: {bad.message}"[:200] if bad else "")
         if why or not one.peak_kib:
@@ -180,6 +158,8 @@ class Bench:
         return verdict, max(seconds, LEAST_S), max(*one.peak_kib, LEAST_KIB), ""
 
     def execute(self, calls: Calls) -> Called:
+        from posttrain.sandbox import called
+
         return called(self.box, [calls], self.limits)[0]
 
     def performance(self, exercise: Exercise, code: str | None, broken: Invalid | None) -> Performance | Invalid:
@@ -207,12 +187,12 @@ def key(exercise: Exercise, code: str) -> str:
 
 
 def beyond(own: float, people: Sequence[float]) -> float:
-    """The share of people's passed solutions that are no better: 1 - rank / number. NaN when there are none."""
+    """The share of people's passed solutions that are no better than `own`: 1 - rank / number. NaN without any."""
     return 1 - bisect_left(sorted(people), own) / len(people) if people else math.nan
 
 
-def resampled(runs: Sequence[float], draws: int = 128, size: int = 4, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of a measure over measurements, with the paper's interval: Student's, of the means of 128 resamples of 4.
+def resampled_mean(runs: Sequence[float], draws: int = 128, size: int = 4, seed: int = 0) -> tuple[float, float, float]:
+    """The mean over measurements with the paper's interval: Student's t on the means of 128 resamples of 4.
 
     NaN where the measure is NaN, as BEYOND is without people's solutions. Raises ValueError for no measurements.
     """
