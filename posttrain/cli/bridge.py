@@ -9,8 +9,11 @@ The rest of the library knows arguments only. This package is the only place tha
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -62,7 +65,8 @@ def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: s
     bound.__doc__ = "\n".join(["Options.", "", *(f":param {name}: {text}" for name, text in flags.items())])
     description = translate("\n\n".join(filter(None, [title, prose])), names)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
-    arguments = tyro.cli(bound, prog=prog, description=description, args=list(words), config=config)
+    with group_errors():
+        arguments = tyro.cli(bound, prog=prog, description=description, args=list(words), config=config)
     kept = record(arguments)
     if any(isinstance(value, Run) and value.dry_run for value in arguments.values()):
         for name, value in arguments.items():
@@ -72,6 +76,21 @@ def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: s
         if isinstance(value, Run | Output):
             arguments[name] = replace(value, settings={**value.settings, **kept})
     return Call(function, arguments)
+
+
+@contextlib.contextmanager
+def group_errors() -> Iterator[None]:
+    """Raise the ValueError of a group's own checks, in which tyro would print arguments and not flags."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        error = stop.__context__ and stop.__context__.__context__
+        if isinstance(error, ValueError) and ARGUMENT.search(str(error)):
+            raise error from None
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def explained(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
