@@ -195,7 +195,7 @@ def test_a_system_of_the_user_s_own_file(place, capsys):
     assert json.loads((place / "full" / "run.json").read_text())["run"]["settings"]["power"] == 1.0
     main(words(place, "with", "--with", f"{mine}:hard_first"))
     with pytest.raises(SystemExit):
-        main(words(place, "other", "--with", f"{mine}:hard"))
+        main(words(place, "other", "--with", f"{mine}:hard_frist"))
     assert "did you mean hard_first?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["run", mine, "--stage", "trane"])

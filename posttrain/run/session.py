@@ -117,7 +117,7 @@ class Session:
         return {"source": self.source, **stateful(self.recipe), **self.memory}
 
     def __enter__(self) -> Session:
-        settings = {"kind": self.kind, "lr": self.lr, "recipe": self.recipe, "run": self.run, **self.settings}
+        settings = {"kind": self.kind, "lr": self.lr, "run": self.run, "recipe": self.recipe, **self.settings}
         ranks.first(lambda: self.directory.prepare(settings, self.run), "for the run's directory")
         state = self.checkpoints.latest() if self.run.resume else None
         if state:
