@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
-from posttrain.systems.grpovi import spread_out, varied
+from posttrain.systems.grpovi import PARTS, spread_out, varied
 
 EXAMPLES = [  # uniform weights on [0, 1]; by hand from the theorem
     ([0.9, 0.55, 0.5, 0.45, 0.1], [1, 1, 0.5, 0, 0]),
@@ -103,7 +103,7 @@ def test_as_a_reward_it_keeps_the_raw_value_and_what_is_invalid():
     kept = [scores[0], scores[2], scores[3]]
     assert values(kept) == pytest.approx([1.0, 0.8, 0.0])
     assert [score.parts["raw"] for score in kept] == [0.9, 0.5, 0.4]
-    with pytest.raises(ValueError, match="give reference=policy.frozen"):
+    with pytest.raises(ValueError, match="`weights=policy`: .*give `reference=policy.frozen"):
         varied(reward, weights="policy")
 
 
@@ -124,3 +124,10 @@ def test_under_the_initial_policy_s_probabilities(make):
     weights = np.exp(logp - logp.max())
     assert found @ weights == pytest.approx(raw @ weights, rel=1e-4)
     np.testing.assert_allclose(found, spread_out(raw, weights=weights), atol=1e-3)
+
+
+def test_as_a_part_of_another_method_held_out_tasks_keep_the_raw_reward():
+    raw = pt.each(lambda r: float(r.text))
+    made = PARTS["varied"](pt.grpo(raw), False)
+    assert values(made.reward([said("0.75"), said("0.25")])) == [1.0, 0.0]
+    assert made.evaluation is raw

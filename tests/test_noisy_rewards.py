@@ -20,7 +20,7 @@ from posttrain.systems.noisy_rewards import (
     flipped,
     pattern,
     patterned,
-    repeated,
+    repeated_share,
 )
 
 
@@ -129,8 +129,8 @@ def test_the_pattern_reward_on_random_texts_by_an_independent_derivation(seed):
 def test_repetition_costs_its_share():
     words = [f"w{i}" for i in range(20)]
     text = " ".join(words * 2)  # 21 sequences of 20 words, 20 kinds, one of them twice
-    assert repeated(text) == pytest.approx(1 / 21)
-    assert pattern("hence " + text) == pytest.approx(1 / 20 - repeated("hence " + text))
+    assert repeated_share(text) == pytest.approx(1 / 21)
+    assert pattern("hence " + text) == pytest.approx(1 / 20 - repeated_share("hence " + text))
     assert pattern("hence", weight=1 / 40) == pytest.approx(1 / 40)  # the paper's weight
 
 

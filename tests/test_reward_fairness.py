@@ -12,7 +12,15 @@ from posttrain.lab.world.preferences import Preferences
 from posttrain.lab.world.words import fresh_judge, spoken
 from posttrain.preference import dpo, judged, whole_step
 from posttrain.reward_training import regression, reward_step
-from posttrain.systems.reward_fairness import fair, fairness, for_policy, for_scores, unfairness
+from posttrain.systems.reward_fairness import (
+    fairness,
+    margin_loss,
+    pair_loss,
+    policy_margins,
+    print_margins,
+    score_loss,
+    unfairness,
+)
 
 SHARES = torch.tensor([0.9, 0.5, 0.1, 0.7])
 
@@ -38,18 +46,20 @@ def test_the_limit_at_zero_is_the_entropy():
 
 
 def test_tau_one_says_nothing_and_the_published_coefficient_above_is_not_real():
-    with pytest.raises(ValueError, match="tau=1 does not depend on the shares"):
+    with pytest.raises(ValueError, match="`tau=1.0`: this fairness does not depend on the shares"):
         fairness(SHARES, 1.0)
+    with pytest.raises(ValueError, match="`tau=1.0`: this fairness"):
+        margin_loss("regularised", tau=1.0)
     with pytest.raises(ValueError, match="above 1 the fairness is negative"):
-        fair("published coefficient", tau=2.0)
+        margin_loss("published coefficient", tau=2.0)
 
 
 def jain_after_a_step(kind, **options) -> float:
     """Of the margins, after a gradient step on the fairness part of the loss alone."""
     margin = torch.tensor([2.0, 0.5, -0.3, 1.0], requires_grad=True)
-    utility = fair("plain")(margin).mean().detach()
-    loss = fair(kind, **options)(margin).mean()
-    plain = fair("plain")(margin).mean()
+    utility = margin_loss("plain")(margin).mean().detach()
+    loss = margin_loss(kind, **options)(margin).mean()
+    plain = margin_loss("plain")(margin).mean()
     weight = (loss.detach() / utility) if "coefficient" in kind else 1.0
     (gradient,) = torch.autograd.grad(loss - weight * plain, margin)
     return fairness(torch.sigmoid(margin.detach() - 0.1 * gradient)).item()
@@ -77,13 +87,15 @@ def test_a_reward_model_s_gradient_is_that_of_the_whole_step(kind):
     for tokens in (10_000, 60):
         judge = fresh_judge(spoken(world.vocabulary))
         judge.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-        metrics = reward_step(judge, world.pairs(12, "t"), for_scores(fair(kind, alpha=2.0)), tokens)
+        metrics = reward_step(judge, world.pairs(12, "t"), score_loss(margin_loss(kind, alpha=2.0)), tokens)
         seen.append((torch.cat([p.grad.flatten() for p in judge.parameters()]), metrics))
     torch.testing.assert_close(seen[1][0], seen[0][0], atol=5e-6, rtol=1e-4)
     assert seen[0][1] == pytest.approx(seen[1][1], rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", [dpo(), for_policy(fair("regularised", alpha=2.0)), for_policy(fair("coefficient"))])
+@pytest.mark.parametrize(
+    "loss", [dpo(), pair_loss(margin_loss("regularised", alpha=2.0)), pair_loss(margin_loss("coefficient"))]
+)
 def test_a_policy_s_gradient_is_that_of_the_whole_step(make, loss):
     policy = make()
     reference = policy.frozen()
@@ -97,6 +109,27 @@ def test_a_policy_s_gradient_is_that_of_the_whole_step(make, loss):
         whole_step(pieces, lambda piece: judged(policy, reference, piece), loss, whole=True)
         seen.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     torch.testing.assert_close(seen[1], seen[0], atol=5e-6, rtol=1e-4)
+
+
+def test_a_policy_s_margins_are_dpo_s_in_pieces_of_any_size(make):
+    policy = make()
+    reference = policy.frozen()
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(0.9)
+    pairs = [pt.Pair((pt.user(f"q{i}"),), f"good {i}", "bad " * (i + 1)) for i in range(5)]
+    wanted = 0.5 * judged(policy, reference, pairs).margin().detach()
+    for size in (2, 5):
+        torch.testing.assert_close(policy_margins(policy, reference, pairs, 0.5, size), wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_margins_are_printed_for_each_set_and_kind_of_pair(capsys):
+    pairs = [pt.Pair((pt.user("q"),), "a", "b", kind) for kind in ("x", "y", "x")]
+    print_margins({"held out": pairs}, lambda some: torch.tensor([-0.5, 1.0][: len(some)]))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["held", "out", "x", "accuracy", "0.500,", "mean", "margin", "0.250"],
+        ["held", "out", "y", "accuracy", "0.000,", "mean", "margin", "-0.500"],
+    ]
 
 
 def test_a_judge_s_regression_on_labels_by_hand():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,7 +18,6 @@ from posttrain.measure import interval
 SHARE = (0.0, 1.0)  # the bounds of an accuracy, a probability or another share
 POWER, NEAR = 0.8, 0.02  # of the detectable difference; the part of a measure's range that counts as its bound
 Verdict = Literal["holds", "not separated", "reversed", "not testable here"]
-Arm: TypeAlias = Callable[[int, bool], Mapping[str, float]]  # (seed, quick) -> measures; quick: a smoke test
 Values: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm, seed: {"measures", "cpu_s"}
 
 

@@ -245,7 +245,8 @@ def correlation(seed: int, budget: Budget) -> Measures:
     known = [i for i, value in enumerate(potentials) if np.isfinite(value) and passes[i] > ACCURATE]
     if len(known) < 3:
         return {"correlation": 0.0, "models": float(len(known))}
-    pair = np.corrcoef([diversities[i] for i in known], [potentials[i] for i in known])
+    with np.errstate(invalid="ignore"):  # of models that are all alike
+        pair = np.corrcoef([diversities[i] for i in known], [potentials[i] for i in known])
     return {"correlation": float(np.nan_to_num(pair[0, 1])), "models": float(len(known))}
 
 

@@ -122,8 +122,8 @@ class FairnessOptions:
     tau: float = -1.0
     """Which fairness: -1 is Jain's index."""
     category: str | None = None
-    """A column of kinds of pair: accuracy and mean margin are printed for each, of held-out pairs, or without any of
-    the training pairs."""
+    """A column of kinds of pair: accuracy and mean margin are printed for each, of held-out pairs, or without
+    any, of the training pairs."""
     held_out: tuple[str, ...] = ()
     """Data of pairs with the same columns that are only evaluated, after training: FILE, or NAME=FILE."""
 

@@ -322,4 +322,5 @@ CLAIMS = (
         control=True,
     ),
 )
-SMOKE = Smoke({"laptop": ["", "--method dpo", "--no-feedback"]})  # the other stages run in tests/test_afterburner.py
+# The other stages run in tests/test_afterburner.py.
+SMOKE = Smoke({"laptop": ["", "--method dpo", "--no-feedback"]}, {"lab.PEOPLE": 8})
