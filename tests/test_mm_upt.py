@@ -173,7 +173,7 @@ def test_own_questions_are_neither_of_text_nor_with_labels(tmp_path, capsys):
         assert "task '1' shows none; name the column of pictures with --image" in capsys.readouterr().err
     words = ["--labels", "--own-questions", "direct", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
-        main(["run", "mm-upt", "--stage", "laptop-pictures", *words])
+        main(["run", "mm-upt", "--stage", "pictures", *words])
     assert "--labels: nobody knows the answers" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert glyphs.right(said("no number")) == 0.0, "no answer to a question without a truth is not right"

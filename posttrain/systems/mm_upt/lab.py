@@ -265,7 +265,7 @@ CLAIMS = (
 SMOKE = Smoke(
     {
         "laptop": ["", "--no-reliable", "--labels"],
-        "laptop-pictures": ["--own-questions direct", "--labels"],
+        "pictures": ["--own-questions direct", "--labels"],
         "train": [
             "--data {questions} --max-new 6 --held-out {questions}",
             "--data {drawings} --image image --max-new 6 --min-pixels 64 --model {qwen3_vl}",

@@ -46,7 +46,7 @@ def laptop(
     return train(policy, world.training(), made, run, held_out=world.held_out())
 
 
-def laptop_pictures(
+def on_pictures(
     labels: bool = False,
     own_questions: Questions = "no",
     run: Run = Run("runs/mm-upt-pictures", steps=40, tasks=12, lr=1e-4),
@@ -113,4 +113,4 @@ def written(policy: TextPolicy, tasks: list[Task], made: Recipe, run: Run, mode:
     return questions(policy, tasks, to_write(mode), in_words, mix(run.seed, "questions"))
 
 
-STAGES = {"laptop": laptop, "train": learn, "laptop-pictures": laptop_pictures}
+STAGES = {"laptop": laptop, "train": learn, "pictures": on_pictures}

@@ -60,8 +60,8 @@ def sweep_temperatures(
     seed: int = 0,
 ) -> Sweep:
     """Sample every task at every temperature (the paper's are 0.001 to 2, with 64 samples)."""
-    options = {"samples": samples, "seed": seed}
-    return Sweep({t: evaluate({"policy": policy}, tasks, reward, temperature=t, **options) for t in temperatures})
+    players = {"policy": policy}
+    return Sweep({t: evaluate(players, tasks, reward, samples=samples, seed=seed, temperature=t) for t in temperatures})
 
 
 def verification(found: Evaluation) -> float:
