@@ -26,23 +26,22 @@ from posttrain.lab.world.words import Size
 from posttrain.reward import each
 from posttrain.sampler.server import Player, Server
 from posttrain.step import train_in_memory
-from posttrain.systems.actlcd import checkers
+from posttrain.systems.actlcd import checkers, lab
 from posttrain.systems.actlcd.bcq import Bcq, phase_of
-from posttrain.systems.actlcd.experiments import Laboratory, measured
 from posttrain.systems.actlcd.features import entropy_column, features, width
-from posttrain.systems.actlcd.gate import Above, Constant, GatePolicy, Net, gated
+from posttrain.systems.actlcd.gate import Above, Constant, GatePolicy, Net, trace_of
 from posttrain.systems.actlcd.labels import (
     NEEDED,
     NEITHER,
     NOT_NEEDED,
     Transitions,
     at_the_end,
-    joined,
+    concatenate,
     labels,
     sequence,
     token_rewards,
 )
-from posttrain.systems.actlcd.learning import learned, rate, trained, transitions
+from posttrain.systems.actlcd.learning import learn_gate, learn_in_memory, rate, transitions
 
 HOW = Decoding((0, 1))
 
@@ -80,11 +79,11 @@ def test_the_end_is_paid_what_the_tokens_earned(choices):
 
 def test_transitions_join_and_nothing_is_refused():
     one = sequence(torch.tensor([[1.0], [2.0]]), torch.tensor([True, False]), torch.tensor([1, 1]))
-    both = joined([one, one])
+    both = concatenate([one, one])
     assert both.next_features(torch.tensor([0, 2])).tolist() == [[2.0], [2.0]]
     assert both.done.tolist() == [False, True, False, True]
     with pytest.raises(ValueError, match="no decision to learn from"):
-        joined([])
+        concatenate([])
 
 
 # ---- features
@@ -141,7 +140,7 @@ def test_a_gate_is_a_policy(make):
     [again] = policy.sample([pt.Ask((pt.user("hi"),), seed=3)])
     assert again.trace.reply == reply.trace.reply
     with pytest.raises(TypeError, match="not Gated"):
-        gated(said("x").turns[0].reply)
+        trace_of(said("x").turns[0].reply)
     cold = policy.sample([pt.Ask((pt.user("hi"),), temperature=0.0)])[0]
     with pytest.raises(ValueError, match="temperature 0 has no density"):
         policy.density([pt.Row([pt.Turn(pt.Ask(()), cold)], torch.zeros(len(cold.logp)))])
@@ -283,7 +282,7 @@ def made_up(count: int = 300, terminal: bool = True) -> Transitions:
         seen = torch.randn(2, 3, generator=generator)
         taken = torch.rand(2, generator=generator) < 0.5
         parts.append(sequence(seen, taken, (seen[:, 0] > 0).long(), terminal=terminal))
-    return joined(parts)
+    return concatenate(parts)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -292,7 +291,7 @@ def test_bcq_learns_from_mixed_behaviour(terminal):
     torch.manual_seed(0)
     gate = Bcq(3, (32,))
     gate.view.fit(data.features)
-    history = learned(gate, data, steps=700, per_step=128, lr=3e-3, seed=0, refresh=25)
+    history = learn_in_memory(gate, data, steps=700, per_step=128, lr=3e-3, seed=0, refresh=25)
     assert "label_accuracy" in history[0]
     assert "value" in history[-1]
     assert (gate.act(data.features) == data.label).float().mean() > 0.92
@@ -312,7 +311,7 @@ def test_a_run_is_resumed_exactly(make, tmp_path):
         gate = Bcq(3, (8,))
         policy = GatePolicy(make(), gate, HOW, temperature=0.0)
         made = pt.Run(tmp_path / out, steps=steps, tasks=32, lr=1e-2, quiet=True, save_every=1, resume=resume)
-        trained(policy, gate, made_up(40), made, refresh=2)
+        learn_gate(policy, gate, made_up(40), made, refresh=2)
         return policy.state_dict()
 
     whole = run("whole", 12)
@@ -320,7 +319,9 @@ def test_a_run_is_resumed_exactly(make, tmp_path):
     torch.manual_seed(1)
     gate = Bcq(3, (8,))
     with pytest.raises(RuntimeError, match="killed"):
-        trained(Killed(GatePolicy(make(), gate, HOW, temperature=0.0), after=7), gate, made_up(40), pieces, refresh=2)
+        learn_gate(
+            Killed(GatePolicy(make(), gate, HOW, temperature=0.0), after=7), gate, made_up(40), pieces, refresh=2
+        )
     again = run("pieces", 12, resume=True)
     assert all(value.equal(again[name]) for name, value in whole.items())
     assert len(pt.read_metrics(tmp_path / "pieces")) == 12
@@ -406,29 +407,28 @@ def test_a_conversation_and_a_snowball_by_hand():
     one = Rollout(plain, [], plain.truth.answers)
     assert right(one) == 1.0
     assert right(Rollout(plain, [], (plain.truth.answers[0], "a99"))) == 0.25
-    assert measured([Rollout(plain, [], plain.truth.answers)])["whole sequences"] == 1.0
+    assert lab.measures([Rollout(plain, [], plain.truth.answers)])["whole sequences"] == 1.0
 
 
 def test_decisions_of_a_laboratory_are_labelled_by_the_truth(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
-    from posttrain.systems.actlcd import experiments
-
-    monkeypatch.setattr(experiments, "TOLD", Size(hidden=32, layers=3, steps=20, rows=8))
-    lab = Laboratory(0, quick=True)
-    policy = lab.policy(Constant(0.5), temperature=1.0)
+    monkeypatch.setattr(lab, "TOLD", Size(hidden=32, layers=3, steps=20, rows=8))
+    world = Misconceptions(0)
+    speaker = lab.speaker(world, 0)
+    policy = lab.gate_policy(speaker, Constant(0.5), temperature=1.0)
     assert policy.how.layers == (1, 2)
-    [one] = rollout(conversation, lab.held_out()[:1], {"policy": policy}, 1)[0]
+    [one] = rollout(conversation, lab.held_out(world)[:1], {"policy": policy}, 1)[0]
     assert one.decisions == 4
-    words = lab.speaker.tokenizer.convert_ids_to_tokens(lab.truth(one).tolist())
+    words = speaker.tokenizer.convert_ids_to_tokens(lab.truth(speaker, one).tolist())
     assert tuple(words) == one.task.truth.answers
-    data = transitions(one, lab.truth(one))
-    traces = [gated(turn.reply) for turn in one.turns]
+    data = transitions(one, lab.truth(speaker, one))
+    traces = [trace_of(turn.reply) for turn in one.turns]
     for t, trace in enumerate(traces):
         taken = trace.other if trace.contrast else trace.plain
         assert trace.reply == (taken.item(),)
         assert data.action[t] == int(trace.contrast)
     with pytest.raises(ValueError, match="layers 0"):
-        GatePolicy(lab.speaker, Constant(0.5), Decoding((5,)))
+        GatePolicy(speaker, Constant(0.5), Decoding((5,)))
 
 
 # ---- checkers
@@ -534,7 +534,7 @@ class Says:
 
 def test_packages_are_looked_up_once_and_a_registry_that_fails_makes_no_verdict(shelf):
     registry = checkers.Registry(shelf + "/{name}/json")
-    env, reward = checkers.installing(registry), checkers.reward("packages")
+    env, reward = checkers.installation(registry), checkers.reward("packages")
 
     def scored(text):
         found = evaluate({"policy": Says(text), "other": Says("")}, [task()], reward, env)
@@ -548,7 +548,7 @@ def test_packages_are_looked_up_once_and_a_registry_that_fails_makes_no_verdict(
     with pytest.raises(ValueError, match="status 500"):
         scored("pip install broken")  # the only sample: nothing could be graded
     closed = checkers.Registry("http://127.0.0.1:9/{name}")
-    episode = checkers.installing(closed)(task())
+    episode = checkers.installation(closed)(task())
     next(episode)
     with pytest.raises(pt.EpisodeFailed, match="ConnectError"):
         episode.send([pt.Reply("pip install real", torch.zeros(1), None)])
@@ -563,7 +563,7 @@ def test_a_judge_that_says_nonsense_or_nothing_makes_no_verdict(shelf):
         served = Server(f"{url}/{path}", deadline_s=deadline_s, retries=0)
         served.__dict__["model"] = "m"
         judge = Player(served)
-        [one] = rollout(checkers.judged, [task(truth="the truth")], {"policy": Says("x"), "judge": judge}, 1)[0]
+        [one] = rollout(checkers.judgement, [task(truth="the truth")], {"policy": Says("x"), "judge": judge}, 1)[0]
         from posttrain.reward import graded
 
         return graded(reward, [one])[0]

@@ -1,22 +1,22 @@
-"""How replies are checked: options, what grades, and whether the truths are such that it can."""
+"""Questions, and how replies to them are checked: what grades, and whether the truths are such that it can."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 
-from posttrain.cli.options import TaskOptions
+from posttrain.cli.options import TaskOptions, one_of
 from posttrain.core import Ask, Env, Reply, Reward, Rollout, Sampler, Task, Turn
 from posttrain.episode import single_turn
+from posttrain.grade import GRADES
 from posttrain.systems.actlcd import checkers
 
 
 @dataclass(frozen=True)
-class Checked:
+class Checker:
     """How replies are graded: an environment, its reward, whom it asks besides the policy, and what a truth must be."""
 
     reward: Reward
@@ -24,54 +24,75 @@ class Checked:
     others: Mapping[str, Sampler] = field(default_factory=dict)
     truth: Callable[[Task], object] = lambda task: None  # raises ValueError, naming the task, for one it cannot use
 
+    def check_truths(self, tasks: Iterable[Task]) -> None:
+        """Raises ValueError, naming the task, for the first truth that replies cannot be checked by."""
+        for task in tasks:
+            self.truth(task)
+
 
 @dataclass(frozen=True)
-class CheckOptions:
-    """How the replies of --held-out, of --reward grader and of --stage decode are graded."""
+class QuestionOptions:
+    """Which questions, and how replies to them are graded."""
 
-    check: Literal["grade", "number", "yes-no", "packages", "judge"] = "grade"
-    """grade (by --grade), number or yes-no (after "the answer is"), packages that exist, or judge."""
+    data: str
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id (id:configuration)."""
+    prompt: str = "prompt"
+    """Column of the prompt (text or chat messages), or a template such as "Solve: {question}"."""
+    answer: str | None = "answer"
+    """Column of the answer: what a gate learns from, and what replies are checked by."""
+    grade: str = "math"
+    """math, exact, choice, contains, json, or file.py:function for a reward of your own; number or yes-no (what follows
+    "the answer is"), packages (the share that exists), or judge."""
     judge: str | None = None
-    """check judge: address of a chat server."""
-    registry: str = checkers.PYPI
-    """check packages: address with {name}, of PyPI if not given."""
+    """Grade judge: address of a chat server."""
+    registry: str | None = None
+    """Grade packages: address of a package registry with {name}; PyPI's if not given."""
+    system: str | None = None
+    """A system message put before every prompt."""
+    limit: int | None = None
+    """Use only the first so many lines."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
 
-    def checked(self, task: TaskOptions) -> Checked:
-        """Raises ValueError for a judge that was not named, and for options of another check."""
-        if self.judge and self.check != "judge":
-            raise ValueError(f"--judge {self.judge} is an option of --check judge, not of --check {self.check}")
-        if self.registry != checkers.PYPI and self.check != "packages":
-            raise ValueError(f"--registry {self.registry} is an option of --check packages, not of {self.check}")
-        if self.check == "grade":
-            reward = task.reward()
-            own = ":" in task.grade
-            return Checked(reward) if own else Checked(reward, truth=partial(gradable, reward))
-        if self.check == "packages":
-            return Checked(checkers.reward(self.check), checkers.installing(checkers.Registry(self.registry)))
-        if self.check == "judge":
-            if self.judge is None:
-                raise ValueError("--check judge needs --judge, the address of a chat server (http://host:8000/v1)")
+    def __post_init__(self):
+        if ":" not in self.grade:
+            one_of(self.grade, [*GRADES, *checkers.GRADES], "grade")
+        if self.judge is not None and self.grade != "judge":
+            raise ValueError(f"`judge={self.judge}` is an option of `grade=judge`, not of `grade={self.grade}`")
+        if self.registry is not None and self.grade != "packages":
+            raise ValueError(f"`registry={self.registry}` is an option of `grade=packages`, not of {self.grade}")
+        if self.grade == "judge" and self.judge is None:
+            raise ValueError("`grade=judge` needs `judge`, the address of a chat server (http://host:8000/v1)")
+
+    @property
+    def columns(self) -> TaskOptions:
+        return TaskOptions(self.data, self.prompt, self.answer, self.grade, None, self.system, self.limit, self.split)
+
+    def checker(self) -> Checker:
+        """Raises ValueError or ServerError for a registry or a judge that cannot be asked."""
+        if self.grade not in checkers.GRADES:
+            reward = self.columns.reward()
+            return Checker(reward) if ":" in self.grade else Checker(reward, truth=partial(require_gradable, reward))
+        reward = checkers.reward(self.grade)
+        if self.grade == "packages":
+            return Checker(reward, checkers.installation(checkers.Registry(self.registry or checkers.PYPI)))
+        if self.judge is not None:
             from posttrain.sampler.server import server
 
-            others = {"judge": server(self.judge)}
-            return Checked(checkers.reward(self.check), checkers.judged, others, there)
-        return Checked(checkers.reward(self.check), truth=checkers.TRUTHS[self.check])
+            judge = server(self.judge)
+            _ = judge.server.model  # raises if it cannot be reached
+            return Checker(reward, checkers.judgement, {"judge": judge}, require_truth)
+        return Checker(reward, truth=checkers.TRUTHS[self.grade])
 
 
-def there(task: Task) -> None:
+def require_truth(task: Task) -> None:
     """Raises ValueError for a task without a truth."""
     if task.truth is None:
-        raise ValueError(f"task {task.key!r}: it has no answer to be checked by: name the column by --answer")
+        raise ValueError(f"task {task.key!r}: it has no answer to be checked by: name the column by `answer`")
 
 
-def gradable(reward: Reward, task: Task) -> None:
+def require_gradable(reward: Reward, task: Task) -> None:
     """Raises the grader's own ValueError for a truth that it cannot read: it is given the truth as a reply."""
-    there(task)
+    require_truth(task)
     reply = Reply(str(task.truth), torch.zeros(0), None)
     reward([Rollout(task, [Turn(Ask(task.prompt), reply)])])
-
-
-def check_truths(checked: Checked, tasks: Sequence[Task]) -> None:
-    """Raises ValueError, naming the task, for the first truth that replies cannot be checked by."""
-    for task in tasks:
-        checked.truth(task)

@@ -16,9 +16,9 @@ from posttrain.decode.decode import decoded
 from posttrain.evaluation import evaluate
 from posttrain.run.progress import bar
 from posttrain.seeding import mix
-from posttrain.systems.actlcd.checking import Checked
+from posttrain.systems.actlcd.checking import Checker
 from posttrain.systems.actlcd.gate import GatePolicy
-from posttrain.systems.actlcd.labels import FIELDS, Transitions, joined, labels, sequence
+from posttrain.systems.actlcd.labels import FIELDS, Transitions, concatenate, labels, sequence
 from posttrain.systems.actlcd.learning import transitions
 
 Piece: TypeAlias = Callable[[Sequence[Task], int], Transitions]  # some tasks, and the place of their first
@@ -32,7 +32,7 @@ def reference(task: Task) -> str:
     if not isinstance(task.truth, str) or not task.truth.strip():
         raise ValueError(
             f"task {task.key!r}: its answer is {task.truth!r}, and a gate learns from the text of answers: "
-            "name their column by --answer"
+            "name their column by `answer`"
         )
     return task.truth
 
@@ -44,13 +44,13 @@ def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int 
     wrong, where plain and contrast agree on it for both of them. Answers are cut at the policy's `max_new`. The first
     of the tasks is number `start` of all.
     """
-    chat, longest = policy.speaker.chat, policy.speaker.sampling.max_new
-    told = [chat.demonstrated(task.prompt, reference(task)) for task in tasks]
+    longest = policy.speaker.sampling.max_new
+    told = [policy.speaker.chat.demonstrated(task.prompt, reference(task)) for task in tasks]
     asks = [Ask(task.prompt, seed=mix(seed, start + i)) for i, task in enumerate(tasks)]
     made = decoded(
         policy.speaker,
         [one.prompt for one in told],
-        policy.choosing(asks, longest),
+        policy.chooser(asks, longest),
         policy.how,
         max_new=longest,
         forced=[one.reply[:longest] for one in told],
@@ -59,33 +59,39 @@ def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int 
     for one in made:
         label = labels(one.notes["plain"], one.notes["other"], torch.tensor(one.ids))
         parts.append(sequence(one.notes["features"], one.contrast, label))
-    return joined(parts)
+    return concatenate(parts)
+
+
+def tokens_to_read(policy: GatePolicy, tasks: Sequence[Task]) -> int:
+    """The number of transitions that `read_along` will find."""
+    chat, longest = policy.speaker.chat, policy.speaker.sampling.max_new
+    return sum(min(len(chat.demonstrated(task.prompt, reference(task)).reply), longest) for task in tasks)
 
 
 def graded_sequences(
-    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, samples: int, seed: int, start: int = 0
+    policy: GatePolicy, tasks: Sequence[Task], checker: Checker, samples: int, seed: int, start: int = 0
 ) -> Transitions:
     """Rollouts of the gate, paid at their last token what the grader gives; what it cannot grade is left out.
 
     Raises ValueError when it can grade none of them.
     """
-    players = {"policy": policy, **checked.others}
-    found = evaluate(players, tasks, checked.reward, checked.env, samples=samples, seed=seed + start)
+    players = {"policy": policy, **checker.others}
+    found = evaluate(players, tasks, checker.reward, checker.env, samples=samples, seed=seed + start)
     parts = [
         transitions(one, torch.full((one.decisions,), -1), score=score.value)
         for group, scores in zip(found.groups, found.scores, strict=True)
         for one, score in zip(group, scores, strict=True)
         if isinstance(score, Score) and one.decisions
     ]
-    return joined(parts)
+    return concatenate(parts)
 
 
-def collected(
+def collect(
     folder: Path, tasks: Sequence[Task], pieces: dict[str, Piece], *, quiet: bool = False
 ) -> dict[str, Transitions]:
-    """The transitions of every kind over all tasks; what is in the folder already is read, and not made.
+    """The transitions of every kind over all tasks. Pieces that are in the folder already are read, not made again.
 
-    A piece is a file, written as soon as it is there. Raises ValueError for a file that cannot be read.
+    A piece is a file, written as soon as it is made. Raises ValueError for a file that cannot be read.
     """
     out: dict[str, Transitions] = {}
     try:
@@ -95,24 +101,24 @@ def collected(
                 for start in range(0, len(tasks), AT_ONCE):
                     some, file = tasks[start : start + AT_ONCE], folder / f"{kind}-{start:06d}.safetensors"
                     if not file.is_file():
-                        keep(piece(some, start), file)
-                    parts.append(kept(file))
+                        write_piece(piece(some, start), file)
+                    parts.append(read_piece(file))
                     done(len(some))
-            out[kind] = joined(parts)
+            out[kind] = concatenate(parts)
     except KeyboardInterrupt as stop:
-        stop.add_note(f"what was collected is in {folder}; continue with the same command and --resume")
+        stop.add_note(f"what was collected is in {folder}; continue with the same command and `resume=True`")
         raise
     return out
 
 
-def keep(data: Transitions, file: Path) -> None:
+def write_piece(data: Transitions, file: Path) -> None:
     scratch = file.with_suffix(".writing")
     save_file({name: getattr(data, name).contiguous() for name in FIELDS}, scratch)
     os.replace(scratch, file)
 
 
-def kept(file: Path) -> Transitions:
+def read_piece(file: Path) -> Transitions:
     try:
         return Transitions(**load_file(file))
     except (SafetensorError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; delete it, and --resume collects it again") from error
+        raise ValueError(f"{file} cannot be read: {error}; delete it, and `resume=True` collects it again") from error

@@ -104,7 +104,7 @@ class Gated(Tokens):
     other: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # [N] the contrast's
 
 
-def gated(reply: Reply) -> Gated:
+def trace_of(reply: Reply) -> Gated:
     """Raises TypeError for a reply that no gate made."""
     if not isinstance(reply.trace, Gated):
         raise TypeError(f"a gate cannot score a reply whose trace is {type(reply.trace).__name__}, not Gated")
@@ -149,7 +149,7 @@ class GatePolicy:
             made = decoded(
                 self.speaker,
                 [wanted[i].prompt for i in group],
-                self.choosing([asks[i] for i in group], max(limits)),
+                self.chooser([asks[i] for i in group], max(limits)),
                 self.how,
                 max_new=limits,
                 seeds=[asks[i].seed for i in group],
@@ -158,11 +158,11 @@ class GatePolicy:
             found |= dict(zip(group, made, strict=True))
         return [self.reply(ask, *prompts[i], found.get(i)) for i, ask in enumerate(asks)]
 
-    def choosing(self, asks: Sequence[Ask], longest: int) -> Any:
+    def chooser(self, asks: Sequence[Ask], longest: int) -> Any:
         """The gate over these asks, for `decoded`; what it draws depends on each ask's own seed."""
         seeds = np.array([mix(ask.seed, "gate") for ask in asks], dtype=np.uint64)
         draws = torch.from_numpy(uniforms(seeds, longest)).to(self.speaker.device, torch.float32)
-        before = torch.tensor([spoken_before(ask) for ask in asks], device=self.speaker.device)
+        before = torch.tensor([decisions_before(ask) for ask in asks], device=self.speaker.device)
         warmth = torch.tensor([self.warmth(ask) for ask in asks], device=self.speaker.device)
 
         def choose(step: Step) -> Choice:
@@ -230,8 +230,8 @@ class GatePolicy:
         if not warmth.all():
             raise ValueError("a gate at temperature 0 has no density: train on samples of a positive one")
         device = self.speaker.device
-        seen = torch.cat([gated(turn.reply).features for turn in turns]).to(device)
-        taken = torch.cat([gated(turn.reply).contrast for turn in turns]).to(device)
+        seen = torch.cat([trace_of(turn.reply).features for turn in turns]).to(device)
+        taken = torch.cat([trace_of(turn.reply).contrast for turn in turns]).to(device)
         logp = self.logp(seen, warmth.to(device))
         return Density(logp.gather(1, taken.long()[:, None])[:, 0], -(logp.exp() * logp).sum(-1))
 
@@ -244,7 +244,7 @@ class GatePolicy:
         return twin
 
     def record(self, reply: Reply) -> dict[str, Any]:
-        return self.speaker.record(reply) | {"contrast": gated(reply).contrast.int().tolist()}
+        return self.speaker.record(reply) | {"contrast": trace_of(reply).contrast.int().tolist()}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: value.detach() for name, value in self.gate.state_dict().items()}
@@ -269,19 +269,19 @@ class GatePolicy:
         (path / "config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def spoken_before(ask: Ask) -> int:
+def decisions_before(ask: Ask) -> int:
     """Decisions of the replies that the conversation holds already."""
     return sum(len(message["reply"].logp) for message in ask.messages if "reply" in message)
 
 
-def stored(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_gate(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `save` wrote. Raises ValueError for a folder that holds no gate."""
     path = Path(folder)
     if not (path / "config.json").is_file() or not (path / "model.safetensors").is_file():
-        raise ValueError(f"--gate {folder}: the folder holds no gate (config.json and model.safetensors)")
+        raise ValueError(f"`gate={folder}`: the folder holds no gate (config.json and model.safetensors)")
     about = json.loads((path / "config.json").read_text())
     if "decoding" not in about:
-        raise ValueError(f"--gate {folder}: its config.json is not of a gate; give the OUT/model of an actlcd run")
+        raise ValueError(f"`gate={folder}`: its config.json is not of a gate; give the OUT/model of an actlcd run")
     about["decoding"]["layers"] = layers_of(about["decoding"]["layers"])
     return about, load_file(path / "model.safetensors")
 

@@ -65,7 +65,7 @@ class Transitions:
         return self.features[(index + 1).clamp(max=len(self) - 1)]
 
 
-def joined(parts: Sequence[Transitions]) -> Transitions:
+def concatenate(parts: Sequence[Transitions]) -> Transitions:
     """Raises ValueError when there is nothing."""
     if not parts:
         raise ValueError("there is no decision to learn from: every reply was empty, or no rollout could be graded")

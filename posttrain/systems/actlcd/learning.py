@@ -12,22 +12,22 @@ from posttrain.core import Env, Metrics, Rollout, Task
 from posttrain.descent import descend
 from posttrain.episode import rollout
 from posttrain.recipe import Recipe
-from posttrain.run.session import Session
+from posttrain.run.session import HeldOut, Session
 from posttrain.run.settings import Run
 from posttrain.stream import Shuffled
 from posttrain.systems.actlcd.bcq import CLONING, REFRESH, Bcq, phase_of
-from posttrain.systems.actlcd.gate import Gated, GatePolicy, gated
-from posttrain.systems.actlcd.labels import FIELDS, Transitions, joined, labels, sequence
+from posttrain.systems.actlcd.gate import Gated, GatePolicy, trace_of
+from posttrain.systems.actlcd.labels import FIELDS, Transitions, concatenate, labels, sequence
 
 KIND = "gate"  # of the run
 
 
 def seen(one: Rollout) -> list[Gated]:
     """What the gate saw and chose, turn by turn."""
-    return [gated(turn.reply) for turn in one.turns]
+    return [trace_of(turn.reply) for turn in one.turns]
 
 
-def played(
+def sample_transitions(
     policy: GatePolicy,
     tasks: Sequence[Task],
     env: Env,
@@ -43,7 +43,7 @@ def played(
         for one in group:
             if one.decisions:
                 parts.append(transitions(one, truth(one), terminal=terminal))
-    return joined(parts)
+    return concatenate(parts)
 
 
 def transitions(one: Rollout, truth: Tensor, *, terminal: bool = True, score: float | None = None) -> Transitions:
@@ -61,7 +61,7 @@ def rate(rollouts: Sequence[Rollout]) -> float:
     return torch.cat([torch.zeros(0), *taken]).float().mean().item() if any(map(len, taken)) else 0.0
 
 
-def stepped(
+def take_step(
     gate: Bcq,
     optimizer: Optimizer,
     data: Transitions,
@@ -72,7 +72,7 @@ def stepped(
     refresh: int = REFRESH,
     max_norm: float = 1.0,
 ) -> Metrics:
-    """One optimizer step of cloning or of values, whichever is due."""
+    """One optimizer step, of cloning or of Q-learning, whichever is due."""
     phase = phase_of(step, steps, gate.cloned)
     if phase == "value" and (step - round(CLONING * steps)) % refresh == 0:
         gate.refresh()
@@ -84,17 +84,24 @@ def stepped(
     return {"loss": loss.item(), **metrics, "contrast_share": share, **descend(optimizer, max_norm)}
 
 
-def learned(
+def learn_in_memory(
     gate: Bcq, data: Transitions, *, steps: int, per_step: int, lr: float, seed: int, refresh: int = REFRESH
 ) -> list[Metrics]:
-    """As `trained`, without a directory: the metrics of every step."""
+    """As `learn_gate`, without a directory: the metrics of every step."""
     optimizer = torch.optim.AdamW([p for p in gate.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     source = Shuffled(range(len(data)), seed)
     index = (torch.tensor(source.take(per_step)) for _ in range(steps))
-    return [stepped(gate, optimizer, data, some, step, steps, refresh=refresh) for step, some in enumerate(index)]
+    return [take_step(gate, optimizer, data, some, step, steps, refresh=refresh) for step, some in enumerate(index)]
 
 
-def trained(
+def gate_session(
+    policy: GatePolicy, transitions: int, run: Run, recipe: Recipe | None = None, held_out: HeldOut = ()
+) -> Session:
+    """The session of a run that learns from so many transitions; raises `DryRun` on a dry run."""
+    return Session(run, policy, range(transitions), recipe, held_out=held_out, kind=KIND)
+
+
+def learn_gate(
     policy: GatePolicy,
     gate: Bcq,
     data: Transitions,
@@ -102,16 +109,15 @@ def trained(
     *,
     refresh: int = REFRESH,
     recipe: Recipe | None = None,
-    held_out: Sequence[Task] = (),
+    held_out: HeldOut = (),
 ) -> Session:
     """Learn the policy's gate in a run directory; `run.tasks` transitions a step, `recipe` plays what is held out."""
     device = policy.speaker.device
     data = Transitions(*(getattr(data, name).to(device) for name in FIELDS))
-    options = {"held_out": held_out, "kind": KIND}
-    with Session(run, policy, range(len(data)), recipe, **options) as session:
+    with gate_session(policy, len(data), run, recipe, held_out) as session:
         for step in session:
             index = torch.tensor(session.source.take(run.tasks), device=device)
-            metrics = stepped(
+            metrics = take_step(
                 gate, session.optimizer, data, index, step, run.steps, refresh=refresh, max_norm=run.max_norm
             )
             policy.version += 1

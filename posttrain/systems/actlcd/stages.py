@@ -1,46 +1,75 @@
-"""The gate on a checkpoint and data of the user's own: what is learnt, and decoding three ways side by side."""
+"""ActLCD on a checkpoint and questions of the user's own: learn a gate, then decode three ways side by side."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 
-from posttrain.cli.options import ModelOptions, RunOptions, TaskOptions, one_of
+from posttrain.cli.launch import one_process
+from posttrain.cli.options import ModelOptions, at_least
 from posttrain.core import Task
 from posttrain.decode.decode import Decoding
-from posttrain.evaluation import Evaluation, evaluate
+from posttrain.evaluation import evaluate
+from posttrain.lab.world.misconceptions import Misconceptions
 from posttrain.policy.text import TextPolicy
-from posttrain.run.directory import Directory, begun, file_hash, read_json, write_json
+from posttrain.recipe import Recipe
+from posttrain.run.directory import Directory, file_hash, read_json, write_json
+from posttrain.run.folder import prepare_folder
 from posttrain.run.progress import bar
 from posttrain.run.session import Session
-from posttrain.run.settings import Run
+from posttrain.run.settings import Output, Run
 from posttrain.seeding import mix
+from posttrain.step import train
 from posttrain.systems.actlcd.bcq import Bcq
-from posttrain.systems.actlcd.checking import Checked, CheckOptions
-from posttrain.systems.actlcd.collecting import PIECES, collected, graded_sequences, read_along
+from posttrain.systems.actlcd.checking import Checker, QuestionOptions
+from posttrain.systems.actlcd.collecting import PIECES, collect, graded_sequences, read_along, reference, tokens_to_read
 from posttrain.systems.actlcd.features import Kind
-from posttrain.systems.actlcd.gate import Constant, GatePolicy, Net, stored
-from posttrain.systems.actlcd.labels import Transitions, joined
-from posttrain.systems.actlcd.learning import rate, trained
+from posttrain.systems.actlcd.gate import Constant, GatePolicy, Net, read_gate
+from posttrain.systems.actlcd.labels import Transitions, concatenate
+from posttrain.systems.actlcd.learning import gate_session, learn_gate, rate
 
-Stage: TypeAlias = Literal["train", "decode"]
 Row: TypeAlias = dict[str, float]
 
+REASON = "a gate decodes with access to the layers of its model and is too small to shard"
 PENALTIES = (1.0, 1.2)
 FIXED = {"greedy": 0.0, "DoLa": 1.0}  # gates that no run changes: how often they contrast
 ROWS = len(PENALTIES) * (len(FIXED) + 1)
 
 
 @dataclass(frozen=True)
+class SpeakerOptions:
+    """The model that a gate decodes with. It is never trained, and says its best token."""
+
+    model: str = "tiny"
+    """Hub id, folder of a Hugging Face checkpoint, or `tiny`, a small model built here."""
+    template: str | None = None
+    """Chat template for a tokenizer without one: chatml, plain, or a Jinja file."""
+    max_new: int = 256
+    """Most tokens in a reply, and of an answer that is read."""
+    stop: str | None = None
+    """A string that ends a reply, besides the end-of-turn token."""
+    bf16: bool = False
+    """Run the model in bfloat16; the gate stays float32."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here if not given."""
+    threads: int | None = None
+    """torch threads; one for models under 2 M parameters if not given."""
+
+    def policy(self) -> TextPolicy:
+        return ModelOptions(**vars(self)).policy()
+
+
+@dataclass(frozen=True)
 class GateOptions:
-    """What a gate is and learns from, by --stage train."""
+    """What a gate is, and what it learns from."""
 
     layers: str = "low"
     """Candidates of the contrast: low, high, or numbers separated by commas."""
@@ -54,116 +83,182 @@ class GateOptions:
     """bcq, or its classifier alone."""
     reward: Literal["labels", "grader"] = "labels"
     """Of a sequence: the sum over labels (published), or what the grader gives the gate's own replies."""
-    samples: int = 4
-    """Reward grader: replies to a task."""
+    samples: int | None = None
+    """Reward grader: replies to a task, 4 if not given."""
 
+    def __post_init__(self):
+        at_least(1, samples=self.samples)
+        if not self.penalty > 0:
+            raise ValueError(f"`penalty={self.penalty}`: it must be above 0; 1 is none")
+        if self.samples is not None and self.reward != "grader":
+            raise ValueError(f"`samples={self.samples}` is an option of `reward=grader`")
 
-def altered(options: Any, names: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """The options of a group, or those of these names, that were given another value than their own."""
-    for one in fields(options):
-        value = getattr(options, one.name)
-        if value != one.default and (not names or one.name in names):
-            yield f"--{one.name.replace('_', '-')}", value
-
-
-def refuse(
-    stage: Stage,
-    task: TaskOptions,
-    model: ModelOptions,
-    learning: GateOptions,
-    checking: CheckOptions,
-    gate: str | None,
-    held_out: str | None,
-) -> None:
-    """Raises ValueError for an option that would have no effect."""
-    if task.image is not None:
-        raise ValueError(f"--image {task.image}: a gate decodes text only, with access to the layers of the model")
-    for name, value in altered(model, ("temperature", "lora", "checkpointing")):
-        raise ValueError(f"{name} {value}: the model is never trained, and says its best token; leave it out")
-    if stage == "decode":
-        for name, value in [*altered(learning), *([("--held-out", held_out)] if held_out else [])]:
-            raise ValueError(f"{name} {value} is an option of --stage train: a gate decodes as it was trained")
-        if gate is None:
-            raise ValueError("--stage decode needs --gate, the OUT/model of a run that trained one")
-    else:
-        refuse_in_training(learning, checking, gate, held_out)
-
-
-def refuse_in_training(learning: GateOptions, checking: CheckOptions, gate: str | None, held_out: str | None) -> None:
-    if gate is not None:
-        raise ValueError(f"--gate {gate} is an option of --stage decode")
-    if learning.samples < 1:
-        raise ValueError(f"--samples {learning.samples}: it must be at least 1")
-    if learning.reward != "grader":
-        for name, value in altered(learning, ("samples",)):
-            raise ValueError(f"{name} {value} is an option of --reward grader")
-        for name, value in altered(checking) if held_out is None else ():
-            raise ValueError(f"{name} {value}: nothing is checked without --held-out or --reward grader")
+    @property
+    def how(self) -> Decoding:
+        return Decoding(self.layers, norm_early=self.norm_early, penalty=self.penalty)
 
 
 # ---- learning
 
 
-def learn(
-    speaker: TextPolicy,
-    tasks: Sequence[Task],
-    tests: Sequence[Task],
-    learning: GateOptions,
-    checked: Checked,
-    run: Run,
-) -> tuple[GatePolicy, Session]:
-    """Collect into OUT-collected, or take what an interrupted run has there, and learn a gate in OUT.
+@one_process(REASON)
+def laptop(
+    learner: Literal["bcq", "token", "clone", "grpo"] = "bcq",
+    snowball: bool = False,
+    run: Run = Run("runs/actlcd", steps=1000, tasks=256, lr=1e-3),
+) -> Session:
+    """A small model that was told misconceptions, and a gate on its decoding, tested on other facts.
 
-    Raises ValueError, before any of it, when a task or a test is too long for the model or shows a picture.
+    learner   bcq, token (BCQ with rewards token by token), clone (its classifier alone), or grpo: online, without
+              labels (`steps=60` `tasks=16` `lr=3e-3`)
+    snowball  an answer is the subject of the next question
     """
-    kind = learning.features
-    how = Decoding(learning.layers, norm_early=learning.norm_early, penalty=learning.penalty, temperature=0.0)
-    mixed = GatePolicy(speaker, Constant(0.5), how, kind)
-    mixed.check([*tasks, *tests])
+    from posttrain.systems.actlcd import lab
+
+    if not run.dry_run:
+        Directory(Path(run.out)).check(run)
+    online, world = learner == "grpo", Misconceptions(run.seed)
+    speaker, tasks, tests = lab.speaker(world, run.seed), lab.training(world, snowball), lab.held_out(world, snowball)
+    torch.manual_seed(mix(run.seed, "gate") % 2**32)
+    gate = Net(lab.INPUTS, lab.HIDDEN) if online else Bcq(lab.INPUTS, lab.HIDDEN, cloned=learner == "clone")
+    policy = lab.gate_policy(speaker, gate, temperature=float(online))
+    if run.dry_run:
+        count = lab.collected_decisions(tasks)
+        return train(policy, tasks, lab.ONLINE, run) if online else gate_session(policy, count, run)
+    data = lab.collect(speaker, tasks, run.seed, terminal=learner != "token")
+    gate.view.fit(data.features)
+    if isinstance(gate, Bcq):
+        session = learn_gate(policy, gate, data, run, refresh=lab.REFRESH, recipe=lab.ONLINE, held_out=tests)
+    else:
+        session = train(policy, tasks, lab.ONLINE, run, held_out=tests)
+    show_three_ways(policy, {"": tests}, Checker(lab.ONLINE.reward, lab.ONLINE.env), Path(run.out), run)
+    return session
+
+
+@one_process(REASON)
+def learn(
+    questions: QuestionOptions,
+    model: SpeakerOptions,
+    learning: GateOptions,
+    run: Run = Run("runs/actlcd", steps=2000, tasks=1024, lr=3e-4),
+    held_out: tuple[str, ...] = (),
+) -> Session:
+    """Learn a gate for your checkpoint, which stays as it is, from answers.
+
+    The right token at each place is that of the column `answer`, read token by token (teacher forcing). What was
+    collected is kept in OUT-collected, and an interrupted run goes on from there with `resume=True`.
+
+    held_out  other questions with the same columns, decoded in three ways at the end (greedy, DoLa and ActLCD): FILE,
+              or NAME=FILE
+    """
+    graded = learning.reward == "grader"
+    if not graded and not held_out:
+        refuse_grading(questions)
+    checker, tasks, tests = questions.checker(), questions.columns.tasks(), questions.columns.tests(held_out)
+    for task in tasks:
+        reference(task)
+    checker.check_truths(itertools.chain(tasks if graded else (), *tests.values()))
+    if not run.dry_run:
+        Directory(Path(run.out)).check(run)
+    speaker = model.policy()
+    mixed = GatePolicy(speaker, Constant(0.5), learning.how, learning.features)
+    mixed.check([*tasks, *itertools.chain(*tests.values())])
     torch.manual_seed(mix(run.seed, "gate") % 2**32)
     gate = Bcq(mixed.inputs, cloned=learning.learner == "clone")
-    policy = GatePolicy(speaker, gate, how, kind, temperature=0.0)
-    folder = Path(f"{Path(run.out)}-collected")
-    settings = {**run.settings, "seed": run.seed}
-    begun(folder, "collected", "what a gate learns from", [one.name for one in folder.glob(PIECES)], settings, run)
-    read = partial(read_along, mixed, seed=mix(run.seed, "read"))
-    pieces: dict[str, Callable[[Sequence[Task], int], Transitions]] = {"read": lambda some, at: read(some, start=at)}
-    if learning.reward == "grader":
-        graded = partial(graded_sequences, mixed, checked=checked, samples=learning.samples)
-        pieces["graded"] = lambda some, at: graded(some, seed=mix(run.seed, "graded"), start=at)
-    found = collected(folder, tasks, pieces, quiet=run.quiet)
-    data = found["read"]
-    if kind == "values":
+    policy = GatePolicy(speaker, gate, learning.how, learning.features, temperature=0.0)
+    made = Recipe(checker.reward, checker.env, others=checker.others)
+    if run.dry_run:
+        return gate_session(policy, tokens_to_read(mixed, tasks), run, held_out=tests)
+    data, paid = collect_transitions(mixed, tasks, learning, checker, run)
+    if learning.features == "values":
         gate.view.fit(data.features)
-    if "graded" in found:
-        unpaid = replace(data, reward=torch.full_like(data.reward, torch.nan))
-        data = joined([unpaid, found["graded"]])
-    return policy, trained(policy, gate, data, run)
+    session = learn_gate(policy, gate, paid, run, recipe=made, held_out=tests)
+    if tests:
+        show_three_ways(policy, tests, checker, Path(run.out), run)
+    return session
 
 
-def loaded_gate(folder: str, speaker: TextPolicy) -> GatePolicy:
+def refuse_grading(questions: QuestionOptions) -> None:
+    """Raises ValueError for an option of grading, where nothing is graded."""
+    for name in ("grade", "judge", "registry"):
+        value = getattr(questions, name)
+        if value != getattr(QuestionOptions, name):
+            raise ValueError(f"`{name}={value}`: nothing is graded without `held_out` or `reward=grader`")
+
+
+def collect_transitions(
+    mixed: GatePolicy, tasks: Sequence[Task], learning: GateOptions, checker: Checker, run: Run
+) -> tuple[Transitions, Transitions]:
+    """The transitions of reading answers, and all that a gate learns from.
+
+    They are collected into OUT-collected, or taken from there on a resume. Where a grader pays, answers that were read
+    teach the classifier only.
+    """
+    folder = Path(f"{Path(run.out)}-collected")
+    pieces, settings = [one.name for one in folder.glob(PIECES)], {**run.settings, "seed": run.seed}
+    prepare_folder(folder, "collected", pieces, settings, resume=run.resume, overwrite=run.overwrite)
+    read = partial(read_along, mixed, seed=mix(run.seed, "read"))
+    kinds: dict[str, Callable[[Sequence[Task], int], Transitions]] = {"read": lambda some, at: read(some, start=at)}
+    if learning.reward == "grader":
+        graded = partial(graded_sequences, mixed, checker=checker, samples=learning.samples or 4)
+        kinds["graded"] = lambda some, at: graded(some, seed=mix(run.seed, "graded"), start=at)
+    found = collect(folder, tasks, kinds, quiet=run.quiet)
+    data = found["read"]
+    if "graded" not in found:
+        return data, data
+    unpaid = replace(data, reward=torch.full_like(data.reward, torch.nan))
+    return data, concatenate([unpaid, found["graded"]])
+
+
+# ---- decoding
+
+
+@one_process(REASON)
+def decode(
+    gate: str,
+    questions: QuestionOptions,
+    model: SpeakerOptions,
+    output: Output = Output("runs/actlcd-decoding"),
+) -> Path:
+    """Decode questions in three ways side by side: greedy, DoLa, and with a gate that was learnt (ActLCD).
+
+    gate  OUT/model of the run that learnt it
+    """
+    out = Path(output.out)
+    checker, tasks = questions.checker(), questions.columns.tasks()
+    checker.check_truths(tasks)
+    if Path(gate).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"`out={out}`: it holds the `gate`, which stays as it is; give another `out`")
+    read_gate(gate)
+    policy = load_gate(gate, model.policy())
+    policy.check(tasks)
+    settings = {**output.settings, "gate_sha256": file_hash(Path(gate) / "model.safetensors")}
+    Directory(out).prepare({"kind": "decode", "run": replace(output, settings=settings)}, output)
+    show_three_ways(policy, {"": tasks}, checker, out, output)
+    return out
+
+
+def load_gate(folder: str, speaker: TextPolicy) -> GatePolicy:
     """A gate that a run has saved, over a language model. Raises ValueError when they do not fit."""
-    about, tensors = stored(folder)
+    about, tensors = read_gate(folder)
     kinds = {"Bcq": Bcq, "Net": Net}
-    one_of(about["kind"], list(kinds), f"--gate {folder}: a gate of the kind")
+    if about["kind"] not in kinds:
+        raise ValueError(f"`gate={folder}`: a gate of the kind {about['kind']}, and not {' or '.join(kinds)}")
     gate = kinds[about["kind"]](about["inputs"], about["hidden"], **about["settings"])
     policy = GatePolicy(speaker, gate, Decoding(**about["decoding"]), about["features"], temperature=0.0)
     if policy.inputs != about["inputs"]:
         raise ValueError(
-            f"--gate {folder}: it reads {about['inputs']} features, and this model has {policy.inputs} with the layers "
+            f"`gate={folder}`: it reads {about['inputs']} features, and this model has {policy.inputs} with the layers "
             f"{policy.how.layers}: it was trained for {about['speaker'] or 'another model'}"
         )
     policy.load_state_dict(tensors)
     return policy
 
 
-# ---- decoding
-
-
 def three_ways(
     policy: GatePolicy,
     tasks: Sequence[Task],
-    checked: Checked,
+    checker: Checker,
     *,
     seed: int = 0,
     known: Container[str] = (),
@@ -171,73 +266,73 @@ def three_ways(
 ) -> Iterator[tuple[str, Row]]:
     """Accuracy and contrast rate of plain greedy, of DoLa, and of the gate, each at every repetition penalty.
 
-    Rows come as they are known; those that are `known` already are left out. `watch` hears how many tasks are done.
+    Each row is yielded as soon as it is known; those in `known` are left out. `watch(n)` is called after each batch
+    with the number of tasks finished.
     """
     gates = {**{name: Constant(contrast) for name, contrast in FIXED.items()}, "ActLCD": policy.gate}
-    for name, gate in gates.items():
-        for penalty in PENALTIES:
-            row = f"{name}, penalty {penalty:g}"
-            if row in known:
-                continue
-            how = replace(policy.how, penalty=penalty)
-            player = GatePolicy(policy.speaker, gate, how, policy.kind, temperature=0.0)
-            players = {"policy": player, **checked.others}
-            found: Evaluation = evaluate(players, tasks, checked.reward, checked.env, seed=seed, watch=watch)
-            yield (
-                row,
-                {
-                    "accuracy": found.reward,
-                    "contrast rate": rate([one for group in found.groups for one in group]),
-                    "tokens": statistics.fmean(one.decisions for group in found.groups for one in group),
-                    "invalid": float(found.invalid),
-                },
-            )
+    for (name, gate), penalty in itertools.product(gates.items(), PENALTIES):
+        row = f"{name}, penalty {penalty:g}"
+        if row in known:
+            continue
+        player = GatePolicy(policy.speaker, gate, replace(policy.how, penalty=penalty), policy.kind, temperature=0.0)
+        players = {"policy": player, **checker.others}
+        found = evaluate(players, tasks, checker.reward, checker.env, seed=seed, watch=watch)
+        rollouts = list(itertools.chain(*found.groups))
+        yield (
+            row,
+            {
+                "accuracy": found.reward,
+                "contrast rate": rate(rollouts),
+                "tokens": statistics.fmean(one.decisions for one in rollouts),
+                "invalid": float(found.invalid),
+            },
+        )
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    columns = list(next(iter(found.values())))
-    lines = [f"{'':22}" + "".join(f"{name:>15}" for name in columns)]
-    lines += [f"{name:22}" + "".join(f"{row[c]:15.3f}" for c in columns) for name, row in found.items()]
+    columns, width = list(next(iter(found.values()))), max(22, *map(len, found))
+    lines = [" " * width + "".join(f"{name:>15}" for name in columns)]
+    lines += [f"{name:{width}}" + "".join(f"{row[c]:15.3f}" for c in columns) for name, row in found.items()]
     return "\n".join(lines)
 
 
-def decoded_three_ways(
-    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, out: Path, *, resume: bool = False, quiet: bool = False
+def show_three_ways(
+    policy: GatePolicy, sets: Mapping[str, Sequence[Task]], checker: Checker, out: Path, run: Run | Output
 ) -> None:
-    """Prints the table of `three_ways`; each of its rows is in OUT/decoding.json as soon as it is known.
+    """Print the table of `three_ways` over each set of tasks; every row is in OUT/decoding.json once it is known.
 
-    On a resume, rows of gates that no run changes are taken from there.
+    On a resume, rows of gates that no run changes are taken from there. Rows of a set with a name begin with it.
     """
     path = out / "decoding.json"
     found: dict[str, Any] = {}
-    if resume and path.is_file():
-        found = {name: row for name, row in read_json(path).items() if name.partition(",")[0] in FIXED}
+    if run.resume and path.is_file():
+        found = {row: values for row, values in read_json(path).items() if is_fixed(row)}
     write_json(path, found)
+    total = ROWS * sum(map(len, sets.values()))
     try:
-        with bar("decoding", ROWS * len(tasks), quiet) as done:
-            done(len(found) * len(tasks))
-            for name, row in three_ways(policy, tasks, checked, known=found, watch=done):
-                found[name] = row
-                write_json(path, found)
+        with bar("decoding", total, run.quiet) as done:
+            for name, tasks in sets.items():
+                place = f"{name}/" if name else ""
+                known = {row.removeprefix(place) for row in found if row.startswith(place)}
+                done(len(known) * len(tasks))
+                for row, values in three_ways(policy, tasks, checker, seed=run.seed, known=known, watch=done):
+                    found[f"{place}{row}"] = values
+                    write_json(path, found)
     except KeyboardInterrupt as stop:
-        stop.add_note(f"the rows so far are in {path}; continue with the same command and --resume")
+        stop.add_note(f"the rows so far are in {path}; continue with the same command and `resume=True`")
         raise
     print(table(found))
-    if not any(row["accuracy"] for row in found.values()):
+    if not any(values["accuracy"] for values in found.values()):
         print(
-            "warning: not one reply was right, greedy ones included: look at what --check or --grade takes for the "
-            "answer, and at --max-new",
+            "warning: not one reply was right, greedy ones included: look at what the grader takes for the answer, and "
+            "at how many tokens a reply may have",
             file=sys.stderr,
         )
 
 
-def decode(
-    policy: GatePolicy, tasks: Sequence[Task], checked: Checked, gate: str, run: RunOptions, **settings: Any
-) -> None:
-    """Decode with a gate of another run, in a directory of its own. Raises ValueError where that is the gate's."""
-    out = Path(run.out)
-    if Path(gate).resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"--out {out}: it holds the --gate, which stays as it is; give another --out")
-    made = run.run(**settings, gate=gate, gate_sha256=file_hash(Path(gate) / "model.safetensors"))
-    Directory(out).prepare({"kind": "decode", "run": made}, made)
-    decoded_three_ways(policy, tasks, checked, out, resume=run.resume, quiet=run.quiet)
+def is_fixed(row: str) -> bool:
+    """Whether a row of OUT/decoding.json is of a gate that no run changes."""
+    return row.rpartition("/")[2].partition(",")[0] in FIXED
+
+
+STAGES = {"laptop": laptop, "train": learn, "decode": decode}
