@@ -153,7 +153,7 @@ def test_supervised_and_preference_commands(model, tmp_path, capsys):
             *common,
         ]
     )
-    assert "2 demonstrations" in capsys.readouterr().out
+    assert "2 rows" in capsys.readouterr().out
     main(["prefer", "--data", str(pairs), "--loss", "dpo", "--beta", "0.2", "--out", str(tmp_path / "d"), *common])
     main(["prefer", "--data", str(pairs), "--loss", "reward-model", "--out", str(tmp_path / "rm"), *common])
     capsys.readouterr()

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.check import check_policy
-from posttrain.lab.picture import png
 from posttrain.lab.world.balance import Balance
 from posttrain.lab.world.pictures import base
 from posttrain.policy.denoise import gaussian_entropy, gaussian_logp, schedule
 from posttrain.policy.diffusion import thumbnail
 from posttrain.policy.latents import branching
 from posttrain.policy.pipeline import diffusion
+from posttrain.policy.png import png
 from posttrain.row import rows_of
 from posttrain.run.directory import plain
 from posttrain.step import train_in_memory

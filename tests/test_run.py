@@ -383,7 +383,7 @@ def test_what_a_closure_holds_is_recorded_by_size_not_by_content():
 @pytest.mark.parametrize("wrong", [{"max_norm": 0}, {"max_norm": -1}, {"warmup": -3}, {"save_every": 0}, {"tasks": 0}])
 def test_numbers_that_make_no_sense_are_refused(wrong):
     [(name, value)] = wrong.items()
-    with pytest.raises(ValueError, match=rf"Run\({name}={value}\): it must"):
+    with pytest.raises(ValueError, match=f"`{name}={value}`: it must"):
         pt.Run("nowhere", **wrong)
 
 

@@ -74,9 +74,10 @@ def strings(tree: ast.Module) -> list[str]:
     prose = {
         id(one.value)
         for node in ast.walk(tree)
-        for one in getattr(node, "body", None) or ()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for one in node.body
         if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
-    }  # fmt: skip
+    }
     return [
         node.value
         for node in ast.walk(tree)
@@ -90,7 +91,7 @@ PROGRAMS = (
     "scale",
     "run/directory.py",
     "serve/process.py",
-)  # these start others' programs
+)  # these hold whole commands
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -108,7 +109,7 @@ def test_the_library_speaks_of_arguments_and_not_of_flags(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_how_small_a_smoke_test_is_stands_in_the_kit_alone(path):
-    if path != ROOT / "posttrain" / "lab" / "arms.py":
+    if path.parent.name != "cli" and path != ROOT / "posttrain" / "lab" / "arms.py":
         tree = ast.parse(path.read_text())
         assert not any(
             isinstance(node, ast.IfExp | ast.If) and "quick" in ast.unparse(node.test) for node in ast.walk(tree)

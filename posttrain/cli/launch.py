@@ -42,9 +42,9 @@ def refuse_distribution(function: Callable[..., Any], words: Sequence[str]) -> N
 
 def launch(parse: Parse, words: Sequence[str]) -> None:
     """Run the call that the words ask for, wherever they say, and show what came of it."""
+    call = parse(words)  # before torch is imported: help answers at once
     from posttrain.run.session import DryRun
 
-    call = parse(words)
     scale, model = call.group(ScaleOptions), call.group(ModelOptions)
     if scale is not None:
         scale.check(model.model if model else None)

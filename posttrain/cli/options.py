@@ -300,6 +300,8 @@ class ScaleOptions:
         from posttrain.scale.place import build, place
         from posttrain.step import train
 
+        if run.eval_every and not held_out:
+            raise ValueError(f"`eval_every={run.eval_every}` needs tasks to evaluate: give `held_out`")
         options: dict[str, Any] = {"held_out": held_out, "on_start": on_start}
         if run.dry_run or place.building:
             return train(policy, tasks, recipe, run, **options)

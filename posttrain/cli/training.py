@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, one_of
 from posttrain.run.settings import Run
 
 if TYPE_CHECKING:
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from posttrain.recipe import Recipe
     from posttrain.run.session import Session
 
-Method = Literal[
-    "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration"
-]  # fmt: skip
-Truncated = Literal["train", "mask", "penalise"]
+METHODS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration")
+TRUNCATED = ("train", "mask", "penalise")
 PairLossName = Literal["dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model"]
 
 
@@ -31,13 +29,13 @@ def train(
     run: Run,
     model: ModelOptions = ModelOptions(),
     scale: ScaleOptions = ScaleOptions(),
-    method: Method = "grpo",
+    method: str = "grpo",
     samples: int | None = None,
     kl: float = 0.0,
     entropy: float = 0.0,
     updates: int | None = None,
     with_: Annotated[str | None, tyro.conf.arg(name="with")] = None,
-    truncated: Truncated = "train",
+    truncated: str = "train",
     held_out: tuple[str, ...] = (),
     held_out_split: str = "test",
     env: str | None = None,
@@ -45,7 +43,7 @@ def train(
 ) -> Session:
     """Train a model by reinforcement on your own data, with a grader or a reward function of your own.
 
-    method          what is learned, and who gets the credit
+    method          grpo, dr_grpo, dapo, rloo, reinforce_pp, ppo, gspo, cispo or expert_iteration
     samples         samples per task (the group); the method's own number if not given (grpo 8, dapo 16, rloo 4, ppo 1)
     kl              weight of the divergence from the starting model; 0 loads no reference
     entropy         weight of an entropy bonus
@@ -59,6 +57,8 @@ def train(
     env             an environment of your own, file.py:function (docs/environments.md)
     recipe          a recipe of your own, file.py:function of policy, reward and samples, as far as it names them
     """
+    one_of(method, METHODS, "method")
+    one_of(truncated, TRUNCATED, "truncated")
     policy, reward = model.policy(), task.reward()
     made = recipe_of(recipe, policy, reward, samples) if recipe else named_recipe(
         policy, reward, method=method, samples=samples, kl=kl, updates=updates, truncated=truncated, lr=run.lr
@@ -93,15 +93,15 @@ def named_recipe(
     policy: TextPolicy,
     reward: Reward,
     *,
-    method: Method,
+    method: str,
     samples: int | None,
     kl: float,
     updates: int | None,
-    truncated: Truncated,
+    truncated: str,
     lr: float | None,
 ) -> Recipe:
     """A method's recipe with the command's options in it. Raises ValueError for options that do not go together."""
-    from posttrain.method import METHODS
+    from posttrain.method import METHODS as MAKERS
     from posttrain.reward import overlong
 
     most = policy.sampling.max_new
@@ -122,7 +122,7 @@ def named_recipe(
         raise ValueError("`truncated=penalise`: the method dapo does so already")
     if truncated == "penalise":
         reward = overlong(reward, most, max(most // 5, 1))
-    return METHODS[method](reward, **options)
+    return MAKERS[method](reward, **options)
 
 
 def with_terms(recipe: Recipe, entropy: float, masked: bool) -> Recipe:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import math
 import statistics
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.measure import interval
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 WIDTH, LEFT, RIGHT, ROW, TOP, BOTTOM = 760, 220, 70, 26, 44, 34
 COLOUR, PALE, GREY = "#1f5f8b", "#9db4c8", "#6b7c8c"
@@ -64,20 +62,6 @@ def ticks(low: float, high: float) -> list[float]:
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
     first = math.ceil(low / step)
     return [round(k * step, 10) for k in range(first, math.floor(high / step) + 1)]
-
-
-def png(picture: Tensor) -> bytes:
-    """A picture [C, H, W] of values in [-1, 1] as a PNG: grey for one channel, coloured for three."""
-    channels, height, width = picture.shape
-    grey = channels != 3
-    values = ((picture[:1] if grey else picture).clamp(-1, 1) * 127.5 + 127.5).round().byte()
-    lines = values.permute(1, 2, 0).reshape(height, -1).cpu().numpy()
-    raw = b"".join(b"\0" + line.tobytes() for line in lines)  # each line unfiltered
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if grey else 2, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    )
 
 
 def draw(path: Path, measure: str, values: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
-from posttrain.lab.picture import png
 from posttrain.policy.denoise import (
     LEAST_SIGMA,
     Reduction,
@@ -37,6 +36,7 @@ from posttrain.policy.denoise import (
 )
 from posttrain.policy.latents import Latents, Wanted, branch_of, text_of
 from posttrain.policy.pipeline_folder import has_adapter, write_pipeline
+from posttrain.policy.png import png
 from posttrain.policy.trained import restore, trained
 from posttrain.seeding import mix
 

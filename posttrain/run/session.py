@@ -93,8 +93,6 @@ class Session:
         self.clock, self.interrupted = time.perf_counter(), False
         policy.check([item for item in [*self.tests, *self.source.items] if isinstance(item, Task)])
         self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
-        if run.eval_every and not self.tests:
-            raise ValueError(f"`eval_every={run.eval_every}` needs tasks to evaluate: give `held_out`")
         if not run.dry_run:
             distribute(policy, recipe)
         parameters = list(policy.parameters())
