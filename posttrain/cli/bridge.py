@@ -25,6 +25,7 @@ from posttrain.run.settings import Output, Run
 
 ARGUMENT = re.compile(r"`([a-z][\w.]*)(?:=([^`]*))?`")
 SEPARATORS = re.compile(r"[=,:]")
+NUMBER = re.compile(r"-?[\d.e-]+|inf|None")  # says nothing of which option was meant
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def translate(text: str, options: Mapping[str, Any]) -> str:
             return spelled(name) if name in options else match.group(0)
         if value in ("True", "False") and name in options:
             return spelled(name if value == "True" else f"no_{name}")
-        if not (name in options and holds(options[name], value)):
+        if not (name in options and holds(options[name], value)) and not NUMBER.fullmatch(value):
             name = next((other for other, given in options.items() if holds(given, value)), name)
         return f"{spelled(name)} {value}" if name in options else match.group(0)
 
