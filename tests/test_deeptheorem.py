@@ -5,34 +5,45 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import processes
 import pytest
 from conftest import Canned, said, values
 from hypothesis import given
 from hypothesis import strategies as st
 
 import posttrain as pt
-import posttrain.run
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.cli.options import ModelOptions
 from posttrain.core import Failed, Invalid, Score
+from posttrain.lab.trial import QUICK
 from posttrain.lab.world.theorems import RELATIONS, Claimed, Theorems, checked, steps
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.reward import graded
+from posttrain.run import session
 from posttrain.step import train_in_memory
-from posttrain.systems import deeptheorem
-from posttrain.systems.deeptheorem import near, pipeline, questions
-from posttrain.systems.deeptheorem.experiments import read_much, recipe
-from posttrain.systems.deeptheorem.process import by_marks, judged, marks_in, process_score
+from posttrain.systems.deeptheorem import lab, near, pipeline, questions, recipe, stages
+from posttrain.systems.deeptheorem.lab import base_model
+from posttrain.systems.deeptheorem.process import by_marks, marks_in, process_score, proof_judge
 from posttrain.systems.deeptheorem.replies import Replies
-from posttrain.systems.deeptheorem.stages import TEMPLATE, templated
-from posttrain.systems.deeptheorem.statements import Stated, decided, divided, floors, measured, proofs, statements
-from posttrain.systems.deeptheorem.verdict import INSTRUCTION, guarded, lenient, right, verdict
+from posttrain.systems.deeptheorem.stages import TEMPLATE, load
+from posttrain.systems.deeptheorem.statements import (
+    Stated,
+    evaluation_sets,
+    floors,
+    measures_of,
+    proofs,
+    share_decided,
+    split_by_theorem,
+    statements,
+)
+from posttrain.systems.deeptheorem.verdict import INSTRUCTION, guard, lenient_verdict, right, verdict
 
 PROVED, DISPROVED = "<answer> \\boxed{proved} </answer>", "<answer> \\boxed{disproved} </answer>"
 
@@ -94,19 +105,19 @@ def test_any_text_has_a_verdict(text, holds):
 def test_the_released_evaluation_is_more_lenient_than_the_reward():
     """A box anywhere counts there, and proved wins where both occur."""
     both = f"perhaps \\boxed{{proved}}, no </think> {DISPROVED}"
-    assert (lenient(both), verdict(both).said) == ("proved", "disproved")
-    assert (lenient("so \\boxed{proved} it is"), verdict("so \\boxed{proved} it is").said) == ("proved", None)
-    assert lenient("\\boxed{\\text{Disproved}}") == "disproved"
-    assert lenient("nothing") is None
+    assert (lenient_verdict(both), verdict(both).said) == ("proved", "disproved")
+    assert (lenient_verdict("so \\boxed{proved} it is"), verdict("so \\boxed{proved} it is").said) == ("proved", None)
+    assert lenient_verdict("\\boxed{\\text{Disproved}}") == "disproved"
+    assert lenient_verdict("nothing") is None
 
 
 def test_a_reward_behind_the_checks():
     plain = pt.each(lambda rollout: 1.0)
     texts = ["42", "D s5", "User: hi there you", "x" * 40, "it is so because of that"]
-    scores = guarded(plain)([said(text) for text in texts])
+    scores = guard(plain)([said(text) for text in texts])
     assert values(scores) == [1, 1, 0, 0, 1], "one word is no cramming"
     assert [score.parts["refused"] for score in scores if isinstance(score, Score)] == [0, 0, 1, 1, 0]
-    assert isinstance(guarded(pt.each(lambda r: Invalid("no")))([said("User: hi")])[0], Invalid)
+    assert isinstance(guard(pt.each(lambda r: Invalid("no")))([said("User: hi")])[0], Invalid)
 
 
 # ---- theorems
@@ -118,8 +129,8 @@ def truths(*theorems: tuple[str, list[bool]]) -> list[Stated]:
 
 def test_a_theorem_is_decided_when_all_its_statements_are():
     asked = truths(("a", [True, False, True]), ("b", [True, True]), ("c", [False]))
-    assert decided(asked, [True] * 6) == 1.0
-    assert decided(asked, [True, True, False, True, True, False]) == pytest.approx(1 / 3)
+    assert share_decided(asked, [True] * 6) == 1.0
+    assert share_decided(asked, [True, True, False, True, True, False]) == pytest.approx(1 / 3)
     assert floors(asked) == {
         "always proved": pytest.approx(1 / 3),  # b
         "always disproved": pytest.approx(1 / 3),  # c
@@ -131,14 +142,14 @@ def test_measures_by_both_parsers():
     loose = "so \\boxed{proved} it is"
     asked = truths(("a", [True, False]), ("b", [True]))
     texts = [f"so </think> {PROVED}", f"so </think> {DISPROVED}", loose]
-    found = measured([said(text, truth) for text, truth in zip(texts, asked, strict=True)])
+    found = measures_of([said(text, truth) for text, truth in zip(texts, asked, strict=True)])
     assert (found["single"], found["joint"], found["joint, lenient parser"]) == (pytest.approx(2 / 3), 0.5, 1.0)
     assert (found["proved"], found["no verdict"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     unplayed = pt.Rollout(said("", Stated("a", True)).task, [], Failed("server down"))
-    left = measured([unplayed, said(texts[1], asked[1]), said(texts[0], Stated("b", True))])
+    left = measures_of([unplayed, said(texts[1], asked[1]), said(texts[0], Stated("b", True))])
     assert (left["theorems"], left["theorems lost"], left["joint"]) == (1, 1, 1), "what was not played is not wrong"
     with pytest.raises(ValueError, match="not one theorem was played"):
-        measured([unplayed])
+        measures_of([unplayed])
 
 
 TRAINING = [
@@ -191,7 +202,7 @@ def test_statements_of_both_formats(training, tests):
 @given(st.integers(0, 5), st.integers(0, 100))
 def test_what_is_held_out_is_held_out_by_theorem(count, seed):
     tasks = [pt.Task(f"{name}:{side}", (), Stated(name, True)) for name in "abcdef" for side in ("pos", "neg")]
-    left, kept = divided(tasks, count, seed)
+    left, kept = split_by_theorem(tasks, count, seed)
     assert len({t.truth.theorem for t in kept}) == count
     assert not {t.truth.theorem for t in kept} & {t.truth.theorem for t in left}
     assert len(left) + len(kept) == len(tasks)
@@ -210,9 +221,9 @@ def test_bad_rows_are_named(tmp_path, change, message):
     data = written(tmp_path / "bad.jsonl", [TRAINING[0], TRAINING[1] | change])
     with pytest.raises(ValueError, match=re.escape(message)):
         statements(data)
-    for count, wanted in ((6, "--keep-out 6: of 6 theorems none would be left"), (-1, "--keep-out -1: it must be")):
+    for count, wanted in ((6, "`keep_out=6`: of 6 theorems none would be left"), (-1, "`keep_out=-1`: it must be")):
         with pytest.raises(ValueError, match=wanted):
-            divided(statements(written(tmp_path / "t.jsonl", TRAINING)), count)
+            split_by_theorem(statements(written(tmp_path / "t.jsonl", TRAINING)), count)
 
 
 def test_proofs_are_told_with_the_statement_s_own_verdict(training):
@@ -223,12 +234,12 @@ def test_proofs_are_told_with_the_statement_s_own_verdict(training):
         text = one.messages[-1]["content"]
         assert right(said(text, Stated("t", holds))).value == 1
         assert text.count("\\boxed") == 1
-    with pytest.raises(ValueError, match="did you mean --proof proof"):
+    with pytest.raises(ValueError, match="did you mean `proof=proof`"):
         proofs(training, "prof", {"t1"})
 
 
 def test_proofs_are_not_looked_for_in_a_test_file(tests):
-    with pytest.raises(ValueError, match=r"line 1: --stage sft .* 'id', 'pos_question', .* 'problem_name', 'prompt'"):
+    with pytest.raises(ValueError, match=r"line 1: stage sft .* 'id', 'pos_question', .* 'problem_name', 'prompt'"):
         proofs(tests, "proof", {"made_up_1"})
 
 
@@ -250,9 +261,9 @@ def test_the_prompt_is_plain_text_that_ends_inside_the_open_tag(make):
 
 
 def test_another_template_may_be_asked_for(folder):
-    assert "<|im_start|>" in templated(ModelOptions(folder, template="chatml", max_new=4)).chat.text((pt.user("x"),))
+    assert "<|im_start|>" in load(ModelOptions(folder, template="chatml", max_new=4)).chat.text((pt.user("x"),))
     with pytest.raises(ValueError, match="neither one of"):
-        templated(ModelOptions(folder, template="none.jinja", max_new=4))
+        load(ModelOptions(folder, template="none.jinja", max_new=4))
 
 
 # ---- the judge
@@ -281,9 +292,9 @@ def test_the_marks_of_a_judge(text, wanted):
 
 
 def driven(proof: str, replies: list[Any]) -> tuple[list[pt.Ask], Any]:
-    """The asks and the facts of an episode of `judged` whose replies are these."""
+    """The asks and the facts of an episode of `proof_judge` whose replies are these."""
     one = pt.Task("t", (pt.user("Prove or disprove that 1 > 2."),), Stated("t", False))
-    episode = judged({"t": proof})(one)
+    episode = proof_judge({"t": proof})(one)
     asks = next(episode)
     seen = [*asks]
     try:
@@ -371,7 +382,7 @@ def test_evaluation_by_theorem_with_a_served_judge(chat, folder, tests, tmp_path
     """A judge that refuses one proof costs its marks and nothing else."""
     address = chat(lambda question: 400 if "negative" in question else GOOD)
     out = tmp_path / "out"
-    line = ["run", "deeptheorem", "--scale", "full", "--stage", "evaluate", "--model", folder, "--max-new", "6"]
+    line = ["run", "deeptheorem", "--stage", "evaluate", "--model", folder, "--max-new", "6"]
     main([*line, "--data", tests, "--judge", address, "--out", str(out)])
     found = json.loads((out / "decided.json").read_text())
     assert found["process"] == pytest.approx(0.75)
@@ -383,10 +394,10 @@ def test_evaluation_by_theorem_with_a_served_judge(chat, folder, tests, tmp_path
     assert "always proved" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*line, "--data", tests, "--out", str(out)])
-    assert "already holds an evaluation" in capsys.readouterr().err
+    assert "already holds evaluation.json" in capsys.readouterr().err
 
 
-EVALUATE = ["run", "deeptheorem", "--scale", "full", "--stage", "evaluate", "--max-new", "6"]
+EVALUATE = ["run", "deeptheorem", "--stage", "evaluate", "--max-new", "6"]
 
 
 def lines_of(path) -> list[dict[str, Any]]:
@@ -411,7 +422,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(chat, folder, tests
     (part / "replies.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(kept[1])}\n" + '{"task": "made')
     with pytest.raises(SystemExit):
         main([*line, "--out", str(part)])
-    assert "already holds an evaluation: continue with --resume" in " ".join(capsys.readouterr().err.split())
+    assert "already holds evaluation.json: continue with --resume" in " ".join(capsys.readouterr().err.split())
     asked.clear()
     up[0] = False
     main([*line, "--out", str(part), "--resume"])
@@ -427,6 +438,19 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(chat, folder, tests
     }
     assert all(one["process"] == pytest.approx(0.75) for one in found)
     assert json.loads((part / "decided.json").read_text())["not marked"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_two_ranks_evaluate_as_one_does(folder, training, tmp_path):
+    """Each replies to its share, and one of them writes."""
+    line = [*EVALUATE, "--model", folder, "--data", training, "--quiet", "--out"]
+    main([*line, str(tmp_path / "one")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = processes.ran([*torchrun, "-m", "posttrain", *line, str(tmp_path / "two")])
+    assert ended.returncode == 0, ended.stderr
+    for name in ("replies.jsonl", "decided.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
 
 
 def killed_after(count: int) -> Any:
@@ -453,14 +477,14 @@ def test_an_evaluation_goes_into_no_folder_of_another(folder, training, tests, t
             main([*line, *options])
         return " ".join(capsys.readouterr().err.split())
 
-    assert "was begun with data" in refused("--data", training, "--out", str(out), "--resume")
-    assert "was begun with max_new = 6, not 5" in refused(
+    assert "was started with data" in refused("--data", training, "--out", str(out), "--resume")
+    assert "was started with max_new = 6, not 5" in refused(
         "--data", tests, "--out", str(out), "--resume", "--max-new", "5"
     )
     assert (out / "decided.json").read_text() == before
     run.mkdir()
     (run / "decided.json").write_text("of a run")
-    assert "does not hold an evaluation" in refused("--data", tests, "--out", str(run), "--overwrite")
+    assert "holds no evaluation.json" in refused("--data", tests, "--out", str(run), "--overwrite")
     assert (run / "decided.json").read_text() == "of a run"
     main([*line, "--data", training, "--out", str(out), "--overwrite"])
     assert json.loads((out / "decided.json").read_text())["theorems"] == 6
@@ -468,7 +492,7 @@ def test_an_evaluation_goes_into_no_folder_of_another(folder, training, tests, t
 
 
 def test_a_local_judge_and_one_that_is_not_there(folder, tests, tmp_path, capsys, monkeypatch):
-    line = ["run", "deeptheorem", "--scale", "full", "--stage", "evaluate", "--model", folder, "--max-new", "6"]
+    line = ["run", "deeptheorem", "--stage", "evaluate", "--model", folder, "--max-new", "6"]
     main([*line, "--data", tests, "--judge", folder, "--out", str(tmp_path / "local")])
     found = json.loads((tmp_path / "local" / "decided.json").read_text())
     assert found["not marked"] == 1.0
@@ -478,25 +502,37 @@ def test_a_local_judge_and_one_that_is_not_there(folder, tests, tmp_path, capsys
     monkeypatch.setattr(server, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(server, "LONGEST_PAUSE_S", 0.0)
     with pytest.raises(server.ServerError, match="Is the server up"):
-        ModelOptions().player("http://127.0.0.1:9/v1", "--judge")
+        ModelOptions().player("http://127.0.0.1:9/v1")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("stage", "options", "message"),
     [
-        (["--stage", "train", "--judge", "x"], "--judge is an option of --stage evaluate"),
-        (["--stage", "evaluate", "--keep-out", "2"], "--keep-out is an option of --stage train and sft"),
-        (["--stage", "sft", "--against", "x"], "--against is an option of --stage construct"),
-        (["--stage", "construct"], "--stage construct needs --writer"),
-        (["--stage", "train", "--keep-out", "6"], "--keep-out 6: of 6 theorems none would be left"),
-        (["--stage", "sft", "--keep-out", "-1"], "--keep-out -1: it must be at least 0"),
-        (["--stage", "prove"], "invalid choice"),
+        ("train", ["--judge", "x"], "unrecognized"),
+        ("evaluate", ["--keep-out", "2"], "unrecognized"),
+        ("sft", ["--against", "x"], "unrecognized"),
+        ("construct", [], "--writer"),
+        ("train", ["--keep-out", "6"], "--keep-out 6: of 6 theorems none would be left"),
+        ("sft", ["--keep-out", "-1"], "--keep-out -1: it must be at least 0"),
+        ("prove", [], "--stage prove: unknown"),
     ],
 )
-def test_options_that_do_not_go_together(training, options, message, tmp_path, capsys):
+def test_options_that_do_not_go_together(training, stage, options, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["run", "deeptheorem", "--scale", "full", "--data", training, *options, "--out", str(tmp_path / "out")])
-    assert message in " ".join(capsys.readouterr().err.split())
+        main(["run", "deeptheorem", "--stage", stage, "--data", training, *options, "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr()
+    assert message.lower() in " ".join((shown.out + shown.err).split()).lower()
+
+
+def test_sets_that_are_decided_have_theorems_of_their_own(tests, training, tmp_path):
+    other = written(tmp_path / "other.jsonl", [row | {"problem_name": f"x{i}"} for i, row in enumerate(TESTS)])
+    kept = statements(training, 1)
+    assert {name: len(found) for name, found in evaluation_sets(kept, [tests]).items()} == {"": 5}, "one set, no name"
+    both = evaluation_sets(kept, [f"putnam={tests}", other])
+    assert {name: len(found) for name, found in both.items()} == {"kept out": 2, "putnam": 3, "other": 3}
+    assert evaluation_sets([], []) == {}
+    with pytest.raises(ValueError, match="'made_up_1' is also one of putnam"):
+        evaluation_sets(kept, [f"putnam={tests}", f"again={tests}"])
 
 
 @pytest.mark.parametrize("stage", ["train", "sft"])
@@ -518,8 +554,9 @@ def test_training_decides_before_and_after(stage, folder, training, tests, tmp_p
 
 
 def trained(stage: str, folder: str, training: str, out) -> list[str]:
-    line = ["run", "deeptheorem", "--scale", "full", "--stage", stage, "--model", folder, "--data", training]
-    return [*line, "--max-new", "6", "--samples", "2", "--tasks", "2", "--quiet", "--out", str(out)]
+    line = ["run", "deeptheorem", "--stage", stage, "--model", folder, "--data", training]
+    samples = ["--samples", "2"] if stage == "train" else []
+    return [*line, "--max-new", "6", *samples, "--tasks", "2", "--quiet", "--out", str(out)]
 
 
 def test_what_is_decided_before_training_survives_a_kill(folder, training, tests, tmp_path, monkeypatch):
@@ -547,7 +584,7 @@ def test_what_is_wrong_is_said_before_anything_is_decided(folder, training, test
         ([*trained("train", folder, training, full), "--held-out", tests], "already holds a run"),
         ([*trained("sft", folder, training, full), "--held-out", tests], "already holds a run"),
         ([*trained("sft", folder, training, fresh), "--held-out", tests, "--proof", "prof"], "did you mean --proof"),
-        ([*trained("sft", folder, tests, fresh), "--held-out", tests], "--stage sft takes training rows"),
+        ([*trained("sft", folder, tests, fresh), "--held-out", tests], "stage sft takes training rows"),
         (
             [*trained("train", folder, training, fresh), "--keep-out", "5", "--held-out", twins],
             "the theorem 't0' is also one of --keep-out",
@@ -561,7 +598,8 @@ def test_what_is_wrong_is_said_before_anything_is_decided(folder, training, test
 
 def test_a_resumed_run_at_laptop_scale_keeps_what_was_before(tmp_path, monkeypatch):
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(deeptheorem, "read_much", lambda seed: read_much(seed, quick=True))
+    monkeypatch.setattr(stages, "base_model", lambda world, seed: base_model(world, seed, QUICK))
+    monkeypatch.setattr(lab, "TESTED", 4)
     line = ["run", "deeptheorem", "--tasks", "2", "--quiet", "--out", str(tmp_path / "out")]
     main([*line, "--steps", "1"])
     found = json.loads((tmp_path / "out" / "decided.json").read_text())
@@ -573,7 +611,7 @@ def test_a_resumed_run_at_laptop_scale_keeps_what_was_before(tmp_path, monkeypat
 
 @pytest.mark.parametrize(("stage", "rate"), [("train", 1e-6), ("sft", 1e-5)])
 def test_each_stage_has_its_own_rate(stage, rate, folder, training, tmp_path, monkeypatch):
-    monkeypatch.setattr(posttrain.run, "SMALL_MODEL", 0)  # as if the checkpoint were a large one
+    monkeypatch.setattr(session, "SMALL_MODEL", 0)  # as if the checkpoint were a large one
     main([*trained(stage, folder, training, tmp_path / "out"), "--steps", "1"])
     assert json.loads((tmp_path / "out" / "run.json").read_text())["lr"] == rate
 
@@ -613,7 +651,7 @@ def written_by(question: str) -> str:
     return f"<same>Same $\\frac{{1}}{{2}}$ {about}</same> <opposite>Opposite {about}</opposite>"
 
 
-CONSTRUCT = ["run", "deeptheorem", "--scale", "full", "--stage", "construct", "--quiet"]
+CONSTRUCT = ["run", "deeptheorem", "--stage", "construct", "--quiet"]
 
 
 def test_theorems_are_built_from_questions(chat, tests, tmp_path, capsys):
@@ -649,7 +687,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(chat, tmp_path, capsys):
     assert [json.loads(t)["id"] for t in (out / "theorems.jsonl").read_text().splitlines()] == ["even"]
     with pytest.raises(SystemExit):
         main([*CONSTRUCT, *options, "--writer", chat(failing)])
-    assert "already holds theorems under construction" in capsys.readouterr().err
+    assert "already holds construct.json" in capsys.readouterr().err
     ledger = out / "items.jsonl"
     ledger.write_text(ledger.read_text() + '{"id": "odd", "stage": "ra')  # killed in the middle of a line
     asked.clear()
@@ -660,10 +698,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(chat, tmp_path, capsys):
     other = written(tmp_path / "other.jsonl", QUESTIONS[:1])
     with pytest.raises(SystemExit):
         main([*CONSTRUCT, "--data", other, "--out", str(out), "--resume", "--writer", chat(written_by)])
-    assert "was begun with data" in capsys.readouterr().err
+    assert "was started with data" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([*CONSTRUCT, *options, "--question", "qestion", "--writer", chat(written_by)])
-    assert "did you mean --question question?" in " ".join(capsys.readouterr().err.split())
+        main([*CONSTRUCT, *options, "--prompt", "qestion", "--writer", chat(written_by)])
+    assert "did you mean --prompt question?" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_local_writer_and_one_that_never_answers(chat, folder, tmp_path, capsys):
@@ -700,7 +738,7 @@ def test_variants_differ_from_the_statement_and_from_each_other():
 
 def test_a_reply_that_was_cut_off_is_no_answer():
     [stage] = [one for one in questions.STAGES if one.name == "proved"]
-    episode = pipeline.asking(stage)(pt.Task("t", (), {"statement": "x"}))
+    episode = pipeline.question_env(stage)(pt.Task("t", (), {"statement": "x"}))
     next(episode)
     cut = said("\\boxed{proved}", stop="length").turns[0].reply
     episode.send([cut])
@@ -804,19 +842,22 @@ def cache(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("name", deeptheorem.ARMS)
+@pytest.mark.parametrize("name", lab.ARMS)
 def test_arms_are_quick_when_asked(name, monkeypatch, cache):
     monkeypatch.setenv("POSTTRAIN_CACHE", cache)
-    found = deeptheorem.ARMS[name](100, True)
-    measures = {claim.measure for claim in deeptheorem.CLAIMS} | {claim.against for claim in deeptheorem.CLAIMS}
+    found = lab.ARMS[name](100, QUICK)
+    measures = {claim.measure for claim in lab.CLAIMS} | {claim.against for claim in lab.CLAIMS}
     assert measures - {None} <= set(found)
 
 
 @pytest.mark.slow
 def test_the_verdict_alone_teaches_to_prove():
     """From the laptop's base model, which can prove and mostly does not; it is built once."""
-    policy, world = read_much(100), Theorems(100)
-    history = train_in_memory(policy, world.training(), recipe(pt.each(right), 16), steps=12, per_step=16, lr=1e-3, seed=1)
+    world = Theorems(100)
+    policy = base_model(world, 100)
+    history = train_in_memory(
+        policy, world.training(), recipe(pt.each(right), 16), steps=12, per_step=16, lr=1e-3, seed=1
+    )
     assert 0.1 < history[0]["reward"] < 0.9, "a base model that can be taught"
     assert history[-1]["reward"] > history[0]["reward"] + 0.15
     assert history[-1]["length"] > history[0]["length"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -22,16 +21,17 @@ from posttrain.cli import main
 from posttrain.cli.options import ModelOptions
 from posttrain.core import Failed
 from posttrain.data import read, read_demonstrations
+from posttrain.lab.trial import QUICK
 from posttrain.lab.world.glyphs import Glyphs, Problem, answer, careful, drawing, looked_again, skipping, works
 from posttrain.lab.world.words import Size, taught
 from posttrain.reward import graded
 from posttrain.run.lines import Lines
 from posttrain.systems import rl_with_cold_start as system
-from posttrain.systems.rl_with_cold_start import experiments
-from posttrain.systems.rl_with_cold_start.chains import collected, record
+from posttrain.systems.rl_with_cold_start import lab
+from posttrain.systems.rl_with_cold_start.chains import collect, record
 from posttrain.systems.rl_with_cold_start.reflection import gap, patterns, reflects
-from posttrain.systems.rl_with_cold_start.stages import aligned, check_started
-from posttrain.systems.rl_with_cold_start.styles import AGAIN, CRITICISE, DESCRIBE, REVISE, STYLES, kept
+from posttrain.systems.rl_with_cold_start.stages import check_cold_start, freeze_tower
+from posttrain.systems.rl_with_cold_start.styles import AGAIN, CRITICISE, DESCRIBE, REVISE, STYLES, right_chains
 
 PROBLEM = Problem((3, 1, 4), ("+", "*"))  # 3 + 1 = 4, 4 * 4 = 16 = 4 mod 6
 
@@ -71,25 +71,25 @@ def test_the_gap_by_hand():
 
 def test_only_right_and_whole_chains_are_kept():
     says = iter(["\\boxed{3}", "so \\boxed{4}", "\\boxed{4} again", "none"])
-    found = kept(Canned(lambda ask: next(says)), [seen()], grade.GRADES["math"], candidates=4)
+    found = right_chains(Canned(lambda ask: next(says)), [seen()], grade.GRADES["math"], candidates=4)
     assert found["t"].messages[-1]["content"] == "so \\boxed{4}"
     assert [message["role"] for message in found["t"].messages] == ["system", "user", "assistant"]
-    assert not kept(Canned("\\boxed{5}"), [seen()], grade.GRADES["math"])
+    assert not right_chains(Canned("\\boxed{5}"), [seen()], grade.GRADES["math"])
 
     class Cut:
         def sample(self, asks):
             return [pt.Reply("\\boxed{4}", torch.zeros(0), None, "length") for _ in asks]
 
-    assert not kept(Cut(), [seen()], grade.GRADES["math"])
+    assert not right_chains(Cut(), [seen()], grade.GRADES["math"])
 
 
 def test_a_reflection_needs_a_wrong_attempt_first():
     def corrected(ask):
         return "\\boxed{4}" if len(ask.messages) > 2 else "\\boxed{3}"
 
-    found = kept(Canned(corrected), [seen()], grade.GRADES["math"], "reflection")
+    found = right_chains(Canned(corrected), [seen()], grade.GRADES["math"], "reflection")
     assert found["t"].messages[-1]["content"] == "\\boxed{3}\n\nWait, let me re-evaluate.\n\n\\boxed{4}"
-    assert not kept(Canned("\\boxed{4}"), [seen()], grade.GRADES["math"], "reflection")
+    assert not right_chains(Canned("\\boxed{4}"), [seen()], grade.GRADES["math"], "reflection")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,8 @@ def test_chains_survive_their_file(tmp_path):
 
 # ---- full scale: the traps
 
+RUN = ["run", "rl-with-cold-start", "--stage"]
+
 
 @pytest.fixture
 def album(tmp_path):
@@ -153,40 +155,41 @@ def test_every_stage_from_the_command_line(family, album, tmp_path, monkeypatch,
     folder = checkpoint(tmp_path / "model", family)
     data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6", "--min-pixels", "64"]
     size = ["--steps", "1", "--tasks", "2", "--quiet"]
-    start = ["run", "rl-with-cold-start", "--scale", "full", *data, *size]
-    main([*start, "--stage", "distil", "--teacher", "it", "--model", folder, "--out", str(tmp_path / "cold")])
-    chains = tmp_path / "cold-chains" / "demonstrations.jsonl"
-    assert [json.loads(line)["id"] for line in chains.read_text().splitlines()] == ["2"]  # the one whose answer is 1
+    cold, chains, rl = tmp_path / "cold", tmp_path / "chains", [*RUN, "rl", *data, *size]
+    main([*RUN, "distil", *data, "--teacher", "it", "--quiet", "--out", str(chains)])
+    lines = (chains / "chains.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["2"]  # the one whose answer is 1
+    learnt = ["--data", str(chains / "chains.jsonl"), "--image", "images", "--min-pixels", "64", *size]
+    main([*RUN, "sft", *learnt, "--model", folder, "--out", str(cold)])
+    check_cold_start(str(cold / "model"))
     with pytest.raises(SystemExit):  # the released script starts from the base model, which is RL alone
-        main([*start, "--stage", "rl", "--model", folder, "--out", str(tmp_path / "rl")])
-    assert "there was no cold start" in capsys.readouterr().err
-    main([*start, "--stage", "rl", "--model", str(tmp_path / "cold" / "model"), "--out", str(tmp_path / "rl")])
-    main([*start, "--no-cold-start", "--model", folder, "--out", str(tmp_path / "alone")])
+        main([*rl, "--model", folder, "--out", str(tmp_path / "rl")])
+    assert "there was no cold start; give one (RUN/model), or --no-cold-start" in capsys.readouterr().err
+    main([*rl, "--model", str(cold / "model"), "--out", str(tmp_path / "rl")])
+    main([*rl, "--no-cold-start", "--model", folder, "--out", str(tmp_path / "alone")])
     asked = next(iter(pt.read_rollouts(tmp_path / "rl")))["turns"][0]["messages"]
-    assert asked[0] == {"role": "system", "content": system.SYSTEM}, "both stages ask alike"
-    again = ["--data", str(chains), "--image", "images", "--max-new", "6", *size, "--out", str(tmp_path / "sft")]
-    main(["run", "rl-with-cold-start", "--scale", "full", "--stage", "sft", "--model", folder, *again])
-    check_started(str(tmp_path / "sft" / "model"))
+    assert asked[0] == {"role": "system", "content": system.SYSTEM}, "all stages ask alike"
 
 
 def test_no_right_chain_is_said(album, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ModelOptions, "player", lambda *_: Canned("I do not know"))
-    folder = checkpoint(tmp_path / "model")
-    data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6", "--model", folder]
-    stage = ["--stage", "distil", "--teacher", "it"]
+    data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6"]
     with pytest.raises(SystemExit):
-        main(["run", "rl-with-cold-start", "--scale", "full", *data, *stage, "--out", str(tmp_path / "c")])
+        main([*RUN, "distil", *data, "--teacher", "it", "--quiet", "--out", str(tmp_path / "c")])
     assert "not one chain of the teacher was right" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*RUN, "distil", *data, "--teacher", "it", "--sampler", "vllm", "--out", str(tmp_path / "d")])
+    assert "--sampler vllm: it samples for the model, and --teacher is asked in its place" in capsys.readouterr().err
 
 
 class Counted(Canned):
-    """A teacher that says how often it was asked; after `whole` questions it is switched off."""
+    """A teacher that says how often it was asked; after `most` questions it is switched off."""
 
-    asked, whole = 0, 1000
+    asked, most = 0, 1000
 
     def sample(self, asks):
         Counted.asked += len(asks)
-        if Counted.asked > Counted.whole:
+        if Counted.asked > Counted.most:
             raise KeyboardInterrupt
         return super().sample(asks)
 
@@ -196,50 +199,43 @@ def distil(album, tmp_path, monkeypatch):
     """The distil stage from the command line, with a teacher that counts; more options may follow."""
     monkeypatch.setattr(ModelOptions, "player", lambda *_: Counted("it is \\boxed{1}"))
     monkeypatch.setattr(Counted, "asked", 0)
-    folder = checkpoint(tmp_path / "model")
-    data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6", "--model", folder]
-    stage = ["--stage", "distil", "--teacher", "http://one/v1#large", "--steps", "1", "--tasks", "1", "--quiet"]
+    data = ["--data", str(album), "--prompt", "problem", "--image", "images", "--max-new", "6", "--quiet"]
 
     def run(*more: str) -> None:
-        out = ["--out", str(tmp_path / "run")]
-        main(["run", "rl-with-cold-start", "--scale", "full", *data, *stage, *out, *more])
+        main([*RUN, "distil", *data, "--teacher", "http://one/v1#large", "--out", str(tmp_path / "run"), *more])
 
     return run
 
 
-def test_a_finished_run_is_seen_before_the_teacher_is_asked(distil, tmp_path, capsys):
+def test_finished_chains_are_seen_before_the_teacher_is_asked(distil, tmp_path, capsys):
     distil()
-    chains = (tmp_path / "run-chains" / "demonstrations.jsonl").read_bytes()
+    chains = (tmp_path / "run" / "chains.jsonl").read_bytes()
     assert Counted.asked == 12
     for more in ([], ["--style", "caption"]):
         with pytest.raises(SystemExit):
             distil(*more)
-        assert "already holds a run" in capsys.readouterr().err
+        assert "already holds chains.json: continue with --resume" in " ".join(capsys.readouterr().err.split())
     assert Counted.asked == 12
-    assert (tmp_path / "run-chains" / "demonstrations.jsonl").read_bytes() == chains
+    assert (tmp_path / "run" / "chains.jsonl").read_bytes() == chains
     distil("--overwrite")
     assert Counted.asked == 24
 
 
-def test_chains_are_resumed_with_the_same_settings_only(distil, tmp_path, capsys, monkeypatch):
-    folder = tmp_path / "run-chains"
+def test_chains_are_resumed_with_the_same_settings_only(distil, tmp_path, capsys):
+    folder = tmp_path / "run"
     distil()
     answered = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
-    (folder / "demonstrations.jsonl").unlink()  # as a kill leaves it: one problem answered, the next line cut short
+    (folder / "chains.jsonl").unlink()  # as a kill leaves it: one problem answered, the next line cut short
     (folder / "answers.jsonl").write_text(answered[0] + answered[1][:10])
-    shutil.rmtree(tmp_path / "run")
-    with pytest.raises(SystemExit):
-        distil()
-    assert "already holds chains of a teacher" in capsys.readouterr().err
     for more in (["--style", "critic"], ["--limit", "2"], ["--teacher", "http://one/v1#small"], ["--seed", "1"]):
         with pytest.raises(SystemExit):
             distil("--resume", *more)
-        assert "was begun with" in capsys.readouterr().err
+        assert "was started with" in capsys.readouterr().err
     asked = Counted.asked
     distil("--resume", "--teacher", "http://elsewhere/v1#large")
     assert Counted.asked == asked + 8, "two problems of three"
     assert sorted((folder / "answers.jsonl").read_text().splitlines(keepends=True)) == sorted(answered)
-    assert [json.loads(line)["id"] for line in (folder / "demonstrations.jsonl").read_text().splitlines()] == ["2"]
+    assert [json.loads(line)["id"] for line in (folder / "chains.jsonl").read_text().splitlines()] == ["2"]
 
 
 def test_every_answer_is_written_when_it_comes(tmp_path):
@@ -255,45 +251,47 @@ def test_every_answer_is_written_when_it_comes(tmp_path):
             raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):
-        collected(Dies(), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True)
+        collect(Dies(), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True)
     assert [json.loads(line)["id"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == ["a"]
-    path = collected(
+    count = collect(
         Canned("\\boxed{4}"), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True
     )
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b"]
+    assert count == 2
+    lines = (tmp_path / "chains.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["a", "b"]
 
 
 def test_a_teacher_that_refuses_is_not_one_that_is_wrong(tmp_path, capsys):
     refusal = Failed("http://teacher refused (status 400): no pictures here")
     tasks = [seen(str(i)) for i in range(20)]
     with pytest.raises(ValueError, match=r"could not answer 20 of 20 problems; the first because: .*no pictures here"):
-        collected(Canned(refusal), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
-    assert not (tmp_path / "demonstrations.jsonl").exists()
+        collect(Canned(refusal), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
+    assert not (tmp_path / "chains.jsonl").exists()
 
     def moody(ask):
         return refusal if ask.messages == tasks[3].prompt else "\\boxed{4}"
 
     tasks[3] = pt.Task("3", (pt.user("other"),), "4")
-    path = collected(Canned(moody), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
-    assert len(path.read_text().splitlines()) == 19
+    count = collect(Canned(moody), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
+    assert count == 19
     assert "warning: the teacher could not answer 1 of 20 problems" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("stage", "options", "message"),
+    ("stage", "options"),
     [
-        ("distil", ["--held-out", "x.jsonl"], "--held-out has no effect in --stage distil, only in rl"),
-        ("sft", ["--teacher", "http://x"], "--teacher has no effect in --stage sft"),
-        ("rl", ["--style", "caption"], "--style has no effect in --stage rl"),
-        ("rl", ["--tower"], "--tower has no effect in --stage rl, only in distil and sft"),
-        ("sft", ["--no-cold-start"], "--no-cold-start has no effect in --stage sft"),
+        ("distil", ["--held-out", "x.jsonl"]),
+        ("sft", ["--teacher", "http://x"]),
+        ("rl", ["--style", "caption"]),
+        ("rl", ["--tower"]),
+        ("sft", ["--no-cold-start"]),
     ],
 )
-def test_options_without_an_effect_are_refused(stage, options, message, capsys, tmp_path):
-    words = ["--scale", "full", "--data", "x.jsonl", "--stage", stage, "--out", str(tmp_path / "run"), *options]
+def test_options_of_other_stages_are_refused(stage, options, capsys, tmp_path):
     with pytest.raises(SystemExit):
-        main(["run", "rl-with-cold-start", *words])
-    assert message in capsys.readouterr().err
+        main([*RUN, stage, "--data", "x.jsonl", "--out", str(tmp_path / "run"), *options])
+    shown = capsys.readouterr()
+    assert f"unrecognized options: {options[0]}" in (shown.out + shown.err).lower()
 
 
 def test_a_limit_of_pixels_moves_the_system_s_other_one():
@@ -306,14 +304,12 @@ def test_a_limit_of_pixels_moves_the_system_s_other_one():
 def test_the_aligner_is_trained_and_the_tower_is_not():
     for family in ("qwen2_5_vl", "qwen3_vl"):
         one = policy(family)
-        aligned(one)
+        freeze_tower(one)
         names = {name for name, p in one.model.named_parameters() if p.requires_grad}
         assert any("merger" in name for name in names)
         assert not any("visual" in name and "merger" not in name for name in names)
         assert any("language_model" in name for name in names)
-        whole = policy(family)
-        aligned(whole, vision=True)
-        assert len(list(whole.parameters())) > len(names)
+        assert len(list(policy(family).parameters())) > len(names)
 
 
 def test_the_reward_has_no_part_for_a_format(album):
@@ -399,11 +395,11 @@ def test_spoilt_chains_keep_their_structure():
     one = pt.Demonstration((*Glyphs().tasks(1, "x")[0].prompt, pt.assistant(careful(PROBLEM))))
     draw = random.Random(0)
     for _ in range(50):
-        said = experiments.said(experiments.spoilt(one, draw))
+        said = lab.chain_text(lab.spoil(one, draw))
         assert works(said)
         assert answer(said) != "4"
         assert len(said.split()) == len(careful(PROBLEM).split())
-    assert experiments.read(careful(PROBLEM)) == PROBLEM
+    assert lab.problem_of(careful(PROBLEM)) == PROBLEM
 
 
 @pytest.mark.slow
@@ -425,5 +421,5 @@ def test_arms_run_and_measure(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
     monkeypatch.setattr(tiny, "warm_start", lambda *_: None)
     for name in ("SFT + RL", "SFT, wrong answers"):
-        found = system.ARMS[name](0, True)
+        found = lab.ARMS[name](0, QUICK)
         assert {"mean@1", "greedy", "pass@8", "chains", "reflection", "reflection gap"} <= set(found)

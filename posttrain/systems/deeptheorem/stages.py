@@ -250,7 +250,7 @@ def build(
     data: str,
     writer: WriterOptions,
     output: Output = Output("theorems"),
-    question: str = "question",
+    prompt: str = "question",
     against: tuple[str, ...] = (),
     encoder: str | None = None,
     limit: int | None = None,
@@ -258,14 +258,14 @@ def build(
 ) -> Path:
     """Build theorems with variants from questions of your own: OUT/theorems.jsonl, in the columns of training data.
 
-    data      questions: JSONL, CSV or Parquet, or a Hugging Face dataset id
-    question  column of the questions
-    against   test files of which nothing may be in the theorems
-    encoder   Hub id or folder of a sentence encoder that finds what is near them; n-grams of words if not given
-    limit     use only the first so many questions
-    split     split of a Hugging Face dataset
+    data     questions: JSONL, CSV or Parquet, or a Hugging Face dataset id
+    prompt   their column, or a template such as "Show that {statement}"
+    against  test files of which nothing may be in the theorems
+    encoder  Hub id or folder of a sentence encoder that finds what is near them; n-grams of words if not given
+    limit    use only the first so many questions
+    split    split of a Hugging Face dataset
     """
-    player, tasks = writer.player(), read(data, question, None, limit=limit, split=split)
+    player, tasks = writer.player(), read(data, prompt, None, limit=limit, split=split)
     tests = [str(task.prompt[-1]["content"]) for file in against for task in statements(file)]
     recall = by_encoder(encoder, writer.device) if encoder else by_words
     folder, settings = Path(output.out), {**output.settings, "seed": output.seed}

@@ -165,7 +165,7 @@ def learn(
 ) -> Session:
     """Learn chains: what reinforcement starts from.
 
-    Published: 3 epochs, which is `steps` times `tasks` divided by the chains.
+    Published: 3 epochs, so `steps` times `tasks` is three times the number of chains.
 
     tower  train the vision tower too
     """
