@@ -123,6 +123,7 @@ def test_train_then_decode(checkpoint, questions, tmp_path, capsys):
         (["--held-out", "{questions}", "--grade", "nubmer"], "did you mean number?"),
         (["--held-out", "nosuch.jsonl"], "--held-out nosuch.jsonl: there is no such file"),
         (["--grade", "number"], "nothing is graded without --held-out or --reward grader"),
+        (["--stop", "."], "--stop .: nothing is graded"),
         (["--reward", "grader", "--grade", "yes-no"], "task '1': --grade yes-no needs yes, no"),
         (["--samples", "8"], "--samples 8 is an option of --reward grader"),
         (["--reward", "grader", "--samples", "0"], "--samples 0: it must be at least 1"),

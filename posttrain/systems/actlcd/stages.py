@@ -153,7 +153,7 @@ def learn(
     """
     graded = learning.reward == "grader"
     if not graded and not held_out:
-        refuse_grading(questions)
+        refuse_grading(questions, model)
     checker, tasks, tests = questions.checker(), questions.columns.tasks(), questions.columns.tests(held_out)
     for task in tasks:
         reference(task)
@@ -178,11 +178,11 @@ def learn(
     return session
 
 
-def refuse_grading(questions: QuestionOptions) -> None:
-    """Raises ValueError for an option of grading, where nothing is graded."""
-    for name in ("grade", "judge", "registry"):
-        value = getattr(questions, name)
-        if value != getattr(QuestionOptions, name):
+def refuse_grading(questions: QuestionOptions, model: SpeakerOptions) -> None:
+    """Raises ValueError for an option of replies and their grades, where answers are only read."""
+    for group, name in ((questions, "grade"), (questions, "judge"), (questions, "registry"), (model, "stop")):
+        value = getattr(group, name)
+        if value != getattr(type(group), name):
             raise ValueError(f"`{name}={value}`: nothing is graded without `held_out` or `reward=grader`")
 
 
