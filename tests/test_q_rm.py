@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,11 +11,12 @@ from conftest import task
 
 import posttrain as pt
 from posttrain.advantage import by_decision
+from posttrain.cli import main
 from posttrain.policy.value import Critic
 from posttrain.preference import Judged
 from posttrain.row import rows_of
 from posttrain.systems.q_rm import TokenCritic, scaled
-from posttrain.systems.q_rm.model import QModel, by_token, preference, q_step
+from posttrain.systems.q_rm.model import QModel, by_token, pair_accuracy, preference, q_step, train_q_model
 
 
 def test_the_loss_by_hand():
@@ -121,3 +123,33 @@ def test_a_q_model_does_not_go_with_lora(make):
     policy.model = peft.get_peft_model(policy.body, peft.LoraConfig(r=2, target_modules="all-linear"))
     with pytest.raises(ValueError, match="does not go with LoRA"):
         QModel(policy)
+
+
+# ---- the stage that learns a Q model
+
+
+@pytest.mark.parametrize("head", ["vocabulary", "scalar"])
+def test_a_q_model_is_learnt_saved_and_resumed_exactly(head, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    lines = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": "bad " * (i + 1)} for i in range(6)]
+    pairs.write_text("\n".join(map(json.dumps, lines)))
+    words = ["run", "q-rm", "--stage", "q-model", "--pairs", str(pairs), "--held-out", str(pairs), "--head", head]
+    words += ["--tasks", "3", "--lr", "3e-3", "--save-every", "1", "--quiet"]
+    main([*words, "--steps", "4", "--out", str(tmp_path / "whole")])
+    main([*words, "--steps", "2", "--out", str(tmp_path / "parts")])
+    main([*words, "--steps", "4", "--out", str(tmp_path / "parts"), "--resume"])
+    whole, parts = (QModel.load(tmp_path / name / "model", device="cpu") for name in ("whole", "parts"))
+    assert whole.head == head
+    assert torch.equal(whole.out.weight, parts.out.weight)
+    both = zip(whole.state_dict().values(), parts.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in both)
+    history = pt.read_metrics(tmp_path / "whole")
+    assert history[-1]["held_out/accuracy"] == pair_accuracy(whole, pt.read_pairs(pairs))
+    assert "held_out/accuracy" in history[0]
+    assert "held_out/accuracy" not in history[1]
+
+
+def test_a_pair_too_long_for_the_model_is_named(make, tmp_path):
+    pairs = [pt.Pair((pt.user("q"),), "good", "bad " * i) for i in (1, 400)]
+    with pytest.raises(ValueError, match=r"pair 2 has \d+ tokens, but the model has 256 positions"):
+        train_q_model(QModel(make()), pairs, pt.Run(tmp_path / "run"))
