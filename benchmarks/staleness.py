@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import tyro
 
+from posttrain.lab.trial import FULL, QUICK
 from posttrain.scale.schedule import Rule
-from posttrain.systems.pangu_embedded.scheduler import GROUPS, MEDIAN_S, SLOTS, SPREAD, STEPS, scheduled
+from posttrain.systems.pangu_embedded.lab.scheduler import GROUPS, MEDIAN_S, SLOTS, SPREAD, STEPS, arm
 
 ARMS: tuple[tuple[int, Rule], ...] = ((0, "block"), (1, "block"), (1, "drop"), (1, "interrupt"), (2, "block"))
 
@@ -25,7 +26,7 @@ class Options:
     seeds: int = 3
     steps: int = STEPS
     quick: bool = False
-    """Three steps on a base model that has hardly been trained: a smoke test."""
+    """Four steps on a base model that has hardly been trained: a smoke test."""
 
 
 def main(options: Options) -> None:
@@ -33,10 +34,11 @@ def main(options: Options) -> None:
     print("| staleness | rule | wall seconds | against synchronous | accuracy | mean age | oldest | lost |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     synchronous: list[float] = []
+    budget = QUICK if options.quick else FULL
     for staleness, rule in ARMS:
         found = []
         for seed in range(options.seeds):
-            found.append(scheduled(seed, options.quick, staleness, rule, options.steps))
+            found.append(arm(staleness, rule, options.steps)(seed, budget))
             print(staleness, rule, seed, found[-1], file=sys.stderr, flush=True)
         wall = [one["wall seconds"] for one in found]
         synchronous = synchronous or wall

@@ -37,7 +37,8 @@ def prepare(
             raise ValueError(f"{folder} is not empty and holds no {kind}.json: give another `out`")
     elif resume:
         before = flat(read_json(about))
-        changed = [name for name, value in flat(now).items() if before.get(name) != value and name not in MAY_CHANGE]
+        same = {name: value for name, value in flat(now).items() if name.rpartition(".")[2] not in MAY_CHANGE}
+        changed = [name for name, value in same.items() if before.get(name) != value]
         if changed:
             raise ValueError(
                 f"{folder} was started with {changed[0]} = {before.get(changed[0])!r}, not {flat(now)[changed[0]]!r}: "

@@ -26,7 +26,7 @@ from posttrain.systems.srrl.reflection import Trained, reflected
 TINY, TINY_DENOISING = Size(steps=200), Denoising(steps=8, guidance=2.0)
 ROUNDS = (0, 1, 2)  # by which models are measured
 STEPS, EVERY, RATE = 12, 4, 5e-4  # so that rounds are 0, 1, 2 over the run
-BRANCHES, LASTS = 5, (2, 4, 6, 8)
+SAMPLES, BRANCHES, LASTS = 32, 5, (2, 4, 6, 8)
 SEEN = 128  # pictures of each of the two prompts in a measurement
 
 
@@ -35,18 +35,18 @@ def base_policy(seed: int, budget: Budget = FULL) -> DiffusionPolicy:
     return base(Balance(seed), seed, budget.size(TINY), TINY_DENOISING)
 
 
-def plain(world: Balance, trained: Trained = "last") -> Recipe:
+def plain(world: Balance, budget: Budget, trained: Trained = "last") -> Recipe:
     """64 pictures a stage, 32 of each prompt, all of them trained, with one update: without B2-DiffuRL's parts."""
-    return recipe(each(world.graded), trained=trained, samples=32, select=None, epochs=1)
+    return recipe(each(world.graded), trained=trained, samples=budget.items(SAMPLES), select=None, epochs=1)
 
 
-def branched(world: Balance) -> Recipe:
+def branched(world: Balance, budget: Budget) -> Recipe:
     """12 groups of 5 branches, of which the best and the worst are trained on the steps that they do not share."""
     return recipe(each(world.graded), samples=BRANCHES, epochs=1)
 
 
 def arm(
-    recipe_for: Callable[[Balance], Recipe] | None,
+    recipe_for: Callable[[Balance, Budget], Recipe] | None,
     every: int = 0,
     lasts: Sequence[int] = (),
     groups: int = 2,
@@ -61,8 +61,8 @@ def arm(
             steps = budget.steps(STEPS)
             rounds = [stage // every if every else 0 for stage in range(steps)]
             source = Curriculum(Shuffled(world.tasks(), seed), rounds, lasts, seed)
-            per_step = budget.items(groups)
-            train_in_memory(policy, source, recipe_for(world), steps=steps, per_step=per_step, lr=RATE, seed=seed)
+            made, per_step = recipe_for(world, budget), budget.items(groups)
+            train_in_memory(policy, source, made, steps=steps, per_step=per_step, lr=RATE, seed=seed)
         spent = policy.calls / 1000
         found = logic_by_rounds(policy, world, seed, budget.items(SEEN), trained)
         return found | {"training calls, thousands": spent}
@@ -102,7 +102,7 @@ ARMS = {
     "base": arm(None),
     "ddpo": arm(plain),
     "srrl": arm(plain, EVERY),
-    "srrl, every round": arm(lambda world: plain(world, "all"), EVERY, trained="all"),
+    "srrl, every round": arm(lambda world, budget: plain(world, budget, "all"), EVERY, trained="all"),
     "branches": arm(branched, lasts=LASTS, groups=12),
     "inverted, base": arm(None, inverted=True),
     "inverted, srrl": arm(plain, EVERY, inverted=True),

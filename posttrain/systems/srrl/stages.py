@@ -140,11 +140,11 @@ def laptop(
     inverted  the heavy side must rise
     """
     from posttrain.lab.world.balance import Balance
-    from posttrain.systems.srrl.lab import BRANCHES, base_policy
+    from posttrain.systems.srrl.lab import BRANCHES, SAMPLES, base_policy
 
     at_least(0, rounds=rounds)
     world, policy = Balance(run.seed, inverted), base_policy(run.seed)
-    samples, select = (BRANCHES, 0.5) if branches else (32, None)
+    samples, select = (BRANCHES, 0.5) if branches else (SAMPLES, None)
     made = recipe(each(world.graded), rounds=rounds, trained=trained, samples=samples, select=select, epochs=1)
     counts = rounds_by_stage(run.steps, max(-(-run.steps // (rounds + 1)), 1))
     lasts = lasts_of(policy.denoising.steps) if branches else []

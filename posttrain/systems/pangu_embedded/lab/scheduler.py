@@ -28,6 +28,7 @@ from posttrain.method import grpo
 from posttrain.reward import each
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
+from posttrain.scale.schedule import Rule
 from posttrain.seeding import mix
 
 MEDIAN_S, SPREAD = 0.2, 0.9  # of the log-normal time that a group takes
@@ -54,7 +55,7 @@ def learn(seed: int, budget: Budget, run: Run, scale: ScaleOptions) -> Session:
     return scale.train(policy, world.training(), recipe, run)
 
 
-def arm(staleness: int, steps: int = STEPS) -> Arm:
+def arm(staleness: int, rule: Rule = "block", steps: int = STEPS) -> Arm:
     """A run on two player processes: wall time after the first step, in which processes start, and where it ends."""
 
     def on_cluster(seed: int, budget: Budget) -> Measures:
@@ -64,10 +65,11 @@ def arm(staleness: int, steps: int = STEPS) -> Arm:
 
         world = Habits(seed, worked=0.4)
         base(world, seed, budget.size(Size()))  # it is made once, not by every process
-        scale = ScaleOptions(cluster="local", at_once=SLOTS // PLAYERS, samplers=PLAYERS, staleness=staleness)
+        players = {"samplers": PLAYERS, "at_once": SLOTS // PLAYERS}
+        scale = ScaleOptions(cluster="local", staleness=staleness, stale=rule, **players)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            run = Run(out, steps=budget.steps(steps), tasks=GROUPS, lr=1e-3, seed=seed, quiet=True)
+            run = Run(out, steps=budget.steps(steps), tasks=budget.items(GROUPS), lr=1e-3, seed=seed, quiet=True)
             run_on_cluster("local", partial(learn, seed, budget, run, scale), scale.players())
             lines: list[dict[str, Any]] = read_metrics(out)
             policy = text(str(out / "model"), max_new=world.longest, device="cpu", threads=1)
