@@ -225,6 +225,6 @@ CLAIMS = (
     ),
 )
 SMOKE = Smoke(
-    {"laptop": ["", "`setting=rl`", "`setting=black_random`"]},  # the other stages are run in tests/test_tomap.py
+    {"laptop": ["", "--setting rl", "--setting black_random"]},  # the other stages are run in tests/test_tomap.py
     {"lab.LOGGED": 20},
 )
