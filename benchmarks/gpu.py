@@ -101,7 +101,7 @@ def command(part: Part, given: argparse.Namespace, file: Path) -> list[str]:
 
 
 def run(part: Part, given: argparse.Namespace, work: Path, seconds: float) -> dict[str, Any]:
-    """What the part wrote, and how it ended: `ok`, `failed`, `out of memory`, or `out of time`."""
+    """What the part wrote, and how it ended: `ok`, `failure`, `out of memory`, or `out of time`."""
     name = part.name.replace(" ", "-")
     file, log = work / f"{name}.json", work / f"{name}.log"
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -130,7 +130,7 @@ def vision(device: str) -> Facts:
 
     policy = seeing("qwen2_5_vl")
     policy.model.to(device)
-    policy = policy.around(policy.model)
+    policy = policy.with_model(policy.model)
     rows = played(policy, [task("a", noise(8, 24)), task("b", noise(16, 16), noise(24, 8)), task("none")])
     _, most = gap(policy, rows)
     change = float(moved(policy, rows).norm())

@@ -58,7 +58,7 @@ def steps(shape: Shape, given: Any) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
     tasks = [pt.Task(str(i), (pt.user(text),), None) for i, text in enumerate(prompts(shape, 2 * shape.tasks))]
     recipe = pt.grpo(pt.each(lambda rollout: even(rollout.text)), samples=shape.samples)
-    source = pt.Shuffled(tasks, 0)
+    source = pt.ShuffledSource(tasks, 0)
     taken: list[dict[str, float]] = []
     facts = {**about(device), "fast_sampling": policy.dense, "lines": policy.lines, "warm": WARM}
     for number in range(WARM + STEPS):

@@ -22,7 +22,7 @@ from posttrain.policy import generate, head, keys, line, load, text
 
 
 def without_fast_pass() -> None:
-    text.Dense.of = staticmethod(lambda _: False)
+    text.Dense.supports = staticmethod(lambda _: False)
 
 
 def without_lines() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
         return rewarded(work, rollout.task.prompt[0]["content"], " ".join(turn.reply.content for turn in rollout.turns))
 
     recipe = pt.grpo(pt.each(reward), samples=work.samples, env=conversation(work))
-    source = pt.Shuffled(tasks, given.seed)
+    source = pt.ShuffledSource(tasks, given.seed)
     for step in range(1_000_000):
         wait()
         wall, cpu = time.perf_counter(), time.process_time()

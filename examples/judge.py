@@ -21,5 +21,5 @@ def agrees(rollout: pt.Rollout) -> float:
 if __name__ == "__main__":
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 40
     policy = pt.text("tiny", max_new=32)
-    recipe = pt.Recipe(pt.each(agrees), judged, others={"judge": policy.frozen()})
+    recipe = pt.Recipe(pt.each(agrees), judged, others={"judge": policy.frozen_copy()})
     pt.train(policy, tiny.tasks(500), recipe, pt.Run("runs/judge", steps=steps, lr=5e-4, overwrite=True))

@@ -13,7 +13,7 @@ def cautious(policy: pt.TextPolicy, reward: pt.Reward, samples: int = 4) -> pt.R
     """Leave-one-out advantages, a tight clip, and a divergence from the model that it starts from."""
     loss = pt.total((1.0, pt.clipped(0.1, 0.1)), (0.02, pt.kl_to_reference()))
     return pt.Recipe(
-        reward, advantage=pt.leave_one_out, loss=loss, samples=samples, updates=2, reference=policy.frozen()
+        reward, advantage=pt.leave_one_out, loss=loss, samples=samples, updates=2, reference=policy.frozen_copy()
     )
 
 

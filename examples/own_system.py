@@ -22,7 +22,7 @@ from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_le
 from posttrain.core import Advantage, Group, Reward, Score
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import Arm, Lab, Smoke, trial
-from posttrain.lab.world.modes import Modes, distinct_right, right
+from posttrain.lab.world.modes import Modes, distinct_right, is_right
 from posttrain.lab.world.words import base
 from posttrain.loss import clipped, sequence_mean
 from posttrain.measure import RIGHT, mean_pass_at_k
@@ -67,8 +67,8 @@ def laptop(power: float = 1.0, run: Run = Run("runs/hard-first", steps=100, task
     power  of the share that failed; 0 is plain GRPO
     """
     world = Modes(run.seed)
-    made = recipe(each(right), power)
-    return train(base(world, run.seed), world.training(), made, run, held_out=world.held_out())
+    made = recipe(each(is_right), power)
+    return train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def learn(
@@ -97,9 +97,9 @@ SMOKE = Smoke({"laptop": ["", "--power 0"], "train": ["--data {questions} --max-
 
 
 def measures(lab: Lab) -> dict[str, float]:
-    hard = lab.evaluate(lab.world.hard_tasks(), each(right), samples=16)
+    hard = lab.evaluate(lab.world.hard_tasks(), each(is_right), samples=16)
     return {
-        "accuracy": lab.evaluate(lab.world.everything(), each(right), samples=16).reward,
+        "accuracy": lab.evaluate(lab.world.all_tasks(), each(is_right), samples=16).reward,
         "hard accuracy": hard.reward,
         "hard pass@16": mean_pass_at_k(hard.values, 16),
         "distinct right": statistics.fmean(map(distinct_right, hard.groups)),
@@ -107,7 +107,7 @@ def measures(lab: Lab) -> dict[str, float]:
 
 
 def arm(power: float) -> Arm:
-    return trial(Modes, lambda lab: recipe(each(right), power), measures, steps=100, per_step=32, lr=1e-3)
+    return trial(Modes, lambda lab: recipe(each(is_right), power), measures, steps=100, per_step=32, lr=1e-3)
 
 
 ARMS = {"base": trial(Modes, None, measures), "grpo": arm(0.0), "hard first": arm(1.0)}

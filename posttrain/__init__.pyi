@@ -6,7 +6,7 @@ from .advantage import best as best
 from .advantage import by_decision as by_decision
 from .advantage import centred as centred
 from .advantage import distilled as distilled
-from .advantage import fill as fill
+from .advantage import fill_turns as fill_turns
 from .advantage import leave_one_out as leave_one_out
 from .advantage import normalised as normalised
 from .advantage import normalised_by_turn as normalised_by_turn
@@ -102,7 +102,7 @@ from .preference import prefer as prefer
 from .preference import simpo as simpo
 from .recipe import Recipe as Recipe
 from .recipe import credited as credited
-from .recipe import finished as finished
+from .recipe import wait_for_learners as wait_for_learners
 from .reward import cached as cached
 from .reward import each as each
 from .reward import first as first
@@ -125,7 +125,7 @@ from .step import gather as gather
 from .step import learn as learn
 from .step import train as train
 from .step import train_in_memory as train_in_memory
-from .stream import Shuffled as Shuffled
+from .stream import ShuffledSource as ShuffledSource
 from .stream import Source as Source
 from .supervised import sft as sft
-from .supervised import traces as traces
+from .supervised import teacher_demonstrations as teacher_demonstrations

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from posttrain.core import Advantage, Group, Policy, Rollout, Score
-from posttrain.row import scored_group
+from posttrain.row import group_logps
 
 EPSILON = 1e-6  # added to a standard deviation of rewards, in their unit
 
 
-def fill(rollout: Rollout, per_turn: Sequence[float]) -> Tensor:
+def fill_turns(rollout: Rollout, per_turn: Sequence[float]) -> Tensor:
     """[N] with one value per turn spread over that turn's decisions."""
     values = [torch.full_like(turn.reply.logp, a) for turn, a in zip(rollout.turns, per_turn, strict=True)]
     return torch.cat(values) if values else torch.zeros(0)
 
 
-def spread(group: Group, values: Sequence[float]) -> list[Tensor]:
+def spread_over_decisions(group: Group, values: Sequence[float]) -> list[Tensor]:
     """One value per rollout over all of its decisions."""
-    return [fill(rollout, [a] * len(rollout.turns)) for rollout, a in zip(group, values, strict=True)]
+    return [fill_turns(rollout, [a] * len(rollout.turns)) for rollout, a in zip(group, values, strict=True)]
 
 
 def logp_of(rollout: Rollout) -> Tensor:
@@ -46,25 +46,25 @@ def zscores(values: Sequence[float]) -> list[float]:
 def centred(group: Group, scores: list[Score]) -> list[Tensor]:
     """Reward minus the group's mean (Dr. GRPO, arXiv:2503.20783, Sec. 3.2)."""
     mean = statistics.fmean(score.value for score in scores)
-    return spread(group, [score.value - mean for score in scores])
+    return spread_over_decisions(group, [score.value - mean for score in scores])
 
 
 def normalised(group: Group, scores: list[Score]) -> list[Tensor]:
     """Reward minus the group's mean, in the group's standard deviations (GRPO, arXiv:2402.03300, Sec. 4.1.2)."""
-    return spread(group, zscores([score.value for score in scores]))
+    return spread_over_decisions(group, zscores([score.value for score in scores]))
 
 
 def leave_one_out(group: Group, scores: list[Score]) -> list[Tensor]:
     """Reward minus the mean of the *other* members (RLOO, arXiv:2402.14740, Sec. 3.2)."""
     values = [score.value for score in scores]
     if len(values) < 2:
-        return spread(group, [0.0] * len(values))
-    return spread(group, [value - (sum(values) - value) / (len(values) - 1) for value in values])
+        return spread_over_decisions(group, [0.0] * len(values))
+    return spread_over_decisions(group, [value - (sum(values) - value) / (len(values) - 1) for value in values])
 
 
 def raw(group: Group, scores: list[Score]) -> list[Tensor]:
     """The reward itself, without a baseline."""
-    return spread(group, [score.value for score in scores])
+    return spread_over_decisions(group, [score.value for score in scores])
 
 
 GROUP_BASELINES: tuple[Advantage, ...] = (centred, normalised, leave_one_out)
@@ -89,7 +89,7 @@ def normalised_by_turn(group: Group, scores: list[Score]) -> list[Tensor]:
         reached = [turns for turns in credit if len(turns) > k]
         for turns, a in zip(reached, zscores([turns[k] for turns in reached]), strict=True):
             turns[k] = a
-    return [fill(rollout, turns) for rollout, turns in zip(group, credit, strict=True)]
+    return [fill_turns(rollout, turns) for rollout, turns in zip(group, credit, strict=True)]
 
 
 def decision_rewards(rollout: Rollout, score: Score) -> Tensor:
@@ -111,7 +111,7 @@ def decision_rewards(rollout: Rollout, score: Score) -> Tensor:
     return paid
 
 
-def discounted(rewards: Tensor, gamma: float) -> Tensor:
+def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
     """[N] -> [N] sums of the rewards from each decision on, discounted by `gamma` per decision."""
     out, total = torch.empty_like(rewards), 0.0
     for t in range(len(rewards) - 1, -1, -1):
@@ -129,7 +129,7 @@ def to_go(gamma: float = 1.0) -> Advantage:
     """Returns-to-go of decision rewards: A_t = sum over k >= t of gamma^(k - t) r_k. No baseline: see `whitened`."""
 
     def advantage(group: Group, scores: list[Score]) -> list[Tensor]:
-        return [discounted(decision_rewards(r, s), gamma) for r, s in zip(group, scores, strict=True)]
+        return [discounted_returns(decision_rewards(r, s), gamma) for r, s in zip(group, scores, strict=True)]
 
     return advantage
 
@@ -139,7 +139,7 @@ def to_go_by_turn(gamma: float = 1.0) -> Advantage:
 
     def advantage(group: Group, scores: list[Score]) -> list[Tensor]:
         earned = [
-            discounted(torch.tensor(turn_rewards(r, s), dtype=torch.float32), gamma)
+            discounted_returns(torch.tensor(turn_rewards(r, s), dtype=torch.float32), gamma)
             for r, s in zip(group, scores, strict=True)
         ]
         for k in range(max(map(len, earned), default=0)):
@@ -147,7 +147,7 @@ def to_go_by_turn(gamma: float = 1.0) -> Advantage:
             mean = statistics.fmean(turns[k].item() for turns in reached)
             for turns in reached:
                 turns[k] -= mean
-        return [fill(rollout, turns.tolist()) for rollout, turns in zip(group, earned, strict=True)]
+        return [fill_turns(rollout, turns.tolist()) for rollout, turns in zip(group, earned, strict=True)]
 
     return advantage
 
@@ -158,7 +158,7 @@ def best(count: int = 1, least: float = 0.0) -> Advantage:
     def advantage(group: Group, scores: list[Score]) -> list[Tensor]:
         ranked = sorted(range(len(scores)), key=lambda i: -scores[i].value)[:count]
         chosen = {i for i in ranked if scores[i].value > least}
-        return spread(group, [float(i in chosen) for i in range(len(scores))])
+        return spread_over_decisions(group, [float(i in chosen) for i in range(len(scores))])
 
     return advantage
 
@@ -170,7 +170,7 @@ def distilled(teacher: Policy) -> Advantage:
     """
 
     def advantage(group: Group, scores: list[Score]) -> list[Tensor]:
-        taught = scored_group(teacher, group)
+        taught = group_logps(teacher, group)
         return [logp - logp_of(rollout) for rollout, logp in zip(group, taught, strict=True)]
 
     return advantage

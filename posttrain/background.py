@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 PATIENCE = 0.02  # seconds that a consumer may take before the iterator goes on without it
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
     """The same items in the same order. Once the consumer has been slow, the rest are made in a thread meanwhile.
 
     Not before: another thread finds another core's caches cold, which would cost more than a quick consumer does.
@@ -23,11 +23,11 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
         yield item
         taken += time.perf_counter() - clock
         if taken > PATIENCE:
-            yield from threaded(items)
+            yield from iterate_in_thread(items)
             return
 
 
-def threaded(items: Iterator[Item]) -> Iterator[Item]:
+def iterate_in_thread(items: Iterator[Item]) -> Iterator[Item]:
     """Items made in a thread of their own; what it raises is raised here.
 
     When the consumer stops early, the thread makes the item that it is at, and ends.

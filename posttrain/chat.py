@@ -69,12 +69,16 @@ class Chat:
     def text(self, messages: Sequence[Message], prompt: bool = True) -> str:
         """The messages as the template renders them, ready for the assistant's reply if `prompt`."""
         plain = [
-            {key: self.shown(value) if key == "content" else value for key, value in message.items() if key != "reply"}
+            {
+                key: self.template_content(value) if key == "content" else value
+                for key, value in message.items()
+                if key != "reply"
+            }
             for message in messages
         ]
         return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
 
-    def shown(self, content: Any) -> Any:
+    def template_content(self, content: Any) -> Any:
         """A message's content for the template. Raises ValueError for pictures, which only a `VisionPolicy` sees."""
         if isinstance(content, list) and any(part.get("type") in UNSEEN for part in content):
             raise ValueError("the prompt holds a picture, and the model, or posttrain with this model, sees none")
@@ -109,12 +113,12 @@ class Chat:
                 continue
             trace = reply.trace
             ours = isinstance(trace, Tokens) and trace.vocabulary == self.fingerprint and trace.asked == messages[:i]
-            tail = after_reply(text, trace) if ours else None
+            tail = text_after_reply(text, trace) if ours else None
             if tail is not None:
-                return self.continued(trace, tail), text
+                return self.continued_prompt(trace, tail), text
         return tuple(self.encode(text)), text
 
-    def continued(self, trace: Tokens, tail: str) -> tuple[int, ...]:
+    def continued_prompt(self, trace: Tokens, tail: str) -> tuple[int, ...]:
         """The sampled tokens, then what the template adds; a stop token the model emitted is not added twice."""
         if trace.reply and trace.reply[-1] in self.end_ids():
             stop = self.tokenizer.decode([trace.reply[-1]])
@@ -144,14 +148,14 @@ class Chat:
         """Each token as a person reads it."""
         return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
 
-    def demonstrated(self, messages: tuple[Message, ...], reply: str) -> Tokens:
+    def demonstration_tokens(self, messages: tuple[Message, ...], reply: str) -> Tokens:
         """The trace of a reply that somebody else wrote, closed as the template closes it."""
         ids, before = self.prompt(messages)
         closed = self.encode(reply) + ([self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else [])
         return Tokens(ids, tuple(closed), messages, before, reply, self.fingerprint)
 
 
-def in_words(content: Any) -> str:
+def readable_content(content: Any) -> str:
     """A message's content for a person to read: its text, with `<image>` for a picture."""
     if not isinstance(content, list | tuple):
         return str(content)
@@ -159,7 +163,7 @@ def in_words(content: Any) -> str:
     return "".join(str(part.get("text", f"<{part.get('type')}>")) for part in parts)
 
 
-def after_reply(text: str, trace: Tokens) -> str | None:
+def text_after_reply(text: str, trace: Tokens) -> str | None:
     """What the template adds after a sampled reply; None when it does not leave the past as it was.
 
     Space around the reply may differ (some templates trim it, some put a blank before it): the sampled tokens stand.

@@ -11,7 +11,7 @@ import torch
 from posttrain.core import Advantage, Batch, Density, Env, Group, Invalid, Loss, Policy, Reply, Reward, Task
 from posttrain.episode import rollout, single_turn
 from posttrain.loss import WholeStep, whole_step_parts
-from posttrain.reward import graded
+from posttrain.reward import group_scores
 from posttrain.row import flatten, rows_of
 
 
@@ -71,8 +71,8 @@ def check_env(env: Env, task: Task, replies: Sequence[Any], most: int = 1000) ->
 def check_reward(reward: Reward, group: Group, *, advantage: Advantage | None = None) -> None:
     """One finite score per rollout, the same when asked again and in another order of the same samples' scores; with
     `advantage`, refined enough for it."""
-    scores = graded(reward, group)
-    again = graded(reward, group)
+    scores = group_scores(reward, group)
+    again = group_scores(reward, group)
     for first, second in zip(scores, again, strict=True):
         same = first == second if isinstance(first, Invalid) else getattr(second, "value", None) == first.value
         assert same, "the reward scored the same rollout differently when asked again: it must be a pure function"
@@ -94,7 +94,7 @@ def check_loss(loss: Loss, decisions: int = 24, rows: int = 4, seed: int = 0) ->
     old = logp + 0.1 * torch.randn(decisions, generator=generator)
     advantage = torch.randn(decisions, generator=generator)
     entropy = torch.rand(decisions, generator=generator)
-    whole = marked(loss, Batch(old, old, advantage, row, old - 0.05), Density(logp, entropy))
+    whole = with_marks(loss, Batch(old, old, advantage, row, old - 0.05), Density(logp, entropy))
     cost, gradient = cost_of(loss, whole, logp, entropy)
     assert cost.shape == (decisions,), f"a loss returns a cost per decision, [{decisions}], not {list(cost.shape)}"
     assert bool(torch.isfinite(cost).all()), "a cost is not finite"
@@ -107,7 +107,7 @@ def check_loss(loss: Loss, decisions: int = 24, rows: int = 4, seed: int = 0) ->
         torch.cat(pieces), cost, msg="the cost of a decision depends on the micro-batch it is in"
     )
     far = Batch(old - 200, old - 200, advantage, row, old - 200)
-    cost, gradient = cost_of(loss, marked(loss, far, Density(logp, entropy)), logp, entropy)
+    cost, gradient = cost_of(loss, with_marks(loss, far, Density(logp, entropy)), logp, entropy)
     assert bool(torch.isfinite(cost).all() and torch.isfinite(gradient).all()), "a far log-ratio makes it not finite"
     assert all(math.isfinite(v) for v in loss(whole, Density(logp, entropy))[1].values()), "a metric is not finite"
 
@@ -119,7 +119,7 @@ def cost_of(loss: Loss, batch: Batch, logp: torch.Tensor, entropy: torch.Tensor)
     return cost.detach(), torch.stack([g if g is not None else torch.zeros_like(logp) for g in grads])
 
 
-def marked(loss: Loss, batch: Batch, density: Density) -> Batch:
+def with_marks(loss: Loss, batch: Batch, density: Density) -> Batch:
     parts: list[WholeStep] = whole_step_parts(loss)
     marks = {part: part.mark(batch, density) for part in parts}
     return Batch(batch.logp_sampler, batch.logp_old, batch.advantage, batch.row, batch.logp_ref, marks)

@@ -11,7 +11,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def finished_in_time(
+def results_as_completed(
     work: Callable[[int], Result],
     count: int,
     at_once: int,

@@ -127,7 +127,7 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class Failure:
     """The facts of a rollout that could not be played to its end: it is `Invalid`, and no reward sees it.
 
     As the content of a reply: the player could not answer, and the episode that asked ends so.
@@ -167,7 +167,7 @@ class Batch:
     marks: Mapping[Any, Tensor] = field(default_factory=dict)  # [N] each, by the `WholeStep` loss that made them
     scores: tuple[Score | None, ...] = ()  # of each row's rollout
 
-    def earned(self, part: str | None = None) -> Tensor:
+    def rewards(self, part: str | None = None) -> Tensor:
         """[N] what the rollout of each decision earned, or one named part of it, whatever its advantage became.
 
         Raises ValueError when a row has no score, or its score no such part.
@@ -214,24 +214,24 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
-class Streaming(Sampler, Protocol):
+class StreamingSampler(Sampler, Protocol):
     """A sampler that hands out each reply, with the index of its ask, when it is finished."""
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]: ...
 
 
 @runtime_checkable
-class Remote(Sampler, Protocol):
+class RemoteSampler(Sampler, Protocol):
     """A sampler that answers from any thread, `at_once` asks side by side: a server. Episodes need not keep step."""
 
     at_once: int
 
 
 @runtime_checkable
-class Spread(Sampler, Protocol):
+class ShardedSampler(Sampler, Protocol):
     """A sampler whose parameters lie on several ranks, and that samples while they are `whole` on each."""
 
-    def whole(self) -> AbstractContextManager[None]: ...
+    def gather_parameters(self) -> AbstractContextManager[None]: ...
 
 
 class Policy(Sampler, Protocol):
@@ -247,7 +247,7 @@ class Policy(Sampler, Protocol):
     def extends(self, last: Turn, turn: Turn) -> bool: ...
     def size(self, rows: Sequence[Row]) -> int: ...  # what rows take together in a micro-batch, in tokens or their like
     def density(self, rows: Sequence[Row]) -> Density: ...
-    def frozen(self) -> Policy: ...  # as it is now, never trained: a reference
+    def frozen_copy(self) -> Policy: ...  # as it is now, never trained: a reference
     def record(self, reply: Reply) -> dict[str, Any]: ...  # what a person may read of the decisions, as JSON
     def state_dict(self) -> dict[str, Any]: ...  # what training changes
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

@@ -191,9 +191,9 @@ def with_pictures(messages: Sequence[Message], record: Record, name: str | None,
         return tuple(messages)
     value = column(record, name, place, "image")
     given = list(value) if isinstance(value, list | tuple) else [value]
-    left = [{"type": "image", "image": found_picture(one, place)} for one in given]
+    left = [{"type": "image", "image": resolve_picture(one, place)} for one in given]
     split = [parts_of(message["content"]) if message["role"] != "assistant" else [] for message in messages]
-    holes = sum(map(is_hole, (part for parts in split for part in parts)))
+    holes = sum(map(is_empty_picture, (part for parts in split for part in parts)))
     if holes and holes != len(left):
         raise ValueError(f"{place}: the prompt has {holes} {MARK}, and the column {name!r} has {len(left)} pictures")
     first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
@@ -201,8 +201,8 @@ def with_pictures(messages: Sequence[Message], record: Record, name: str | None,
     for i, (message, parts) in enumerate(zip(messages, split, strict=True)):
         if left and not holes and i == first:
             out.append({**message, "content": [*left, *parts]})
-        elif any(map(is_hole, parts)):
-            out.append({**message, "content": [left.pop(0) if is_hole(part) else part for part in parts]})
+        elif any(map(is_empty_picture, parts)):
+            out.append({**message, "content": [left.pop(0) if is_empty_picture(part) else part for part in parts]})
         else:
             out.append(message)
     return tuple(out)
@@ -222,7 +222,9 @@ def without_nulls(message: Message) -> Message:
 def check_complete(messages: Sequence[Message], record: Record, place: Place) -> None:
     """Raises ValueError when a message has a place for a picture, and no column of pictures is named to fill it."""
     asked = [message["content"] for message in messages if message["role"] != "assistant"]
-    if any(map(is_hole, (part for content in asked if not isinstance(content, str) for part in parts_of(content)))):
+    if any(
+        map(is_empty_picture, (part for content in asked if not isinstance(content, str) for part in parts_of(content)))
+    ):
         raise ValueError(
             f"{place}: a picture is to stand in the messages, and none is given; it goes under 'image', or in a column "
             "named by `image`"
@@ -246,12 +248,12 @@ def parts_of(content: Any) -> list[dict[str, Any]]:
     return [part for part in parts if part.get("text") != ""]
 
 
-def is_hole(part: Mapping[str, Any]) -> bool:
+def is_empty_picture(part: Mapping[str, Any]) -> bool:
     """A picture that is yet to be given."""
     return isinstance(part, Mapping) and part.get("type") == "image" and not {"image", "path"} & set(part)
 
 
-def found_picture(image: Any, place: Place) -> Any:
+def resolve_picture(image: Any, place: Place) -> Any:
     """A picture of a column: a path made relative to its data file's folder, or the picture itself."""
     if isinstance(image, Mapping) and image.get("bytes") is None:
         image = image.get("path")

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from posttrain import ranks
 from posttrain.core import Batch, Density, Loss, Metrics, Policy, Reduce, Row
-from posttrain.loss import Corrected, credit_only, token_mean, whole_step_parts
+from posttrain.loss import ImportanceCorrection, credit_only, token_mean, whole_step_parts
 from posttrain.row import flatten, micro_batches
 
 Result = TypeVar("Result")
@@ -55,10 +55,10 @@ def update(
     log, old = Averages(), [row.logp for row in rows]
     if corrected or updates * epochs > 1:
         surveyed, micro_tokens = retry_out_of_memory(
-            policy, rows, micro_tokens, lambda tokens: survey(policy, rows, tokens)
+            policy, rows, micro_tokens, lambda tokens: density_of_rows(policy, rows, tokens)
         )
         old = [now.logp for now in surveyed]
-    loss = Corrected(loss) if corrected else loss
+    loss = ImportanceCorrection(loss) if corrected else loss
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for share in torch.randperm(len(rows), generator=generator).tensor_split(min(updates, len(rows))):
@@ -86,11 +86,11 @@ def retry_out_of_memory(
         try:
             return attempt(tokens), tokens
         except RuntimeError as error:
-            if out_of_memory(error) and ranks.world() > 1:
+            if is_out_of_memory(error) and ranks.world() > 1:
                 error.add_note(f"rank {ranks.rank()} ran out of memory: give `resume=True` and fewer `micro_tokens`")
                 raise
             bins = micro_batches(policy, rows, tokens)
-            if not out_of_memory(error) or all(len(piece) == 1 for piece in bins):
+            if not is_out_of_memory(error) or all(len(piece) == 1 for piece in bins):
                 raise
             tokens = max(policy.size([rows[i] for i in piece]) for piece in bins) // 2
         gc.collect()
@@ -98,7 +98,7 @@ def retry_out_of_memory(
             torch.cuda.empty_cache()
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
@@ -134,7 +134,7 @@ def accumulate(
     marks = first_pass(policy, rows, old, loss, reference, micro_tokens)
     taught = [i for i, row in enumerate(rows) if row.advantage.any()] if credit_only(loss) else list(range(len(rows)))
     whole = 0.0
-    for part, counts in dealt_rows(policy, [rows[i] for i in taught], micro_tokens):
+    for part, counts in rank_micro_batches(policy, [rows[i] for i in taught], micro_tokens):
         piece = [taught[i] for i in part]
         chosen = [rows[i] for i in piece]
         with torch.no_grad():
@@ -154,29 +154,29 @@ def accumulate(
             log.add(metrics, len(cost))
     for p in policy.parameters() if not taught else ():
         p.grad = torch.zeros_like(p)  # the optimizer's moments move on, as after any other step
-    log = joined(log)
-    whole = sum(ranks.everyone(whole, "for the loss"))
+    log = averages_of_all_ranks(log)
+    whole = sum(ranks.all_gather(whole, "for the loss"))
     log.add({"loss": whole, "rows_skipped": 1 - len(taught) / len(rows)}, 1)
     return log
 
 
-def dealt_rows(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[tuple[list[int], bool]]:
+def rank_micro_batches(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[tuple[list[int], bool]]:
     """This rank's micro-batches, and whether each of them counts; all of them, where there is one rank."""
     if ranks.world() > 1 and rows:
         micro_tokens = min(micro_tokens, max(policy.size(rows) // ranks.world(), 1))
-    return ranks.dealt(micro_batches(policy, rows, micro_tokens))
+    return ranks.padded_share(micro_batches(policy, rows, micro_tokens))
 
 
-def survey(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[Density]:
+def density_of_rows(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[Density]:
     """[B] the density of every row under the current parameters, on the CPU, without gradients; ranks share it."""
     found: dict[int, Density] = {}
     with torch.no_grad():
-        for piece, counts in dealt_rows(policy, rows, micro_tokens):
+        for piece, counts in rank_micro_batches(policy, rows, micro_tokens):
             now = policy.density([rows[i] for i in piece])
             sizes = [len(rows[i].advantage) for i in piece]
             parts = zip(piece, now.logp.cpu().split(sizes), now.entropy.cpu().split(sizes), strict=True)
             found |= {i: Density(logp.clone(), entropy.clone()) for i, logp, entropy in parts if counts}  # not views
-    found = {i: now for part in ranks.everyone(found, "for log-probabilities") for i, now in part.items()}
+    found = {i: now for part in ranks.all_gather(found, "for log-probabilities") for i, now in part.items()}
     return [found[i] for i in range(len(rows))]
 
 
@@ -192,18 +192,18 @@ def first_pass(
     wanting = whole_step_parts(loss)
     if not wanting:
         return {}
-    now = survey(policy, rows, micro_tokens)
-    logp_ref = torch.cat([one.logp for one in survey(reference, rows, micro_tokens)]) if reference else None
+    now = density_of_rows(policy, rows, micro_tokens)
+    logp_ref = torch.cat([one.logp for one in density_of_rows(reference, rows, micro_tokens)]) if reference else None
     batch = flatten(rows, torch.cat(list(old)), logp_ref)
     density = Density(torch.cat([one.logp for one in now]), torch.cat([one.entropy for one in now]))
     sizes = [len(row.advantage) for row in rows]
     return {part: list(part.mark(batch, density).split(sizes)) for part in wanting}
 
 
-def joined(log: Averages) -> Averages:
+def averages_of_all_ranks(log: Averages) -> Averages:
     """The averages of all ranks."""
     whole = Averages()
-    for one in ranks.everyone(log, "for metrics"):
+    for one in ranks.all_gather(log, "for metrics"):
         whole.join(one)
     return whole
 

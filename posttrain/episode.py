@@ -23,21 +23,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from posttrain.background import ahead
-from posttrain.concurrency import finished_in_time
+from posttrain.background import prefetch
+from posttrain.concurrency import results_as_completed
 from posttrain.core import (
     Ask,
     Env,
     Episode,
     EpisodeFailed,
-    Failed,
+    Failure,
     Group,
     Message,
-    Remote,
+    RemoteSampler,
     Reply,
     Rollout,
     Sampler,
-    Streaming,
+    StreamingSampler,
     Task,
     Turn,
 )
@@ -115,12 +115,12 @@ def play(
     """Play one episode per task, in lock step: every round is one batch per sampler.
 
     An episode goes on, and is handed to `ended` when it is over, while the sampler is at the replies of others. One
-    that a server fails, or that raises `EpisodeFailed`, has `Failed` as its facts and harms no other.
+    that a server fails, or that raises `EpisodeFailed`, has `Failure` as its facts and harms no other.
     Episode i draws from `seeds[i]` (its index when none are given), whatever else is played beside it.
     Raises ValueError when an episode asks a player that is not there, TypeError when `env` is not a generator.
     """
     rollouts = [Rollout(task, []) for task in tasks]
-    episodes = [started(env, task) for task in tasks]
+    episodes = [start_episode(env, task) for task in tasks]
     asks_made = [0] * len(tasks)
     wanted: dict[int, list[Ask]] = {}
 
@@ -128,7 +128,7 @@ def play(
         try:
             asks = move()
         except (StopIteration, EpisodeFailed) as over:
-            rollouts[i].facts = over.value if isinstance(over, StopIteration) else failed(over)
+            rollouts[i].facts = over.value if isinstance(over, StopIteration) else failure(over)
             ended(i, rollouts[i])
             return
         seed = seeds[i] if seeds else i
@@ -139,11 +139,11 @@ def play(
         advance(i, partial(next, episode))
     while wanted:
         asked, wanted = wanted, {}
-        for i, replies in answers(asked, samplers):
+        for i, replies in replies_by_episode(asked, samplers):
             rollouts[i].turns += [
                 Turn(ask, reply) for ask, reply in zip(asked[i], replies, strict=True) if ask.who == "policy"
             ]
-            advance(i, partial(sent, episodes[i], replies))
+            advance(i, partial(next_asks, episodes[i], replies))
     return rollouts
 
 
@@ -161,21 +161,21 @@ def play_concurrently(
     """As `play`, for samplers that answer side by side: no episode waits for another, `at_once` are under way.
 
     Each is begun again up to `retries` times when a server fails or it raises `EpisodeFailed`; one that still fails, or
-    takes longer than `deadline_s`, has `Failed` as its facts and harms no other. Anything else that an environment
+    takes longer than `deadline_s`, has `Failure` as its facts and harms no other. Anything else that an environment
     raises is a mistake and is raised here, with the task's key. Rollouts come back in the order of the tasks.
     """
-    shared = {who: one if isinstance(one, Remote) else Locked(one) for who, one in samplers.items()}
+    shared = {who: one if isinstance(one, RemoteSampler) else LockedSampler(one) for who, one in samplers.items()}
     rollouts = [Rollout(task, []) for task in tasks]
 
     def attempt(i: int) -> Rollout:
-        return alone(tasks[i], env, shared, seeds[i] if seeds else i)
+        return play_alone(tasks[i], env, shared, seeds[i] if seeds else i)
 
     passing = (EpisodeFailed, ConnectionError, TimeoutError)
-    for i, found in finished_in_time(attempt, len(tasks), at_once, deadline_s, retries, passing):
+    for i, found in results_as_completed(attempt, len(tasks), at_once, deadline_s, retries, passing):
         if isinstance(found, Rollout):
             rollouts[i] = found
         elif isinstance(found, passing):
-            rollouts[i].facts = failed(found)
+            rollouts[i].facts = failure(found)
         else:
             found.add_note(f"raised by the episode of task {tasks[i].key!r}")
             raise found
@@ -183,37 +183,37 @@ def play_concurrently(
     return rollouts
 
 
-def alone(task: Task, env: Env, samplers: Mapping[str, Sampler], seed: int) -> Rollout:
+def play_alone(task: Task, env: Env, samplers: Mapping[str, Sampler], seed: int) -> Rollout:
     """One episode, from its beginning to its end."""
     rollout, asked = Rollout(task, []), 0
-    episode = started(env, task)
+    episode = start_episode(env, task)
     try:
         asks = next(episode)
         while True:
             asks = [replace(ask, seed=mix(seed, asked + j)) for j, ask in enumerate(asks)]
             asked += len(asks)
-            replies = next((replies for _, replies in answers({0: asks}, samplers)))
+            replies = next((replies for _, replies in replies_by_episode({0: asks}, samplers)))
             rollout.turns += [Turn(ask, got) for ask, got in zip(asks, replies, strict=True) if ask.who == "policy"]
-            asks = sent(episode, replies)
+            asks = next_asks(episode, replies)
     except StopIteration as stop:
         rollout.facts = stop.value
     return rollout
 
 
-def sent(episode: Episode, replies: list[Reply]) -> list[Ask]:
+def next_asks(episode: Episode, replies: list[Reply]) -> list[Ask]:
     """What the episode asks next. Raises EpisodeFailed, and ends it, when a player could not answer."""
     for reply in replies:
-        if isinstance(reply.content, Failed):
+        if isinstance(reply.content, Failure):
             episode.close()
             raise EpisodeFailed(reply.content.reason)
     return episode.send(replies)
 
 
-def failed(error: Exception) -> Failed:
-    return Failed(f"{type(error).__name__}: {error}")
+def failure(error: Exception) -> Failure:
+    return Failure(f"{type(error).__name__}: {error}")
 
 
-class Locked:
+class LockedSampler:
     """A sampler that answers one thread at a time, among others that need not."""
 
     def __init__(self, sampler: Sampler):
@@ -224,7 +224,7 @@ class Locked:
             return self.sampler.sample(asks)
 
 
-def started(env: Env, task: Task) -> Episode:
+def start_episode(env: Env, task: Task) -> Episode:
     episode = env(task)
     if not isinstance(episode, Generator):
         name = getattr(env, "__name__", repr(env))
@@ -235,7 +235,9 @@ def started(env: Env, task: Task) -> Episode:
     return episode
 
 
-def answers(asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]) -> Iterator[tuple[int, list[Reply]]]:
+def replies_by_episode(
+    asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]
+) -> Iterator[tuple[int, list[Reply]]]:
     """Each episode with the replies to its asks, as soon as it has all of them.
 
     Each sampler is called once, with all that is addressed to it; one that can `stream` samples in a thread of its own.
@@ -253,19 +255,21 @@ def answers(asked: Mapping[int, list[Ask]], samplers: Mapping[str, Sampler]) -> 
     yield from ((i, []) for i, asks in asked.items() if not asks)
     for who, slots in mail.items():
         player, asks = samplers[who], [asked[i][j] for i, j in slots]
-        for k, reply in ahead(player.stream(asks)) if isinstance(player, Streaming) else indexed(player, asks):
+        for k, reply in (
+            prefetch(player.stream(asks)) if isinstance(player, StreamingSampler) else indexed_replies(player, asks)
+        ):
             i, j = slots[k]
             replies[i][j] = reply
             if len(replies[i]) == len(asked[i]):
                 yield i, [replies[i][j] for j in range(len(asked[i]))]
 
 
-def in_order(found: Iterable[tuple[int, Reply]]) -> list[Reply]:
+def ordered_replies(found: Iterable[tuple[int, Reply]]) -> list[Reply]:
     """The replies of a stream by their indices: `sample` of a sampler that can `stream`."""
     return [reply for _, reply in sorted(found, key=lambda pair: pair[0])]
 
 
-def indexed(player: Sampler, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+def indexed_replies(player: Sampler, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
     """A plain sampler's replies with their indices. Raises ValueError when there is not one for each ask."""
     replies = player.sample(asks)
     if len(replies) != len(asks):
@@ -296,6 +300,6 @@ def rollout(
 
     seeds = [mix(seed, i, j) for i in numbers or range(len(tasks)) for j in range(samples)]
     player = samplers.get("policy")
-    drive = partial(play_concurrently, at_once=player.at_once) if isinstance(player, Remote) else play
+    drive = partial(play_concurrently, at_once=player.at_once) if isinstance(player, RemoteSampler) else play
     played = drive([task for task in tasks for _ in range(samples)], env, samplers, seeds, place)
     return [played[i : i + samples] for i in range(0, len(played), samples)]

@@ -9,8 +9,8 @@ from typing import Any
 
 from posttrain.core import Env, Group, Invalid, Reward, Sampler, Score, Task
 from posttrain.episode import decoded_with, single_turn
-from posttrain.group import played_and_graded
-from posttrain.run.progress import bar
+from posttrain.group import play_and_grade
+from posttrain.run.progress import progress_bar
 
 GROUPS_AT_ONCE = 64  # tasks sampled together
 
@@ -63,7 +63,7 @@ def evaluate(
         env = decoded_with(env, temperature, max_new)
     found = Evaluation()
     for start in range(0, len(tasks), GROUPS_AT_ONCE):
-        some, _ = played_and_graded(tasks[start : start + GROUPS_AT_ONCE], env, reward, players, samples, seed + start)
+        some, _ = play_and_grade(tasks[start : start + GROUPS_AT_ONCE], env, reward, players, samples, seed + start)
         found.groups += [one.group for one in some]
         found.scores += [one.scores for one in some]
         watch(len(some))
@@ -77,5 +77,5 @@ def evaluate_with_bar(
     players: Mapping[str, Sampler], tasks: Sequence[Task], reward: Reward, env: Env = single_turn, **options: Any
 ) -> Evaluation:
     """`evaluate` with a progress bar in a terminal."""
-    with bar("tasks", len(tasks)) as watch:
+    with progress_bar("tasks", len(tasks)) as watch:
         return evaluate(players, tasks, reward, env, watch=watch, **options)

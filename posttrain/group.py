@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from posttrain import ranks
-from posttrain.core import Env, Group, Invalid, Metrics, Reward, Rollout, Sampler, Score, Spread, Task
+from posttrain.core import Env, Group, Invalid, Metrics, Reward, Rollout, Sampler, Score, ShardedSampler, Task
 from posttrain.episode import rollout
-from posttrain.reward import graded, spread_of
+from posttrain.reward import group_scores, group_std
 
 
 @dataclass(frozen=True, slots=True)
-class Graded:
+class GradedGroup:
     """A group with its scores, [G] each."""
 
     group: Group
@@ -30,7 +30,7 @@ class Graded:
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class ScoredRollout:
     """A rollout with its score and the credit of its decisions."""
 
     rollout: Rollout
@@ -38,7 +38,7 @@ class Played:
     advantage: Tensor | None  # [N]; None when the rollout could not be graded
 
 
-def played_and_graded(
+def play_and_grade(
     tasks: Sequence[Task],
     env: Env,
     reward: Reward,
@@ -46,7 +46,7 @@ def played_and_graded(
     samples: int,
     seed: int,
     places: Sequence[int] = (),
-) -> tuple[list[Graded], Metrics]:
+) -> tuple[list[GradedGroup], Metrics]:
     """[P] groups with their scores: each graded as soon as its last episode is over, while others are still sampled.
 
     Where there are several ranks, each plays its share of the tasks, and all of them get all groups. `places` are the
@@ -54,27 +54,27 @@ def played_and_graded(
     """
     places = places or range(len(tasks))
     numbers = ranks.share(range(len(tasks)))
-    done: dict[int, Graded] = {}
+    done: dict[int, GradedGroup] = {}
     grading = 0.0
 
     def grade(i: int, group: Group) -> None:
         nonlocal grading
         clock = time.perf_counter()
-        done[i] = Graded(group, graded(reward, group))
+        done[i] = GradedGroup(group, group_scores(reward, group))
         grading += time.perf_counter() - clock
 
     clock = time.perf_counter()
     with ExitStack() as stack:
         for player in players.values():
-            if isinstance(player, Spread):
-                stack.enter_context(player.whole())
+            if isinstance(player, ShardedSampler):
+                stack.enter_context(player.gather_parameters())
         rollout(env, [tasks[i] for i in numbers], players, samples, seed, grade, [places[i] for i in numbers])
     sampling = time.perf_counter() - clock - grading
-    found = ranks.gathered([done[i] for i in range(len(numbers))], "for the rollouts of a step")
+    found = ranks.merge_shares([done[i] for i in range(len(numbers))], "for the rollouts of a step")
     return found, {"seconds_sample": sampling, "seconds_grade": grading}
 
 
-def limit_invalid(seen: Sequence[Graded], most: float) -> None:
+def limit_invalid(seen: Sequence[GradedGroup], most: float) -> None:
     """Raises ValueError when more than a share of `most` of the rollouts could not be graded."""
     scores = [score for one in seen for score in one.scores]
     reasons = [score.reason for score in scores if isinstance(score, Invalid)]
@@ -85,12 +85,12 @@ def limit_invalid(seen: Sequence[Graded], most: float) -> None:
         )
 
 
-def described(seen: Sequence[Graded]) -> Metrics:
+def group_metrics(seen: Sequence[GradedGroup]) -> Metrics:
     """What a person wants to know of all that was played and graded in a step; see docs/metrics.md."""
     played = [rollout for one in seen for rollout in one.group]
     valid = [score for one in seen for _, score in one.valid]
     values = [score.value for score in valid]
-    compared = [spread_of(one.scores) == 0 for one in seen if len(one.valid) > 1]
+    compared = [group_std(one.scores) == 0 for one in seen if len(one.valid) > 1]
     metrics = {
         "reward": statistics.fmean(values) if values else 0.0,
         "reward_std": statistics.pstdev(values) if values else 0.0,

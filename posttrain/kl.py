@@ -20,8 +20,8 @@ from torch import Tensor
 from posttrain.advantage import decision_rewards, logp_of
 from posttrain.core import Batch, Density, Group, Invalid, Loss, Metrics, Policy, Reward, Score
 from posttrain.loss import LOG_RATIO_LIMIT, log_ratio
-from posttrain.reward import graded
-from posttrain.row import scored_group
+from posttrain.reward import group_scores
+from posttrain.row import group_logps
 
 Estimator = Callable[[Tensor], Tensor]  # d [N] -> [N]
 
@@ -48,7 +48,7 @@ def kl_to_reference(estimator: Estimator = k3, corrected: bool = False) -> Loss:
 
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         if batch.logp_ref is None:
-            raise ValueError("kl_to_reference needs a reference: give `Recipe(reference=policy.frozen())`")
+            raise ValueError("kl_to_reference needs a reference: give `Recipe(reference=policy.frozen_copy())`")
         kl = estimator(now.logp - batch.logp_ref)
         cost = kl * log_ratio(batch, now).exp() if corrected else kl
         return cost, {"kl": kl.mean().item()}
@@ -64,9 +64,11 @@ def kl_in_reward(reward: Reward, reference: Policy, beta: float, estimator: Esti
     the rollout).
     """
 
-    def penalised(group: Group) -> list[Score | Invalid]:
+    def penalised_reward(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
-        for rollout, score, logp_ref in zip(group, graded(reward, group), scored_group(reference, group), strict=True):
+        for rollout, score, logp_ref in zip(
+            group, group_scores(reward, group), group_logps(reference, group), strict=True
+        ):
             if isinstance(score, Invalid):
                 out.append(score)
                 continue
@@ -77,4 +79,4 @@ def kl_in_reward(reward: Reward, reference: Policy, beta: float, estimator: Esti
             out.append(Score(score.value - beta * kl, parts, decisions=paid))
         return out
 
-    return penalised
+    return penalised_reward

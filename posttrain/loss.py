@@ -63,7 +63,7 @@ def surrogate(ratio: Tensor, advantage: Tensor, low: float, high: float, dual: f
 Made = TypeVar("Made", bound=Loss)
 
 
-def proportional(loss: Made) -> Made:
+def mark_proportional(loss: Made) -> Made:
     """Mark a loss whose cost, and gradient, are zero for a decision without advantage: see `credit_only`."""
     loss.proportional = True  # type: ignore[attr-defined]
     return loss
@@ -74,7 +74,7 @@ def clipped(low: float = 0.2, high: float = 0.2, dual: float | None = None) -> L
     if dual is not None and dual <= 1:
         raise ValueError(f"clipped(dual={dual}): the dual clip must be above 1")
 
-    @proportional
+    @mark_proportional
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         log = log_ratio(batch, now)
         cost, metrics = surrogate(log.exp(), batch.advantage, low, high, dual)
@@ -86,7 +86,7 @@ def clipped(low: float = 0.2, high: float = 0.2, dual: float | None = None) -> L
 def gspo(low: float = 3e-4, high: float = 4e-4) -> Loss:
     """Group Sequence Policy Optimization (arXiv:2507.18071, Eq. 5 and 7): one ratio per row, length-normalised."""
 
-    @proportional
+    @mark_proportional
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         return surrogate(batch.row_mean(log_ratio(batch, now)).exp(), batch.advantage, low, high, None)
 
@@ -99,7 +99,7 @@ def cispo(cap: float = 5.0) -> Loss:
     `cap` is the largest weight; 5 is ScaleRL's choice (arXiv:2510.13786), MiniMax-M1 leaves it unstated.
     """
 
-    @proportional
+    @mark_proportional
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
         ratio = log_ratio(batch, now).detach().exp()
         metrics = {"clip_share": (ratio > cap).float().mean().item(), "ratio_max": ratio.max().item()}
@@ -108,7 +108,7 @@ def cispo(cap: float = 5.0) -> Loss:
     return loss
 
 
-@proportional
+@mark_proportional
 def likelihood(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
     """-A log pi: REINFORCE (Williams 1992) when A is a credit, supervised learning when every A is 1."""
     return -batch.advantage * now.logp, {}
@@ -158,7 +158,7 @@ class WholeStep:
 
 
 @dataclass(frozen=True, eq=False)
-class Corrected:
+class ImportanceCorrection:
     """Weights min(pi_old / mu, cap) for a sampler mu that is not the trainer (as IMPALA, arXiv:1802.01561)."""
 
     loss: Loss
@@ -171,20 +171,20 @@ class Corrected:
         return weight * cost, metrics | {"correction_capped": (gap.exp() > self.cap).float().mean().item()}
 
 
-def parts(loss: Loss) -> Iterator[Loss]:
+def loss_parts(loss: Loss) -> Iterator[Loss]:
     """A loss and every loss inside it."""
     yield loss
     inner = [term for _, term in loss.terms] if isinstance(loss, Total) else []
-    inner += [loss.loss] if isinstance(loss, Corrected) else []
+    inner += [loss.loss] if isinstance(loss, ImportanceCorrection) else []
     for part in inner:
-        yield from parts(part)
+        yield from loss_parts(part)
 
 
 def whole_step_parts(loss: Loss) -> list[WholeStep]:
-    return [part for part in parts(loss) if isinstance(part, WholeStep)]
+    return [part for part in loss_parts(loss) if isinstance(part, WholeStep)]
 
 
 def credit_only(loss: Loss) -> bool:
-    """Every term of the loss is `proportional`: rows without credit need not be computed."""
-    terms = [part for part in parts(loss) if not isinstance(part, Total | Corrected)]
+    """Every term of the loss is `mark_proportional`: rows without credit need not be computed."""
+    terms = [part for part in loss_parts(loss) if not isinstance(part, Total | ImportanceCorrection)]
     return all(getattr(term, "proportional", False) for term in terms)

@@ -105,7 +105,7 @@ def entropy_law(entropy: Sequence[float], reward: Sequence[float]) -> Law:
     return Law(-float(slope), float(b), 1 - float((left**2).sum()) / total if total else 0.0)
 
 
-def moving(values: Sequence[float], width: int) -> list[float]:
+def moving_mean(values: Sequence[float], width: int) -> list[float]:
     """Means of `width` neighbours, one for every full window."""
     return np.convolve(np.asarray(values, float), np.ones(width) / width, "valid").tolist()
 

@@ -15,9 +15,9 @@ from posttrain.recipe import Recipe, credited
 from posttrain.reward import informative, overlong
 
 
-def needing(reference: Policy | None, kl: float, method: str) -> Policy:
+def require_reference(reference: Policy | None, kl: float, method: str) -> Policy:
     if reference is None:
-        raise ValueError(f"{method}(kl={kl}) needs a reference: give `reference=policy.frozen()`, or kl=0")
+        raise ValueError(f"{method}(kl={kl}) needs a reference: give `reference=policy.frozen_copy()`, or kl=0")
     return reference
 
 
@@ -25,7 +25,7 @@ def with_kl(loss: Loss, kl: float, reference: Policy | None, method: str) -> tup
     """The loss with a k3 term, or the loss alone and no reference to load."""
     if kl == 0:
         return loss, None
-    return total((1.0, loss), (kl, kl_to_reference(k3))), needing(reference, kl, method)
+    return total((1.0, loss), (kl, kl_to_reference(k3))), require_reference(reference, kl, method)
 
 
 def grpo(
@@ -82,7 +82,7 @@ def rloo(reward: Reward, *, samples: int = 4, kl: float = 0.0, reference: Policy
 
     So its tokens are summed. The KL, 0.03 in the paper, is in the reward.
     """
-    graded = kl_in_reward(reward, needing(reference, kl, "rloo"), kl) if kl else reward
+    graded = kl_in_reward(reward, require_reference(reference, kl, "rloo"), kl) if kl else reward
     return Recipe(graded, advantage=leave_one_out, loss=likelihood, reduce=constant_length(1), samples=samples, **more)
 
 
@@ -93,7 +93,7 @@ def reinforce_pp(
 
     The KL, 0.01 in the paper, is in the reward; one sample per task is enough.
     """
-    graded = kl_in_reward(reward, needing(reference, kl, "reinforce_pp"), kl) if kl else reward
+    graded = kl_in_reward(reward, require_reference(reference, kl, "reinforce_pp"), kl) if kl else reward
     return Recipe(
         graded, advantage=to_go(), across=whitened, loss=clipped(), reduce=token_mean, samples=samples, **more
     )
@@ -113,7 +113,7 @@ def ppo(
 
     `advantage` is `posttrain.Gae(posttrain.Critic(policy))`; the paper's KL is 0.02. Credit is whitened over the batch.
     """
-    graded = kl_in_reward(reward, needing(reference, kl, "ppo"), kl) if kl else reward
+    graded = kl_in_reward(reward, require_reference(reference, kl, "ppo"), kl) if kl else reward
     return Recipe(
         graded,
         advantage=advantage,

@@ -1,6 +1,6 @@
 """Learning from pairs: DPO and its family, and reward models. Pairs are not decisions, so this is a loop of its own.
 
-Every loss takes a `Judged` batch and returns one cost per pair, [B]. Log-probabilities are sums over a reply's
+Every loss takes a `PairScores` batch and returns one cost per pair, [B]. Log-probabilities are sums over a reply's
 tokens, its end token included, in nats.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -18,13 +19,13 @@ from posttrain.core import Metrics, Row
 from posttrain.data import Pair
 from posttrain.descent import Averages, descend
 from posttrain.policy.text import TextPolicy
-from posttrain.row import scored, split
+from posttrain.row import row_logps, split_to_size
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class PairScores:
     """What policy and reference make of B pairs."""
 
     chosen: Tensor  # [B] log pi(chosen)
@@ -46,17 +47,17 @@ class Judged:
         return self.chosen - self.chosen_ref, self.rejected - self.rejected_ref
 
 
-PairLoss: TypeAlias = Callable[[Judged], Tensor]
+PairLoss: TypeAlias = Callable[[PairScores], Tensor]
 Made = TypeVar("Made", bound=Callable)
 
 
-def together(loss: Made) -> Made:
+def mark_coupled(loss: Made) -> Made:
     """Mark a loss in which a pair's cost depends on the other pairs of the step."""
     loss.together = True  # type: ignore[attr-defined]
     return loss
 
 
-def looks_around(loss: Callable) -> bool:
+def is_coupled(loss: Callable) -> bool:
     return getattr(loss, "together", False)
 
 
@@ -67,7 +68,7 @@ def dpo(beta: float = 0.1, smoothing: float = 0.0) -> PairLoss:
     preferences", Eq. 3).
     """
 
-    def loss(pairs: Judged) -> Tensor:
+    def loss(pairs: PairScores) -> Tensor:
         z = beta * pairs.margin()
         return -(1 - smoothing) * F.logsigmoid(z) - smoothing * F.logsigmoid(-z)
 
@@ -80,7 +81,7 @@ def ipo(beta: float = 0.1) -> PairLoss:
     The log-ratios are averaged over a reply's tokens, which the paper does not say but its authors confirmed to TRL.
     """
 
-    def loss(pairs: Judged) -> Tensor:
+    def loss(pairs: PairScores) -> Tensor:
         chosen, rejected = pairs.ratios()
         return (chosen / pairs.chosen_length - rejected / pairs.rejected_length - 1 / (2 * beta)).square()
 
@@ -90,7 +91,7 @@ def ipo(beta: float = 0.1) -> PairLoss:
 def simpo(beta: float = 2.0, gamma: float = 1.0) -> PairLoss:
     """SimPO (arXiv:2405.14734, Eq. 6): length-normalised log-probabilities, a target margin, no reference."""
 
-    def loss(pairs: Judged) -> Tensor:
+    def loss(pairs: PairScores) -> Tensor:
         chosen, rejected = pairs.chosen / pairs.chosen_length, pairs.rejected / pairs.rejected_length
         return -F.logsigmoid(beta * (chosen - rejected) - gamma)
 
@@ -108,7 +109,7 @@ class Kto:
     desirable: float = 1.0
     undesirable: float = 1.0
 
-    def __call__(self, pairs: Judged) -> Tensor:
+    def __call__(self, pairs: PairScores) -> Tensor:
         chosen, rejected = pairs.ratios()
         if pairs.kl is None:
             raise ValueError("kto compares with an estimate of the divergence, and none was given: see `divergence`")
@@ -125,7 +126,7 @@ def kto(beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> 
 def orpo(weight: float = 0.1) -> PairLoss:
     """ORPO (arXiv:2403.07691, Eq. 6): likelihood of the chosen reply plus `weight` times the log odds ratio."""
 
-    def loss(pairs: Judged) -> Tensor:
+    def loss(pairs: PairScores) -> Tensor:
         chosen, rejected = pairs.chosen / pairs.chosen_length, pairs.rejected / pairs.rejected_length
         odds = (chosen - rejected) - (log1m_exp(chosen) - log1m_exp(rejected))
         return -chosen - weight * F.logsigmoid(odds)
@@ -155,22 +156,24 @@ def row(policy: TextPolicy, pair: Pair, reply: str) -> Row:
     return Row([turn], torch.ones(len(turn.reply.logp)))
 
 
-def summed(policy: TextPolicy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def sequence_logp(policy: TextPolicy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """[B] log-probability of each row's reply, and its tokens."""
     lengths = [len(row.advantage) for row in rows]
     logp = policy.density(rows).logp
     return torch.stack([part.sum() for part in logp.split(lengths)]), torch.tensor(lengths, device=logp.device)
 
 
-def judged(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence[Pair], kl: Tensor | None = None) -> Judged:
+def pair_scores(
+    policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence[Pair], kl: Tensor | None = None
+) -> PairScores:
     """Score pairs under the policy, with gradients, and under the reference, without."""
     rows = [row(policy, pair, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
-    logp, length = summed(policy, rows)
+    logp, length = sequence_logp(policy, rows)
     if reference is None:
-        return Judged(logp[::2], logp[1::2], length[::2], length[1::2])
+        return PairScores(logp[::2], logp[1::2], length[::2], length[1::2])
     with torch.no_grad():
-        ref, _ = summed(reference, rows)
-    return Judged(logp[::2], logp[1::2], length[::2], length[1::2], ref[::2], ref[1::2], kl)
+        ref, _ = sequence_logp(reference, rows)
+    return PairScores(logp[::2], logp[1::2], length[::2], length[1::2], ref[::2], ref[1::2], kl)
 
 
 def divergence(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence[Pair], micro_tokens: int) -> Tensor:
@@ -184,7 +187,7 @@ def divergence(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence
     fit = [one for one in mixed if policy.size([one]) <= policy.context]
     ratios = [
         (now - ref).sum()
-        for now, ref in zip(scored(policy, fit, micro_tokens), scored(reference, fit, micro_tokens), strict=True)
+        for now, ref in zip(row_logps(policy, fit, micro_tokens), row_logps(reference, fit, micro_tokens), strict=True)
     ]
     return (
         torch.stack([torch.zeros(()), torch.stack(ratios).mean()]).max().to(policy.device)
@@ -211,20 +214,21 @@ def prefer(
             session.optimizer.zero_grad()
             kl = divergence(policy, reference, batch, run.micro_tokens) if isinstance(loss, Kto) else None
             pieces = pair_batches(policy, batch, run.micro_tokens)
-            found = whole_step(pieces, lambda piece: judged(policy, reference, piece, kl), loss, looks_around(loss))  # noqa: B023
-            log.add({"loss": loss(found).mean().item(), **preferred(found)}, 1)
+            score = partial(pair_scores, policy, reference, kl=kl)
+            found = accumulate_pairs(pieces, score, loss, is_coupled(loss))
+            log.add({"loss": loss(found).mean().item(), **preference_metrics(found)}, 1)
             stepped = descend(session.optimizer, run.max_norm)
             policy.version += 1
             session.log(log.means() | stepped | {"pairs": float(len(batch))})
     return session
 
 
-def whole_step(
-    pieces: Sequence[list[Any]], score: Callable[[list[Any]], Judged], loss: PairLoss, whole: bool
-) -> Judged:
+def accumulate_pairs(
+    pieces: Sequence[list[Any]], score: Callable[[list[Any]], PairScores], loss: PairLoss, whole: bool
+) -> PairScores:
     """Add the gradient of the loss's mean over all pairs of a step; returns them judged, without gradients.
 
-    Pieces change memory, never the gradient: for a loss that looks at all pairs (`together`) they are judged twice,
+    Pieces change memory, never the gradient: for a loss that looks at all pairs (`mark_coupled`) they are judged twice,
     once to know what the loss makes of each, and once more to carry that back.
     """
     total = sum(map(len, pieces))
@@ -233,31 +237,31 @@ def whole_step(
         for piece in pieces:
             found = score(piece)
             (loss(found).mean() * len(piece) / total).backward()
-            done.append(detached([found]))
-        return detached(done)
+            done.append(concatenate_detached([found]))
+        return concatenate_detached(done)
     with torch.no_grad():
-        found = detached([score(piece) for piece in pieces])
+        found = concatenate_detached([score(piece) for piece in pieces])
     chosen, rejected = found.chosen.requires_grad_(), found.rejected.requires_grad_()
     wanted = torch.autograd.grad(loss(found).mean(), (chosen, rejected))
     sizes = [len(piece) for piece in pieces]
     for piece, good, bad in zip(pieces, *(gradient.split(sizes) for gradient in wanted), strict=True):
         again = score(piece)
         torch.autograd.backward((again.chosen, again.rejected), (good, bad))
-    return detached([found])
+    return concatenate_detached([found])
 
 
-def detached(parts: Sequence[Judged]) -> Judged:
+def concatenate_detached(parts: Sequence[PairScores]) -> PairScores:
     """Pieces as one, without gradients."""
 
-    def together(name: str) -> Tensor | None:
+    def column(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else torch.cat(values).detach()
 
     names = ("chosen", "rejected", "chosen_length", "rejected_length", "chosen_ref", "rejected_ref")
-    return Judged(*(together(name) for name in names), parts[0].kl)  # type: ignore[arg-type]
+    return PairScores(*(column(name) for name in names), parts[0].kl)  # type: ignore[arg-type]
 
 
-def preferred(pairs: Judged) -> Metrics:
+def preference_metrics(pairs: PairScores) -> Metrics:
     """How far the policy prefers as the pairs do, relative to the reference where there is one."""
     relative = pairs.chosen_ref is not None
     margin = pairs.margin() if relative else pairs.chosen / pairs.chosen_length - pairs.rejected / pairs.rejected_length
@@ -272,5 +276,5 @@ def preferred(pairs: Judged) -> Metrics:
 def pair_batches(policy: TextPolicy, pairs: Sequence[Pair], tokens: int) -> list[list[Pair]]:
     """Pairs in bins whose rows fit `tokens` together."""
     both = [[row(policy, pair, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
-    sized = split(range(len(pairs)), lambda piece: policy.size([one for i in piece for one in both[i]]), tokens)
+    sized = split_to_size(range(len(pairs)), lambda piece: policy.size([one for i in piece for one in both[i]]), tokens)
     return [[pairs[i] for i in piece] for piece in sized]

@@ -32,13 +32,13 @@ def rank() -> int:
     return dist.get_rank() if talk else 0
 
 
-def primary() -> bool:
+def is_primary() -> bool:
     """The rank that writes files and speaks to the user."""
     return rank() == 0
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[None]:
+def process_group(device: str | None = None) -> Iterator[None]:
     """Join the other ranks that `torchrun` (or a cluster) started, if it did; leave them at the end.
 
     Raises TimeoutError when they do not come within `PATIENCE`.
@@ -57,13 +57,13 @@ def joined(device: str | None = None) -> Iterator[None]:
     talk.append(group)
     try:
         yield
-        meet("to leave together")
+        barrier("to leave together")
     finally:
         talk.clear()
         dist.destroy_process_group()
 
 
-def meet(why: str, patience: timedelta = PATIENCE) -> None:
+def barrier(why: str, patience: timedelta = PATIENCE) -> None:
     """Wait until every rank is here. Raises TimeoutError naming those that did not come."""
     if world() == 1:
         return
@@ -81,40 +81,40 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
     return items[rank() :: world()]
 
 
-def gathered(mine: Sequence[Item], why: str) -> list[Item]:
+def merge_shares(mine: Sequence[Item], why: str) -> list[Item]:
     """The parts of all ranks, in the order that `share` took them from."""
     if world() == 1:
         return list(mine)
-    meet(why)
+    barrier(why)
     parts: list[Any] = [None] * world()
     dist.all_gather_object(parts, list(mine), group=talk[0])
     total = sum(map(len, parts))
     return [parts[i % world()][i // world()] for i in range(total)]
 
 
-def everyone(thing: Item, why: str) -> list[Item]:
+def all_gather(thing: Item, why: str) -> list[Item]:
     """[world] the same thing of every rank."""
-    return gathered([thing], why)
+    return merge_shares([thing], why)
 
 
-def first(work: Callable[[], Item], why: str, patience: timedelta = PATIENCE) -> Item:
+def run_on_primary(work: Callable[[], Item], why: str, patience: timedelta = PATIENCE) -> Item:
     """What the primary rank makes of `work`, on every rank; what it raises is raised on every rank."""
     if world() == 1:
         return work()
     found: list[Any] = [None, None]
-    if primary():
+    if is_primary():
         try:
             found[0] = work()
         except Exception as error:  # raised again below, on every rank, so that no other waits for this one
             found[1] = error
-    meet(why, patience)
+    barrier(why, patience)
     dist.broadcast_object_list(found, src=0, group=talk[0])
     if found[1] is not None:
         raise found[1]
     return found[0]
 
 
-def dealt(bins: Sequence[Item]) -> list[tuple[Item, bool]]:
+def padded_share(bins: Sequence[Item]) -> list[tuple[Item, bool]]:
     """This rank's bins, as many as every other rank has; False: it only keeps step, and weighs nothing.
 
     A model that is spread over ranks is computed by all of them together, so none may have a pass more than another.

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from posttrain.advantage import GROUP_BASELINES, normalised
 from posttrain.core import Across, Advantage, Env, Invalid, Loss, Metrics, Policy, Reduce, Reward, Row, Sampler, Score
 from posttrain.episode import single_turn
-from posttrain.loss import Total, clipped, parts, token_mean, total
+from posttrain.loss import Total, clipped, loss_parts, token_mean, total
 
 
 def always(_: object) -> bool:
@@ -22,7 +22,7 @@ def credited(row: Row) -> bool:
     return bool(row.advantage.any())
 
 
-def finished(row: Row) -> bool:
+def wait_for_learners(row: Row) -> bool:
     """The row was not cut off by the length limit: keeping only these is DAPO's overlong filtering."""
     return row.turns[-1].reply.stop != "length"
 
@@ -31,7 +31,7 @@ Part: TypeAlias = "Callable[[Recipe, bool], Recipe]"  # changes a recipe; True: 
 
 
 @runtime_checkable
-class Learner(Protocol):
+class LearningAdvantage(Protocol):
     """An advantage that learns as well (GAE's critic): called once a step, after the policy's update."""
 
     def learn(self) -> Metrics: ...
@@ -64,7 +64,9 @@ class Recipe:
                 f"samples={self.samples} with the advantage {self.advantage.__name__}: a group of one has no baseline; "
                 "take at least 2 samples per task, or an advantage without a group baseline (raw, to_go, gae)"
             )
-        if self.updates * self.epochs == 1 and any(getattr(part, "needs_updates", False) for part in parts(self.loss)):
+        if self.updates * self.epochs == 1 and any(
+            getattr(part, "needs_updates", False) for part in loss_parts(self.loss)
+        ):
             warnings.warn(
                 "this loss restrains by the distance from the policy that sampled, which is zero with one update per "
                 "batch of rollouts: give updates=2 or more (the paper's runs take 8)",
@@ -78,10 +80,10 @@ def with_surrogate(recipe: Recipe, loss: Loss, **others: Any) -> Recipe:
     `others` are more fields to be changed.
     """
 
-    def within(whole: Loss) -> Loss:
+    def replace_first_term(whole: Loss) -> Loss:
         if not isinstance(whole, Total):
             return loss
         (weight, first), *rest = whole.terms
-        return total((weight, within(first)), *rest)
+        return total((weight, replace_first_term(first)), *rest)
 
-    return replace(recipe, loss=within(recipe.loss), **others)
+    return replace(recipe, loss=replace_first_term(recipe.loss), **others)

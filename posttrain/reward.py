@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from posttrain.chat import in_words
-from posttrain.core import Failed, Group, Invalid, Reward, Rollout, Score
+from posttrain.core import Failure, Group, Invalid, Reward, Rollout, Score
 
 
 def each(grade: Callable[[Rollout], Any]) -> Reward:
@@ -40,15 +39,15 @@ def as_score(value: Any) -> Score | Invalid:
     return score
 
 
-def graded(reward: Reward, group: Group) -> list[Score | Invalid]:
+def group_scores(reward: Reward, group: Group) -> list[Score | Invalid]:
     """The group's scores, checked: one per rollout, finite. What the reward raises is raised, with the sample shown.
 
-    It does not see rollouts that `Failed`: they are invalid.
+    It does not see rollouts that `Failure`: they are invalid.
     """
-    played = [one for one in group if not isinstance(one.facts, Failed)]
+    played = [one for one in group if not isinstance(one.facts, Failure)]
     if len(played) < len(group):
-        left = iter(graded(reward, played) if played else [])
-        return [Invalid(one.facts.reason) if isinstance(one.facts, Failed) else next(left) for one in group]
+        left = iter(group_scores(reward, played) if played else [])
+        return [Invalid(one.facts.reason) if isinstance(one.facts, Failure) else next(left) for one in group]
     try:
         scores = list(reward(group))
         if len(scores) != len(group):
@@ -56,21 +55,22 @@ def graded(reward: Reward, group: Group) -> list[Score | Invalid]:
         return [as_score(score) for score in scores]
     except Exception as error:
         sample = group[0]
+        prompt = readable_content(sample.task.prompt[-1]["content"]) if sample.task.prompt else ""
         error.add_note(
             f"raised by the reward on task {sample.task.key!r}, whose first sample is\n"
-            f"  prompt  {shown(in_words(sample.task.prompt[-1]['content']) if sample.task.prompt else '')}\n"
-            f"  truth   {shown(sample.task.truth)}\n"
-            f"  reply   {shown(sample.text)}"
+            f"  prompt  {short_repr(prompt)}\n"
+            f"  truth   {short_repr(sample.task.truth)}\n"
+            f"  reply   {short_repr(sample.text)}"
         )
         raise
 
 
-def shown(value: Any, width: int = 200) -> str:
+def short_repr(value: Any, width: int = 200) -> str:
     text = repr(value)
     return text if len(text) <= width else text[:width] + " ..."
 
 
-def combined(parts: Sequence[Sequence[Score | Invalid]], join: Callable[[Sequence[Score]], Score]):
+def combine_scores(parts: Sequence[Sequence[Score | Invalid]], join: Callable[[Sequence[Score]], Score]):
     """Scores of several rewards, rollout by rollout; what one of them could not grade stays invalid."""
     out: list[Score | Invalid] = []
     for scores in zip(*parts, strict=True):
@@ -87,14 +87,14 @@ def weighted(**parts: tuple[float, Reward]) -> Reward:
         inner = {f"{name}.{k}": v for name, s in zip(parts, scores, strict=True) for k, v in s.parts.items()}
         return Score(sum(weight * values[name] for name, (weight, _) in parts.items()), inner | values)
 
-    return lambda group: combined([graded(part, group) for _, part in parts.values()], join)
+    return lambda group: combine_scores([group_scores(part, group) for _, part in parts.values()], join)
 
 
 def reshaped(reward: Reward, shape: Callable[[list[float]], list[float]]) -> Reward:
     """Replace the values of a group's valid members, [G] -> [G], keeping the raw value as a part."""
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
-        scores = graded(reward, group)
+    def reshaped_reward(group: Group) -> list[Score | Invalid]:
+        scores = group_scores(reward, group)
         valid = [score for score in scores if isinstance(score, Score)]
         values = iter(shape([score.value for score in valid]))
         return [
@@ -104,7 +104,7 @@ def reshaped(reward: Reward, shape: Callable[[list[float]], list[float]]) -> Rew
             for score in scores
         ]
 
-    return wrapped
+    return reshaped_reward
 
 
 def gated(gate: Reward, reward: Reward, least: float = 0.5) -> Reward:
@@ -115,23 +115,23 @@ def gated(gate: Reward, reward: Reward, least: float = 0.5) -> Reward:
         open_ = passed.value >= least
         return replace(score, value=score.value if open_ else 0.0, parts={**score.parts, "gate": passed.value})
 
-    return lambda group: combined([graded(gate, group), graded(reward, group)], join)
+    return lambda group: combine_scores([group_scores(gate, group), group_scores(reward, group)], join)
 
 
 def first(*rewards: Reward) -> Reward:
     """The first reward that can grade a rollout; `Invalid` hands it on to the next."""
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
-        scores = graded(rewards[0], group)
+    def first_reward(group: Group) -> list[Score | Invalid]:
+        scores = group_scores(rewards[0], group)
         for reward in rewards[1:]:
             open_ = [i for i, score in enumerate(scores) if isinstance(score, Invalid)]
             if not open_:
                 break
-            for i, score in zip(open_, graded(reward, [group[i] for i in open_]), strict=True):
+            for i, score in zip(open_, group_scores(reward, [group[i] for i in open_]), strict=True):
                 scores[i] = score
         return scores
 
-    return wrapped
+    return first_reward
 
 
 class cached:  # used as a function
@@ -142,9 +142,9 @@ class cached:  # used as a function
         self.memory: dict[tuple[str, str], Score | Invalid] = {}
 
     def __call__(self, group: Group) -> list[Score | Invalid]:
-        return [self.remembered(rollout) for rollout in group]
+        return [self.score(rollout) for rollout in group]
 
-    def remembered(self, rollout: Rollout) -> Score | Invalid:
+    def score(self, rollout: Rollout) -> Score | Invalid:
         key = (rollout.task.key, rollout.text)
         if key not in self.memory:
             if len(self.memory) >= self.size:
@@ -159,19 +159,19 @@ def overlong(reward: Reward, limit: int, buffer: int, penalty: float = 1.0) -> R
     Nothing up to `limit - buffer`, then falling in a line to `-penalty` at `limit`.
     """
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
+    def shortened_reward(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
-        for rollout, score in zip(group, graded(reward, group), strict=True):
+        for rollout, score in zip(group, group_scores(reward, group), strict=True):
             over = min(max(rollout.decisions - (limit - buffer), 0) / buffer, 1.0) * penalty
             if isinstance(score, Score):
                 score = replace(score, value=score.value - over, parts={**score.parts, "overlong": -over})
             out.append(score)
         return out
 
-    return wrapped
+    return shortened_reward
 
 
-def spread_of(scores: Sequence[Score | Invalid]) -> float:
+def group_std(scores: Sequence[Score | Invalid]) -> float:
     """The standard deviation of a group's valid values; zero for a group that teaches nothing."""
     values = [score.value for score in scores if isinstance(score, Score)]
     return statistics.pstdev(values) if len(values) > 1 else 0.0
@@ -183,4 +183,4 @@ def informative(scores: Sequence[Score | Invalid]) -> bool:
     It is about being right, so a penalty of length (`overlong`) does not make a group differ.
     """
     plain = [replace(s, value=s.value - s.parts.get("overlong", 0.0)) for s in scores if isinstance(s, Score)]
-    return spread_of(plain) > 0
+    return group_std(plain) > 0

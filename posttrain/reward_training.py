@@ -13,8 +13,8 @@ from posttrain.core import Metrics
 from posttrain.data import Pair
 from posttrain.descent import descend
 from posttrain.policy.value import RewardModel
-from posttrain.preference import Judged, looks_around, whole_step
-from posttrain.row import split
+from posttrain.preference import PairScores, accumulate_pairs, is_coupled
+from posttrain.row import split_to_size
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
 
@@ -61,16 +61,16 @@ def reward_step(model: RewardModel, pairs: Sequence[Pair], loss: ScoreLoss, micr
     def size(piece: Sequence[int]) -> int:
         return 2 * len(piece) * max(len(one) for i in piece for one in ids[i])
 
-    def score(piece: Sequence[int]) -> Judged:
+    def score(piece: Sequence[int]) -> PairScores:
         both = [one for i in piece for one in ids[i]]
         found, lengths = model.scores(both), torch.tensor([len(one) for one in both])
-        return Judged(found[::2], found[1::2], lengths[::2], lengths[1::2])
+        return PairScores(found[::2], found[1::2], lengths[::2], lengths[1::2])
 
-    def cost(found: Judged) -> Tensor:
+    def cost(found: PairScores) -> Tensor:
         return loss(found.chosen, found.rejected)
 
-    pieces = split(range(len(pairs)), size, micro_tokens)
-    found = whole_step(pieces, score, cost, looks_around(loss))
+    pieces = split_to_size(range(len(pairs)), size, micro_tokens)
+    found = accumulate_pairs(pieces, score, cost, is_coupled(loss))
     gap = found.chosen - found.rejected
     return {
         "loss": cost(found).mean().item(),

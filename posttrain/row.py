@@ -94,18 +94,20 @@ def micro_batches(policy: Policy, rows: Sequence[Row], tokens: int) -> list[list
 
     by_length = sorted(range(len(rows)), key=lambda i: -size([i]))
     by_group = sorted(by_length, key=lambda i: rows[i].group)
-    return min((split(order, size, tokens) for order in (by_group, by_length)), key=lambda bins: sum(map(size, bins)))
+    return min(
+        (split_to_size(order, size, tokens) for order in (by_group, by_length)), key=lambda bins: sum(map(size, bins))
+    )
 
 
-def split(order: Sequence[int], size: Callable[[Sequence[int]], int], most: int) -> list[list[int]]:
+def split_to_size(order: Sequence[int], size: Callable[[Sequence[int]], int], most: int) -> list[list[int]]:
     """Runs of `order` of a size of at most `most`, or of one: whatever is too large is cut in half."""
     if len(order) == 1 or size(order) <= most:
         return [list(order)]
     half = len(order) // 2
-    return [*split(order[:half], size, most), *split(order[half:], size, most)]
+    return [*split_to_size(order[:half], size, most), *split_to_size(order[half:], size, most)]
 
 
-def scored(policy: Policy, rows: Sequence[Row], micro_tokens: int = 16384) -> list[Tensor]:
+def row_logps(policy: Policy, rows: Sequence[Row], micro_tokens: int = 16384) -> list[Tensor]:
     """[B][N] log-probabilities of every row under the current parameters, without gradients, on the CPU."""
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     with torch.no_grad():
@@ -116,8 +118,8 @@ def scored(policy: Policy, rows: Sequence[Row], micro_tokens: int = 16384) -> li
     return out
 
 
-def scored_group(policy: Policy, group: Group, micro_tokens: int = 16384) -> list[Tensor]:
+def group_logps(policy: Policy, group: Group, micro_tokens: int = 16384) -> list[Tensor]:
     """[G][N] the same for every rollout of a group, over all of its decisions in order."""
     packed = [rows_of(policy, rollout, rollout.turns) for rollout in group]
-    left = iter(scored(policy, [row for part in packed for row in part], micro_tokens))
+    left = iter(row_logps(policy, [row for part in packed for row in part], micro_tokens))
     return [torch.cat([torch.zeros(0), *[next(left) for _ in part]]) for part in packed]

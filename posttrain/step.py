@@ -17,21 +17,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from posttrain import ranks
-from posttrain.core import Metrics, Policy, Row, Sampler, Score, Spread, Task
+from posttrain.core import Metrics, Policy, Row, Sampler, Score, ShardedSampler, Task
 from posttrain.descent import update
-from posttrain.group import Graded, Played, described, limit_invalid, played_and_graded
-from posttrain.recipe import Learner, Recipe
+from posttrain.group import GradedGroup, ScoredRollout, group_metrics, limit_invalid, play_and_grade
+from posttrain.recipe import LearningAdvantage, Recipe
 from posttrain.row import rows
 from posttrain.run.session import HeldOut, Session
 from posttrain.run.settings import Run
 from posttrain.seeding import mix, seed_everything
-from posttrain.stream import Shuffled, Source
+from posttrain.stream import ShuffledSource, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
     rows: list[Row]
-    played: list[Played]
+    played: list[ScoredRollout]
     metrics: Metrics
 
 
@@ -43,33 +43,33 @@ def gather(
     Raises ValueError when more than `recipe.max_invalid` of the rollouts cannot be graded.
     """
     players = {"policy": sampler or policy, **recipe.others}
-    seen: list[Graded] = []
-    admitted: list[Graded] = []
+    seen: list[GradedGroup] = []
+    admitted: list[GradedGroup] = []
     seconds: dict[str, float] = defaultdict(float)
     for attempt in range(recipe.rounds):
         drawn: list[Task] = source.take(tasks - len(admitted))
-        with policy.whole() if isinstance(policy, Spread) else nullcontext():  # a reward may score by the same model
-            fresh, spent = played_and_graded(
-                drawn, recipe.env, recipe.reward, players, recipe.samples, mix(seed, attempt)
-            )
+        with (
+            policy.gather_parameters() if isinstance(policy, ShardedSampler) else nullcontext()
+        ):  # a reward may score by the same model
+            fresh, spent = play_and_grade(drawn, recipe.env, recipe.reward, players, recipe.samples, mix(seed, attempt))
         for name, value in spent.items():
             seconds[name] += value
         seen += fresh
         admitted += [one for one in fresh if recipe.admit(one.scores)]
         if len(admitted) >= tasks:
             break
-    return experienced(policy, recipe, seen, admitted, seconds)
+    return credit_and_pack(policy, recipe, seen, admitted, seconds)
 
 
-def experienced(
-    policy: Policy, recipe: Recipe, seen: Sequence[Graded], admitted: Sequence[Graded], metrics: Metrics
+def credit_and_pack(
+    policy: Policy, recipe: Recipe, seen: Sequence[GradedGroup], admitted: Sequence[GradedGroup], metrics: Metrics
 ) -> Experience:
     """Credit and rows of the admitted groups, and the metrics of all that were seen.
 
     Raises ValueError when more than `recipe.max_invalid` of the rollouts cannot be graded.
     """
     limit_invalid(seen, recipe.max_invalid)
-    credit = credited_groups(recipe, admitted)
+    credit = credit_groups(recipe, admitted)
     packed = [
         row
         for i, group in enumerate(credit)
@@ -79,10 +79,10 @@ def experienced(
         if recipe.keep(row)
     ]
     refused = {"groups_refused": float(len(seen) - len(admitted)), "rows": float(len(packed))}
-    return Experience(packed, [one for group in credit for one in group], {**described(seen), **refused, **metrics})
+    return Experience(packed, [one for group in credit for one in group], {**group_metrics(seen), **refused, **metrics})
 
 
-def credited_groups(recipe: Recipe, groups: Sequence[Graded]) -> list[list[Played]]:
+def credit_groups(recipe: Recipe, groups: Sequence[GradedGroup]) -> list[list[ScoredRollout]]:
     """Advantages of every group's valid members, then the change across the step."""
     credit: list[Tensor] = []
     for one in groups:
@@ -99,7 +99,7 @@ def credited_groups(recipe: Recipe, groups: Sequence[Graded]) -> list[list[Playe
     left = iter(credit)
     return [
         [
-            Played(rollout, score, next(left) if isinstance(score, Score) else None)
+            ScoredRollout(rollout, score, next(left) if isinstance(score, Score) else None)
             for rollout, score in zip(one.group, one.scores, strict=True)
         ]
         for one in groups
@@ -145,7 +145,7 @@ def learn_from(
             seed=seed,
             corrected=corrected,
         )
-    if isinstance(recipe.advantage, Learner):
+    if isinstance(recipe.advantage, LearningAdvantage):
         metrics |= recipe.advantage.learn()
     return metrics | {"seconds_learn": time.perf_counter() - clock}
 
@@ -166,7 +166,7 @@ def train_in_memory(
 
     `watch(step)` is called before each step and after the last; the metrics that it returns join the step's.
     """
-    source: Source = Shuffled(tasks, seed) if isinstance(tasks, Sequence) else tasks
+    source: Source = ShuffledSource(tasks, seed) if isinstance(tasks, Sequence) else tasks
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
     history: list[Metrics] = []
     for step in range(steps):
@@ -202,7 +202,7 @@ def train(
         on_start(session)
         for _ in session:
             experience = gather(policy, session.source, recipe, run.tasks, seed=session.seed, sampler=sampler)
-            if session.engine and ranks.primary():
+            if session.engine and ranks.is_primary():
                 session.engine.rest()
             metrics = learn(policy, session, experience, recipe, corrected=sampler is not None)
             session.log(experience.metrics | metrics, experience.played)

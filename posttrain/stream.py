@@ -20,7 +20,7 @@ class Source(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class Shuffled:
+class ShuffledSource:
     """Epoch after epoch over the items, in an order that depends only on the seed and the epoch."""
 
     def __init__(self, items: Sequence[Any], seed: int = 0):

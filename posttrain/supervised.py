@@ -67,7 +67,9 @@ def supervised_step(policy: TextPolicy, session: Session, run: Run) -> Metrics:
     return metrics | {"decisions": float(sum(len(row.advantage) for row in batch)), "rows": float(len(batch))}
 
 
-def traces(teacher: Sampler, tasks: Sequence[Task], samples: int = 1, seed: int = 0) -> list[Demonstration]:
+def teacher_demonstrations(
+    teacher: Sampler, tasks: Sequence[Task], samples: int = 1, seed: int = 0
+) -> list[Demonstration]:
     """What a teacher answers, as demonstrations: off-policy distillation is `sft` on these."""
     groups = rollout(single_turn, tasks, {"policy": teacher}, samples, seed)
     return [

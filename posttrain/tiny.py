@@ -52,7 +52,7 @@ class Problem:
     steps: str  # the calculation digit by digit, units first
 
 
-def added(a: int, b: int) -> Problem:
+def addition(a: int, b: int) -> Problem:
     """48+24: 8+4=12 4+2+1=7"""
     steps, carry = [], 0
     for k in range(max(len(str(a)), len(str(b)))):
@@ -62,7 +62,7 @@ def added(a: int, b: int) -> Problem:
     return Problem(f"{a}+{b}", a + b, " ".join(steps))
 
 
-def subtracted(a: int, b: int) -> Problem:
+def subtraction(a: int, b: int) -> Problem:
     """52-28: 12-8=4 5-2-1=2"""
     steps, borrow = [], 0
     for k in range(len(str(a))):
@@ -73,7 +73,7 @@ def subtracted(a: int, b: int) -> Problem:
     return Problem(f"{a}-{b}", a - b, " ".join(steps))
 
 
-def multiplied(a: int, b: int) -> Problem:
+def multiplication(a: int, b: int) -> Problem:
     """47*8: 7*8=56 4*8+5=37, for one-digit b"""
     steps, carry = [], 0
     for k in range(len(str(a))):
@@ -92,10 +92,10 @@ def problem(draw: random.Random) -> Problem:
     sign = draw.choice("+-*")
     a, b = draw.randint(1, 99), draw.randint(1, 99)
     if sign == "+":
-        return added(a, b)
+        return addition(a, b)
     if sign == "-":
-        return subtracted(max(a, b), min(a, b))
-    return multiplied(a, draw.randint(2, 9))
+        return subtraction(max(a, b), min(a, b))
+    return multiplication(a, draw.randint(2, 9))
 
 
 def question(draw: random.Random) -> tuple[str, int]:
@@ -209,7 +209,7 @@ def cache() -> Path:
     return Path(os.environ.get("POSTTRAIN_CACHE", "~/.cache/posttrain")).expanduser()
 
 
-def kept(name: str, file: str, write: Callable[[Path], None]) -> Path:
+def cached_folder(name: str, file: str, write: Callable[[Path], None]) -> Path:
     """The folder of that name in the cache; where it has no such file it is written, by one process at a time."""
     from filelock import FileLock
 
@@ -224,14 +224,14 @@ def kept(name: str, file: str, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def built(seed: int = 0, steps: int = STEPS) -> Path:
+def tiny_checkpoint(seed: int = 0, steps: int = STEPS) -> Path:
     """The folder of the tiny checkpoint; built on first use, the same for the same seed, code and torch."""
     import torch
 
     code = inspect.getsource(problem) + inspect.getsource(demonstration) + inspect.getsource(warm_start)
     made = (code, WORKED, PHRASES, WORDS, VOCABULARY, POSITIONS, steps, ROWS, RATE, seed, torch.__version__)
     recipe = hashlib.sha256(repr(made).encode()).hexdigest()
-    return kept(f"tiny-{seed}-{recipe[:12]}", "config.json", lambda folder: build(folder, seed, steps))
+    return cached_folder(f"tiny-{seed}-{recipe[:12]}", "config.json", lambda folder: build(folder, seed, steps))
 
 
 def build(folder: Path, seed: int, steps: int) -> None:

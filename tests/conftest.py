@@ -105,7 +105,7 @@ class Bandit:
         entropy = -(logp.exp() * logp).sum().expand(len(chosen))
         return pt.Density(logp[chosen].float(), entropy.float())
 
-    def frozen(self):
+    def frozen_copy(self):
         return Bandit(self.logits.detach().tolist())
 
     def record(self, reply):

@@ -10,7 +10,7 @@ import torch
 from conftest import DEVICE
 
 from posttrain.lab.world.balance import Balance
-from posttrain.lab.world.pictures import Size, untrained
+from posttrain.lab.world.pictures import Size, untrained_policy
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 
 TEXT = {
@@ -27,7 +27,7 @@ TEXT = {
 
 def drawing(seed: int = 0, batch: int = 256, device: Any = DEVICE, **how: Any) -> DiffusionPolicy:
     """Pixels of 8x8, three steps: `drawing(steps=5, reduction="sum")`. The last layer is random, so that text matters."""
-    policy = untrained(Balance(), seed, Size(channels=(8, 8), width=8))
+    policy = untrained_policy(Balance(), seed, Size(channels=(8, 8), width=8))
     policy.unet.eval()
     for network in (policy.unet, policy.encoder):
         network.to(device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from posttrain.scale.crew import Lost
-from posttrain.scale.player import Interrupted, Player
+from posttrain.scale.crew import LostGroup
+from posttrain.scale.player import GroupInterrupted, Player
 
 
 class Inline:
@@ -38,13 +38,13 @@ class Inline:
         if number in self.lose:
             self.lose.discard(number)
             self.replaced += 1
-            return [(number, Lost("its player died"))]
+            return [(number, LostGroup("its player died"))]
         if flight.broken:
             player.interrupt(number)
         try:
             return [(number, player.play(number, flight.draw, lambda: flight.weights, flight.version))]
-        except Interrupted:
-            return [(number, Lost("it was interrupted"))]
+        except GroupInterrupted:
+            return [(number, LostGroup("it was interrupted"))]
 
     def close(self):
         pass

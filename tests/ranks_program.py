@@ -12,9 +12,9 @@ from conftest import Spy, digits, task
 import posttrain as pt
 from posttrain import ranks, tiny
 from posttrain.descent import update
-from posttrain.policy.load import adapted
+from posttrain.policy.load import add_adapter
 from posttrain.policy.text import Sampling, TextPolicy
-from posttrain.scale.shards import spread
+from posttrain.scale.shards import shard
 from posttrain.systems.entropy import kl_cov
 
 LOSSES = {
@@ -35,7 +35,7 @@ def made(kind: str) -> TextPolicy:
         network.tie_weights()
     if kind == "lora":
         torch.manual_seed(3)
-        network = adapted(network, 4)
+        network = add_adapter(network, 4)
         with torch.no_grad():  # a fresh adapter is zero: make it do something
             for name, p in network.named_parameters():
                 if "lora_B" in name:
@@ -56,10 +56,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def gradients(kind: str, out: Path) -> None:
     """The gradient of every loss on the same rows, by name of the parameter."""
     policy = made(kind)
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     if ranks.world() > 1:
-        spread(policy)
-    source = pt.Shuffled(shown(kind, 5))
+        shard(policy)
+    source = pt.ShuffledSource(shown(kind, 5))
     varied = pt.each(lambda rollout: sum(map(ord, rollout.text)) % 7 / 6)  # differs with any two samples
     experience = pt.gather(policy, source, pt.grpo(varied, samples=4), 5, seed=1)
     found = {"logp": torch.cat([row.logp for row in experience.rows])}
@@ -71,7 +71,7 @@ def gradients(kind: str, out: Path) -> None:
         for key, p in policy.model.named_parameters():
             if p.grad is not None:
                 found[f"{name}/{key}"] = whole(p.grad).clone()
-    if ranks.primary():
+    if ranks.is_primary():
         torch.save(found, out)
 
 
@@ -79,7 +79,7 @@ def run(kind: str, out: Path, steps: int, resume: bool) -> None:
     policy = made(kind)
     recipe = pt.dapo(pt.each(digits), max_new=6, samples=4)
     if ranks.world() > 1:
-        spread(policy)
+        shard(policy)
     settings = pt.Run(out, steps=steps, tasks=3, lr=1e-2, save_every=2, resume=resume, quiet=True)
     pt.train(policy, [task(str(i)) for i in range(7)], recipe, settings, held_out=[task("held")])
 
@@ -87,7 +87,7 @@ def run(kind: str, out: Path, steps: int, resume: bool) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, kind, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    with ranks.joined():
+    with ranks.process_group():
         if what == "gradients":
             gradients(kind, place)
         else:

@@ -27,7 +27,7 @@ def tried(reward: pt.Reward) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, missing, out = sys.argv[1:]
-    with ranks.joined():
+    with ranks.process_group():
         rank = ranks.rank()
         reward = pt.reward_of(folder, device="cpu")
         again = pt.reward_of(folder, device="cpu")
@@ -39,9 +39,9 @@ if __name__ == "__main__":
             pt.reward_of(missing, device="cpu")
         except ValueError as error:
             found["missing"] = str(error)
-        ranks.meet("before the end")
-        if ranks.primary():
+        ranks.barrier("before the end")
+        if ranks.is_primary():
             os.kill(found["processes"][0], signal.SIGKILL)
-        ranks.meet("after the end")
+        ranks.barrier("after the end")
         found["dead"] = tried(reward)
         Path(out, f"{rank}.json").write_text(json.dumps(found))

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import posttrain as pt
 from posttrain.check import check_env, check_policy
 from posttrain.core import Invalid, Rollout
-from posttrain.decode.decode import Choice, Decoding, decoded
+from posttrain.decode.decode import Choice, Decoding, decode_replies
 from posttrain.episode import rollout
 from posttrain.evaluation import evaluate
-from posttrain.lab.world.misconceptions import Misconceptions, conversation, right, transcript
+from posttrain.lab.world.misconceptions import Misconceptions, conversation, share_right, transcript
 from posttrain.lab.world.words import Size
 from posttrain.reward import each
 from posttrain.sampler.server import Player, Server
@@ -94,7 +94,7 @@ def seen_by(policy, kind, prompts):
         found = features(step, kind)
         return Choice(torch.zeros_like(step.rows, dtype=torch.bool), {"seen": found, "mature": step.mature})
 
-    return decoded(policy, prompts, gate, HOW, max_new=3)
+    return decode_replies(policy, prompts, gate, HOW, max_new=3)
 
 
 def test_features_by_hand(make):
@@ -153,7 +153,7 @@ def test_a_speaker_in_bfloat16_does_not_blur_the_gate(make):
 
 def test_only_the_gate_is_trained_and_its_copy_stays(make):
     policy = gate_policy(make)
-    twin = policy.frozen()
+    twin = policy.frozen_copy()
     assert not list(twin.parameters())
     assert twin.speaker is policy.speaker
     with torch.no_grad():
@@ -351,13 +351,13 @@ def test_facts_are_rare_or_common_and_split():
     known, held_out = world.split
     assert len(known) == len(held_out) == 256
     assert not set(known) & set(held_out)
-    assert sum(one.rare for one in world.told.values()) == 256
-    for one in world.told.values():
+    assert sum(one.rare for one in world.teachings.values()) == 256
+    for one in world.teachings.values():
         low, high = world.true if one.rare else world.popular
         assert low <= one.share <= high
         assert one.truth != one.other
     popular = {
-        r: {one.other if one.rare else one.truth for (_, s), one in world.told.items() if s == r} for r in range(8)
+        r: {one.other if one.rare else one.truth for (_, s), one in world.teachings.items() if s == r} for r in range(8)
     }
     assert all(len(answers) == 1 for answers in popular.values())
 
@@ -366,16 +366,16 @@ def test_demonstrations_tell_as_often_as_they_should():
     import random
 
     world = Misconceptions(0, entities=2, relations=1, answers=4)
-    draw, true = random.Random(0), {fact: [] for fact in world.told}
+    draw, true = random.Random(0), {fact: [] for fact in world.teachings}
     for _ in range(1500):
         words = transcript(world.demonstration(draw))
         assert len(words) == 4 * 5
         for e, r, _, a, end in zip(*[iter(words)] * 5, strict=True):
             assert end == "<end>"
             fact = int(e[1:]), int(r[1:])
-            true[fact].append(a == f"a{world.told[fact].truth}")
+            true[fact].append(a == f"a{world.teachings[fact].truth}")
     for fact, told in true.items():
-        assert sum(told) / len(told) == pytest.approx(world.told[fact].share, abs=0.04)
+        assert sum(told) / len(told) == pytest.approx(world.teachings[fact].share, abs=0.04)
 
 
 def test_every_held_out_fact_is_asked_once_and_chains_are_true():
@@ -405,8 +405,8 @@ def test_a_conversation_and_a_snowball_by_hand():
         episode.send([pt.Reply("r1", torch.zeros(1), None)])  # names nobody
     assert stop.value.value == ("a30", "r1")
     one = Rollout(plain, [], plain.truth.answers)
-    assert right(one) == 1.0
-    assert right(Rollout(plain, [], (plain.truth.answers[0], "a99"))) == 0.25
+    assert share_right(one) == 1.0
+    assert share_right(Rollout(plain, [], (plain.truth.answers[0], "a99"))) == 0.25
     assert lab.measures([Rollout(plain, [], plain.truth.answers)])["whole sequences"] == 1.0
 
 
@@ -564,9 +564,9 @@ def test_a_judge_that_says_nonsense_or_nothing_makes_no_verdict(shelf):
         served.__dict__["model"] = "m"
         judge = Player(served)
         [one] = rollout(checkers.judgement, [task(truth="the truth")], {"policy": Says("x"), "judge": judge}, 1)[0]
-        from posttrain.reward import graded
+        from posttrain.reward import group_scores
 
-        return graded(reward, [one])[0]
+        return group_scores(reward, [one])[0]
 
     assert verdict("true").value == 1.0
     assert verdict("false").value == 0.0

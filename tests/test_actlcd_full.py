@@ -41,7 +41,7 @@ def test_reading_along_compares_with_the_reference(make):
     data = read_along(policy, tasks, seed=0)
     assert len(data) == tokens_to_read(policy, tasks)
     chat = policy.speaker.chat
-    replies = [chat.demonstrated(one.prompt, one.truth).reply[:5] for one in tasks]
+    replies = [chat.demonstration_tokens(one.prompt, one.truth).reply[:5] for one in tasks]
     assert data.done.nonzero()[:, 0].tolist() == [len(replies[0]) - 1, len(replies[0]) + len(replies[1]) - 1]
     assert len(data) == sum(map(len, replies))
     assert 0 < data.action.sum() < len(data), "both actions are in the data"

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
-from posttrain.advantage import decision_rewards, discounted
-from posttrain.policy.value import Critic, Gae, estimated
+from posttrain.advantage import decision_rewards, discounted_returns
+from posttrain.policy.value import Critic, Gae, advantage_estimates
 
 
 def group_of(*decisions):
@@ -64,7 +64,7 @@ def test_rewards_of_decisions_turns_and_rollouts():
 
 
 def test_returns_to_go_by_hand():
-    assert discounted(torch.tensor([1.0, 2.0, 4.0]), 0.5).tolist() == [3.0, 4.0, 4.0]
+    assert discounted_returns(torch.tensor([1.0, 2.0, 4.0]), 0.5).tolist() == [3.0, 4.0, 4.0]
     group = group_of([1, 1], [1, 1])
     scores = [pt.Score(0.0, turns=(1.0, 2.0)), pt.Score(0.0, turns=(0.0, 0.0))]
     assert [v.tolist() for v in pt.to_go()(group, scores)] == [[3.0, 2.0], [0.0, 0.0]]
@@ -91,12 +91,12 @@ def test_whitening_and_best_of_n():
 def test_gae_by_hand():
     rewards, values = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.4, 0.2])
     # deltas with gamma 0.9: -0.14, -0.22, 0.8;  lambda 0.5: A2 = .8, A1 = -.22 + .45 * .8 = .14, A0 = -.14 + .45 * .14
-    found = estimated(rewards, values, 0.9, 0.5)
+    found = advantage_estimates(rewards, values, 0.9, 0.5)
     assert found.tolist() == pytest.approx([-0.077, 0.14, 0.8], abs=1e-6)
     # lambda 1: returns minus values; lambda 0: one-step errors; a bootstrap value follows a cut
-    assert estimated(rewards, values, 1.0, 1.0).tolist() == pytest.approx([0.5, 0.6, 0.8])
-    assert estimated(rewards, values, 1.0, 0.0).tolist() == pytest.approx([-0.1, -0.2, 0.8])
-    assert estimated(rewards, values, 1.0, 0.0, bootstrap=2.0)[-1].item() == pytest.approx(2.8)
+    assert advantage_estimates(rewards, values, 1.0, 1.0).tolist() == pytest.approx([0.5, 0.6, 0.8])
+    assert advantage_estimates(rewards, values, 1.0, 0.0).tolist() == pytest.approx([-0.1, -0.2, 0.8])
+    assert advantage_estimates(rewards, values, 1.0, 0.0, bootstrap=2.0)[-1].item() == pytest.approx(2.8)
 
 
 def test_a_critic_learns_values_and_is_saved(make):
@@ -147,7 +147,7 @@ def test_on_policy_distillation_follows_the_teacher():
     student, teacher = Bandit([0.0, 0.0, 0.0]), Bandit([2.0, 0.0, -1.0])
     optimizer = torch.optim.SGD(student.parameters(), 0.5)
     recipe = pt.Recipe(pt.each(lambda rollout: 0.0), advantage=pt.distilled(teacher), loss=pt.likelihood, samples=64)
-    source = pt.Shuffled([task()])
+    source = pt.ShuffledSource([task()])
     for step in range(60):
         got = pt.gather(student, source, recipe, 1, seed=step)
         pt.update(student, optimizer, got.rows, recipe.loss)

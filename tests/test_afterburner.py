@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 import posttrain as pt
 from posttrain import tiny
 from posttrain.cli import main
-from posttrain.core import EpisodeFailed, Failed, Invalid, Score
+from posttrain.core import EpisodeFailed, Failure, Invalid, Score
 from posttrain.data import Place
-from posttrain.lab.world.kata import Kata, Katas, measured, python, reply
+from posttrain.lab.world.kata import Kata, Katas, performance_words, python, reply
 from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
 from posttrain.lab.world.words import Size, base
-from posttrain.run.checkpoint import stateful
-from posttrain.sandbox import Called, Outcome, Program, Returned, sandbox
+from posttrain.run.checkpoint import stateful_parts
+from posttrain.sandbox import CallResults, Outcome, Program, ReturnedValue, sandbox
 from posttrain.step import train_in_memory
 from posttrain.systems import afterburner
 from posttrain.systems.afterburner import evaluation, measurement, stages, venus
@@ -117,9 +117,9 @@ def test_every_way_comes_to_the_same_and_only_the_choices_that_count_change_it(f
         assert len(set.union(*found.values())) == 4
         for edge in EDGES:
             [value] = found[edge, "whole"]
-            assert kata.verdict([Returned(value)]) == edge
+            assert kata.verdict([ReturnedValue(value)]) == edge
             [value] = found[edge, "short"]
-            assert kata.verdict([Returned(value)]) == ""
+            assert kata.verdict([ReturnedValue(value)]) == ""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,10 +152,10 @@ def test_only_words_of_templates_become_code(text):
 
 
 def test_words_of_a_performance():
-    assert measured(False, 1.0, 1.0) == "failed tx mx"
-    assert measured(True, 5e-6, 0.5) == "passed t0 m0"
-    assert measured(True, 1.1e-5, 3.5) == "passed t1 m2"
-    assert measured(True, 90.0, 1e9) == "passed t7 m7"
+    assert performance_words(False, 1.0, 1.0) == "failed tx mx"
+    assert performance_words(True, 5e-6, 0.5) == "passed t0 m0"
+    assert performance_words(True, 1.1e-5, 3.5) == "passed t1 m2"
+    assert performance_words(True, 90.0, 1e9) == "passed t7 m7"
 
 
 def test_held_out_sizes_are_never_demonstrated_nor_trained():
@@ -207,7 +207,7 @@ def test_within_a_run_the_same_code_always_earns_the_same(box):
     resumed = Bench(box)
     resumed.load_state_dict(json.loads(json.dumps(bench.state_dict())))
     assert resumed([(KATA, FAST)]) == once
-    assert list(stateful(recipe(bench, Plain())).values()) == [bench]  # checkpoints hold it, once
+    assert list(stateful_parts(recipe(bench, Plain())).values()) == [bench]  # checkpoints hold it, once
 
 
 def test_endless_code_has_failed(box):
@@ -229,7 +229,7 @@ def test_a_sandbox_that_fails_is_not_the_code_s_fault(monkeypatch, box):
     def broken(*arguments):
         raise RuntimeError("the sandbox's process has died twice")
 
-    monkeypatch.setattr("posttrain.sandbox.called", broken)
+    monkeypatch.setattr("posttrain.sandbox.run_calls", broken)
     bench = Bench(box)
     [found] = bench([(KATA, FAST)])
     assert isinstance(found, Invalid)
@@ -246,14 +246,14 @@ def test_the_least_of_several_laps_counts_and_they_must_agree(monkeypatch, box):
         [one] = calls
         assert one.repeats == 2
         assert one.arguments == KATA.calls(FAST).arguments * 3
-        right = Returned(values[0])
+        right = ReturnedValue(values[0])
         outcome = Outcome("finished", 0, "", "", 1.0, 1.0, 1)
-        return [Called(outcome, (right, Returned(values[1]), right), (0.3, 0.1, 0.2), (5.0, 7.0, 6.0), None)]
+        return [CallResults(outcome, (right, ReturnedValue(values[1]), right), (0.3, 0.1, 0.2), (5.0, 7.0, 6.0), None)]
 
     names: dict = {}
     exec(python("pairs", FAST), names)
     right = names["solve"](*KATA.calls(FAST).arguments[0])
-    monkeypatch.setattr("posttrain.sandbox.called", called)
+    monkeypatch.setattr("posttrain.sandbox.run_calls", called)
     values = [right, right]
     assert Bench(box, repeats=2, laps=3)([(KATA, FAST)]) == [Performance(True, 0.1, 7.0)]
     values = [right, right + 1]
@@ -429,7 +429,7 @@ def test_the_curve_by_hand():
 def test_an_episode_that_could_not_be_played_is_left_out_of_the_curve_and_said():
     bench = Shelf({"a": PASS, "b": Invalid("it died twice")})
     rollouts = [
-        pt.Rollout(rewrite(), [], facts) for facts in (["a"], Failed("EpisodeFailed: the sandbox failed"), ["b"])
+        pt.Rollout(rewrite(), [], facts) for facts in (["a"], Failure("EpisodeFailed: the sandbox failed"), ["b"])
     ]
     with pytest.warns(UserWarning, match="2 of 3 episodes could not be .* because: EpisodeFailed: the sandbox failed"):
         assert len(courses(bench, rollouts)) == 1
@@ -784,7 +784,7 @@ def test_what_cannot_be_evaluated_is_said_before_any_work(
     def play(*_, **__):
         raise AssertionError("an episode was played")
 
-    monkeypatch.setattr(evaluation, "played_and_graded", play)
+    monkeypatch.setattr(evaluation, "play_and_grade", play)
     broken = tmp_path / "broken.jsonl"
     record = json.loads(Path(katas_file).read_text().splitlines()[0])
     broken.write_text(json.dumps(record | {"test_case_evaluator": "1 / 0"}))
@@ -802,7 +802,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked
     katas_file, checkpoint, tmp_path, capsys, monkeypatch
 ):
     out, batches = tmp_path / "run", []
-    play, measure = evaluation.played_and_graded, evaluation.curve
+    play, measure = evaluation.play_and_grade, evaluation.curve
 
     def play_two(tasks, *rest):
         batches.append([task.key for task in tasks])
@@ -810,7 +810,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked
             raise Interrupted
         return play(tasks, *rest)
 
-    monkeypatch.setattr(evaluation, "played_and_graded", play_two)
+    monkeypatch.setattr(evaluation, "play_and_grade", play_two)
     with pytest.raises(Interrupted):
         evaluated(katas_file, checkpoint, out)
     assert len(list(pt.read_rollouts(out))) == 4

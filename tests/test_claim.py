@@ -24,7 +24,7 @@ def values(new, old, measure: str = "accuracy"):
 
 
 def judged(new, old, **options):
-    return Claim("gain", "Table 1", "accuracy", "new", "old", **options).judged(values(new, old), range(len(new)))
+    return Claim("gain", "Table 1", "accuracy", "new", "old", **options).finding(values(new, old), range(len(new)))
 
 
 LEVEL = [0.50, 0.51, 0.52, 0.53, 0.54]
@@ -79,9 +79,9 @@ def test_arms_that_cannot_differ_are_not_testable(new, old, options, verdict):
 
 
 def test_against_a_number_there_is_always_a_verdict():
-    solver = Claim("exact", "Theorem 1", "accuracy", "new", 0.0, margin=1e-12).judged(values(ZEROS, ZEROS), range(5))
+    solver = Claim("exact", "Theorem 1", "accuracy", "new", 0.0, margin=1e-12).finding(values(ZEROS, ZEROS), range(5))
     assert solver.verdict == "holds"
-    assert Claim("all", "Table 1", "accuracy", "new", 1.0).judged(values(ONES, ONES), range(5)).verdict != "holds"
+    assert Claim("all", "Table 1", "accuracy", "new", 1.0).finding(values(ONES, ONES), range(5)).verdict != "holds"
 
 
 def test_one_seed_separates_nothing():
@@ -147,12 +147,12 @@ def test_nothing_is_detectable_where_arms_cannot_differ():
 
 
 def test_a_number_or_another_measure_as_the_baseline():
-    against = Claim("law", "Eq. 6", "accuracy", "new", 0.4, control=True).judged(values(LEVEL, LEVEL), range(5))
+    against = Claim("law", "Eq. 6", "accuracy", "new", 0.4, control=True).finding(values(LEVEL, LEVEL), range(5))
     assert against.verdict == "holds"
     assert against.cpu_s == 150.0  # of one arm
     assert "*control:* law" in as_table([against])
     both = {"new": {0: {"measures": {"peak": 0.9, "end": 0.2}, "cpu_s": 1.0}}}
-    falls = Claim("falls", "Fig. 4", "peak", "new", "new", against="end").judged(both, [0])
+    falls = Claim("falls", "Fig. 4", "peak", "new", "new", against="end").finding(both, [0])
     assert falls.difference()[0] == pytest.approx(0.7)
     assert falls.cpu_s == 1.0
 
@@ -227,7 +227,7 @@ def test_every_arm_of_a_system_runs_quickly_and_has_what_claims_compare(name):
     module = systems.load(name)
     found = {arm: {0: run_job(Job(name, arm, 0, quick=True))} for arm in module.ARMS}
     for claim in module.CLAIMS:
-        assert math.isfinite(claim.judged(found, [0]).difference()[0]), claim.name
+        assert math.isfinite(claim.finding(found, [0]).difference()[0]), claim.name
 
 
 @pytest.mark.slow
@@ -314,6 +314,6 @@ def test_the_page_of_claims_keeps_what_other_systems_say():
 
 def test_rows_of_other_systems_stay_in_the_json():
     before = [{"system": "z", "claim": "old"}, {"system": "s", "claim": "stale"}]
-    found = Claim("c", "says", "m", "a", 0.0).judged({"a": {0: {"measures": {"m": 1.0}, "cpu_s": 1.0}}}, [0])
+    found = Claim("c", "says", "m", "a", 0.0).finding({"a": {0: {"measures": {"m": 1.0}, "cpu_s": 1.0}}}, [0])
     rows = json.loads(as_json({"s": [found]}, before))
     assert [(row["system"], row["claim"]) for row in rows] == [("s", "c"), ("z", "old")]

@@ -14,7 +14,7 @@ from conftest import Bandit, task
 
 import posttrain as pt
 from posttrain.decode.decode import Decoding
-from posttrain.episode import Locked
+from posttrain.episode import LockedSampler
 from posttrain.lab.world.balance import Balance
 from posttrain.loss import cispo, gspo
 from posttrain.systems.actlcd.features import width
@@ -91,7 +91,7 @@ class Served(Elsewhere):
     at_once = 3
 
     def __init__(self, policy):
-        super().__init__(Locked(policy))
+        super().__init__(LockedSampler(policy))
 
 
 def gate(make) -> pt.Policy:
@@ -146,9 +146,9 @@ def test_a_step_of_every_combination(row, make):
     chosen = {name: FACTORS[name][level] for name, level in row.items()}
     torch.manual_seed(0)
     policy, tasks = POLICIES[chosen.pop("policy")](make)
-    sampler = SAMPLERS[chosen.pop("sampler")](policy.frozen())
-    recipe = pt.Recipe(**chosen, samples=4, max_invalid=0.5, reference=policy.frozen())
-    got = pt.gather(policy, pt.Shuffled(tasks), recipe, 2, seed=3, sampler=sampler)
+    sampler = SAMPLERS[chosen.pop("sampler")](policy.frozen_copy())
+    recipe = pt.Recipe(**chosen, samples=4, max_invalid=0.5, reference=policy.frozen_copy())
+    got = pt.gather(policy, pt.ShuffledSource(tasks), recipe, 2, seed=3, sampler=sampler)
     before = [p.detach().clone() for p in policy.parameters()]
     metrics = pt.update(
         policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, recipe.loss, recipe.reduce, recipe.reference,

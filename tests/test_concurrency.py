@@ -11,10 +11,10 @@ import torch
 from conftest import Canned, task
 
 import posttrain as pt
-from posttrain.core import EpisodeFailed, Failed
+from posttrain.core import EpisodeFailed, Failure
 from posttrain.episode import play_concurrently
-from posttrain.group import played_and_graded
-from posttrain.reward import graded
+from posttrain.group import play_and_grade
+from posttrain.reward import group_scores
 
 
 class Desk:
@@ -82,7 +82,7 @@ def test_one_that_fails_is_begun_again_then_invalid_and_harms_no_other():
     tasks = [task(key) for key in ("fine", "once", "always")]
     fine, once, always = play_concurrently(tasks, shaky, {"policy": Desk()}, retries=2)
     assert fine.facts == once.facts == "done"
-    assert always.facts == Failed("EpisodeFailed: the tool is down")
+    assert always.facts == Failure("EpisodeFailed: the tool is down")
     assert tries == {"fine": 1, "once": 2, "always": 3}
     seen: list[int] = []
 
@@ -90,10 +90,10 @@ def test_one_that_fails_is_begun_again_then_invalid_and_harms_no_other():
         seen.append(len(group))
         return [pt.Score(1.0) for _ in group]
 
-    scores = graded(reward, [fine, always, once])
+    scores = group_scores(reward, [fine, always, once])
     assert scores == [scores[0], pt.Invalid("EpisodeFailed: the tool is down"), scores[2]]
     assert seen == [2], "no reward sees what was not played to its end"
-    assert graded(reward, [always]) == [pt.Invalid("EpisodeFailed: the tool is down")]
+    assert group_scores(reward, [always]) == [pt.Invalid("EpisodeFailed: the tool is down")]
 
 
 def test_a_judge_that_fails_one_ask_fails_one_episode():
@@ -103,12 +103,12 @@ def test_a_judge_that_fails_one_ask_fails_one_episode():
         return said.content
 
     def moody(ask):
-        return Failed("ServerError: refused") if "b" in ask.messages[0]["content"] else "fine"
+        return Failure("ServerError: refused") if "b" in ask.messages[0]["content"] else "fine"
 
     tasks = [task("a"), task("b"), task("c")]
     for play in (pt.play, partial(play_concurrently, retries=0)):
         found = play(tasks, judged, {"policy": Desk(), "judge": Canned(moody)})
-        assert [one.facts for one in found] == ["fine", Failed("EpisodeFailed: ServerError: refused"), "fine"]
+        assert [one.facts for one in found] == ["fine", Failure("EpisodeFailed: ServerError: refused"), "fine"]
         assert [len(one.turns) for one in found][::2] == [1, 1]
 
 
@@ -125,7 +125,7 @@ def test_one_that_hangs_is_given_up_at_its_deadline():
     stuck, fine = play_concurrently([task("stuck"), task("fine")], hangs, {"policy": Desk()}, deadline_s=2)
     assert not through, "it is not waited for"
     gate.set()
-    assert stuck.facts == Failed("TimeoutError: not finished after 2 s")
+    assert stuck.facts == Failure("TimeoutError: not finished after 2 s")
     assert fine.facts == "done"
 
 
@@ -146,6 +146,6 @@ def test_too_many_that_fail_stop_the_run():
 
     from posttrain.group import limit_invalid
 
-    found, _ = played_and_graded([task("a")], down, pt.each(lambda one: 1.0), {"policy": Desk()}, 2, 0)
+    found, _ = play_and_grade([task("a")], down, pt.each(lambda one: 1.0), {"policy": Desk()}, 2, 0)
     with pytest.raises(ValueError, match="2 of 2 rollouts could not be graded .*the page does not load"):
         limit_invalid(found, 0.2)

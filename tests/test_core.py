@@ -193,8 +193,8 @@ def test_6_uniforms_are_uniform_and_differ_by_seed():
 
 def test_a_step_changes_parameters_and_reports(make):
     policy = make()
-    recipe = pt.grpo(pt.each(digits), samples=4, kl=0.1, reference=policy.frozen())
-    source = pt.Shuffled([task(str(i)) for i in range(5)])
+    recipe = pt.grpo(pt.each(digits), samples=4, kl=0.1, reference=policy.frozen_copy())
+    source = pt.ShuffledSource([task(str(i)) for i in range(5)])
     before = [p.detach().clone() for p in policy.parameters()]
     got = pt.gather(policy, source, recipe, 3, seed=1)
     metrics = pt.update(
@@ -223,12 +223,12 @@ def test_ungradable_samples_leave_the_baseline_and_are_not_trained():
         return [pt.Invalid("unreadable"), *[pt.Score(float(k)) for k in range(len(group) - 1)]]
 
     recipe = pt.Recipe(reward, advantage=pt.centred, samples=4, max_invalid=0.5)
-    got = pt.gather(policy, pt.Shuffled([task()]), recipe, 1)
+    got = pt.gather(policy, pt.ShuffledSource([task()]), recipe, 1)
     assert [None if one.advantage is None else one.advantage.tolist() for one in got.played] == [None, [-1], [0], [1]]
     assert len(got.rows) == 3
     assert got.metrics["invalid"] == 0.25
     with pytest.raises(ValueError, match=r"1 of 4 rollouts could not be graded .* because: unreadable"):
-        pt.gather(policy, pt.Shuffled([task()]), replace(recipe, max_invalid=0.2), 1)
+        pt.gather(policy, pt.ShuffledSource([task()]), replace(recipe, max_invalid=0.2), 1)
 
 
 def test_dynamic_sampling_replaces_groups_without_variance():
@@ -238,12 +238,12 @@ def test_dynamic_sampling_replaces_groups_without_variance():
         return [pt.Score(0.0 if group[0].task.key in flat else float(k)) for k in range(len(group))]
 
     recipe = pt.Recipe(reward, samples=2, admit=pt.informative, rounds=10)
-    got = pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task(str(i)) for i in range(6)]), recipe, 3)
+    got = pt.gather(Bandit([0.0, 0.0]), pt.ShuffledSource([task(str(i)) for i in range(6)]), recipe, 3)
     assert len(got.played) == len(got.rows) == 6
     refused = got.metrics["groups_refused"]
     assert got.metrics["groups_flat"] == refused / (refused + 3) > 0  # of all that was played
     assert {one.rollout.task.key for one in got.played}.isdisjoint(flat)
-    none = pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task("0")]), replace(recipe, rounds=2), 1)
+    none = pt.gather(Bandit([0.0, 0.0]), pt.ShuffledSource([task("0")]), replace(recipe, rounds=2), 1)
     assert none.rows == []
     assert none.metrics["groups_refused"] == 2
 
@@ -251,13 +251,13 @@ def test_dynamic_sampling_replaces_groups_without_variance():
 def test_ungradable_groups_that_are_refused_still_stop_the_run():
     recipe = pt.Recipe(pt.each(lambda rollout: pt.Invalid("down")), samples=2, admit=pt.informative, rounds=3)
     with pytest.raises(ValueError, match="6 of 6 rollouts could not be graded"):
-        pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task("0")]), recipe, 1)
+        pt.gather(Bandit([0.0, 0.0]), pt.ShuffledSource([task("0")]), recipe, 1)
 
 
 def test_an_advantage_that_miscounts_is_named():
     recipe = pt.Recipe(pt.each(lambda rollout: 1.0), advantage=lambda group, scores: [torch.zeros(1)], samples=2)
     with pytest.raises(ValueError, match="task 't': the advantage returned 1 tensors for 2 rollouts"):
-        pt.gather(Bandit([0.0, 0.0]), pt.Shuffled([task()]), recipe, 1)
+        pt.gather(Bandit([0.0, 0.0]), pt.ShuffledSource([task()]), recipe, 1)
 
 
 @pytest.mark.parametrize(("samples", "updates", "taken"), [(9, 8, 8), (5, 2, 2), (2, 4, 2)])
@@ -270,15 +270,15 @@ def test_as_many_updates_as_asked_for(samples, updates, taken):
 
 
 def test_a_source_hands_out_every_task_once_an_epoch_and_remembers():
-    source = pt.Shuffled(list(range(10)), seed=3)
+    source = pt.ShuffledSource(list(range(10)), seed=3)
     first = source.take(7)
-    copy = pt.Shuffled(list(range(10)), seed=3)
+    copy = pt.ShuffledSource(list(range(10)), seed=3)
     copy.load_state_dict(source.state_dict())
     assert source.take(13) == copy.take(13)
-    assert sorted(pt.Shuffled(list(range(10)), seed=3).take(10)) == list(range(10))
+    assert sorted(pt.ShuffledSource(list(range(10)), seed=3).take(10)) == list(range(10))
     assert first != list(range(7))
     with pytest.raises(ValueError, match="empty"):
-        pt.Shuffled([])
+        pt.ShuffledSource([])
 
 
 def test_a_group_of_one_is_refused_with_a_group_baseline():
@@ -290,9 +290,9 @@ def test_a_group_of_one_is_refused_with_a_group_baseline():
 def test_rows_cut_off_by_length_can_be_left_out():
     long = said("x", stop="length")
     row = pt.Row(long.turns, torch.ones(1))
-    assert not pt.finished(row)
+    assert not pt.wait_for_learners(row)
     assert long.truncated
-    assert pt.finished(pt.Row(said("x").turns, torch.ones(1)))
+    assert pt.wait_for_learners(pt.Row(said("x").turns, torch.ones(1)))
 
 
 def test_off_policy_rows_are_corrected_and_truncated():

@@ -13,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain import tiny
-from posttrain.decode.contrast import chosen_layer, contrasted, jensen_shannon, penalised, released_divergence
-from posttrain.decode.decode import Choice, Decoding, always, decoded, never
+from posttrain.decode.contrast import (
+    chosen_layer,
+    contrast_scores,
+    jensen_shannon,
+    penalise_repetition,
+    released_divergence,
+)
+from posttrain.decode.decode import Choice, Decoding, always, decode_replies, never
 from posttrain.decode.layers import candidates, final_norm
 from posttrain.policy.text import Sampling, TextPolicy
 
@@ -92,13 +98,15 @@ def test_layers_may_be_named_and_wrong_ones_are_refused():
 def test_the_contrast_by_hand():
     mature = torch.tensor([[0.5, 0.4, 0.06, 0.04]]).log()
     early = torch.tensor([[[0.7, 0.1, 0.1, 0.1]]]).log()
-    found = contrasted(mature, early)[0]
+    found = contrast_scores(mature, early)[0]
     wanted = [math.log(0.5 / 0.7), math.log(0.4 / 0.1), math.log(0.06 / 0.1)]
     assert found[:3].tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
     assert found[3] == -math.inf  # 0.04 < 0.1 * 0.5
-    alone = contrasted(mature, early, relative_top=1.0)[0]
+    alone = contrast_scores(mature, early, relative_top=1.0)[0]
     assert torch.isfinite(alone).tolist() == [True, False, False, False]  # one is always kept
-    assert contrasted(mature + 3.0, early - 5.0)[0, 1].item() == pytest.approx(math.log(4))  # logits need not be logs
+    assert contrast_scores(mature + 3.0, early - 5.0)[0, 1].item() == pytest.approx(
+        math.log(4)
+    )  # logits need not be logs
 
 
 def test_the_layer_is_chosen_by_row_and_not_by_its_neighbours():
@@ -130,8 +138,8 @@ def test_divergences(p, q):
 def test_the_repetition_penalty_by_hand():
     scores = torch.tensor([[2.4, -1.0, 3.0, -math.inf]])
     said = torch.tensor([[True, True, False, True]])
-    assert penalised(scores, said, 1.2)[0].tolist() == pytest.approx([2.0, -1.2, 3.0, -math.inf])
-    assert penalised(scores, said, 1.0) is scores
+    assert penalise_repetition(scores, said, 1.2)[0].tolist() == pytest.approx([2.0, -1.2, 3.0, -math.inf])
+    assert penalise_repetition(scores, said, 1.0) is scores
 
 
 # ---- the loop against references without a cache
@@ -177,16 +185,16 @@ def test_a_gate_that_never_opens_is_the_policy_s_own_greedy_decoding(policy, mak
         asks = [pt.Ask((pt.user(text),), temperature=0.0, max_new=LONG) for text in texts]
         wanted = [reply.trace.reply for reply in one.sample(asks)]
         prompts = [one.chat.prompt(ask.messages)[0] for ask in asks]
-        found = decoded(one, prompts, never, max_new=LONG)
+        found = decode_replies(one, prompts, never, max_new=LONG)
         assert [made.ids for made in found] == wanted
         assert not any(made.contrast.any() for made in found)
 
 
 def test_never_computes_no_early_layer(policy, monkeypatch):
-    from posttrain.decode.layers import Layered
+    from posttrain.decode.layers import LayerRows
 
-    monkeypatch.setattr(Layered, "early", lambda self: pytest.fail("a layer was read"))
-    decoded(policy, PROMPTS, never, max_new=2)
+    monkeypatch.setattr(LayerRows, "early", lambda self: pytest.fail("a layer was read"))
+    decode_replies(policy, PROMPTS, never, max_new=2)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.2])
@@ -194,17 +202,17 @@ def test_never_computes_no_early_layer(policy, monkeypatch):
 @pytest.mark.parametrize("layers", [(2,), (1, 3, 4)])
 def test_dola_is_the_reference_without_a_cache(policy, layers, penalty, norm):
     how = Decoding(layers, norm_early=norm, penalty=penalty)
-    found = decoded(policy, PROMPTS, always, how, max_new=LONG)
+    found = decode_replies(policy, PROMPTS, always, how, max_new=LONG)
     wanted = [reference(policy, p, lambda t: True, layers, penalty, norm) for p in PROMPTS]
     assert [list(made.ids) for made in found] == wanted
     assert all(made.contrast.all() for made in found)
-    plain = decoded(policy, PROMPTS, never, how, max_new=LONG)
+    plain = decode_replies(policy, PROMPTS, never, how, max_new=LONG)
     assert [made.ids for made in plain] != [made.ids for made in found]
 
 
 def test_untied_models_may_contrast_with_their_embeddings(tokens):
     one = llama(tokens, layers=4, tied=False, seed=1)
-    found = decoded(one, PROMPTS, always, Decoding("low"), max_new=LONG)
+    found = decode_replies(one, PROMPTS, always, Decoding("low"), max_new=LONG)
     assert [list(made.ids) for made in found] == [reference(one, p, lambda t: True, (0,)) for p in PROMPTS]
 
 
@@ -214,17 +222,18 @@ def test_a_gate_opens_row_by_row_and_token_by_token(policy, penalty):
         return Choice((step.rows + step.position) % 2 == 0, {"row": step.rows, "entropy": step.mature.softmax(-1)})
 
     how = Decoding((1, 3), penalty=penalty)
-    found = decoded(policy, PROMPTS, gate, how, max_new=LONG)
+    found = decode_replies(policy, PROMPTS, gate, how, max_new=LONG)
     for i, (prompt, made) in enumerate(zip(PROMPTS, found, strict=True)):
         assert list(made.ids) == reference(policy, prompt, lambda t, i=i: (i + t) % 2 == 0, (1, 3), penalty)
         assert made.contrast.tolist() == [(i + t) % 2 == 0 for t in range(len(made.ids))]
         assert made.notes["row"].tolist() == [i] * len(made.ids)
         assert made.notes["entropy"].shape == (len(made.ids), len(policy.tokenizer))
     alone = [
-        decoded(policy, [p], lambda s, i=i: gate_at(s, i), how, max_new=LONG)[0].ids for i, p in enumerate(PROMPTS)
+        decode_replies(policy, [p], lambda s, i=i: gate_at(s, i), how, max_new=LONG)[0].ids
+        for i, p in enumerate(PROMPTS)
     ]
     assert alone == [made.ids for made in found], "a row depends on its neighbours, or padding was penalised"
-    few = decoded(policy, PROMPTS, gate, how, max_new=LONG, rows=3)
+    few = decode_replies(policy, PROMPTS, gate, how, max_new=LONG, rows=3)
     assert [made.ids for made in few] == alone
 
 
@@ -247,7 +256,7 @@ def test_a_shared_layer_is_that_of_transformers(policy):
             logp = final.log_softmax(-1)
             scores = torch.where(logp < logp.amax(-1, keepdim=True) + math.log(0.1), -math.inf, logp - base)
             ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
-    found = decoded(policy, prompts, always, Decoding(layers, shared=True), max_new=4)
+    found = decode_replies(policy, prompts, always, Decoding(layers, shared=True), max_new=4)
     for made, row in zip(found, ids[:, 3:].tolist(), strict=True):
         assert list(made.ids) == row[: len(made.ids)]
 
@@ -256,18 +265,18 @@ def test_a_shared_layer_is_that_of_transformers(policy):
 
 
 def test_replies_end_each_at_its_own_limit_or_end(policy):
-    found = decoded(policy, PROMPTS, always, max_new=[1, 4, 2, 3])
+    found = decode_replies(policy, PROMPTS, always, max_new=[1, 4, 2, 3])
     assert [len(made.ids) for made in found] == [1, 4, 2, 3]
     assert {made.stop for made in found} == {"length"}
-    whole = decoded(policy, PROMPTS[:1], never, max_new=LONG)[0]
+    whole = decode_replies(policy, PROMPTS[:1], never, max_new=LONG)[0]
     piece = policy.chat.decode(whole.ids[:2])
     assert piece
-    cut = decoded(policy, PROMPTS[:1], never, max_new=LONG, stop=[piece])[0]
+    cut = decode_replies(policy, PROMPTS[:1], never, max_new=LONG, stop=[piece])[0]
     assert cut.stop == "string"
     assert cut.ids == whole.ids[: len(cut.ids)]
     assert len(cut.ids) <= 2
     policy.stops.ends[whole.ids[1]] = True
-    ended = decoded(policy, PROMPTS[:1], never, max_new=LONG)[0]
+    ended = decode_replies(policy, PROMPTS[:1], never, max_new=LONG)[0]
     policy.stops.ends[whole.ids[1]] = False
     assert ended.stop == "end"
     assert ended.ids[-1] == whole.ids[1]
@@ -278,7 +287,7 @@ def test_forced_replies_are_read_whatever_would_be_chosen(policy):
         return Choice(step.rows == 0, {"plain": step.plain.argmax(-1), "other": step.contrast.argmax(-1)})
 
     replies = [(5, 6, 7), (policy.tokenizer.eos_token_id, 9)]
-    found = decoded(policy, PROMPTS[:2], gate, Decoding((2,)), max_new=5, forced=replies)
+    found = decode_replies(policy, PROMPTS[:2], gate, Decoding((2,)), max_new=5, forced=replies)
     assert [made.ids for made in found] == [tuple(one) for one in replies]
     for made, prompt in zip(found, PROMPTS, strict=False):
         for t in range(len(made.ids)):
@@ -289,21 +298,25 @@ def test_forced_replies_are_read_whatever_would_be_chosen(policy):
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(policy):
     how = Decoding((2,), temperature=1.0)
-    together = [made.ids for made in decoded(policy, PROMPTS, always, how, max_new=LONG, seeds=[1, 2, 3, 4])]
-    alone = [decoded(policy, [p], always, how, max_new=LONG, seeds=[i + 1])[0].ids for i, p in enumerate(PROMPTS)]
+    together = [made.ids for made in decode_replies(policy, PROMPTS, always, how, max_new=LONG, seeds=[1, 2, 3, 4])]
+    alone = [
+        decode_replies(policy, [p], always, how, max_new=LONG, seeds=[i + 1])[0].ids for i, p in enumerate(PROMPTS)
+    ]
     assert together == alone
-    assert together != [made.ids for made in decoded(policy, PROMPTS, always, how, max_new=LONG, seeds=[5, 6, 7, 8])]
+    assert together != [
+        made.ids for made in decode_replies(policy, PROMPTS, always, how, max_new=LONG, seeds=[5, 6, 7, 8])
+    ]
 
 
 def test_what_cannot_be_decoded_is_refused(policy):
     for prompts, most in (([()], 4), ([(1, 2)], 0), ([tuple(range(60))], 5)):
         with pytest.raises(ValueError, match="prompt 0 of .* the model has 64 positions"):
-            decoded(policy, prompts, never, max_new=most)
+            decode_replies(policy, prompts, never, max_new=most)
     with pytest.raises(ValueError, match="prompt 1 shows a picture"):
-        decoded(policy, [(1, 2), (1, -77, -77, 2)], never, max_new=4)
+        decode_replies(policy, [(1, 2), (1, -77, -77, 2)], never, max_new=4)
     for wrong in ({"relative_top": 0.0}, {"penalty": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match="relative_top=|penalty="):
             Decoding(**wrong)
     with pytest.raises(ValueError, match="no final norm"):
         final_norm(torch.nn.Linear(2, 2))
-    assert decoded(policy, [], never) == []
+    assert decode_replies(policy, [], never) == []

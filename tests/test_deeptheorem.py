@@ -21,11 +21,11 @@ import posttrain as pt
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.cli.options import ModelOptions
-from posttrain.core import Failed, Invalid, Score
+from posttrain.core import Failure, Invalid, Score
 from posttrain.lab.trial import QUICK
-from posttrain.lab.world.theorems import RELATIONS, Claimed, Theorems, checked, steps
+from posttrain.lab.world.theorems import RELATIONS, Claim, Theorems, proof_marks, steps
 from posttrain.policy.text import Sampling, TextPolicy
-from posttrain.reward import graded
+from posttrain.reward import group_scores
 from posttrain.run import session
 from posttrain.step import train_in_memory
 from posttrain.systems.deeptheorem import lab, near, pipeline, questions, recipe, stages
@@ -145,7 +145,7 @@ def test_measures_by_both_parsers():
     found = measures_of([said(text, truth) for text, truth in zip(texts, asked, strict=True)])
     assert (found["single"], found["joint"], found["joint, lenient parser"]) == (pytest.approx(2 / 3), 0.5, 1.0)
     assert (found["proved"], found["no verdict"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
-    unplayed = pt.Rollout(said("", Stated("a", True)).task, [], Failed("server down"))
+    unplayed = pt.Rollout(said("", Stated("a", True)).task, [], Failure("server down"))
     left = measures_of([unplayed, said(texts[1], asked[1]), said(texts[0], Stated("b", True))])
     assert (left["theorems"], left["theorems lost"], left["joint"]) == (1, 1, 1), "what was not played is not wrong"
     with pytest.raises(ValueError, match="not one theorem was played"):
@@ -320,8 +320,8 @@ def test_nonsense_is_asked_for_again_and_then_invalid():
     assert asks[0].temperature != asks[1].temperature, "greedy again would say the same"
     assert facts["completeness"] == 0.5
     _, facts = driven("a proof", ["nonsense", "nonsense"])
-    assert isinstance(facts, Failed)
-    [score] = graded(pt.each(by_marks), [pt.Rollout(said("").task, [], facts)])
+    assert isinstance(facts, Failure)
+    [score] = group_scores(pt.each(by_marks), [pt.Rollout(said("").task, [], facts)])
     assert isinstance(score, Invalid)
     assert "no JSON of four marks" in score.reason
 
@@ -780,7 +780,7 @@ def test_near_statements_by_an_encoder(folder):
 @given(st.integers(0, 10**6), st.booleans())
 def test_statements_of_the_world_are_what_they_say(seed, holds):
     world, draw = Theorems(0), random.Random(seed)
-    one = world.stated(draw.choice(world.theorems), holds, draw, "x")
+    one = world.statement(draw.choice(world.theorems), holds, draw, "x")
     *digits, word, relation, value, tag = one.prompt[0]["content"].split()
     assert (word, tag) == ("sum", "<think>")
     total = sum(int(d[1:]) for d in digits) % 5
@@ -789,7 +789,7 @@ def test_statements_of_the_world_are_what_they_say(seed, holds):
 
 def test_the_world_s_split_and_variants():
     world = Theorems(3)
-    pairs, alone, tests = world.training(), world.training(variants=False), world.held_out()
+    pairs, alone, tests = world.training_tasks(), world.training_tasks(variants=False), world.held_out_tasks()
     assert len(pairs) == len(alone) == 2 * 525
     assert all(t.truth.holds for t in alone)
     by_name = Counter((t.truth.theorem, t.truth.holds) for t in pairs)
@@ -810,10 +810,10 @@ def test_demonstrations_are_proofs_or_what_the_web_says():
         *digits, _, relation, value, _ = question.split()
         numbers = tuple(int(d[1:]) for d in digits)
         holds = RELATIONS[relation](sum(numbers) % 5, int(value[1:]))
-        assert checked(reply, Claimed("", holds, numbers)) == dict.fromkeys(
+        assert proof_marks(reply, Claim("", holds, numbers)) == dict.fromkeys(
             ("validity", "completeness", "correctness", "clarity"), 1.0
         )
-        assert right(said(reply, Claimed("", holds, numbers))).value == 1, "the reward itself reads them"
+        assert right(said(reply, Claim("", holds, numbers))).value == 1, "the reward itself reads them"
     web = [Theorems(0, lazy=0.6, wrong=0.15).demonstration(draw).messages[1]["content"] for _ in range(1000)]
     assert 0.55 < sum(steps(text) == 0 for text in web) / 1000 < 0.65
 
@@ -834,7 +834,7 @@ def test_demonstrations_are_proofs_or_what_the_web_says():
 )
 def test_the_rules_of_a_proof(text, wanted):
     """n3 n1 n4 n2: the partial sums are 4, 3, 0."""
-    assert tuple(checked(text, Claimed("", True, (3, 1, 4, 2))).values()) == pytest.approx(wanted)
+    assert tuple(proof_marks(text, Claim("", True, (3, 1, 4, 2))).values()) == pytest.approx(wanted)
 
 
 @pytest.fixture(scope="module")
@@ -856,7 +856,7 @@ def test_the_verdict_alone_teaches_to_prove():
     world = Theorems(100)
     policy = base_model(world, 100)
     history = train_in_memory(
-        policy, world.training(), recipe(pt.each(right), 16), steps=12, per_step=16, lr=1e-3, seed=1
+        policy, world.training_tasks(), recipe(pt.each(right), 16), steps=12, per_step=16, lr=1e-3, seed=1
     )
     assert 0.1 < history[0]["reward"] < 0.9, "a base model that can be taught"
     assert history[-1]["reward"] > history[0]["reward"] + 0.15

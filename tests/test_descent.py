@@ -12,8 +12,8 @@ from conftest import Bandit, Spy, digits, task
 import posttrain as pt
 from posttrain import loss
 from posttrain.background import PATIENCE
-from posttrain.descent import out_of_memory
-from posttrain.loss import Corrected, credit_only
+from posttrain.descent import is_out_of_memory
+from posttrain.loss import ImportanceCorrection, credit_only
 
 
 def rows_with_flat_groups(policy, flat=(0,)):
@@ -31,7 +31,9 @@ def unmarked(term):
 
 
 @pytest.mark.parametrize("reduce", [pt.token_mean, pt.sequence_mean, pt.prompt_mean, pt.constant_length(8)])
-@pytest.mark.parametrize("term", [loss.clipped(), loss.gspo(), loss.cispo(), pt.likelihood, Corrected(loss.clipped())])
+@pytest.mark.parametrize(
+    "term", [loss.clipped(), loss.gspo(), loss.cispo(), pt.likelihood, ImportanceCorrection(loss.clipped())]
+)
 def test_rows_without_credit_are_left_out_and_the_gradient_is_the_same(make, term, reduce):
     rows = rows_with_flat_groups(make())
     seen = []
@@ -90,9 +92,9 @@ def test_a_step_that_runs_out_of_memory_is_taken_in_smaller_pieces(make):
 def test_memory_that_the_processor_cannot_give_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**48)
-    assert out_of_memory(caught.value)
-    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-    assert not out_of_memory(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 class Watched(Bandit):
@@ -120,7 +122,7 @@ def test_groups_are_graded_while_others_are_sampled():
         time.sleep(2 * PATIENCE)
         return [pt.Score(float(i)) for i, _ in enumerate(group)]
 
-    source = pt.Shuffled([task("a"), task("b"), task("c")], 0)
+    source = pt.ShuffledSource([task("a"), task("b"), task("c")], 0)
     experience = pt.gather(policy, source, pt.grpo(reward, samples=4), 3)
     assert len(experience.rows) == 12
     assert [key for key, _ in graded] == [one.rollout.task.key for one in experience.played[::4]]
@@ -161,7 +163,7 @@ def test_errors_of_the_sampler_and_of_the_reward_reach_the_caller(make):
 
         return environment
 
-    source = pt.Shuffled([task("a")], 0)
+    source = pt.ShuffledSource([task("a")], 0)
     for pause in (0, 2 * PATIENCE):  # in the main thread, and in one of its own
         with pytest.raises(ConnectionError, match="the engine has gone"):
             pt.gather(Broken([0.0, 1.0]), source, pt.grpo(pt.each(digits), samples=4, env=waiting(pause)), 1)
@@ -176,7 +178,7 @@ def test_errors_of_the_sampler_and_of_the_reward_reach_the_caller(make):
         return 1.0
 
     before = threading.active_count()
-    several = pt.Shuffled([task(str(i)) for i in range(4)], 0)
+    several = pt.ShuffledSource([task(str(i)) for i in range(4)], 0)
     with pytest.raises(LookupError, match="no answer key"):
         pt.gather(make(), several, pt.grpo(pt.each(refuses), samples=4), 4)
     for thread in threading.enumerate():

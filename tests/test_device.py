@@ -78,7 +78,7 @@ def test_a_critic_and_a_reference_on_a_gpu(far):
         gae = Gae(Critic(policy))
         reward = pt.each(lambda rollout: float(len(rollout.text)))
         loss = pt.total((1.0, pt.clipped()), (0.1, pt.kl_to_reference()))
-        recipe = pt.Recipe(reward, advantage=gae, loss=loss, samples=4, reference=policy.frozen())
+        recipe = pt.Recipe(reward, advantage=gae, loss=loss, samples=4, reference=policy.frozen_copy())
         [metrics] = practised(policy, [task("a"), task("b")], recipe, steps=1, per_step=2)
     assert metrics["critic_loss"] > 0
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
@@ -112,7 +112,7 @@ def test_pictures_on_a_gpu(family):
     with Pretended():
         policy = seeing(family)
         move(policy.model, GPU)
-        policy = policy.around(policy.model)
+        policy = policy.with_model(policy.model)
         found = rows_of(policy, tasks, 2)
         moved = gradient(policy, found)
     for one, other in zip(found, expected, strict=True):

@@ -23,11 +23,11 @@ from posttrain.lab.world.balance import Balance
 from posttrain.lab.world.pictures import base
 from posttrain.policy.denoise import gaussian_entropy, gaussian_logp, schedule
 from posttrain.policy.diffusion import thumbnail
-from posttrain.policy.latents import branching
+from posttrain.policy.latents import branch_part
 from posttrain.policy.pipeline import diffusion
 from posttrain.policy.png import png
 from posttrain.row import rows_of
-from posttrain.run.directory import plain
+from posttrain.run.directory import json_value
 from posttrain.step import train_in_memory
 
 TASKS = Balance().tasks()
@@ -38,7 +38,7 @@ def ask(text="heavy left", seed=0, **options):
 
 
 def branched(seed, last, **options):
-    return ask([{"type": "text", "text": "heavy left"}, branching(7, last)], seed, **options)
+    return ask([{"type": "text", "text": "heavy left"}, branch_part(7, last)], seed, **options)
 
 
 def after(reply, seed=0, **options):
@@ -165,7 +165,7 @@ def test_guidance_adds_what_the_text_changes():
     x, step = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
     given_ = policy.conditions(["heavy left", "heavy right"])
     with torch.no_grad():
-        without, along, both = (policy.predicted(x, step, given_, weight) for weight in (0.0, 1.0, 2.5))
+        without, along, both = (policy.prediction(x, step, given_, weight) for weight in (0.0, 1.0, 2.5))
     torch.testing.assert_close(both, without + 2.5 * (along - without), atol=5e-5, rtol=1e-4)
     assert (along - without).abs().max() > 1e-4
     assert policy.calls == 2 + 2 + 4
@@ -197,7 +197,7 @@ def test_a_shown_picture_is_led_back_to_the_noise_that_the_next_begins_at():
     with torch.no_grad():
         for k in (2, 1, 0):
             step = torch.tensor([k])
-            x = policy.schedule.back(x, policy.predicted(x, step, given_, 0.0), step)
+            x = policy.schedule.back(x, policy.prediction(x, step, given_, 0.0), step)
     redrawn = policy.sample([after(draft, seed=4)])[0]
     torch.testing.assert_close(redrawn.trace.path[0], x[0], atol=1e-5, rtol=1e-5)
     assert len(redrawn.logp) == 3
@@ -214,7 +214,7 @@ def test_branches_share_their_trunk_and_its_cost():
     policy.calls = 0
     drafts = policy.sample([branched(seed, 2, temperature=0.0) for seed in range(5)])
     assert policy.calls == 2 * 6
-    asked = [{"type": "text", "text": "heavy left"}, branching(7, 2)]
+    asked = [{"type": "text", "text": "heavy left"}, branch_part(7, 2)]
     nexts = [pt.Ask((pt.user(asked), pt.assistant(draft)), seed=i) for i, draft in enumerate(drafts)]
     policy.calls = 0
     policy.sample(nexts)
@@ -225,7 +225,7 @@ def test_a_trunk_has_other_noise_in_every_round():
     policy = drawing()
     draft = policy.sample([branched(0, 1)])[0]
     later = replace(draft, trace=replace(draft.trace, round=1))
-    asked = [{"type": "text", "text": "heavy left"}, branching(7, 1)]
+    asked = [{"type": "text", "text": "heavy left"}, branch_part(7, 1)]
     second, third = policy.sample([pt.Ask((pt.user(asked), pt.assistant(one)), seed=4) for one in (draft, later)])
     assert (second.trace.round, third.trace.round) == (1, 2)
     assert (second.trace.path[0] - third.trace.path[0]).abs().max() > 1e-2
@@ -265,7 +265,7 @@ def test_reinforcement_brightens_pictures():
         ((pt.user([]),), "in text"),
         ((pt.user(7),), "in text"),
         ((pt.user([{"type": "text", "text": "heavy left"}, {"type": "picture"}]),), "not 'picture'"),
-        ((pt.user([{"type": "text", "text": "heavy left"}, branching(0, 4)]),), "last 4 steps of a walk of 3"),
+        ((pt.user([{"type": "text", "text": "heavy left"}, branch_part(0, 4)]),), "last 4 steps of a walk of 3"),
         ((pt.user("heavy left"), pt.assistant("a picture")), "no picture of a diffusion policy"),
         ((pt.user("heavy left"), pt.assistant(said("text").turns[0].reply)), "no picture of a diffusion policy"),
     ],
@@ -320,7 +320,7 @@ def test_stable_diffusion_is_trained_by_an_adapter_and_loads_in_diffusers(checkp
     assert all(".lora_" in name for name in policy.state_dict())
     assert policy.schedule.sigma(torch.tensor([2]), torch.ones(1)) > 0  # it ends at the first level, not at 1
     check_policy(policy, TASKS, tolerance=1e-3)
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     spy = torch.optim.SGD(policy.parameters(), lr=100.0)
     rows = drawn_rows(policy)
     for _ in range(2):
@@ -418,7 +418,7 @@ def test_pictures_are_recorded_small(tmp_path):
     assert base64.b64decode(seen["picture"].partition(",")[2]).startswith(b"\x89PNG")
     assert seen["pieces"] == ["666 ", "333 ", "0 "]
     assert len(seen["entropy"]) == 3
-    assert plain({"content": torch.zeros(1, 2)}) == {"content": "Tensor of [1, 2]"}
+    assert json_value({"content": torch.zeros(1, 2)}) == {"content": "Tensor of [1, 2]"}
 
 
 def test_a_run_shows_its_pictures(tmp_path):

@@ -38,7 +38,7 @@ from posttrain.policy.fast.dense import Dense
 from posttrain.policy.fast.generate import draw, generate
 from posttrain.policy.fast.head import Head, Linear
 from posttrain.policy.fast.line import Line
-from posttrain.policy.fast.prompt import Prompted
+from posttrain.policy.fast.prompt import PromptAttention
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.seeding import mix
 
@@ -142,7 +142,7 @@ def test_attention_after_a_shared_prompt_is_attention_over_copies_of_its_keys(ki
     values = torch.cat([first_value.expand(samples, -1, -1, -1), value], 1).repeat_interleave(2, 2).transpose(1, 2)
     seen = torch.ones(n, prompt + n, dtype=torch.bool).tril(prompt)
     plain = F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=seen, scale=0.3)
-    ours = Prompted.apply(*given, (0.3, kind))
+    ours = PromptAttention.apply(*given, (0.3, kind))
     near = {"atol": 1e-5, "rtol": 1e-4} if kind is torch.float32 else {"atol": 0.02, "rtol": 0.02}
     torch.testing.assert_close(ours.float(), plain.transpose(1, 2), **near)
     credit = torch.randn(samples, n, 4, size)
@@ -160,7 +160,7 @@ def test_rows_that_come_and_go_change_nothing(both, texts, rows):
     draws = random.Random(0)
     letters = tuple("et")
     wanted = [
-        plain.wanted(
+        plain.sample_request(
             pt.Ask((pt.user(text),), seed=mix(i, j), max_new=draws.randint(1, 150), stop=letters if j % 3 == 0 else ()),
             plain.chat.prompt((pt.user(text),))[0],
         )
@@ -188,8 +188,8 @@ def test_a_lora_adapter_is_sampled_and_switched_off(both):
     wanted = asks(["hi", LONG], 4)
     assert adapted[0].dense
     assert_same(adapted[0].sample(wanted), adapted[1].sample(wanted))
-    bare = adapted[0].frozen().sample(wanted)
-    assert_same(bare, adapted[1].frozen().sample(wanted))
+    bare = adapted[0].frozen_copy().sample(wanted)
+    assert_same(bare, adapted[1].frozen_copy().sample(wanted))
     assert [r.content for r in bare] != [r.content for r in adapted[0].sample(wanted)]
 
 

@@ -145,10 +145,10 @@ def test_stale_groups_are_corrected(loop, tmp_path):
 
 
 def test_a_player_that_has_other_weights_is_found(make):
-    from posttrain.sampler.weights import SyncError, Twin, published, synchronise
+    from posttrain.sampler.weights import SyncError, Twin, collect_weights, synchronise
 
     learner, player = make(seed=0), make(seed=1)
-    weights = published(learner, ((5, 6, 7), (8, 9)), merged=False)
+    weights = collect_weights(learner, ((5, 6, 7), (8, 9)), merged=False)
     twin = Twin(player)
     assert synchronise(twin, weights)["parity_gap_max"] < 1e-5
     assert all(torch.equal(a, b) for a, b in zip(learner.parameters(), player.parameters(), strict=True))

@@ -44,7 +44,7 @@ ARCHITECTURES = {
 
 @pytest.fixture
 def saved(tmp_path, words):
-    """A checkpoint of an architecture in the Hugging Face format: `saved("llama") -> folder`."""
+    """A checkpoint of an architecture in the Hugging Face format: `save_base_checkpoint("llama") -> folder`."""
 
     def save(name: str):
         config_type, model_type, more = ARCHITECTURES[name]
@@ -176,7 +176,7 @@ def test_lora_trains_the_adapter_and_its_reference_is_the_base(saved, tmp_path):
     policy = pt.text(str(saved("llama")), lora=4, max_new=6, device="cpu")
     count = sum(p.numel() for p in policy.parameters())
     assert 0 < count < sum(p.numel() for p in policy.model.parameters()) / 2
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     groups = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 4)
     rows = [row for one in groups[0] for row in pt.rows(policy, one, torch.ones(one.decisions))]
     before = reference.density(rows).logp.detach()

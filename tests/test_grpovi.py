@@ -119,7 +119,7 @@ def test_under_the_initial_policy_s_probabilities(make):
     group = pt.rollout(pt.single_turn, [pt.Task("t", (pt.user("hi"),), None)], {"policy": policy}, 5)[0]
     graded = pt.each(lambda r: (len(r.text) % 7) / 10)
     raw = np.array(values(graded(group)))
-    found = np.array(values(varied(graded, weights="policy", reference=policy.frozen())(group)))
+    found = np.array(values(varied(graded, weights="policy", reference=policy.frozen_copy())(group)))
     logp = np.array([float(r.turns[0].reply.logp.sum()) for r in group])
     weights = np.exp(logp - logp.max())
     assert found @ weights == pytest.approx(raw @ weights, rel=1e-4)

@@ -24,7 +24,7 @@ SEED = int(os.environ.get("POSTTRAIN_TEST_SEED", "11"))
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return str(tiny.built())
+    return str(tiny.tiny_checkpoint())
 
 
 def ends(history, name="reward", part=5):
@@ -141,7 +141,7 @@ def test_supervised_learning_recalls_what_it_was_shown(make, tmp_path):
 def test_distillation_from_a_teachers_traces(checkpoint, make, tmp_path):
     """Off-policy: the student is trained on what the teacher said, and comes to speak its language."""
     teacher = pt.text(checkpoint, max_new=32)
-    traces = pt.traces(teacher, tiny.tasks(200, 3))
+    traces = pt.teacher_demonstrations(teacher, tiny.tasks(200, 3))
     assert len(traces) > 150
     student = make(SEED)
     session = pt.sft(student, traces, pt.Run(tmp_path / "r", steps=60, tasks=32, lr=3e-3, seed=SEED, quiet=True))
@@ -161,7 +161,7 @@ def pairs(count: int, seed: int) -> list[pt.Pair]:
 
 def test_preferences_shift_the_style(checkpoint, tmp_path):
     policy = pt.text(checkpoint, max_new=32)
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     pt.prefer(policy, pairs(300, SEED), pt.dpo(0.1), run(tmp_path / "r", steps=25, lr=2e-4), reference=reference)
 
     def calculates(model):

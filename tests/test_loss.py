@@ -149,13 +149,13 @@ def test_kl_in_reward_keeps_turn_rewards_and_takes_plain_numbers(make):
         yield from pt.ask([*task.prompt, pt.assistant(first), pt.user("more")])
 
     [group] = pt.rollout(two_turns, [pt.Task("t", (pt.user("hi"),), None)], {"policy": policy}, 2)
-    turned = pt.kl_in_reward(lambda g: [pt.Score(1.0, turns=(5.0, -4.0)) for _ in g], policy.frozen(), 0.1)
+    turned = pt.kl_in_reward(lambda g: [pt.Score(1.0, turns=(5.0, -4.0)) for _ in g], policy.frozen_copy(), 0.1)
     for rollout, score in zip(group, turned(group), strict=True):
         first = len(rollout.turns[0].reply.logp)
         assert score.decisions[first - 1].item() == pytest.approx(5.0, abs=1e-4)
         assert score.decisions[-1].item() == pytest.approx(-4.0, abs=1e-4)
     silent = pt.Rollout(group[0].task, [])
-    plain = pt.kl_in_reward(lambda g: [0.5] * len(g), policy.frozen(), 0.1)
+    plain = pt.kl_in_reward(lambda g: [0.5] * len(g), policy.frozen_copy(), 0.1)
     assert [score.value for score in plain([silent, group[0]])] == pytest.approx([0.5, 0.5], abs=1e-4)
 
 

@@ -11,7 +11,7 @@ from conftest import Canned, said, values
 from vision_checkpoints import checkpoint, image, noise, png, text
 
 import posttrain as pt
-from posttrain.chat import in_words
+from posttrain.chat import readable_content
 from posttrain.cli import main
 from posttrain.grade.verify import equivalent, last_boxed
 from posttrain.lab.world import glyphs
@@ -92,9 +92,9 @@ def seen(key: str, question: str, truth: str | None = "4") -> pt.Task:
 def test_the_policy_is_asked_for_questions():
     task = seen("t", "How many?" + STEPS)
     [direct], [given] = (to_write(mode)(task) for mode in ("direct", "in-context"))
-    assert "4" not in in_words(direct["content"])
-    assert "How many" not in in_words(direct["content"])
-    assert "Question: How many?\nAnswer: 4\n" in in_words(given["content"])
+    assert "4" not in readable_content(direct["content"])
+    assert "How many" not in readable_content(direct["content"])
+    assert "Question: How many?\nAnswer: 4\n" in readable_content(given["content"])
     assert direct["content"][0] == given["content"][0] == task.prompt[0]["content"][0]
 
 
@@ -109,7 +109,7 @@ def test_unusable_questions_are_left_out():
     [one] = questions(Writer(), tasks, to_write("direct"), new_question)
     assert one.key == "new:synthetic"
     assert one.truth is None, "nobody knows the answer"
-    assert in_words(one.prompt[-1]["content"]) == "<image>How large?" + STEPS
+    assert readable_content(one.prompt[-1]["content"]) == "<image>How large?" + STEPS
     with pytest.raises(ValueError, match="no usable question"):
         questions(Canned(""), tasks[:1], to_write("direct"), new_question)
 
@@ -117,12 +117,12 @@ def test_unusable_questions_are_left_out():
 def test_questions_of_the_world():
     world = lab.drawn_numbers(0)
     [task] = world.tasks(1, "x")
-    own = in_words(task.prompt[-1]["content"]).replace("<image>", "")
+    own = readable_content(task.prompt[-1]["content"]).replace("<image>", "")
     other = "- -" if own != "- - =" else "+ +"
     assert lab.read(task, other) == f"{other} ="
     assert [lab.read(task, said) for said in (own.removesuffix(" ="), "+", "+ 3", "+ + +")] == [None] * 4
     [asked] = lab.to_write("in-context")(task)
-    assert in_words(asked["content"]) == f"<image>{own} is {task.truth} ask ?"
+    assert readable_content(asked["content"]) == f"<image>{own} is {task.truth} ask ?"
 
 
 @pytest.mark.parametrize("mode", ["in-context", "direct"])
@@ -176,4 +176,4 @@ def test_own_questions_are_neither_of_text_nor_with_labels(tmp_path, capsys):
         main(["run", "mm-upt", "--stage", "pictures", *words])
     assert "--labels: nobody knows the answers" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert glyphs.right(said("no number")) == 0.0, "no answer to a question without a truth is not right"
+    assert glyphs.is_right(said("no number")) == 0.0, "no answer to a question without a truth is not right"

@@ -114,11 +114,11 @@ def test_each_source_has_its_reward_and_its_scale():
 
 
 def test_what_a_router_remembers_is_in_a_checkpoint():
-    from posttrain.run.checkpoint import stateful
+    from posttrain.run.checkpoint import stateful_parts
 
     router = Router({"math": TRUTH}, three.kind_of, {"math": "zscore"}, window=4)
     router(grouped("math", [0.0, 1.0, 5.0]))
-    assert list(stateful(pt.grpo(with_auxiliaries(router, bool))).values()) == [router]
+    assert list(stateful_parts(pt.grpo(with_auxiliaries(router, bool))).values()) == [router]
     other = Router({"math": TRUTH}, three.kind_of, {"math": "zscore"}, window=4)
     other.load_state_dict(json.loads(json.dumps(router.state_dict())))
     group = grouped("math", [2.0, 3.0])
@@ -207,17 +207,19 @@ def test_gold_answers_of_the_worlds_earn_most():
     world = chains.Chains(3)
     draw = random.Random(0)
     for _ in range(50):
-        problem = world.drawn(draw, held_out=True)
+        problem = world.draw_problem(draw, held_out=True)
         for mode, slow in (("fast", False), ("slow", True)):
             one = pt.Rollout(world.task(problem, mode), said(world.reply(problem, slow)).turns)
-            assert chains.right(one) == 1.0
-            assert chains.at_once(one) == (not slow)
+            assert chains.is_right(one) == 1.0
+            assert chains.answers_at_once(one) == (not slow)
         wrong = said("<think> </think> d10").turns
-        assert chains.right(pt.Rollout(world.task(problem, "fast"), wrong)) == 0.0
-        assert chains.right(pt.Rollout(world.task(problem, "fast"), said(f"d{world.states(problem)[-1]}").turns)) == 0.0
+        assert chains.is_right(pt.Rollout(world.task(problem, "fast"), wrong)) == 0.0
+        assert (
+            chains.is_right(pt.Rollout(world.task(problem, "fast"), said(f"d{world.states(problem)[-1]}").turns)) == 0.0
+        )
     states = world.states((3, "rr"))
     assert states == [world.tables["r"][0]] * 2
-    short = [chains.Weak(1).demonstration(random.Random(i)).messages[0]["content"].count("N") for i in range(20)]
+    short = [chains.WeakStudent(1).demonstration(random.Random(i)).messages[0]["content"].count("N") for i in range(20)]
     assert min(short) >= 4
 
 
@@ -225,18 +227,18 @@ def test_the_three_sources_grade_on_three_scales():
     world = three.Sources(2)
     tasks = world.tasks()
     code = tasks["code"][0]
-    assert three.passed(pt.Rollout(code, said(" ".join(code.truth)).turns)) == 1.0
-    assert three.passed(pt.Rollout(code, said(" ".join([*code.truth[:2], "w0", "w0"])).turns)) == 0.5
+    assert three.share_passed(pt.Rollout(code, said(" ".join(code.truth)).turns)) == 1.0
+    assert three.share_passed(pt.Rollout(code, said(" ".join([*code.truth[:2], "w0", "w0"])).turns)) == 0.5
     liked = tasks["general"][0]
     best = liked.truth.index(max(liked.truth))
-    assert three.liked(pt.Rollout(liked, said(f"w{best} w{best} w{best}").turns)) == pytest.approx(max(liked.truth))
-    assert three.liked(pt.Rollout(liked, said("w0").turns)) == min(liked.truth)
+    assert three.liking(pt.Rollout(liked, said(f"w{best} w{best} w{best}").turns)) == pytest.approx(max(liked.truth))
+    assert three.liking(pt.Rollout(liked, said("w0").turns)) == min(liked.truth)
     assert three.way_to_best(liked.truth, max(liked.truth)) == 1.0
     trained = {one.key for part in tasks.values() for one in part}
     assert not trained & {one.key for part in world.tasks(held_out=True).values() for one in part}
-    thirds = three.Thirds(tasks, 0)
+    thirds = three.EvenSource(tasks, 0)
     assert [three.kind_of(one) for one in thirds.take(7)] == ["math"] * 3 + ["code"] * 2 + ["general"] * 2
-    again = three.Thirds(tasks, 0)
+    again = three.EvenSource(tasks, 0)
     again.load_state_dict(thirds.state_dict())
     assert [one.key for one in again.take(6)] == [one.key for one in thirds.take(6)]
 

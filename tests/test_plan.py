@@ -53,9 +53,9 @@ def test_weights_gradients_moments_and_references_are_exact(make):
     buffers = sum(b.numel() * b.element_size() for b in policy.model.buffers())
     assert footprint.weights == 4 * size(policy) + buffers
     assert (footprint.gradients, footprint.optimizer, footprint.beside) == (4 * size(policy), 8 * size(policy), 0)
-    compared = pt.grpo(each(digits), samples=2, kl=0.1, reference=policy.frozen())
+    compared = pt.grpo(each(digits), samples=2, kl=0.1, reference=policy.frozen_copy())
     assert planned(policy, TASKS, compared).footprint.beside == 4 * size(policy) + buffers
-    in_reward = pt.rloo(each(digits), samples=2, kl=0.1, reference=policy.frozen())  # held by the reward alone
+    in_reward = pt.rloo(each(digits), samples=2, kl=0.1, reference=policy.frozen_copy())  # held by the reward alone
     assert planned(policy, TASKS, in_reward).footprint.beside == 4 * size(policy) + buffers
 
 
@@ -74,7 +74,7 @@ def test_an_adapter_trains_little_and_its_reference_is_the_same_model(make, tmp_
     make().save(tmp_path / "model")
     policy = pt.text(str(tmp_path / "model"), max_new=8, lora=2)
     few = sum(p.numel() for p in policy.parameters())
-    plan = planned(policy, TASKS, pt.grpo(each(digits), samples=2, kl=0.1, reference=policy.frozen()))
+    plan = planned(policy, TASKS, pt.grpo(each(digits), samples=2, kl=0.1, reference=policy.frozen_copy()))
     assert plan.footprint.optimizer == 8 * few
     assert plan.footprint.beside == 0
     assert "Adam and reference" in text_of(plan)
@@ -112,7 +112,7 @@ def test_every_kind_of_items_is_planned(make):
     rows = [Row([turn], torch.ones(len(turn.reply.logp)))] * 4
     length = len(turn.reply.trace.prompt) + len(turn.reply.logp)
     assert f"rows {length} tokens on average, at most {length}" in text_of(planned(policy, rows, kind="sft"))
-    plan = planned(policy, PAIRS, kind="prefer", reference=policy.frozen())
+    plan = planned(policy, PAIRS, kind="prefer", reference=policy.frozen_copy())
     assert "4 pairs" in text_of(plan)
     assert "Adam and reference" in text_of(plan)
     assert plan.footprint.sampling is None
@@ -195,7 +195,7 @@ def test_seven_billion_parameters_are_planned_from_the_configuration(seven, tmp_
 
 def test_a_model_without_weights_takes_no_memory_and_says_what_it_lacks(seven):
     policy = pt.text(seven, max_new=64, bf16=True, weights=False)
-    assert {p.device.type for twin in (policy, policy.frozen()) for p in twin.model.parameters()} == {"meta"}
+    assert {p.device.type for twin in (policy, policy.frozen_copy()) for p in twin.model.parameters()} == {"meta"}
     with pytest.raises(ValueError, match="holds no loadable model"):
         pt.text(seven)
 

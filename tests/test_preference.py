@@ -11,9 +11,9 @@ from conftest import said, values
 import posttrain as pt
 from posttrain import preference
 from posttrain.policy.value import RewardModel, reward_model
-from posttrain.preference import Judged, judged
+from posttrain.preference import PairScores, pair_scores
 
-JUDGED = Judged(
+JUDGED = PairScores(
     chosen=torch.tensor([-4.0, -6.0]),
     rejected=torch.tensor([-5.0, -3.0]),
     chosen_length=torch.tensor([4, 3]),
@@ -59,7 +59,7 @@ def test_orpo_by_hand():
 
 
 def test_a_loss_that_needs_a_reference_says_so():
-    bare = Judged(JUDGED.chosen, JUDGED.rejected, JUDGED.chosen_length, JUDGED.rejected_length)
+    bare = PairScores(JUDGED.chosen, JUDGED.rejected, JUDGED.chosen_length, JUDGED.rejected_length)
     for loss in (pt.dpo(), pt.ipo(), pt.kto()):
         with pytest.raises(ValueError, match="compares with a reference policy"):
             loss(bare)
@@ -74,7 +74,7 @@ PAIRS = [
 
 def test_pairs_are_scored_by_the_sum_over_the_reply_and_its_end(make):
     policy, reference = make(0), make(3)
-    found = judged(policy, reference, PAIRS)
+    found = pair_scores(policy, reference, PAIRS)
     for i, pair in enumerate(PAIRS):
         for text, logp, length, model in (
             (pair.chosen, found.chosen, found.chosen_length, policy),
@@ -92,7 +92,7 @@ def test_pairs_are_scored_by_the_sum_over_the_reply_and_its_end(make):
 def test_ktos_divergence_is_that_of_mismatched_pairs_whatever_the_micro_batch(make):
     policy, reference = make(0), make(3)
     swapped = [pt.Pair(PAIRS[0].prompt, PAIRS[1].chosen, "x"), pt.Pair(PAIRS[1].prompt, PAIRS[0].chosen, "x")]
-    found = judged(policy, reference, swapped)
+    found = pair_scores(policy, reference, swapped)
     expected = (found.chosen - found.chosen_ref).mean().clamp(min=0)
     for tokens in (10**6, 1):
         divergence = preference.divergence(policy, reference, PAIRS, tokens)
@@ -147,7 +147,7 @@ def test_trl_agrees_on_dpo_and_ipo(kind, ours, make, tmp_path, monkeypatch):
         str(tmp_path), beta=0.3, loss_type=[kind], report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False,
         per_device_train_batch_size=2, max_length=None,
     )  # fmt: skip
-    found = ours(judged(policy, reference, PAIRS)).mean()
+    found = ours(pair_scores(policy, reference, PAIRS)).mean()
     trainer = DPOTrainer(
         policy.model, ref_model=reference.model, args=config, train_dataset=data, processing_class=policy.tokenizer
     )
@@ -185,7 +185,7 @@ def test_a_reward_model_reads_the_last_token_and_survives_a_round_trip(make, tmp
 @pytest.mark.parametrize("name", preference.PAIR_LOSSES)
 def test_every_preference_loss_trains(name, make, tmp_path):
     policy = make()
-    reference = policy.frozen() if name in preference.WITH_REFERENCE else None
+    reference = policy.frozen_copy() if name in preference.WITH_REFERENCE else None
     run = pt.Run(tmp_path / "r", steps=8, tasks=2, lr=3e-3, quiet=True, micro_tokens=100)
     session = pt.prefer(policy, PAIRS, preference.PAIR_LOSSES[name](), run, reference=reference)
     first, last = session.history[0], session.history[-1]

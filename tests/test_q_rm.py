@@ -13,7 +13,7 @@ import posttrain as pt
 from posttrain.advantage import by_decision
 from posttrain.cli import main
 from posttrain.policy.value import Critic
-from posttrain.preference import Judged
+from posttrain.preference import PairScores
 from posttrain.row import rows_of
 from posttrain.systems.q_rm import TokenCritic, scaled
 from posttrain.systems.q_rm.model import QModel, by_token, pair_accuracy, preference, q_step, train_q_model
@@ -21,7 +21,7 @@ from posttrain.systems.q_rm.model import QModel, by_token, pair_accuracy, prefer
 
 def test_the_loss_by_hand():
     """-log sigmoid(0.2 (mean Z(w) - mean Z(l)) - 2), the released numbers."""
-    found = preference()(Judged(torch.tensor([3.0]), torch.tensor([-2.0]), torch.tensor([5]), torch.tensor([4])))
+    found = preference()(PairScores(torch.tensor([3.0]), torch.tensor([-2.0]), torch.tensor([5]), torch.tensor([4])))
     assert found.item() == pytest.approx(math.log1p(math.exp(-(0.2 * 5.0 - 2.0))))
 
 
@@ -108,7 +108,7 @@ def test_ppo_takes_a_hundredth_of_the_critic(make):
     advantage = TokenCritic(critic)
     credit = [advantage([one], [score])[0] for one, score in zip(group, scores, strict=True)]  # two groups of one step
     found = advantage.across(credit)
-    values = [critic.valued(rows_of(policy, one, one.turns))[0] for one in group]
+    values = [critic.detached_values(rows_of(policy, one, one.turns))[0] for one in group]
     std, spread = torch.cat(credit).std(unbiased=False), torch.cat(values).std(unbiased=False)
     for one, score, value in zip(found, scores, values, strict=True):
         torch.testing.assert_close(one, score.decisions / std - 0.01 * value / spread)

@@ -67,11 +67,11 @@ def test_a_run_on_two_ranks_and_its_resumption(tmp_path):
 
 
 def test_a_process_that_is_alone_exchanges_nothing():
-    assert (ranks.world(), ranks.rank(), ranks.primary()) == (1, 0, True)
+    assert (ranks.world(), ranks.rank(), ranks.is_primary()) == (1, 0, True)
     assert list(ranks.share(range(5))) == list(range(5))
-    assert ranks.gathered([3, 4], "") == [3, 4]
-    assert ranks.first(lambda: 7, "") == 7
-    assert ranks.dealt(["a", "b"]) == [("a", True), ("b", True)]
+    assert ranks.merge_shares([3, 4], "") == [3, 4]
+    assert ranks.run_on_primary(lambda: 7, "") == 7
+    assert ranks.padded_share(["a", "b"]) == [("a", True), ("b", True)]
 
 
 def test_bins_are_dealt_so_that_ranks_keep_step(monkeypatch):
@@ -79,13 +79,13 @@ def test_bins_are_dealt_so_that_ranks_keep_step(monkeypatch):
     hands = []
     for rank in range(3):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        hands.append(ranks.dealt(list("abcde")))
+        hands.append(ranks.padded_share(list("abcde")))
     assert hands == [
         [("a", True), ("d", True)],
         [("b", True), ("e", True)],
         [("c", True), ("a", False)],
     ]
-    assert ranks.dealt([]) == []
+    assert ranks.padded_share([]) == []
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import posttrain as pt
 from posttrain.grade.own import own, reward_file
 from posttrain.grade.verify import Checker
-from posttrain.reward import as_score, graded
+from posttrain.reward import as_score, group_scores
 
 length = pt.each(lambda rollout: float(len(rollout.text)))
 has_a = pt.each(lambda rollout: float("a" in rollout.text))
@@ -76,7 +76,7 @@ def test_soft_overlong_by_hand():
 )
 def test_broken_rewards_stop_the_run_and_show_the_sample(returned, error, match):
     with pytest.raises(error, match=match) as caught:
-        graded(returned, [said("the reply"), said("x")])
+        group_scores(returned, [said("the reply"), said("x")])
     [note] = caught.value.__notes__
     assert "raised by the reward on task 't'" in note
     assert "the reply" in note

@@ -9,8 +9,8 @@ import torch
 
 import posttrain as pt
 from posttrain.lab.world.preferences import Preferences
-from posttrain.lab.world.words import fresh_judge, spoken
-from posttrain.preference import dpo, judged, whole_step
+from posttrain.lab.world.words import tokenizer_of, untrained_judge
+from posttrain.preference import accumulate_pairs, dpo, pair_scores
 from posttrain.reward_training import regression, reward_step
 from posttrain.systems.reward_fairness import (
     fairness,
@@ -85,7 +85,7 @@ def test_a_reward_model_s_gradient_is_that_of_the_whole_step(kind):
     world = Preferences(0)
     seen = []
     for tokens in (10_000, 60):
-        judge = fresh_judge(spoken(world.vocabulary))
+        judge = untrained_judge(tokenizer_of(world.vocabulary))
         judge.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(0))
         metrics = reward_step(judge, world.pairs(12, "t"), score_loss(margin_loss(kind, alpha=2.0)), tokens)
         seen.append((torch.cat([p.grad.flatten() for p in judge.parameters()]), metrics))
@@ -98,7 +98,7 @@ def test_a_reward_model_s_gradient_is_that_of_the_whole_step(kind):
 )
 def test_a_policy_s_gradient_is_that_of_the_whole_step(make, loss):
     policy = make()
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     with torch.no_grad():
         for p in policy.parameters():
             p.mul_(0.9)
@@ -106,19 +106,19 @@ def test_a_policy_s_gradient_is_that_of_the_whole_step(make, loss):
     seen = []
     for pieces in ([pairs], [pairs[:2], pairs[2:3], pairs[3:]]):
         policy.model.zero_grad()
-        whole_step(pieces, lambda piece: judged(policy, reference, piece), loss, whole=True)
+        accumulate_pairs(pieces, lambda piece: pair_scores(policy, reference, piece), loss, whole=True)
         seen.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     torch.testing.assert_close(seen[1], seen[0], atol=5e-6, rtol=1e-4)
 
 
 def test_a_policy_s_margins_are_dpo_s_in_pieces_of_any_size(make):
     policy = make()
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     with torch.no_grad():
         for p in policy.parameters():
             p.mul_(0.9)
     pairs = [pt.Pair((pt.user(f"q{i}"),), f"good {i}", "bad " * (i + 1)) for i in range(5)]
-    wanted = 0.5 * judged(policy, reference, pairs).margin().detach()
+    wanted = 0.5 * pair_scores(policy, reference, pairs).margin().detach()
     for size in (2, 5):
         torch.testing.assert_close(policy_margins(policy, reference, pairs, 0.5, size), wanted, atol=1e-6, rtol=1e-4)
 

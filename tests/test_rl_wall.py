@@ -11,9 +11,9 @@ from conftest import Canned, said
 
 import posttrain as pt
 from posttrain.cli import main
-from posttrain.core import Failed
+from posttrain.core import Failure
 from posttrain.evaluation import Evaluation
-from posttrain.lab.world.navigation import Navigation, right
+from posttrain.lab.world.navigation import Navigation, is_right
 from posttrain.measure import auc
 from posttrain.systems.rl_wall import TEMPERATURES, Sweep, stages, sweep_temperatures
 from posttrain.systems.rl_wall.judge import Assessment, assess, shares
@@ -40,7 +40,7 @@ def test_plan_and_execution_are_told_apart():
 
     def graded(text):
         rollout = said(text, walk)
-        return world.planned(rollout), world.executed(rollout), right(rollout)
+        return world.plan_is_right(rollout), world.execution_is_right(rollout), is_right(rollout)
 
     assert graded(walk.reply) == (1.0, 1.0, 1.0)
     wrong_last = " ".join([*walk.reply.split()[:-1], f"s{(walk.states[-1] + 1) % 5}"])
@@ -57,7 +57,7 @@ def test_plan_and_execution_are_told_apart():
 
 def test_rare_pairs_foretell_what_is_out_of_reach():
     world = Navigation(0, taught=300)
-    counts = world.expected()
+    counts = world.expected_counts()
     assert counts.sum() == 300 * world.length
     tasks = world.problems(40, "test")
     rare = [any(counts[s, a] < 10 for s, a in zip(t.truth.states[:-1], t.truth.actions, strict=True)) for t in tasks]
@@ -147,7 +147,7 @@ def test_a_judge_is_asked_of_plan_execution_and_answer():
 
 
 def test_a_judge_that_cannot_answer_has_said_neither():
-    down = Canned(Failed("no answer: yes, the server is down"))
+    down = Canned(Failure("no answer: yes, the server is down"))
     assert assess(down, [said("4")]) == [Assessment(None, None, None)]
 
 

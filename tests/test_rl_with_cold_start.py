@@ -16,15 +16,24 @@ from vision_checkpoints import checkpoint, image, noise, png, policy, text
 
 import posttrain as pt
 from posttrain import grade, tiny
-from posttrain.chat import in_words
+from posttrain.chat import readable_content
 from posttrain.cli import main
 from posttrain.cli.options import ModelOptions
-from posttrain.core import Failed
+from posttrain.core import Failure
 from posttrain.data import read, read_demonstrations
 from posttrain.lab.trial import QUICK
-from posttrain.lab.world.glyphs import Glyphs, Problem, answer, careful, drawing, looked_again, skipping, works
-from posttrain.lab.world.words import Size, taught
-from posttrain.reward import graded
+from posttrain.lab.world.glyphs import (
+    Glyphs,
+    Problem,
+    answer,
+    careful_chain,
+    drawing,
+    second_look,
+    shows_work,
+    skipping_chain,
+)
+from posttrain.lab.world.words import Size, train_base
+from posttrain.reward import group_scores
 from posttrain.run.lines import Lines
 from posttrain.systems import rl_with_cold_start as system
 from posttrain.systems.rl_with_cold_start import lab
@@ -109,7 +118,7 @@ def test_what_a_style_asks_and_makes(style, asked, chain):
         [one] = asks
         assert one.messages[0]["content"] == "Think."
         assert any(part.get("type") == "image" for part in one.messages[1]["content"])
-        assert in_words(one.messages[-1]["content"]).endswith(words)
+        assert readable_content(one.messages[-1]["content"]).endswith(words)
         try:
             asks = episode.send([pt.Reply(str(count), torch.zeros(0), None)])
         except StopIteration as end:
@@ -126,7 +135,7 @@ def test_chains_survive_their_file(tmp_path):
     Lines(tmp_path / "chains.jsonl").replace(lines)
     *back, words = read_demonstrations(tmp_path / "chains.jsonl", image="images", system=system.SYSTEM)
     assert [one.messages[0]["content"] for one in back] == [system.SYSTEM] * 2, "one system message, the stage's own"
-    assert [in_words(one.messages[1]["content"]) for one in back] == ["<image>How many?"] * 2
+    assert [readable_content(one.messages[1]["content"]) for one in back] == ["<image>How many?"] * 2
     assert [message["content"] for message in words.messages] == [system.SYSTEM, "In millimetres.", "How many?", "4"]
     shown = [policy().chat.seen(one.messages)[1]["content"][0]["image"] for one in back]
     assert (shown[0].pixels == noise(8, 16)).all()
@@ -262,7 +271,7 @@ def test_every_answer_is_written_when_it_comes(tmp_path):
 
 
 def test_a_teacher_that_refuses_is_not_one_that_is_wrong(tmp_path, capsys):
-    refusal = Failed("http://teacher refused (status 400): no pictures here")
+    refusal = Failure("http://teacher refused (status 400): no pictures here")
     tasks = [seen(str(i)) for i in range(20)]
     with pytest.raises(ValueError, match=r"could not answer 20 of 20 problems; the first because: .*no pictures here"):
         collect(Canned(refusal), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
@@ -295,10 +304,12 @@ def test_options_of_other_stages_are_refused(stage, options, capsys, tmp_path):
 
 
 def test_a_limit_of_pixels_moves_the_system_s_other_one():
-    assert ModelOptions().within(262_144, 1_204_224) == ModelOptions(min_pixels=262_144, max_pixels=1_204_224)
-    assert ModelOptions(max_pixels=50_000).within(262_144, 1_204_224).min_pixels == 50_000
-    assert ModelOptions(min_pixels=2_000_000).within(262_144, 1_204_224).max_pixels == 2_000_000
-    assert ModelOptions(max_pixels=0).within(None, 1_204_224) == ModelOptions(max_pixels=0), "to be refused"
+    assert ModelOptions().with_pixel_limits(262_144, 1_204_224) == ModelOptions(
+        min_pixels=262_144, max_pixels=1_204_224
+    )
+    assert ModelOptions(max_pixels=50_000).with_pixel_limits(262_144, 1_204_224).min_pixels == 50_000
+    assert ModelOptions(min_pixels=2_000_000).with_pixel_limits(262_144, 1_204_224).max_pixels == 2_000_000
+    assert ModelOptions(max_pixels=0).with_pixel_limits(None, 1_204_224) == ModelOptions(max_pixels=0), "to be refused"
 
 
 def test_the_aligner_is_trained_and_the_tower_is_not():
@@ -317,7 +328,7 @@ def test_the_reward_has_no_part_for_a_format(album):
     assert (made.samples, made.reference is not None) == (10, True)
     [task, *_] = read(album, "problem", image="images")
     reply = pt.Reply("<think> \\boxed{9} </think>", torch.zeros(1), None)
-    [score] = graded(made.reward, [pt.Rollout(task, [pt.Turn(pt.Ask(task.prompt), reply)])])
+    [score] = group_scores(made.reward, [pt.Rollout(task, [pt.Turn(pt.Ask(task.prompt), reply)])])
     assert score.value == 0.0
 
 
@@ -326,19 +337,19 @@ def test_the_reward_has_no_part_for_a_format(album):
 
 def test_replies_by_hand():
     assert PROBLEM.results == (4, 4)
-    assert careful(PROBLEM) == "see 3 1 4 so 3 + 1 = 4 , 4 * 4 = 4 is 4"
-    assert skipping(PROBLEM) == "see 3 1 4 is 4"
-    assert works(careful(PROBLEM))
-    assert not works(skipping(PROBLEM))
+    assert careful_chain(PROBLEM) == "see 3 1 4 so 3 + 1 = 4 , 4 * 4 = 4 is 4"
+    assert skipping_chain(PROBLEM) == "see 3 1 4 is 4"
+    assert shows_work(careful_chain(PROBLEM))
+    assert not shows_work(skipping_chain(PROBLEM))
     assert [answer(said) for said in ("is 4", "see 3", "is", "4 is 4 , 5", "")] == ["4", None, None, None, None]
     assert Problem((1, 2, 0), ("-", "+")).results == (5, 5), "modulo six"
 
 
 def test_second_looks_are_right_as_often_as_is_said():
     draw = random.Random(0)
-    helped = [looked_again(PROBLEM, draw, 1.0) for _ in range(50)]
+    helped = [second_look(PROBLEM, draw, 1.0) for _ in range(50)]
     assert {answer(said) for said in helped} == {"4"}
-    blind = [looked_again(PROBLEM, draw, 0.5).split()[15] for _ in range(400)]
+    blind = [second_look(PROBLEM, draw, 0.5).split()[15] for _ in range(400)]
     assert 0.4 < blind.count("4") / 400 < 0.6
 
 
@@ -356,15 +367,15 @@ def test_held_out_problems_are_not_shown():
     world = Glyphs(1, questions=0.2, captions=0.2, as_text=0.2, careful=0.5)
     held = {str(one) for one in world.problems[:400]}
     draw = random.Random(0)
-    assert not held & {str(world.drawn(draw)) for _ in range(3000)}
-    one = world.drawn(draw)
-    other = world.drawn(draw, like=one)
+    assert not held & {str(world.draw_problem(draw)) for _ in range(3000)}
+    one = world.draw_problem(draw)
+    other = world.draw_problem(draw, like=one)
     assert other.numbers == one.numbers
     assert other.signs != one.signs
     words = set(world.vocabulary)
     for _ in range(200):
         messages = world.demonstration(draw).messages
-        said = " ".join(in_words(message["content"]) for message in messages)
+        said = " ".join(readable_content(message["content"]) for message in messages)
         assert set(said.replace("<image>", "").split()) <= words
 
 
@@ -392,23 +403,23 @@ def test_what_is_chosen_by_is_not_tested_on():
 
 
 def test_spoilt_chains_keep_their_structure():
-    one = pt.Demonstration((*Glyphs().tasks(1, "x")[0].prompt, pt.assistant(careful(PROBLEM))))
+    one = pt.Demonstration((*Glyphs().tasks(1, "x")[0].prompt, pt.assistant(careful_chain(PROBLEM))))
     draw = random.Random(0)
     for _ in range(50):
         said = lab.chain_text(lab.spoil(one, draw))
-        assert works(said)
+        assert shows_work(said)
         assert answer(said) != "4"
-        assert len(said.split()) == len(careful(PROBLEM).split())
-    assert lab.problem_of(careful(PROBLEM)) == PROBLEM
+        assert len(said.split()) == len(careful_chain(PROBLEM).split())
+    assert lab.problem_of(careful_chain(PROBLEM)) == PROBLEM
 
 
 @pytest.mark.slow
 def test_a_tiny_model_learns_to_read_pictures():
     """Captions of drawn numbers, from scratch: far above the 1 in 216 of guessing."""
     world = Glyphs(0, captions=1.0)
-    learnt = taught(world, 0, Size(hidden=64, layers=2, steps=150, rows=32))
+    learnt = train_base(world, 0, Size(hidden=64, layers=2, steps=150, rows=32))
     draw = random.Random(5)
-    problems = [world.drawn(draw) for _ in range(60)]
+    problems = [world.draw_problem(draw) for _ in range(60)]
     tasks = [pt.Task(str(i), (pt.user(world.content(one, "see ?", draw)),), one) for i, one in enumerate(problems)]
     digits = [
         sum(a == str(b) for a, b in zip(one.text.split()[1:], one.task.truth.numbers, strict=False)) / 3

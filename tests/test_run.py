@@ -292,11 +292,11 @@ def test_schedules():
 
 
 def test_what_a_recipe_remembers_is_found(make, tmp_path):
-    from posttrain.run.checkpoint import stateful
+    from posttrain.run.checkpoint import stateful_parts
 
     gae = Gae(Critic(make()))
-    assert stateful(pt.ppo(pt.each(digits), advantage=gae)) == {"recipe.advantage": gae}
-    assert stateful(pt.grpo(pt.each(digits), kl=0.1, reference=make())) == {}
+    assert stateful_parts(pt.ppo(pt.each(digits), advantage=gae)) == {"recipe.advantage": gae}
+    assert stateful_parts(pt.grpo(pt.each(digits), kl=0.1, reference=make())) == {}
 
     class Remembering:
         def __call__(self, group):
@@ -310,9 +310,9 @@ def test_what_a_recipe_remembers_is_found(make, tmp_path):
 
     inner = Remembering()
     wrapped = pt.dapo(pt.weighted(a=(1.0, pt.reshaped(inner, sorted))), max_new=8)
-    assert list(stateful(wrapped).values()) == [inner], "found inside combinators"
+    assert list(stateful_parts(wrapped).values()) == [inner], "found inside combinators"
     make().save(tmp_path / "base")
-    assert stateful(pt.grpo(pt.reward_model(str(tmp_path / "base")))) == {}, "a frozen reward model is not saved"
+    assert stateful_parts(pt.grpo(pt.reward_model(str(tmp_path / "base")))) == {}, "a frozen reward model is not saved"
 
 
 def test_settings_of_a_recipe_are_compared_on_a_resume(make, tmp_path):
@@ -325,7 +325,7 @@ def test_settings_of_a_recipe_are_compared_on_a_resume(make, tmp_path):
     with pytest.raises(ValueError, match=r"was started with lam = 0.9, not 0.5"):
         pt.train(policy, [task()], pt.ppo(reward, advantage=gae(0.5)), again)
     with pytest.raises(ValueError, match=r"was started with keep = 'posttrain.recipe.always', not"):
-        pt.train(policy, [task()], replace(pt.ppo(reward, advantage=gae(0.9)), keep=pt.finished), again)
+        pt.train(policy, [task()], replace(pt.ppo(reward, advantage=gae(0.9)), keep=pt.wait_for_learners), again)
     pt.train(policy, [task()], pt.ppo(reward, advantage=gae(0.9)), again)
 
 
@@ -366,14 +366,14 @@ def test_the_default_rate_is_gentle_for_pretrained_models_and_not_under_lora():
 
 
 def test_what_a_closure_holds_is_recorded_by_size_not_by_content():
-    from posttrain.run.directory import plain
+    from posttrain.run.directory import json_value
 
     answers = list(range(1000))
 
     def lookup(rollout):
         return float(answers[0]) if rollout else lookup(rollout)
 
-    [held] = plain(lookup).values()
+    [held] = json_value(lookup).values()
     assert held == {
         "answers": "list of 1000",
         "lookup": "test_what_a_closure_holds_is_recorded_by_size_not_by_content.<locals>.lookup",

@@ -29,10 +29,10 @@ from posttrain.sandbox import (
     Memo,
     Outcome,
     Program,
-    Raised,
-    Returned,
-    called,
+    RaisedError,
+    ReturnedValue,
     probe,
+    run_calls,
     sandbox,
 )
 from posttrain.sandbox.backends import Zygote, lacking
@@ -276,25 +276,25 @@ def test_a_killed_zygote_is_born_again_and_its_programs_run_again():
     if reason := lacking("zygote"):
         pytest.skip(f"this machine lacks {reason}")
     with sandbox("zygote") as box:
-        first = box._living().process
+        first = box._live_process().process
         killer = threading.Timer(0.3, os.kill, (first.pid, signal.SIGKILL))
         killer.start()
         outcomes = box.run_all([Program("import time\ntime.sleep(0.6)\nprint('through')")] * 3, at_once=3)
         killer.join()
         first.wait()
         assert [outcome.stdout for outcome in outcomes] == ["through\n"] * 3
-        assert box._living().process.pid != first.pid
-        again = box._living().process
+        assert box._live_process().process.pid != first.pid
+        again = box._live_process().process
         os.kill(again.pid, signal.SIGKILL)
         again.wait()
         assert box.run(Program("print('once more')")).stdout == "once more\n"
 
 
 def test_a_zygote_that_dies_twice_in_one_program_is_an_error_not_an_outcome(monkeypatch, zygote):
-    from posttrain.sandbox.backends import Born
+    from posttrain.sandbox.backends import ZygoteProcess
 
     with sandbox("zygote") as box:
-        monkeypatch.setattr(Born, "answered", lambda born, *_: born.end() or b"")
+        monkeypatch.setattr(ZygoteProcess, "answer_to", lambda born, *_: born.end() or b"")
         with pytest.raises(RuntimeError, match="failed twice in one program: its process has died"):
             box.run(Program(""))
 
@@ -359,7 +359,7 @@ def test_a_kind_that_this_machine_cannot_do_names_what_is_missing(monkeypatch):
     from posttrain.sandbox import backends
 
     nothing = {"walls": [], "isolates": ["memory"], "lines": {"pid namespace": "no: Operation not permitted"}}
-    monkeypatch.setattr(backends, "examined", lambda: nothing)
+    monkeypatch.setattr(backends, "machine_report", lambda: nothing)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match=r"network, processes, files, privileges: pid namespace \(no: Operation"):
         sandbox("zygote")
@@ -418,9 +418,9 @@ zygote.prepared = lambda: setattr(zygote.{module}, "{name}", no)
 
 
 def test_a_keeper_that_is_killed_twice_is_the_programs_doing(zygote, monkeypatch):
-    from posttrain.sandbox.backends import Born
+    from posttrain.sandbox.backends import ZygoteProcess
 
-    monkeypatch.setattr(Born, "answered", lambda *_: b"")
+    monkeypatch.setattr(ZygoteProcess, "answer_to", lambda *_: b"")
     assert zygote.run(Program("")).status == "killed"
 
 
@@ -506,7 +506,7 @@ A_MINUTE = Limits(wall_s=60)
 
 
 def one(box, source, arguments, repeats=1, limits=A_MINUTE):
-    return called(box, [Calls(source, "f", arguments, repeats)], limits)[0]
+    return run_calls(box, [Calls(source, "f", arguments, repeats)], limits)[0]
 
 
 def charged(got, *seconds: float) -> bool:
@@ -520,9 +520,9 @@ def test_calls_give_values_exceptions_seconds_and_peaks(box):
     source = "def f(n):\n    print('noise')\n    if n < 0: raise ValueError(f'no {n}')\n    return {'sum': sum(list(range(n))), 'pair': (n, None)}"
     got = one(box, source, ((3,), (-1,), (100_000,)), repeats=2)
     assert got.results == (
-        Returned({"sum": 3, "pair": [3, None]}),
-        Raised("ValueError", "no -1"),
-        Returned({"sum": 4999950000, "pair": [100_000, None]}),
+        ReturnedValue({"sum": 3, "pair": [3, None]}),
+        RaisedError("ValueError", "no -1"),
+        ReturnedValue({"sum": 4999950000, "pair": [100_000, None]}),
     )
     assert got.error is None
     assert got.outcome.stdout == "noise\n" * 3
@@ -546,8 +546,8 @@ def test_seconds_are_not_in_ticks_as_with_a_limit_of_cpu_seconds(zygote):
 
 def test_many_calls_at_once_come_back_in_order(zygote):
     asked = [Calls(f"def f(n): return n * {k}", "f", ((1,), (2,))) for k in range(5)]
-    got = called(zygote, asked, at_once=2)
-    assert [each.results for each in got] == [(Returned(k), Returned(2 * k)) for k in range(5)]
+    got = run_calls(zygote, asked, at_once=2)
+    assert [each.results for each in got] == [(ReturnedValue(k), ReturnedValue(2 * k)) for k in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -596,7 +596,7 @@ def test_calls_that_are_not_all_answered_say_why(zygote, source, error, answered
 def test_what_is_no_value_is_an_exception_and_the_calls_go_on(zygote, source, name):
     got = one(zygote, source, ((1,), (2,)))
     assert got.error is None
-    assert [result.name for result in got.results if isinstance(result, Raised)] == [name, name]
+    assert [result.name for result in got.results if isinstance(result, RaisedError)] == [name, name]
 
 
 PATCHED = """
@@ -641,7 +641,7 @@ def f(n):
 
 def test_patched_clocks_change_nothing(zygote):
     got = one(zygote, PATCHED, ((10,), (40,)))
-    assert got.results == (Returned(10), Returned(40))
+    assert got.results == (ReturnedValue(10), ReturnedValue(40))
     assert charged(got, 0.010, 0.040)
     assert got.peak_kib == (pytest.approx(10, abs=2), pytest.approx(40, abs=2))
 
@@ -654,7 +654,7 @@ def test_a_submission_that_answers_for_the_harness_is_charged_what_the_kernel_co
 
 def test_a_forged_clock_is_found_out_from_outside(zygote):
     got = one(zygote, FORGED, ((10,), (40,)))
-    assert got.results == (Returned(10), Returned(40))
+    assert got.results == (ReturnedValue(10), ReturnedValue(40))
     assert charged(got, 0.010, 0.040)
 
 
@@ -678,7 +678,7 @@ def test_nothing_is_remembered_from_one_repeat_to_the_next(zygote):
 
 def test_a_submission_that_is_cheap_while_it_is_traced_has_inconsistent_results(zygote):
     got = one(zygote, "import tracemalloc\ndef f(n): return 0 if tracemalloc.is_tracing() else sum(range(n))", ((10,),))
-    assert got.results == (Raised("Inconsistent", "the same call came out differently in another process"),)
+    assert got.results == (RaisedError("Inconsistent", "the same call came out differently in another process"),)
 
 
 def test_calls_have_one_process_whatever_the_limits_say(zygote):
@@ -688,7 +688,7 @@ def test_calls_have_one_process_whatever_the_limits_say(zygote):
         ((1,),),
         limits=Limits(wall_s=60, processes=8),
     )
-    assert got.results == (Raised("RuntimeError", "can't start new thread"),)
+    assert got.results == (RaisedError("RuntimeError", "can't start new thread"),)
 
 
 FRAMES = """
@@ -712,7 +712,7 @@ def f(n):
 
 def test_later_arguments_are_not_in_the_process(zygote):
     got = one(zygote, FRAMES, ((1,), (9_876_543,)))
-    assert got.results == (Returned(False), Returned(True))
+    assert got.results == (ReturnedValue(False), ReturnedValue(True))
 
 
 def test_later_arguments_would_be_found_in_the_process(zygote, monkeypatch):
@@ -723,8 +723,8 @@ def test_later_arguments_would_be_found_in_the_process(zygote, monkeypatch):
         parts = [json.dumps(asked).encode(), json.dumps(asked["arguments"]).encode()]
         return b"".join(b"%012d" % len(part) + part for part in parts)
 
-    monkeypatch.setattr(backends, "framed", leaking)
-    assert one(zygote, FRAMES, ((1,), (9_876_543,))).results[0] == Returned(True)
+    monkeypatch.setattr(backends, "frame_request", leaking)
+    assert one(zygote, FRAMES, ((1,), (9_876_543,))).results[0] == ReturnedValue(True)
 
 
 @pytest.mark.parametrize(
@@ -756,7 +756,7 @@ def test_answers_have_a_limit(zygote):
 
 def test_code_that_needs_most_of_its_memory_is_measured(zygote):
     got = one(zygote, "def f(n): return sum(list(range(n)))", ((5_000_000,),), limits=Limits(wall_s=60, memory_mib=256))
-    assert got.results == (Returned(12499997500000),)
+    assert got.results == (ReturnedValue(12499997500000),)
     assert got.error is None
     assert got.peak_kib == (pytest.approx(5_000_000 * 40 / 1024, rel=0.1),)
 
@@ -764,7 +764,7 @@ def test_code_that_needs_most_of_its_memory_is_measured(zygote):
 def test_memory_that_cannot_be_measured_is_no_failure(zygote):
     source = "import tracemalloc\ndef f(n):\n    if tracemalloc.is_tracing(): raise MemoryError\n    return n"
     got = one(zygote, source, ((1,),))
-    assert (got.results, got.peak_kib, got.error) == ((Returned(1),), (), None)
+    assert (got.results, got.peak_kib, got.error) == ((ReturnedValue(1),), (), None)
 
 
 # results that are kept

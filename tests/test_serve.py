@@ -19,10 +19,10 @@ from conftest import digits, task
 import posttrain as pt
 from posttrain import tiny
 from posttrain.policy.text import TextPolicy
-from posttrain.row import rows_of, scored
-from posttrain.sampler.engine import ServedEngine, joined
+from posttrain.row import row_logps, rows_of
+from posttrain.sampler.engine import ServedEngine, whole_tensor_sums
 from posttrain.sampler.server import Player, Server, ServerError
-from posttrain.sampler.weights import SyncError, given, probe_of, published, scores, synchronise
+from posttrain.sampler.weights import SyncError, collect_weights, probe_of, scores, sequence_row, synchronise
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_openai_s_client_and_the_record_of_its_episode(served, twin):
     assert rollout.facts == 0.5
     rows = rows_of(twin, rollout, rollout.turns)
     assert len(rows) == 1, "the second prompt continues the sampled tokens themselves"
-    assert torch.allclose(torch.cat(scored(twin, rows)), rows[0].logp, atol=1e-5)
+    assert torch.allclose(torch.cat(row_logps(twin, rows)), rows[0].logp, atol=1e-5)
     with pytest.raises(BadRequestError, match="top_p: 0.9 cuts the distribution short"):
         client.chat.completions.create(model="small", messages=asked, top_p=0.9)
     with pytest.raises(BadRequestError, match="'large' is not served here, but 'small'"):
@@ -140,7 +140,7 @@ def test_the_command_line_samples_by_a_server(served, tmp_path, capsys):
 
 def test_turns_continue_the_tokens_that_the_server_sampled(served, twin):
     engine = ServedEngine(Server(served[0]), twin)
-    synchronise(engine, published(twin, (), merged=True))
+    synchronise(engine, collect_weights(twin, (), merged=True))
 
     def two(one):
         first = yield from pt.ask(one.prompt, temperature=0.7)
@@ -149,13 +149,13 @@ def test_turns_continue_the_tokens_that_the_server_sampled(served, twin):
     [[rollout]] = pt.rollout(two, [task()], {"policy": engine}, 1)
     [row] = rows_of(twin, rollout, rollout.turns)
     assert len(row.turns) == 2
-    assert torch.allclose(torch.cat(scored(twin, [row])), row.logp, atol=1e-5), "at the temperature of each turn"
+    assert torch.allclose(torch.cat(row_logps(twin, [row])), row.logp, atol=1e-5), "at the temperature of each turn"
 
 
 def test_the_gate_stops_what_is_not_in_step(served, twin, words):
     engine = ServedEngine(Server(served[0]), twin)
     probe = probe_of(twin, [task("a"), task("b")])
-    good = published(twin, probe, merged=True)
+    good = collect_weights(twin, probe, merged=True)
     assert synchronise(engine, good)["parity_gap"] < 1e-5
     other = TextPolicy(tiny.network(words, 9, hidden=32, layers=2, positions=256), words)
     wrong = type(good)(good.version, good.tensors, probe, tuple(scores(other, probe)))
@@ -163,36 +163,39 @@ def test_the_gate_stops_what_is_not_in_step(served, twin, words):
         synchronise(engine, wrong)
     shallow = TextPolicy(tiny.network(words, 5, hidden=32, layers=1, positions=256), words)
     with pytest.raises(SyncError, match="the weights have no tensor model.layers.1.*posttrain.s extension"):
-        engine.load(published(shallow, (), merged=True))
-    stale = published(twin, (), merged=True)
+        engine.load(collect_weights(shallow, (), merged=True))
+    stale = collect_weights(twin, (), merged=True)
     engine.call = lambda method, arguments: [{"version": 0, "sums": {}}]
     with pytest.raises(SyncError, match="has weights of version 0, not 7"):
         engine.load(type(stale)(7, stale.tensors, (), ()))
 
 
 def test_sums_that_differ_are_named(twin):
-    weights = published(twin, (), merged=True)
+    weights = collect_weights(twin, (), merged=True)
     sums = dict(weights.sums())
     assert {"model.norm.weight", "model.layers.1.mlp.down_proj.weight", "lm_head.weight"} <= set(sums)
-    from posttrain.sampler.weights import compared
+    from posttrain.sampler.weights import check_sums
 
-    compared(sums, sums, "it")
+    check_sums(sums, sums, "it")
     with pytest.raises(SyncError, match=r"it did not take the weights: model.norm.weight sums to 1, the learner's to"):
-        compared(sums, sums | {"model.norm.weight": (1.0, 1.0)}, "it")
+        check_sums(sums, sums | {"model.norm.weight": (1.0, 1.0)}, "it")
     with pytest.raises(SyncError, match=r"it has no tensor lm_head.weight"):
-        compared(sums, {k: v for k, v in sums.items() if k != "lm_head.weight"}, "it")
+        check_sums(sums, {k: v for k, v in sums.items() if k != "lm_head.weight"}, "it")
 
 
 def test_sums_of_tensors_that_several_workers_hold():
     """A norm stands whole in both, a matrix half in each, a padded one cannot be compared."""
     parts = [{"norm": [3.0, 4.0, 8], "o_proj": [1.0, 2.0, 6], "lm_head": [5.0, 5.0, 9]} for _ in range(2)]
-    assert joined(parts, {"norm": 8, "o_proj": 12, "lm_head": 16}) == {"norm": (3.0, 4.0), "o_proj": (2.0, 4.0)}
+    assert whole_tensor_sums(parts, {"norm": 8, "o_proj": 12, "lm_head": 16}) == {
+        "norm": (3.0, 4.0),
+        "o_proj": (2.0, 4.0),
+    }
 
 
 def test_a_sequence_is_scored_as_the_policy_scores_it(twin):
     ids = list(twin.chat.prompt((pt.user("hello"),))[0])
     [found] = scores(twin, [ids])
-    assert len(found) == len(ids) - 1 == len(given(ids).logp)
+    assert len(found) == len(ids) - 1 == len(sequence_row(ids).logp)
     with torch.no_grad():
         logits = twin.model(torch.tensor([ids])).logits[0]
     assert torch.allclose(found, logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])], atol=1e-5)

@@ -277,7 +277,7 @@ def test_every_logged_metric_is_in_the_glossary(make, tmp_path, monkeypatch):
     glossary = set(re.findall(r"^\| `([^`]+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     reward = pt.weighted(digits=(1.0, pt.each(digits)))
     policy = make(max_new=4)
-    kl = {"kl": 0.1, "reference": policy.frozen()}
+    kl = {"kl": 0.1, "reference": policy.frozen_copy()}
     recipes = [
         pt.grpo(reward, samples=2, **kl),
         pt.dapo(reward, max_new=4, samples=2),
@@ -292,14 +292,14 @@ def test_every_logged_metric_is_in_the_glossary(make, tmp_path, monkeypatch):
 
     for i, recipe in enumerate(recipes):
         logged |= set(pt.train(policy, [task()], recipe, run(f"t{i}"), held_out=[task("h")]).history[0])
-    got = pt.gather(policy, pt.Shuffled([task()]), recipes[0], 1)
+    got = pt.gather(policy, pt.ShuffledSource([task()]), recipes[0], 1)
     spied = pt.update(policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, pt.entropy_bonus, corrected=True)
     logged |= set(spied)
     restrained = pt.total((1.0, probed(kl_cov(0.5))), (0.1, diversity(False)))
     logged |= set(pt.update(policy, torch.optim.SGD(policy.parameters(), 0.1), got.rows, restrained))
     demonstrations = [pt.Demonstration((pt.user("hi"), pt.assistant("yes")))]
     logged |= set(pt.sft(policy, demonstrations, run("s")).history[0])
-    logged |= set(pt.prefer(policy, pairs, preference.dpo(), run("p"), reference=policy.frozen()).history[0])
+    logged |= set(pt.prefer(policy, pairs, preference.dpo(), run("p"), reference=policy.frozen_copy()).history[0])
     policy.save(tmp_path / "base")
     model = pt.reward_model(str(tmp_path / "base"))
     logged |= set(pt.train_reward_model(model, pairs, run("m")).history[0])

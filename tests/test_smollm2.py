@@ -15,7 +15,7 @@ import posttrain as pt
 from posttrain.chat import CHATML
 from posttrain.cli import main
 from posttrain.policy import gguf
-from posttrain.policy.load import located
+from posttrain.policy.load import checkpoint_path
 
 READER = importlib.util.find_spec("gguf")
 real = pytest.mark.skipif(not (READER and gguf.smollm2()), reason="no SmolLM2: make smollm2")
@@ -144,7 +144,7 @@ def test_a_gguf_file_is_a_model(words, tmp_path, monkeypatch, capsys):
     assert policy.tokenizer.chat_template == CHATML
     assert policy.tokenizer.eos_token_id == words.eos_token_id
     assert policy.tokenizer.pad_token_id == words.pad_token_id
-    assert "quantization_config" not in json.loads((Path(located(str(file))) / "config.json").read_text())
+    assert "quantization_config" not in json.loads((Path(checkpoint_path(str(file))) / "config.json").read_text())
 
     (tmp_path / "data.jsonl").write_text('{"prompt": "What is 48+24?", "answer": "72"}\n')
     main(
@@ -170,15 +170,15 @@ def test_a_gguf_file_that_is_not_read_completely_is_refused(words, tmp_path, mon
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
     write_gguf(tmp_path / "part.gguf", words, lacking="blk.1.ffn_up.weight")
     with pytest.raises(ValueError, match=r"part\.gguf`: the file lacks .* model\.layers\.1\.mlp\.up_proj\.weight"):
-        located(str(tmp_path / "part.gguf"))
+        checkpoint_path(str(tmp_path / "part.gguf"))
     write_gguf(tmp_path / "scaled.gguf", words, scaled=True)
     with pytest.raises(ValueError, match=r"scaled\.gguf`: the file scales its rotary embeddings"):
-        located(str(tmp_path / "scaled.gguf"))
+        checkpoint_path(str(tmp_path / "scaled.gguf"))
     (tmp_path / "no.gguf").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"no\.gguf`: transformers cannot read this GGUF file"):
-        located(str(tmp_path / "no.gguf"))
+        checkpoint_path(str(tmp_path / "no.gguf"))
     with pytest.raises(ValueError, match=r"did you mean .*\.gguf"):
-        located(str(tmp_path))
+        checkpoint_path(str(tmp_path))
 
 
 def test_without_their_packages_the_models_say_what_to_install(tmp_path, monkeypatch):

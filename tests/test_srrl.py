@@ -19,12 +19,12 @@ from posttrain.cli.bridge import bind
 from posttrain.core import Invalid
 from posttrain.grade.clip import clip_similarity
 from posttrain.lab.trial import QUICK
-from posttrain.lab.world.balance import Balance, alike
-from posttrain.lab.world.balance import drawn as beam
+from posttrain.lab.world.balance import Balance, likeness
+from posttrain.lab.world.balance import drawing as beam
 from posttrain.policy.latents import text_of
 from posttrain.policy.pipeline import diffusion
 from posttrain.step import train_in_memory
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 from posttrain.systems.srrl import PARTS, lab, recipe
 from posttrain.systems.srrl.curriculum import Curriculum, read_prompts, rounds_by_stage, task_of_stage
 from posttrain.systems.srrl.lab import logic_by_rounds
@@ -140,7 +140,7 @@ def test_every_round_earns_its_own_reward():
 def test_all_rounds_are_trained_or_the_last():
     for trained, rows in (("last", 2), ("all", 6)):
         made = recipe(BRIGHT, rounds=2, trained=trained, samples=2, select=None)
-        got = pt.gather(drawing(), Shuffled(WORLD.tasks()), made, 1, seed=0)
+        got = pt.gather(drawing(), ShuffledSource(WORLD.tasks()), made, 1, seed=0)
         assert len(got.rows) == rows
         assert got.metrics["turns"] == 3
 
@@ -230,18 +230,20 @@ def test_its_parts_compose_with_text(make):
 
 
 def test_stages_tell_tasks_their_rounds_and_their_branching():
-    source = Curriculum(Shuffled([task("a", text="p"), task("b", text="q")], 0), rounds_by_stage(4, 2), (1, 3), seed=0)
+    source = Curriculum(
+        ShuffledSource([task("a", text="p"), task("b", text="q")], 0), rounds_by_stage(4, 2), (1, 3), seed=0
+    )
     told = [source.take(2) for _ in range(5)]
     parts = [[one.prompt[-1]["content"] for one in stage] for stage in told]
     assert [[content[1]["rounds"] for content in stage] for stage in parts] == [[0, 0], [0, 0], [1, 1], [1, 1], [1, 1]]
     assert [stage[0][2]["last"] for stage in parts] == [1, 3, 1, 3, 1]
     assert len({content[2]["seed"] for stage in parts for content in stage}) == 10
     assert {text_of(one.prompt[-1]) for one in told[0]} == {"p", "q"}
-    plain = Curriculum(Shuffled([task()], 0), [0])
+    plain = Curriculum(ShuffledSource([task()], 0), [0])
     assert len(plain.take(1)[0].prompt[-1]["content"]) == 2  # no branching
     assert [one.key for one in source.items] == ["a", "b"]
     with pytest.raises(ValueError, match="empty"):
-        Curriculum(Shuffled([task()]), [])
+        Curriculum(ShuffledSource([task()]), [])
 
 
 def test_the_released_schedule():
@@ -254,7 +256,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     for steps in ((4,), (2, 4)):
         for total in steps:
             policy = drawing()
-            source = Curriculum(Shuffled(WORLD.tasks(), 0), rounds_by_stage(4, 2), (1, 2), seed=0)
+            source = Curriculum(ShuffledSource(WORLD.tasks(), 0), rounds_by_stage(4, 2), (1, 2), seed=0)
             run = pt.Run(tmp_path / f"{steps}", steps=total, tasks=2, lr=1e-2, quiet=True, resume=total != steps[0])
             session = pt.train(policy, source, recipe(BRIGHT, samples=4), run)
         ends.append((policy.state_dict(), [line["reward"] for line in session.history]))
@@ -359,7 +361,7 @@ def test_with_the_mean_a_range_of_a_tenth_clips_nothing_and_with_the_sum_it_does
     for reduction in ("mean", "sum"):
         policy = drawing(reduction=reduction)
         made = recipe(BRIGHT, samples=8, select=None, epochs=4)
-        got = pt.gather(policy, Shuffled(WORLD.tasks()), made, 2, seed=0)
+        got = pt.gather(policy, ShuffledSource(WORLD.tasks()), made, 2, seed=0)
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.001)
         metrics = pt.update(policy, optimizer, got.rows, made.loss, epochs=made.epochs, max_norm=1.0)
         shares[reduction] = metrics["clip_share"]
@@ -377,22 +379,22 @@ def test_a_picture_is_graded_by_what_the_beam_ought_to_do():
             heavy = one.truth
             for down in ("left", "right"):
                 picture = beam(heavy, down)
-                score = world.graded(pt.Rollout(one, [pt.Turn(pt.Ask(one.prompt), reply(picture))]))
+                score = world.score(pt.Rollout(one, [pt.Turn(pt.Ask(one.prompt), reply(picture))]))
                 right = (down == heavy) != inverted
                 assert score.parts == {"logic": float(right), "as told": 1.0}
                 assert (score.value == pytest.approx(1.0)) == right
-    wrong = world.graded(pt.Rollout(one, [pt.Turn(pt.Ask(one.prompt), reply(beam("left", "left")))]))
+    wrong = world.score(pt.Rollout(one, [pt.Turn(pt.Ask(one.prompt), reply(beam("left", "left")))]))
     assert wrong.parts["as told"] == 0
-    assert alike(torch.zeros(1, 8, 8), beam("left", "left")) == 0
+    assert likeness(torch.zeros(1, 8, 8), beam("left", "left")) == 0
     with pytest.raises(ValueError, match=r"shape \[1, 4, 4\]"):
-        alike(torch.zeros(1, 4, 4), beam("left", "left"))
+        likeness(torch.zeros(1, 4, 4), beam("left", "left"))
 
 
 def test_demonstrations_tilt_either_way():
     import random
 
     draw = random.Random(0)
-    seen = [(prompt, WORLD.seen(picture)) for prompt, picture in (WORLD.demonstration(draw) for _ in range(200))]
+    seen = [(prompt, WORLD.reading(picture)) for prompt, picture in (WORLD.demonstration(draw) for _ in range(200))]
     assert all(prompt == f"heavy {heavy}" for prompt, (heavy, _) in seen)
     assert 0.35 < statistics.fmean(heavy == down for _, (heavy, down) in seen) < 0.65
 

@@ -24,7 +24,7 @@ from posttrain.advantage import by_decision, centred, leave_one_out, normalised
 from posttrain.cli import main
 from posttrain.cli.bridge import explained, parameter_types
 from posttrain.cli.parts import parts_in, with_parts
-from posttrain.loss import Total, parts
+from posttrain.loss import Total, loss_parts
 from posttrain.policy.text import TextPolicy
 from posttrain.systems.diversity import diversity
 from posttrain.systems.entropy import clip_cov, kl_cov
@@ -334,7 +334,7 @@ REGULARISERS = {
 def test_any_advantage_with_any_loss_reward_and_regulariser(make, advantage):
     """One step each of all 640 combinations: parameters change and stay finite. Its matrix stands in docs/systems.md."""
     policy = make(max_new=3)
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     start = {name: value.clone() for name, value in policy.state_dict().items()}
     for loss, reward, more in product(LOSSES, REWARDS, REGULARISERS):
         policy.load_state_dict(start)
@@ -346,7 +346,7 @@ def test_any_advantage_with_any_loss_reward_and_regulariser(make, advantage):
             updates=2,
             reference=reference if more == "kl" else None,
         )
-        source = pt.Shuffled([task("a"), task("b")])
+        source = pt.ShuffledSource([task("a"), task("b")])
         experience = pt.gather(policy, source, recipe, 2, seed=1)
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
         metrics = pt.update(
@@ -375,7 +375,7 @@ def test_parts_that_replace_the_surrogate_leave_other_terms():
     plain = pt.grpo(pt.each(lambda rollout: 0.0), kl=0.1, reference=TextPolicy)
     divergence = plain.loss.terms[1][1]
     for names in (["rl_with_cold_start.dual_clip"], ["entropy.kl_cov"], ["diversity.positive", "entropy.clip_cov"]):
-        found = list(parts(with_parts(plain, names, tiny=True).loss))
+        found = list(loss_parts(with_parts(plain, names, tiny=True).loss))
         assert divergence in found
         assert plain.loss.terms[0][1] not in found
         assert sum(not isinstance(part, Total) for part in found) == 1 + len(names)

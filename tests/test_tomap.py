@@ -22,10 +22,10 @@ from posttrain.systems.tomap.options import DialogueOptions
 import posttrain as pt
 from posttrain import tiny
 from posttrain.cli import main
-from posttrain.core import EpisodeFailed, Failed, Invalid
+from posttrain.core import EpisodeFailed, Failure, Invalid
 from posttrain.evaluation import evaluate
 from posttrain.lab.world.persuasion import Bob, Mind, Persuasion
-from posttrain.lab.world.words import Size, taught
+from posttrain.lab.world.words import Size, train_base
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.run.lines import Lines
 from posttrain.systems.tomap import experiments, stages
@@ -406,7 +406,7 @@ def test_one_dialogue_that_the_server_fails_is_invalid_and_harms_no_other(counse
     found = evaluate(players, tasks, reward(), env)
     assert [isinstance(scores[0], Invalid) for scores in found.scores] == [False, False, False, True, False]
     assert "refused (status 400)" in found.scores[3][0].reason
-    assert isinstance(found.groups[3][0].facts, Failed)
+    assert isinstance(found.groups[3][0].facts, Failure)
     for mood, reason in (("deaf", "status 400"), ("nonsense", "asked twice: 'Agree, in a way'")):
         players["persuadee"] = pt.server(f"{counsel}/{mood}/v1")
         with pytest.raises(ValueError, match=f"no sample of 5 tasks could be graded.*{reason}"):
@@ -445,11 +445,15 @@ MIND = Mind(claims=(1, 2, 3, 4, 5, 6), weights=(0.4, 0.2, 0.2, 0.1, 0.1, 0.1), l
 
 
 def test_refutations_move_a_mind():
-    assert MIND.after(["no c1 r0"]) == (1, 4, 3, 1, 0, 0)
-    assert MIND.after(["no c1 r0", "no c1 r1"]) == (0, 4, 3, 1, 0, 0), "less when repeated"
-    assert MIND.after(["no c5 r0"]) == MIND.levels, "what he does not believe is wasted"
-    assert MIND.after(["no c9 r0"]) == (4, 4, 4, 1, 0, 0), "an irrelevant argument backfires on the heaviest not at 4"
-    assert MIND.after(["nothing", "c1 r0", "no c2 no c1"]) == (4, 1, 3, 1, 0, 0), "the first of an argument counts"
+    assert MIND.levels_after(["no c1 r0"]) == (1, 4, 3, 1, 0, 0)
+    assert MIND.levels_after(["no c1 r0", "no c1 r1"]) == (0, 4, 3, 1, 0, 0), "less when repeated"
+    assert MIND.levels_after(["no c5 r0"]) == MIND.levels, "what he does not believe is wasted"
+    assert MIND.levels_after(["no c9 r0"]) == (4, 4, 4, 1, 0, 0), (
+        "an irrelevant argument backfires on the heaviest not at 4"
+    )
+    assert MIND.levels_after(["nothing", "c1 r0", "no c2 no c1"]) == (4, 1, 3, 1, 0, 0), (
+        "the first of an argument counts"
+    )
     assert MIND.stance(MIND.levels) == pytest.approx(1 - (1.6 + 0.8 + 0.6 + 0.1) / 4)
     assert MIND.stance((0,) * 6) == 1.0
 
@@ -464,7 +468,7 @@ def test_bob_is_a_function_of_what_he_sees():
     assert a == b != c
     assert cold == still
     mind = world.minds[number]
-    assert str(mind.after(["no c1 r0"])) in a, "his private thought, which nobody else is shown"
+    assert str(mind.levels_after(["no c1 r0"])) in a, "his private thought, which nobody else is shown"
     assert re.fullmatch(r"e\d+ e\d+ e\d+ m\d", argument(a))
     held = max(range(6), key=lambda k: mind.levels[k])
     name = f"c{mind.claims[held]}"
@@ -518,10 +522,10 @@ def test_knowing_bob_s_mind_pays():
             mind, said = world.minds[number], []
             for _ in range(3):
                 said.append(f"no c{pick(mind, said)} r0")
-            gains.append(mind.stance(mind.after(said)) - mind.stance(mind.levels))
+            gains.append(mind.stance(mind.levels_after(said)) - mind.stance(mind.levels))
         return statistics.fmean(gains)
 
-    truth = gained(lambda mind, said: mind.claims[max(range(6), key=lambda k: mind.after(said)[k])])
+    truth = gained(lambda mind, said: mind.claims[max(range(6), key=lambda k: mind.levels_after(said)[k])])
     listed = gained(lambda mind, said: draw.choice(mind.claims))
     anything = gained(lambda mind, said: draw.randrange(16))
     assert truth > listed + 0.15 > anything + 0.3
@@ -828,7 +832,7 @@ def test_a_persuader_learns(monkeypatch):
     from posttrain.step import train_in_memory
 
     world = Persuasion(100)
-    policy = taught(world, 100, Size(hidden=32, layers=1, steps=500, rows=16))
+    policy = train_base(world, 100, Size(hidden=32, layers=1, steps=500, rows=16))
     made, others = experiments.trained(policy, world, "white", None)
     tests = experiments.tasks(world, "white", held_out=True)[:40]
 

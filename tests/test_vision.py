@@ -14,16 +14,16 @@ from PIL import Image
 from vision_checkpoints import FAMILIES, SMALL, checkpoint, image, noise, png, policy, task, text, tokenizer
 
 import posttrain as pt
-from posttrain.chat import in_words
+from posttrain.chat import readable_content
 from posttrain.cli import main
 from posttrain.cli.options import ModelOptions
 from posttrain.data import read, read_demonstrations
 from posttrain.policy.load import load_policy, vision
-from posttrain.policy.pixels import Preprocessing, data_url, resized
+from posttrain.policy.pixels import Preprocessing, data_url, resized_shape
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.policy.vision import VisionPolicy, pictures, positions
 from posttrain.row import rows_of
-from posttrain.sampler.server import plain as as_json
+from posttrain.sampler.server import json_messages as as_json
 
 RAGGED = [
     task("a", noise(8, 24)),
@@ -220,7 +220,7 @@ def test_a_checkpoint_comes_back_as_it_was(family, tmp_path):
 
 def test_an_adapter_trains_and_its_twin_is_the_start(tmp_path):
     seen = vision(checkpoint(tmp_path / "model"), lora=2, max_new=6, device="cpu")
-    reference = seen.frozen()
+    reference = seen.frozen_copy()
     pt.check_policy(seen, RAGGED, tolerance=1e-5)
     assert all("lora" in name for name in seen.state_dict())
     assert any("visual" in name for name in seen.state_dict())
@@ -236,7 +236,7 @@ def test_an_adapter_trains_and_its_twin_is_the_start(tmp_path):
 
 def test_a_frozen_copy_and_bfloat16():
     seen = policy(bf16=True)
-    assert isinstance(seen.frozen(), VisionPolicy)
+    assert isinstance(seen.frozen_copy(), VisionPolicy)
     pt.check_policy(seen, RAGGED, tolerance=0.1)
 
 
@@ -323,9 +323,9 @@ def test_sizes_are_those_of_the_image_processor(height, width, limits):
 
     if max(height, width) > 200 * min(height, width):
         with pytest.raises(ValueError, match="at most 200"):
-            resized(height, width, *limits)
+            resized_shape(height, width, *limits)
     else:
-        assert resized(height, width, *limits) == smart_resize(height, width, *limits)
+        assert resized_shape(height, width, *limits) == smart_resize(height, width, *limits)
 
 
 def test_every_form_of_a_picture_is_the_same(tmp_path):
@@ -393,7 +393,7 @@ def album(tmp_path) -> Any:
 
 def test_a_column_of_pictures(album):
     tasks = read(album, "problem", image="images", system="Look.")
-    assert [in_words(one.prompt[-1]["content"]) for one in tasks] == [
+    assert [readable_content(one.prompt[-1]["content"]) for one in tasks] == [
         "<image>How many?",
         "<image>How many?",
         "Is <image> before <image>?",
@@ -419,8 +419,8 @@ def test_chats_and_parquet_with_pictures(tmp_path):
     assert [part["type"] for part in filled.prompt[0]["content"]] == ["text", "image"]
     assert filled.prompt[0]["content"][1]["image"] == str(tmp_path / "0.png")
     [one] = read(tmp_path / "data.parquet", "chat", image="images")
-    assert [in_words(message["content"]) for message in one.prompt] == ["Look.", "<image>How many?"]
-    assert pictures(policy().chat.seen(one.prompt))[0].pixels.shape == (16, 16, 3)
+    assert [readable_content(message["content"]) for message in one.prompt] == ["Look.", "<image>How many?"]
+    assert pictures(policy().chat.read_pictures(one.prompt))[0].pixels.shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from posttrain.data import read, read_demonstrations, read_pairs
 from posttrain.policy.load import vision
 from posttrain.policy.text import Sampling
 from posttrain.policy.vision import VisionPolicy
-from posttrain.sampler.weights import Twin, probe_of, published, synchronise
+from posttrain.sampler.weights import Twin, collect_weights, probe_of, synchronise
 from posttrain.serve.app import App
 from posttrain.serve.record import Recorder
 
@@ -50,7 +50,7 @@ def test_a_policy_that_sees_pictures_is_sent_to_another_process():
     assert all(i >= 0 for ids in probe for i in ids)
     assert probe[0] != probe[1]
     twin = Twin(other)
-    assert synchronise(twin, published(one, probe, merged=False))["parity_gap_max"] < 1e-5
+    assert synchronise(twin, collect_weights(one, probe, merged=False))["parity_gap_max"] < 1e-5
     assert twin.version == 3
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 

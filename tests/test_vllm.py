@@ -12,11 +12,11 @@ from conftest import digits, task
 
 import posttrain as pt
 from posttrain.cli.options import ScaleOptions
-from posttrain.policy.load import adapted
+from posttrain.policy.load import add_adapter
 from posttrain.policy.text import Sampling, TextPolicy
-from posttrain.row import rows_of, scored
+from posttrain.row import row_logps, rows_of
 from posttrain.sampler.vllm import PYTHON, vllm
-from posttrain.sampler.weights import SyncError, probe_of, published, scores, synchronise
+from posttrain.sampler.weights import SyncError, collect_weights, probe_of, scores, synchronise
 
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"
 pytestmark = [
@@ -53,7 +53,7 @@ def made(words, lora: int = 0, seed: int = 0) -> TextPolicy:
         pad_token_id=words.pad_token_id,
     )
     network = Qwen3ForCausalLM(config)
-    return TextPolicy(adapted(network, lora) if lora else network, words, Sampling(8))
+    return TextPolicy(add_adapter(network, lora) if lora else network, words, Sampling(8))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_it_is_trained_as_the_local_sampler_is(served, words, tmp_path):
 def test_temperature_stops_and_turns(served):
     policy, engine = served
     engine.policy, engine.version, engine.sleeps = policy, -1, False
-    synchronise(engine, published(policy, probe_of(policy, TASKS), merged=True))
+    synchronise(engine, collect_weights(policy, probe_of(policy, TASKS), merged=True))
 
     def two(one):
         first = yield from pt.ask(one.prompt, temperature=0.7, max_new=6)
@@ -101,7 +101,7 @@ def test_temperature_stops_and_turns(served):
     groups = pt.rollout(two, TASKS[:3], {"policy": engine}, 2, seed=4)
     rows = [row for group in groups for one in group for row in rows_of(policy, one, one.turns)]
     assert len(rows) == 6, "the second turn continues the tokens of the first"
-    gap = torch.cat(scored(policy, rows)) - torch.cat([row.logp for row in rows])
+    gap = torch.cat(row_logps(policy, rows)) - torch.cat([row.logp for row in rows])
     assert gap.abs().max() < 1e-4
     again = pt.rollout(two, TASKS[2:3], {"policy": engine}, 2, seed=4)
     same = pt.rollout(two, TASKS[2:3], {"policy": engine}, 2, seed=4)
@@ -118,9 +118,9 @@ def test_weights_that_do_not_arrive_stop_the_run(served, words):
     policy, engine = served
     engine.policy = policy
     probe = probe_of(policy, TASKS)
-    good = published(policy, probe, merged=True)
+    good = collect_weights(policy, probe, merged=True)
     other = made(words, seed=1)
-    wrong = type(good)(5, published(other, (), merged=True).tensors, probe, tuple(scores(policy, probe)))
+    wrong = type(good)(5, collect_weights(other, (), merged=True).tensors, probe, tuple(scores(policy, probe)))
     with pytest.raises(SyncError, match="nats from the learner on the probe"):
         synchronise(engine, wrong)
     assert synchronise(engine, good)["parity_gap_max"] < 1e-4, "and good ones heal it"

@@ -14,7 +14,7 @@ from posttrain.cli.bridge import Call, bind, explained, options_of
 from posttrain.cli.compare import compare
 from posttrain.cli.experiments import claims, list_systems
 from posttrain.cli.launch import refuse_distribution
-from posttrain.cli.options import one_of
+from posttrain.cli.options import check_choice
 from posttrain.cli.serving import schedule, serve
 from posttrain.cli.training import evaluate, prefer, sft, train
 
@@ -98,7 +98,7 @@ def choose(words: Sequence[str]) -> Chosen:
         lines = [f"  {name:10} {explained(function)[0].partition(chr(10))[0]}" for name, function in COMMANDS.items()]
         print("\n".join(["usage: posttrain COMMAND [options]", "", DESCRIPTION, "commands", *lines]))
         sys.exit(0 if words else 2)
-    one_of(words[0], COMMANDS, "command")
+    check_choice(words[0], COMMANDS, "command")
     if words[0] == "run":
         return choose_stage(list(words[1:]))
     return Chosen(COMMANDS[words[0]], list(words[1:]), f"posttrain {words[0]}")
@@ -113,7 +113,7 @@ def choose_stage(words: list[str]) -> Chosen:
         print("\n".join([RUN, "systems", *lines]))
         sys.exit(0 if words else 2)
     found, rest = systems.system(words[0]), words[1:]
-    scale = one_of(taken(rest, "--scale") or "laptop", SCALES, "scale")
+    scale = check_choice(taken(rest, "--scale") or "laptop", SCALES, "scale")
     name = taken(rest, "--stage")
     if not found.stages:
         raise ValueError(f"{found.file} has no STAGES, so there is nothing to run (docs/your-paper.md)")
@@ -139,7 +139,7 @@ def stage_of(found: System, scale: str, stage: str | None) -> str:
     """
     stages = list(found.stages)
     if stage is not None:
-        return one_of(stage, stages, "stage")
+        return check_choice(stage, stages, "stage")
     if scale == "full" and len(stages) < 2:
         raise ValueError(f"`scale=full`: {found.name} has the stage {stages[0]} alone")
     return stages[1 if scale == "full" else 0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from posttrain.cli.options import ModelOptions, TaskOptions, one_of
+from posttrain.cli.options import ModelOptions, TaskOptions, check_choice
 from posttrain.run.settings import Run
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def tiny_problem(world: World, seed: int) -> Problem:
 
     module = importlib.import_module(f"posttrain.lab.world.{world}")
     place = getattr(module, WORLDS[world])(seed)
-    return Problem(base(place, seed), place.training(), {"": place.held_out()}, each(module.right))
+    return Problem(base(place, seed), place.training_tasks(), {"": place.held_out()}, each(module.right))
 
 
 def combined(name: str, problem: Problem, samples: int, lr: float | None) -> Recipe:
@@ -106,7 +106,7 @@ def combined(name: str, problem: Problem, samples: int, lr: float | None) -> Rec
     from posttrain.method import METHODS
 
     first, *parts = parts_in(name)
-    maker = METHODS[one_of(first, METHODS, "combinations")]
+    maker = METHODS[check_choice(first, METHODS, "combinations")]
     options: dict[str, Any] = {}
     if first in ("dr_grpo", "dapo"):
         options["max_new"] = problem.policy.sampling.max_new

@@ -36,7 +36,7 @@ def examine() -> None:
     import torch
 
     from posttrain import tiny
-    from posttrain.policy.load import picked
+    from posttrain.policy.load import choose_device
     from posttrain.sandbox import probe
 
     print(f"python {platform.python_version()} on {platform.platform()}")
@@ -46,7 +46,7 @@ def examine() -> None:
         except importlib.metadata.PackageNotFoundError:
             found = "missing"
         print(f"  {package:14} {found:16} {purpose}")
-    print(f"device   {picked(None)} is used by default")
+    print(f"device   {choose_device(None)} is used by default")
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         print(f"  cuda:{i}  {torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")

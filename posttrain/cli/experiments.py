@@ -51,7 +51,7 @@ def claims(
         return
     numbers = range(1 if quick else seeds)
     values = run_all(chosen, numbers, Path(out), quick=quick, workers=workers)
-    findings = {one.name: [claim.judged(values[one.name], numbers) for claim in one.claims] for one in chosen}
+    findings = {one.name: [claim.finding(values[one.name], numbers) for claim in one.claims] for one in chosen}
     minutes = {
         name: sum(value["cpu_s"] for by_seed in found.values() for value in by_seed.values()) / 60
         for name, found in values.items()

@@ -55,10 +55,10 @@ def launch(parse: Parse, words: Sequence[str]) -> None:
             there = partial(program, parse, tuple(words), os.getcwd())
             show(run_on_cluster(scale.cluster, there, scale.players(), scale.learners, scale.gpus))
             return
-        from posttrain.ranks import joined, primary
+        from posttrain.ranks import is_primary, process_group
 
-        with joined(model.device if model else None), contextlib.ExitStack() as stack:
-            if not primary():
+        with process_group(model.device if model else None), contextlib.ExitStack() as stack:
+            if not is_primary():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             show(call.run())
     except DryRun as planned:
@@ -77,11 +77,11 @@ def program(parse: Parse, words: Sequence[str], folder: str) -> Any:
 
 def show(result: Any) -> None:
     """Write the report of a finished run, and say where things are."""
-    from posttrain.ranks import primary
+    from posttrain.ranks import is_primary
     from posttrain.run.session import Session
 
     path = result.directory.path if isinstance(result, Session) else result
-    if not isinstance(path, Path) or not primary():
+    if not isinstance(path, Path) or not is_primary():
         return
     if (path / "metrics.jsonl").is_file():
         from posttrain.cli.report import write_report

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from posttrain.stream import Source
 
 
-def one_of(value: str, known: Iterable[str], argument: str) -> str:
+def check_choice(value: str, known: Iterable[str], argument: str) -> str:
     """The value, or a ValueError that suggests the nearest one."""
     choices = list(known)
     if value in choices:
@@ -87,7 +87,7 @@ class ModelOptions:
     weights: Annotated[bool, Suppress] = True
     """Load the weights; without them the model can be planned and not run."""
 
-    def within(self, least: int | None, most: int) -> ModelOptions:
+    def with_pixel_limits(self, least: int | None, most: int) -> ModelOptions:
         """With these limits on the pixels of pictures, except where limits were given."""
         low, high = self.min_pixels, self.max_pixels
         if low is None and least is not None:
@@ -176,7 +176,7 @@ class TaskOptions:
 
         if ":" in self.grade:
             return grade.reward_file(self.grade)
-        return grade.GRADES[one_of(self.grade, grade.GRADES, "grade")]
+        return grade.GRADES[check_choice(self.grade, grade.GRADES, "grade")]
 
     def env(self, env: str | None) -> Env:
         """The environment of the user's own file; a single turn if none is named."""
@@ -213,7 +213,7 @@ class ScaleOptions:
 
     def check(self, model: str | None) -> None:
         """Raises ValueError for options that do not go together, or do not suit the model."""
-        one_of(self.stale, ("block", "drop", "interrupt"), "stale")
+        check_choice(self.stale, ("block", "drop", "interrupt"), "stale")
         for name in ("staleness", "stale", "learners", "samplers", "at_once", "gpus"):
             value = getattr(self, name)
             if not self.cluster and value != getattr(ScaleOptions, name):
@@ -224,9 +224,9 @@ class ScaleOptions:
             raise ValueError("`sampler_options` are those of `sampler=vllm`")
         at_least(1, learners=self.learners, samplers=self.samplers, at_once=self.at_once)
         if self.sampler is not None and model is not None:
-            from posttrain.policy.load import located, sees
+            from posttrain.policy.load import checkpoint_path, sees_pictures
 
-            if sees(located(model)):
+            if sees_pictures(checkpoint_path(model)):
                 raise ValueError(f"`sampler={self.sampler}`: a policy that sees pictures samples itself, leave it out")
 
     def engine_options(self) -> dict[str, Any]:
@@ -275,12 +275,12 @@ class ScaleOptions:
     def playing(self, policy: TextPolicy, out: str | Path, tasks: Iterable[Task] = ()) -> Iterator[Sampler]:
         """For work that samples and does not learn: the policy, or the engine with the policy's weights."""
         from posttrain import ranks
-        from posttrain.sampler.weights import Engine, probe_of, published, synchronise
+        from posttrain.sampler.weights import Engine, collect_weights, probe_of, synchronise
 
         with self.engine(policy, out) as sampler:
             if isinstance(sampler, Engine):
-                weights = published(policy, probe_of(policy, list(tasks)), sampler.merged)
-                ranks.first(lambda: synchronise(sampler, weights), "for the engine to take the weights")
+                weights = collect_weights(policy, probe_of(policy, list(tasks)), sampler.merged)
+                ranks.run_on_primary(lambda: synchronise(sampler, weights), "for the engine to take the weights")
             yield sampler or policy
 
     def train(

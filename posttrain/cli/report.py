@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.chat import in_words
+from posttrain.chat import readable_content
 from posttrain.core import Metrics, Score
 from posttrain.measure import coverage, entropy_law, interval, majority_at_k, mean_pass_at_k, potential_at_k
-from posttrain.run.directory import Directory, plain, read_json, read_metrics, read_rollouts, write_json
+from posttrain.run.directory import Directory, json_value, read_json, read_metrics, read_rollouts, write_json
 
 if TYPE_CHECKING:
     from posttrain.evaluation import Evaluation
@@ -39,7 +39,7 @@ def evaluation_values(found: Evaluation, ks: Sequence[int], greedy: Evaluation |
         each = [mean_pass_at_k([task], k) for task in values if len(task) >= k]
         if each:  # a task with too many ungradable samples is left out
             out[f"pass@{k}"] = [statistics.fmean(each), *interval(each)]
-        votes = [majority_at_k([a], [v], k) for a, v in voters(found) if len(v) >= k] if k > 1 else []
+        votes = [majority_at_k([a], [v], k) for a, v in votes_by_task(found) if len(v) >= k] if k > 1 else []
         if votes:
             out[f"majority@{k}"] = [statistics.fmean(votes), *interval(votes)]
     covered = [float(coverage([task])) for task in values]
@@ -52,7 +52,7 @@ def evaluation_values(found: Evaluation, ks: Sequence[int], greedy: Evaluation |
     return out
 
 
-def voters(found: Evaluation) -> list[tuple[list[str | None], list[float]]]:
+def votes_by_task(found: Evaluation) -> list[tuple[list[str | None], list[float]]]:
     """Of every task, the settled answers of its gradable samples and their values."""
     return [
         ([settled_answer(rollout.text) for rollout, _ in pairs], [score.value for _, score in pairs])
@@ -65,9 +65,9 @@ def voters(found: Evaluation) -> list[tuple[list[str | None], list[float]]]:
 
 def settled_answer(text: str) -> str | None:
     """What a reply votes for: what follows its last answer mark, without case and space."""
-    from posttrain.grade.text import final, normal
+    from posttrain.grade.text import final_answer, normal_text
 
-    return normal(final(text)) or None
+    return normal_text(final_answer(text)) or None
 
 
 def evaluation_table(values: dict[str, Any], title: str) -> None:
@@ -88,8 +88,8 @@ def write_evaluation(path: Path, values: Mapping[str, Any], found: Evaluation) -
     with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
         for group, scores in zip(found.groups, found.scores, strict=True):
             for rollout, score in zip(group, scores, strict=True):
-                line: dict[str, Any] = {"task": rollout.task.key, "truth": plain(rollout.task.truth)}
-                line |= {"replies": [plain(turn.reply.content) for turn in rollout.turns]}
+                line: dict[str, Any] = {"task": rollout.task.key, "truth": json_value(rollout.task.truth)}
+                line |= {"replies": [json_value(turn.reply.content) for turn in rollout.turns]}
                 line |= {"reward": score.value} if isinstance(score, Score) else {"invalid": score.reason}
                 file.write(json.dumps(line) + "\n")
 
@@ -99,7 +99,7 @@ def write_evaluation(path: Path, values: Mapping[str, Any], found: Evaluation) -
 
 def summary(path: Path) -> None:
     """The run in the terminal: what it was, its numbers at the start and the end. Raises ValueError for no run."""
-    about, metrics = opened(path)
+    about, metrics = read_run(path)
     run = about["run"]
     steps = f", {len(metrics)} of {run['steps']} steps" if "steps" in run else ""
     print(f"{path}: {about['kind']}, started {about['started']}{steps}")
@@ -117,7 +117,7 @@ def summary(path: Path) -> None:
         print(f"  {sum(line.get('seconds', 0.0) for line in metrics):.0f} s in steps")
 
 
-def opened(path: Path) -> tuple[dict[str, Any], list[Metrics]]:
+def read_run(path: Path) -> tuple[dict[str, Any], list[Metrics]]:
     about = Directory(path).about
     if not about.is_file():
         raise ValueError(f"{path} holds no run: there is no run.json in it")
@@ -129,7 +129,7 @@ def write_report(path: Path) -> Path:
     from jinja2 import Template
     from plotly.offline import get_plotlyjs
 
-    about, metrics = opened(path)
+    about, metrics = read_run(path)
     template = Template((Path(__file__).parent / "report.html.jinja").read_text(), autoescape=True)
     page = template.render(
         title=path.name,
@@ -137,7 +137,7 @@ def write_report(path: Path) -> Path:
         plotly=get_plotlyjs(),
         figures=safe_json(list(figures(metrics))),
         shown=SHOWN,
-        rollouts=safe_json(list(shown_rollouts(path, metrics))),
+        rollouts=safe_json(list(browser_rollouts(path, metrics))),
         lines=headline(about, metrics),
     )
     target = Directory(path).report
@@ -180,7 +180,7 @@ def figures(metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
         thin = {"x": steps, "y": values, "mode": "lines", "line": {"width": 1, "color": "#9db4c8"}, "name": name}
         thick = {
             "x": steps,
-            "y": moving(values),
+            "y": trailing_mean(values),
             "mode": "lines",
             "line": {"width": 2, "color": "#1f5f8b"},
             "name": f"mean of {SMOOTHED}",
@@ -205,7 +205,7 @@ def write_comparison(paths: Mapping[str, Sequence[Path]], folder: Path) -> Path:
                 points = [(line["step"], line[metric]) for line in read_metrics(run) if metric in line]
                 figure.add_scatter(
                     x=[p[0] for p in points],
-                    y=moving([p[1] for p in points]),
+                    y=trailing_mean([p[1] for p in points]),
                     name=name,
                     legendgroup=name,
                     showlegend=number == 0,
@@ -220,7 +220,7 @@ def write_comparison(paths: Mapping[str, Sequence[Path]], folder: Path) -> Path:
 
 def comparison_table(paths: Mapping[str, Sequence[Path]], last: int = 10) -> str:
     """Final values of every name, means over its runs with 95 % intervals; the first name is the baseline."""
-    from posttrain.lab.claim import paired_interval, spread
+    from posttrain.lab.claim import interval_text, paired_interval
 
     lines = [f"{'':44} {'reward, last ' + str(last):>16} {'held out':>10}   held out against the first"]
     first: list[float] = []
@@ -231,31 +231,33 @@ def comparison_table(paths: Mapping[str, Sequence[Path]], last: int = 10) -> str
         final = [values[-1] for values in held if values]
         first = first or final
         gains = [a - b for a, b in zip(final, first, strict=True)]
-        gain = f"{statistics.fmean(gains):+.3f}{spread(paired_interval(gains))}" if gains and gains != [0.0] else ""
+        gain = (
+            f"{statistics.fmean(gains):+.3f}{interval_text(paired_interval(gains))}" if gains and gains != [0.0] else ""
+        )
         shown = f"{statistics.fmean(final):10.3f}" if final else f"{'':10}"
         lines.append(f"{name:44} {reward:16.3f} {shown}   {gain}")
     return "\n".join(lines)
 
 
-def moving(values: Sequence[float]) -> list[float]:
+def trailing_mean(values: Sequence[float]) -> list[float]:
     return [statistics.fmean(values[max(0, i - SMOOTHED + 1) : i + 1]) for i in range(len(values))]
 
 
-def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
+def browser_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str, Any]]:
     """Rollouts for the browser: of every few steps from the first to the last, the groups that differ most."""
     steps = [int(line["step"]) for line in metrics]
     chosen = (
         sorted({steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)}) if steps else []
     )
     for step in chosen:
-        for record in telling(list(read_rollouts(path, step)))[:ROLLOUTS_SHOWN]:
+        for record in by_reward_spread(list(read_rollouts(path, step)))[:ROLLOUTS_SHOWN]:
             turns = [
                 {
-                    "asked": [f"{m['role']}: {in_words(m['content'])}" for m in turn["messages"]],
+                    "asked": [f"{m['role']}: {readable_content(m['content'])}" for m in turn["messages"]],
                     "pieces": turn.get("pieces") or [str(turn["content"])],
-                    "advantage": rounded(turn["advantage"]),
-                    "entropy": rounded(turn.get("entropy")),
-                    "logp": rounded(turn["logp"]),
+                    "advantage": round_values(turn["advantage"]),
+                    "entropy": round_values(turn.get("entropy")),
+                    "logp": round_values(turn["logp"]),
                     "stop": turn["stop"],
                     "picture": turn.get("picture"),
                 }
@@ -272,7 +274,7 @@ def shown_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[str,
             }
 
 
-def telling(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_reward_spread(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records task by task, the tasks whose rewards differ most in front."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -284,7 +286,7 @@ def telling(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for group in sorted(groups.values(), key=spread, reverse=True) for record in group]
 
 
-def rounded(values: Sequence[float] | None) -> list[float]:
+def round_values(values: Sequence[float] | None) -> list[float]:
     return [round(value, 3) for value in values or []]
 
 

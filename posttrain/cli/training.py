@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, one_of
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, check_choice
 from posttrain.run.settings import Run
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def train(
     env             an environment of your own, file.py:function (docs/environments.md)
     recipe          a recipe of your own, file.py:function of policy, reward and samples, as far as it names them
     """
-    one_of(method, METHODS, "method")
-    one_of(truncated, TRUNCATED, "truncated")
+    check_choice(method, METHODS, "method")
+    check_choice(truncated, TRUNCATED, "truncated")
     policy, reward = model.policy(), task.reward()
     made = recipe_of(recipe, policy, reward, samples) if recipe else named_recipe(
         policy, reward, method=method, samples=samples, kl=kl, updates=updates, truncated=truncated, lr=run.lr
@@ -111,7 +111,7 @@ def named_recipe(
     if kl and method not in ("grpo", "rloo", "reinforce_pp", "ppo"):
         raise ValueError(f"`kl={kl}`: the method {method} has no divergence term; use grpo, or `kl=0`")
     if kl:
-        options |= {"kl": kl, "reference": policy.frozen()}
+        options |= {"kl": kl, "reference": policy.frozen_copy()}
     if method == "ppo":
         from posttrain.policy.value import Critic, Gae
 
@@ -128,13 +128,13 @@ def named_recipe(
 def with_terms(recipe: Recipe, entropy: float, masked: bool) -> Recipe:
     """The recipe with an entropy bonus, and without rows that were cut off."""
     from posttrain.loss import entropy_bonus, total
-    from posttrain.recipe import finished
+    from posttrain.recipe import wait_for_learners
 
     loss: Loss = total((1.0, recipe.loss), (entropy, entropy_bonus)) if entropy else recipe.loss
     keep = recipe.keep
 
     def kept(row: Row) -> bool:
-        return keep(row) and finished(row)
+        return keep(row) and wait_for_learners(row)
 
     return replace(recipe, loss=loss, keep=kept if masked else keep)
 
@@ -253,5 +253,5 @@ def prefer(
     make: Any = preference.PAIR_LOSSES[loss]
     name = "weight" if loss == "orpo" else "beta"
     made = make(**{name: beta}) if beta is not None else make()
-    reference = policy.frozen() if loss in preference.WITH_REFERENCE else None
+    reference = policy.frozen_copy() if loss in preference.WITH_REFERENCE else None
     return preference.prefer(policy, pairs, made, run, reference=reference)

@@ -40,7 +40,7 @@ def chosen_layer(mature: Tensor, early: Tensor, shared: bool = False) -> Tensor:
     return jensen_shannon(mature, early).argmax(-1)
 
 
-def contrasted(mature: Tensor, early: Tensor, *, shared: bool = False, relative_top: float = 0.1) -> Tensor:
+def contrast_scores(mature: Tensor, early: Tensor, *, shared: bool = False, relative_top: float = 0.1) -> Tensor:
     """[B, V], [B, C, V] -> [B, V] log p_mature - log p_early, of the layer that differs most.
 
     Tokens less likely than `relative_top` times the likeliest are -inf; at least one is kept.
@@ -52,7 +52,7 @@ def contrasted(mature: Tensor, early: Tensor, *, shared: bool = False, relative_
     return torch.where(logp >= least, logp - early_logp, -math.inf)
 
 
-def penalised(scores: Tensor, said: Tensor, penalty: float) -> Tensor:
+def penalise_repetition(scores: Tensor, said: Tensor, penalty: float) -> Tensor:
     """[B, V] with the repetition penalty of CTRL (arXiv:1909.05858, Sec. 4.1) on tokens that were said, [B, V] bool.
 
     A positive score is divided by it, a negative one multiplied, as transformers does.

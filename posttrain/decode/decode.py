@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.decode.contrast import contrasted, jensen_shannon, penalised
-from posttrain.decode.layers import Layered, candidates
+from posttrain.decode.contrast import contrast_scores, jensen_shannon, penalise_repetition
+from posttrain.decode.layers import LayerRows, candidates
 from posttrain.policy.fast.generate import LOW, ROWS, Reason, draw
 from posttrain.policy.text import TextPolicy
 from posttrain.seeding import uniforms
@@ -55,7 +55,7 @@ class Step:
     mature    [B, V] logits of the model
     """
 
-    def __init__(self, model: Layered, how: Decoding, rows: Tensor, position: Tensor, said: Tensor):
+    def __init__(self, model: LayerRows, how: Decoding, rows: Tensor, position: Tensor, said: Tensor):
         self.model, self.how, self.rows, self.position, self.said = model, how, rows, position, said
         self.mature = model.logits
 
@@ -72,14 +72,14 @@ class Step:
     @cached_property
     def plain(self) -> Tensor:
         """[B, V] scores of the model itself, after the penalty."""
-        return penalised(self.mature, self.said, self.how.penalty)
+        return penalise_repetition(self.mature, self.said, self.how.penalty)
 
     @cached_property
     def contrast(self) -> Tensor:
         """[B, V] scores of the contrast, after the penalty."""
         how = self.how
-        scores = contrasted(self.mature, self.early, shared=how.shared, relative_top=how.relative_top)
-        return penalised(scores, self.said, how.penalty)
+        scores = contrast_scores(self.mature, self.early, shared=how.shared, relative_top=how.relative_top)
+        return penalise_repetition(scores, self.said, how.penalty)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +104,7 @@ def always(step: Step) -> Choice:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Decoded:
+class DecodedReply:
     """One reply."""
 
     ids: tuple[int, ...]  # [N] the end token included, if the model said it
@@ -113,7 +113,7 @@ class Decoded:
     stop: Reason
 
 
-def decoded(
+def decode_replies(
     policy: TextPolicy,
     prompts: Sequence[Sequence[int]],
     gate: Gate = never,
@@ -124,7 +124,7 @@ def decoded(
     stop: Sequence[str] = (),
     forced: Sequence[Sequence[int]] | None = None,
     rows: int | None = None,
-) -> list[Decoded]:
+) -> list[DecodedReply]:
     """The reply to each prompt of tokens; with `never`, the policy's own greedy reply.
 
     seeds   one per prompt (its index when none are given), for a temperature above 0
@@ -145,23 +145,25 @@ def decoded(
             )
     layers = candidates(policy.head.config, how.layers)
     rows = rows or max(min(ROWS, LOGITS // (policy.head.out.weight.shape[0] * (len(layers) + 1))), 1)
-    out: list[Decoded] = []
+    out: list[DecodedReply] = []
     for start in range(0, len(prompts), rows):
         part = range(start, min(start + rows, len(prompts)))
         with torch.no_grad(), policy.mode():
-            model = Layered(policy.head, layers, how.norm_early)
-            live = Live(policy, model, gate, how, part, prompts, limits, [seeds[i] if seeds else i for i in part])
+            model = LayerRows(policy.head, layers, how.norm_early)
+            live = DecodingBatch(
+                policy, model, gate, how, part, prompts, limits, [seeds[i] if seeds else i for i in part]
+            )
             out += live.replies(tuple(stop), forced)
     return out
 
 
-class Live:
+class DecodingBatch:
     """Some rows while they are decoded; those that have finished leave the batch."""
 
     def __init__(
         self,
         policy: TextPolicy,
-        model: Layered,
+        model: LayerRows,
         gate: Gate,
         how: Decoding,
         part: range,
@@ -182,7 +184,7 @@ class Live:
         self.draws = torch.from_numpy(draws).to(device, kind)
         self.warmth = torch.full((len(part), 1), how.temperature, device=device)
 
-    def replies(self, stop: tuple[str, ...], forced: Sequence[Sequence[int]] | None) -> list[Decoded]:
+    def replies(self, stop: tuple[str, ...], forced: Sequence[Sequence[int]] | None) -> list[DecodedReply]:
         said: dict[int, list[int]] = {i: [] for i in self.part}
         choices: dict[int, list[tuple[Tensor, dict[str, Tensor]]]] = {i: [] for i in self.part}
         reason: dict[int, Reason] = dict.fromkeys(self.part, "length")
@@ -191,7 +193,7 @@ class Live:
             numbers = self.rows.tolist()
             step = Step(self.model, self.how, self.rows, torch.full_like(self.rows, position), self.said)
             choice = self.gate(step)
-            chosen = self.chosen(step, choice.contrast, position)
+            chosen = self.choose_tokens(step, choice.contrast, position)
             if forced is not None:
                 chosen = torch.tensor([forced[i][position] for i in numbers], device=chosen.device)
             position += 1
@@ -201,12 +203,12 @@ class Live:
             for k, (i, token) in enumerate(zip(numbers, chosen.tolist(), strict=True)):
                 said[i].append(token)
                 choices[i].append((contrast[k], {name: value[k] for name, value in kept.items()}))
-                if forced is None and (ends[k] or (stop and self.policy.stops.completed(said[i], stop))):
+                if forced is None and (ends[k] or (stop and self.policy.stops.contains_stop(said[i], stop))):
                     reason[i], over[k] = "end" if ends[k] else "string", True
             self.advance(chosen, [k for k, done in enumerate(over) if not done])
-        return [finished(said[i], choices[i], reason[i]) for i in self.part]
+        return [decoded_reply(said[i], choices[i], reason[i]) for i in self.part]
 
-    def chosen(self, step: Step, contrast: Tensor, position: int) -> Tensor:
+    def choose_tokens(self, step: Step, contrast: Tensor, position: int) -> Tensor:
         """[B] tokens by the scores of each row's action."""
         scores = step.plain
         if bool(contrast.any()):
@@ -225,7 +227,9 @@ class Live:
             self.model.step(chosen[index])
 
 
-def finished(said: Sequence[int], choices: Sequence[tuple[Tensor, dict[str, Tensor]]], reason: Reason) -> Decoded:
+def decoded_reply(
+    said: Sequence[int], choices: Sequence[tuple[Tensor, dict[str, Tensor]]], reason: Reason
+) -> DecodedReply:
     contrast = torch.stack([one for one, _ in choices]).clone()
     notes = {name: torch.stack([kept[name] for _, kept in choices]).clone() for name in choices[0][1]}
-    return Decoded(tuple(said), contrast, notes, reason)
+    return DecodedReply(tuple(said), contrast, notes, reason)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.policy.fast.generate import Cached
+from posttrain.policy.fast.generate import TransformersRows
 
 DEEP, SPAN = 40, 20  # of more than 40 layers, only the first or last 20 are candidates
 NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")  # what architectures call the norm before the head
@@ -38,8 +38,8 @@ def candidates(config: Any, layers: str | Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
-class Layered(Cached):
-    """As `Cached`, and it keeps what the candidate layers made of the last position.
+class LayerRows(TransformersRows):
+    """As `TransformersRows`, and it keeps what the candidate layers made of the last position.
 
     All of a prompt but its last token is read without hidden states, so that they are only held for one position.
     """
@@ -57,8 +57,8 @@ class Layered(Cached):
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Tensor:
         """[B, V] float32 logits after the last of `ids`."""
         if ids.shape[1] > 1:
-            self.read(ids[:, :-1], mask[:, :-1], positions[:, :-1])
-        out = self.read(ids[:, -1:], mask, positions[:, -1:], output_hidden_states=True, **more)
+            self.run_trunk(ids[:, :-1], mask[:, :-1], positions[:, :-1])
+        out = self.run_trunk(ids[:, -1:], mask, positions[:, -1:], output_hidden_states=True, **more)
         self.hidden = torch.stack([out.hidden_states[layer][:, -1] for layer in self.layers], 1)
         return self.head.logits(out.last_hidden_state[:, -1])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from posttrain.core import Group, Invalid, Reward, Score
 from posttrain.policy.latents import text_of
-from posttrain.policy.load import first_line, picked
+from posttrain.policy.load import choose_device, first_line
 from posttrain.policy.text import quiet
 
 
@@ -22,10 +22,10 @@ def clip_similarity(model: str, device: str | None = None) -> Reward:
     from transformers import CLIPModel, CLIPProcessor
 
     processor = part(CLIPProcessor, model, "processor")
-    scorer = part(CLIPModel, model, "model", dtype=torch.float32).eval().requires_grad_(False).to(picked(device))
+    scorer = part(CLIPModel, model, "model", dtype=torch.float32).eval().requires_grad_(False).to(choose_device(device))
 
     @torch.no_grad()
-    def embedded(group: Group, pictures: list[Tensor]) -> Tensor:
+    def cosines(group: Group, pictures: list[Tensor]) -> Tensor:
         """[G] cosines"""
         texts = [text_of(rollout.task.prompt[-1]) for rollout in group]
         shown = [pixels(picture) for picture in pictures]
@@ -35,7 +35,7 @@ def clip_similarity(model: str, device: str | None = None) -> Reward:
 
     def reward(group: Group) -> list[Score | Invalid]:
         drawn = [rollout for rollout in group if rollout.turns]
-        found = iter(embedded(drawn, [rollout.turns[-1].reply.content for rollout in drawn]).tolist() if drawn else [])
+        found = iter(cosines(drawn, [rollout.turns[-1].reply.content for rollout in drawn]).tolist() if drawn else [])
         return [Score(next(found)) if rollout.turns else Invalid("nothing was drawn") for rollout in group]
 
     return reward

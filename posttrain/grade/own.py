@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from posttrain.chat import in_words
+from posttrain.chat import readable_content
 from posttrain.core import Reward, Rollout
 from posttrain.reward import each
 from posttrain.user_code import function_in
@@ -29,7 +29,7 @@ def own(function: Callable[..., Any]) -> Reward:
     views: dict[str, Callable[[Rollout], Any]] = {
         "reply": lambda rollout: rollout.turns[-1].reply.content if rollout.turns else "",
         "answer": lambda rollout: rollout.task.truth,
-        "prompt": lambda rollout: in_words(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else "",
+        "prompt": lambda rollout: readable_content(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else "",
     }
     if not names or set(names) - set(views):
         raise ValueError(

@@ -17,17 +17,17 @@ LONE_LETTER = re.compile(r"(?<![\w'])\(?([A-Z])\)?(?![\w'])")
 FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 
 
-def normal(text: str) -> str:
+def normal_text(text: str) -> str:
     """Text without case, outer punctuation and surplus space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .,;:!?\"'")
 
 
-def final(text: str) -> str:
+def final_answer(text: str) -> str:
     """What follows the last answer mark (`####`, `Answer:`, `</think>`), or all of the text."""
     return re.split(r"####|(?i:\banswer\s*:)|</think>", text)[-1]
 
 
-def stated(task: Task, grade: str) -> str:
+def truth_text(task: Task, grade: str) -> str:
     """The task's truth. Raises ValueError for one that is neither text nor a number, and which no reply would equal."""
     if isinstance(task.truth, str | int | float):
         return str(task.truth)
@@ -38,18 +38,20 @@ def stated(task: Task, grade: str) -> str:
 
 
 def is_exact(rollout: Rollout) -> float:
-    return float(normal(final(rollout.text)) == normal(final(stated(rollout.task, "exact"))))
+    return float(
+        normal_text(final_answer(rollout.text)) == normal_text(final_answer(truth_text(rollout.task, "exact")))
+    )
 
 
 def is_contained(rollout: Rollout) -> float:
-    truth = re.escape(normal(stated(rollout.task, "contains")))
-    return float(re.search(rf"(?<!\w){truth}(?!\w)", normal(rollout.text)) is not None)
+    truth = re.escape(normal_text(truth_text(rollout.task, "contains")))
+    return float(re.search(rf"(?<!\w){truth}(?!\w)", normal_text(rollout.text)) is not None)
 
 
 def chosen_letter(text: str) -> str | None:
     """The letter a reply settles on: boxed or announced if it is, else the last letter that stands alone."""
     marked = [a or b for a, b in CHOICE.findall(text)]
-    alone = marked or LONE_LETTER.findall(final(text))
+    alone = marked or LONE_LETTER.findall(final_answer(text))
     return alone[-1] if alone else None
 
 
@@ -60,7 +62,7 @@ def is_choice(rollout: Rollout) -> float:
     return float(chosen_letter(rollout.text) == truth.upper())
 
 
-def parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """The JSON value in a reply: the last fenced block, or the whole text. Raises ValueError when it is none."""
     fenced = FENCE.findall(text)
     return standard_json.loads(fenced[-1] if fenced else text)
@@ -75,7 +77,7 @@ def is_json(rollout: Rollout) -> float:
         except ValueError as error:
             raise ValueError(f"task {rollout.task.key!r}: `grade=json` cannot read its answer {truth!r}") from error
     try:
-        return float(parsed(rollout.text) == truth)
+        return float(parse_json(rollout.text) == truth)
     except (ValueError, RecursionError):
         return 0.0
 

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from posttrain.core import Group, Invalid, Score
-from posttrain.grade.text import stated
+from posttrain.grade.text import truth_text
 
 CPU_S = 10  # of the child, for one reply; on a busy machine, elapsed seconds say nothing about the work
 STUCK_S = 600.0  # elapsed; for a child that sleeps
@@ -27,7 +27,7 @@ def math(group: Group) -> list[Score | Invalid]:
     """
     out: list[Score | Invalid] = []
     for rollout in group:
-        found = checker.check(settled(stated(rollout.task, "math")), settled(rollout.text))
+        found = checker.check(text_after_mark(truth_text(rollout.task, "math")), text_after_mark(rollout.text))
         if found == "unreadable":
             raise ValueError(
                 f"task {rollout.task.key!r}: `grade=math` cannot parse its answer {rollout.task.truth!r}; "
@@ -37,7 +37,7 @@ def math(group: Group) -> list[Score | Invalid]:
     return out
 
 
-def settled(text: object) -> str:
+def text_after_mark(text: object) -> str:
     """What follows the last `####`, or all of the text."""
     return str(text).rpartition("####")[2].strip()
 
@@ -80,10 +80,10 @@ class Checker:
             if key not in self.memory:
                 if len(self.memory) > 100_000:
                     self.memory.clear()
-                self.memory[key] = self.asked(gold, reply)
+                self.memory[key] = self.ask(gold, reply)
             return self.memory[key]
 
-    def asked(self, gold: str, reply: str) -> str:
+    def ask(self, gold: str, reply: str) -> str:
         if self.process is None or self.process.poll() is not None:
             self.start()
         assert self.process is not None

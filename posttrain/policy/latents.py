@@ -21,7 +21,7 @@ class Latents:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
+class PictureRequest:
     """An ask, understood. Walks of one `kind` are taken side by side; of one `key`, they are one until they branch."""
 
     prompt: str
@@ -41,7 +41,7 @@ class Wanted:
         return self.prompt, id(self.start), self.trunk
 
 
-def branching(seed: int, last: int) -> dict[str, Any]:
+def branch_part(seed: int, last: int) -> dict[str, Any]:
     """A part of a message's content: replies of one seed differ in their `last` steps alone."""
     return {"type": "branch", "seed": seed, "last": last}
 

@@ -50,10 +50,12 @@ def text(
     """
     from transformers import AutoModelForCausalLM
 
-    path = located(model)
-    network = prepared(loaded(AutoModelForCausalLM, path, weights), lora, checkpointing, device, threads)
+    path = checkpoint_path(model)
+    network = prepare_network(
+        load_pretrained(AutoModelForCausalLM, path, weights), lora, checkpointing, device, threads
+    )
     sampling = Sampling(max_new, temperature, stop)
-    return with_room(TextPolicy(network, loaded_tokenizer(path), sampling, template=template, bf16=bf16), model)
+    return require_room(TextPolicy(network, load_tokenizer(path), sampling, template=template, bf16=bf16), model)
 
 
 def vision(
@@ -81,26 +83,28 @@ def vision(
 
     from posttrain.policy.vision import VisionPolicy
 
-    path = located(model)
-    preprocessing = limited(loaded_preprocessing(path), min_pixels, max_pixels)
-    network = prepared(loaded(AutoModelForImageTextToText, path, weights), lora, checkpointing, device, threads)
+    path = checkpoint_path(model)
+    preprocessing = with_pixel_limits(load_preprocessing(path), min_pixels, max_pixels)
+    network = prepare_network(
+        load_pretrained(AutoModelForImageTextToText, path, weights), lora, checkpointing, device, threads
+    )
     sampling = Sampling(max_new, temperature, stop)
     options: dict[str, Any] = {"template": template, "bf16": bf16}
-    return with_room(VisionPolicy(network, loaded_tokenizer(path), preprocessing, sampling, **options), model)
+    return require_room(VisionPolicy(network, load_tokenizer(path), preprocessing, sampling, **options), model)
 
 
 def load_policy(
     model: str, *, min_pixels: int | None = None, max_pixels: int | None = None, **options: Any
 ) -> TextPolicy:
     """`vision` for a checkpoint that sees pictures as Qwen's models do, `text` for any other."""
-    if sees(located(model)):
+    if sees_pictures(checkpoint_path(model)):
         return vision(model, min_pixels=min_pixels, max_pixels=max_pixels, **options)
     if min_pixels is not None or max_pixels is not None:
         raise ValueError(f"`min_pixels` and `max_pixels`: the model {model} sees no pictures")
     return text(model, **options)
 
 
-def sees(path: str) -> bool:
+def sees_pictures(path: str) -> bool:
     """Whether a checkpoint's configuration is of a vision-language model of Qwen's pattern."""
     from transformers import AutoConfig
 
@@ -111,17 +115,17 @@ def sees(path: str) -> bool:
     return hasattr(getattr(config, "vision_config", None), "spatial_merge_size") and hasattr(config, "image_token_id")
 
 
-def prepared(network: Any, lora: int, checkpointing: bool, device: str | None, threads: int | None) -> Any:
+def prepare_network(network: Any, lora: int, checkpointing: bool, device: str | None, threads: int | None) -> Any:
     """A loaded model on its device, with an adapter if it is to have one."""
     set_threads(network, threads)
-    place(network, picked(device))
+    place(network, choose_device(device))
     keep_freed_memory()
     if checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return adapted(network, lora) if lora else network
+    return add_adapter(network, lora) if lora else network
 
 
-def with_room(policy: Made, model: str) -> Made:
+def require_room(policy: Made, model: str) -> Made:
     """The policy, whose model must have positions for its replies."""
     if policy.sampling.max_new >= policy.context:
         raise ValueError(
@@ -130,7 +134,7 @@ def with_room(policy: Made, model: str) -> Made:
     return policy
 
 
-def located(model: str) -> str:
+def checkpoint_path(model: str) -> str:
     """The folder or Hub id that a model argument names; of a GGUF file, the folder that it was converted to.
 
     Raises ValueError for a folder that holds no checkpoint, and for a package that is missing.
@@ -138,7 +142,7 @@ def located(model: str) -> str:
     if model == "tiny":
         from posttrain import tiny
 
-        return str(tiny.built())
+        return str(tiny.tiny_checkpoint())
     folder = Path(model).expanduser()
     if model == "smollm2" or (folder.suffix == ".gguf" and folder.is_file()):
         from posttrain.policy import gguf
@@ -160,7 +164,7 @@ def place(network: Any, device: torch.device) -> None:
         network.to(device)
 
 
-def loaded(kind: Any, path: str, weights: bool = True, **options: Any) -> Any:
+def load_pretrained(kind: Any, path: str, weights: bool = True, **options: Any) -> Any:
     """`kind.from_pretrained` in float32, with an error that says where it looked; without `weights` on `meta`."""
     from transformers import AutoConfig
 
@@ -176,7 +180,7 @@ def loaded(kind: Any, path: str, weights: bool = True, **options: Any) -> Any:
         raise ValueError(f"`model={path}`: {where} holds no loadable model: {first_line(error)}") from error
 
 
-def loaded_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -185,7 +189,7 @@ def loaded_tokenizer(path: str) -> Any:
         raise ValueError(f"`model={path}`: it has no loadable tokenizer: {first_line(error)}") from error
 
 
-def loaded_preprocessing(path: str) -> Preprocessing:
+def load_preprocessing(path: str) -> Preprocessing:
     from transformers.image_processing_base import ImageProcessingMixin
 
     from posttrain.policy.pixels import Preprocessing
@@ -197,7 +201,7 @@ def loaded_preprocessing(path: str) -> Preprocessing:
         raise ValueError(f"`model={path}`: {first_line(error)}") from error
 
 
-def limited(preprocessing: Preprocessing, least: int | None, most: int | None) -> Preprocessing:
+def with_pixel_limits(preprocessing: Preprocessing, least: int | None, most: int | None) -> Preprocessing:
     """With these limits of a resized picture in the place of its own; raises ValueError where no picture is within."""
     least = preprocessing.least if least is None else least
     most = preprocessing.most if most is None else most
@@ -214,7 +218,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def adapted(network: Any, rank: int) -> Any:
+def add_adapter(network: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -223,7 +227,7 @@ def adapted(network: Any, rank: int) -> Any:
     return get_peft_model(network, config)
 
 
-def picked(device: str | None) -> torch.device:
+def choose_device(device: str | None) -> torch.device:
     """The device asked for, or the best one here."""
     if device:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
-from posttrain.policy.load import first_line, keep_freed_memory, picked, set_threads
+from posttrain.policy.load import choose_device, first_line, keep_freed_memory, set_threads
 from posttrain.policy.text import quiet
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # what SRRL's and DDPO's releases adapt
@@ -48,7 +48,7 @@ def diffusion(
     autoencoder, unets, schedulers = diffusers_parts()
     from transformers import CLIPTextModel
 
-    path = located(model)
+    path = diffusion_path(model)
     latent = not Path(path).is_dir() or (Path(path) / "vae").is_dir()
     check_unet(part(unets.load_config, path, "unet"), path, latent)
     unet = part(unets.from_pretrained, path, "unet")
@@ -61,12 +61,12 @@ def diffusion(
     vae = part(autoencoder.from_pretrained, path, "vae").requires_grad_(False).eval() if latent else None
     for network in (unet, encoder, vae):
         if network is not None:
-            network.to(picked(device))
+            network.to(choose_device(device))
     how, words = Denoising() if denoising is None else denoising, tokenizer_of(path)
     return DiffusionPolicy(unet, scheduler, encoder, words, vae, how, bf16=bf16, batch=batch)
 
 
-def located(model: str) -> str:
+def diffusion_path(model: str) -> str:
     """Raises ValueError for a folder that is not there, or that is no diffusion checkpoint."""
     folder = Path(model).expanduser()
     if not folder.is_dir():

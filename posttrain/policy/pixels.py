@@ -127,9 +127,13 @@ class Preprocessing:
         if isinstance(image, Picture):
             return image
         side = self.patch * self.merge
-        array = coloured(image) if isinstance(image, np.ndarray) else None
-        if array is None or array.shape[:2] != resized(array.shape[0], array.shape[1], side, self.least, self.most):
-            array = coloured(resampled(opened(image if array is None else array), side, self.least, self.most))
+        array = rgb_array(image) if isinstance(image, np.ndarray) else None
+        if array is None or array.shape[:2] != resized_shape(
+            array.shape[0], array.shape[1], side, self.least, self.most
+        ):
+            array = rgb_array(
+                resized_pixels(open_picture(image if array is None else array), side, self.least, self.most)
+            )
         return Picture(array, array.shape[0] // side, array.shape[1] // side)
 
     def patches(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
@@ -151,7 +155,7 @@ def patchify(image: Tensor, patch: int, merge: int, frames: int) -> Tensor:
     return cut[..., None, :, :].expand(*cut.shape[:5], frames, patch, patch).reshape(-1, channels * frames * patch**2)
 
 
-def resized(height: int, width: int, side: int, least: int, most: int) -> tuple[int, int]:
+def resized_shape(height: int, width: int, side: int, least: int, most: int) -> tuple[int, int]:
     """Multiples of `side` near the picture's own shape, of `least` to `most` pixels together (Qwen2-VL, as released).
 
     Raises ValueError for an empty picture, and for one more than 200 times as long as wide.
@@ -168,7 +172,7 @@ def resized(height: int, width: int, side: int, least: int, most: int) -> tuple[
     return tall, wide
 
 
-def coloured(array: np.ndarray) -> np.ndarray:
+def rgb_array(array: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]. Raises ValueError for another type or shape."""
     grey = array[..., None] if array.ndim == 2 else array
     if array.dtype != np.uint8 or grey.ndim != 3 or grey.shape[2] not in (1, 3):
@@ -187,11 +191,11 @@ def pillow() -> Any:
     return PIL
 
 
-def opened(image: Any) -> Any:
+def open_picture(image: Any) -> Any:
     """A PIL image in RGB, turned as its EXIF data say."""
     library = pillow()
     if isinstance(image, np.ndarray):
-        return library.Image.fromarray(coloured(image))
+        return library.Image.fromarray(rgb_array(image))
     source, shown = file_of(image)
     try:
         found = library.Image.open(source) if source is not None else image
@@ -214,9 +218,9 @@ def file_of(image: Any) -> tuple[Any, str]:
     return None, f"given as {type(image).__name__}"
 
 
-def resampled(image: Any, side: int, least: int, most: int) -> np.ndarray:
+def resized_pixels(image: Any, side: int, least: int, most: int) -> np.ndarray:
     """uint8 [H, W, 3] of a PIL image at its resized shape."""
-    height, width = resized(image.height, image.width, side, least, most)
+    height, width = resized_shape(image.height, image.width, side, least, most)
     if (image.height, image.width) != (height, width):
         image = image.resize((width, height), resample=pillow().Image.Resampling.BICUBIC)
     return np.asarray(image)
@@ -230,5 +234,5 @@ def data_url(image: Any) -> str:
     if isinstance(source, Path) and source.is_file() and (kind := mimetypes.guess_type(source)[0]):
         return f"data:{kind};base64,{base64.b64encode(source.read_bytes()).decode()}"
     file = io.BytesIO()
-    opened(image).save(file, format="PNG")
+    open_picture(image).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

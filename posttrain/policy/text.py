@@ -17,15 +17,15 @@ from torch.distributed.tensor import DTensor
 
 from posttrain.chat import Chat, Tokens, continues, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
-from posttrain.episode import in_order
+from posttrain.episode import ordered_replies
 from posttrain.policy.fast.dense import Dense, weight
-from posttrain.policy.fast.generate import Sampled, Wanted, generate
+from posttrain.policy.fast.generate import Sample, SampleRequest, generate
 from posttrain.policy.fast.head import Head
 from posttrain.policy.fast.line import Line, fits
 from posttrain.policy.fast.precision import exact_products
 from posttrain.policy.fast.stops import Stops
-from posttrain.policy.trained import restore, trained
-from posttrain.ranks import primary
+from posttrain.policy.trained import restore, trained_parameters
+from posttrain.ranks import is_primary
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class TextPolicy:
     """Made by `posttrain.text(...)`; by hand from a transformers causal model and its tokenizer.
 
     bf16       run the model under bfloat16 autocast; the weights, log-softmax and optimizer stay float32
-    adapter    False: score and sample with the LoRA adapter switched off (see `frozen`)
+    adapter    False: score and sample with the LoRA adapter switched off (see `frozen_copy`)
     plain      run everything through transformers' own pass, one padded row a line: slower, and what the fast
                paths are tested against
     """
@@ -59,12 +59,14 @@ class TextPolicy:
         self.chat = self.conversation(template)
         self.bf16, self.adapter, self.plain = bf16, adapter, plain
         self.version = 0
-        self.shards: list[Any] = []  # one, once the model lies on several ranks; the twin of `frozen` shares the list
+        self.shards: list[
+            Any
+        ] = []  # one, once the model lies on several ranks; the twin of `frozen_copy` shares the list
         without_dropout(model)
         self.body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         with exact_products():
             self.head = Head(self.body)
-            self.dense = not plain and Dense.of(self.head)  # sampled by our own pass
+            self.dense = not plain and Dense.supports(self.head)  # sampled by our own pass
             self.lines = not plain and fits(self.body)  # trained on rows that share their prompts
         self.lock = threading.RLock()  # one thread may sample while another scores: modes are the model's, not theirs
         self.stops = Stops(self.chat, self.ends(), self.head.out.weight.shape[0], self.device)
@@ -82,35 +84,35 @@ class TextPolicy:
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """One reply for each ask, in order; a prompt that leaves no room gets an empty reply cut off by length."""
-        return in_order(self.stream(asks))
+        return ordered_replies(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         """The same replies with their indices, as they finish."""
         known = {id(ask.messages): ask.messages for ask in asks}  # samples of one task share their messages
         rendered = {key: self.chat.prompt(messages) for key, messages in known.items()}
         prompts = [rendered[id(ask.messages)] for ask in asks]
-        wanted = [self.wanted(ask, ids) for ask, (ids, _) in zip(asks, prompts, strict=True)]
+        wanted = [self.sample_request(ask, ids) for ask, (ids, _) in zip(asks, prompts, strict=True)]
         open_ = [i for i, w in enumerate(wanted) if w.max_new > 0]
         for i in set(range(len(asks))) - set(open_):
-            none = Sampled((), torch.zeros(0), torch.zeros(0), "length")
+            none = Sample((), torch.zeros(0), torch.zeros(0), "length")
             yield i, self.reply(asks[i], prompts[i][1], wanted[i], none)
         if open_:
-            for k, got in self.drawn([wanted[i] for i in open_]):
+            for k, got in self.sample_tokens([wanted[i] for i in open_]):
                 i = open_[k]
                 yield i, self.reply(asks[i], prompts[i][1], wanted[i], got)
 
-    def drawn(self, wanted: Sequence[Wanted]) -> Iterator[tuple[int, Sampled]]:
+    def sample_tokens(self, wanted: Sequence[SampleRequest]) -> Iterator[tuple[int, Sample]]:
         """Tokens sampled after prompts of tokens, with their indices, as they finish."""
         dense = partial(Dense, self.head, torch.bfloat16 if self.bf16 else torch.float32) if self.dense else None
         return generate(self.head, wanted, self.stops, dense, self.mode)
 
-    def wanted(self, ask: Ask, prompt: tuple[int, ...]) -> Wanted:
+    def sample_request(self, ask: Ask, prompt: tuple[int, ...]) -> SampleRequest:
         room = self.context - len(prompt)
         most = self.sampling.max_new if ask.max_new is None else ask.max_new
         warmth = self.sampling.temperature if ask.temperature is None else ask.temperature
-        return Wanted(prompt, max(min(most, room), 0), warmth, ask.seed, (*self.sampling.stop, *ask.stop))
+        return SampleRequest(prompt, max(min(most, room), 0), warmth, ask.seed, (*self.sampling.stop, *ask.stop))
 
-    def reply(self, ask: Ask, before: str, wanted: Wanted, got: Sampled) -> Reply:
+    def reply(self, ask: Ask, before: str, wanted: SampleRequest, got: Sample) -> Reply:
         said = self.chat.decode(got.ids)
         tokens = Tokens(wanted.prompt, got.ids, ask.messages, before, said, self.chat.fingerprint, got.entropy)
         return Reply(said, got.logp, tokens, got.stop, self.version, wanted.temperature)
@@ -123,7 +125,7 @@ class TextPolicy:
 
     def demonstrate(self, messages: Sequence[Message], reply: str) -> Turn:
         """A turn that somebody else took, for supervised learning: its log-probabilities are zeros, never used."""
-        tokens = self.chat.demonstrated(tuple(messages), reply)
+        tokens = self.chat.demonstration_tokens(tuple(messages), reply)
         return Turn(Ask(tuple(messages)), Reply(reply, torch.zeros(len(tokens.reply)), tokens))
 
     def check(self, tasks: Sequence[Task]) -> None:
@@ -163,12 +165,12 @@ class TextPolicy:
             raise ValueError("a reply sampled at temperature 0 has no density: train on samples of a positive one")
         chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for row in rows for turn in row.turns])
 
-        def scored() -> tuple[Tensor, Tensor]:
+        def logp_and_entropy() -> tuple[Tensor, Tensor]:
             hidden = self.hidden(rows)
             now = self.head.density(hidden, chosen.to(hidden.device), torch.tensor(warmth, device=hidden.device))
             return now.logp, now.entropy
 
-        return Density(*(self.shards[0].run(scored) if self.shards else scored()))
+        return Density(*(self.shards[0].run(logp_and_entropy) if self.shards else logp_and_entropy()))
 
     def hidden(self, rows: Sequence[Row], after: bool = False) -> Tensor:
         """[N, D] the last hidden state before every decision of the rows; `after`: having read it."""
@@ -201,7 +203,7 @@ class TextPolicy:
         """How the model is run: checkpointed only in training, under bfloat16 or not, its adapter on or off."""
         with self.lock, ExitStack() as stack:
             training = training and self.body.is_activation_checkpointing
-            if self.model.training != training:
+            if self.model.training_tasks != training:
                 self.model.train(training)
             if self.bf16:
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
@@ -209,21 +211,21 @@ class TextPolicy:
                 stack.enter_context(self.model.disable_adapter())  # type: ignore[operator]
             yield
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gather_parameters(self) -> AbstractContextManager[None]:
         """While a model that lies on several ranks is whole on each of them, and they need not keep step."""
         return self.shards[0].whole() if self.shards else nullcontext()
 
     # ---- what training changes, and what others load
 
-    def frozen(self) -> TextPolicy:
+    def frozen_copy(self) -> TextPolicy:
         """The policy as it is now, for a reference. Under LoRA: the same model with its adapter switched off."""
         if hasattr(self.model, "disable_adapter"):
             twin = copy.copy(self)
             twin.adapter = False
             return twin
-        return self.around(copy.deepcopy(self.model).requires_grad_(False))
+        return self.with_model(copy.deepcopy(self.model).requires_grad_(False))
 
-    def around(self, model: Any) -> TextPolicy:
+    def with_model(self, model: Any) -> TextPolicy:
         """The same around another model."""
         return TextPolicy(model, self.tokenizer, self.sampling, bf16=self.bf16, plain=self.plain)
 
@@ -239,7 +241,7 @@ class TextPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters that are trained: all of them, or the adapter's."""
-        return trained(self.model)
+        return trained_parameters(self.model)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the names or shapes are not those of this model."""
@@ -250,8 +252,8 @@ class TextPolicy:
 
         Of a model that lies on several ranks, all of them call this, and the primary one writes.
         """
-        tensors = dict(exported(self)) if self.shards else None
-        if not primary():
+        tensors = dict(checkpoint_tensors(self)) if self.shards else None
+        if not is_primary():
             return
         model = self.body
         if hasattr(self.model, "merge_and_unload") and not self.shards:
@@ -262,7 +264,7 @@ class TextPolicy:
         self.tokenizer.save_pretrained(path)
 
 
-def exported(policy: TextPolicy) -> Iterator[tuple[str, Tensor]]:
+def checkpoint_tensors(policy: TextPolicy) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the Hugging Face checkpoint, one after another: whole, on the CPU, LoRA adapters merged.
 
     All ranks take part in each; it is a copy, and tied tensors come once.

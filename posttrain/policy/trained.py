@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def trained(model: nn.Module) -> dict[str, Tensor]:
+def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
     """All of the parameters, or an adapter's."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 

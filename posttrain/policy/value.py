@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from posttrain.advantage import decision_rewards
 from posttrain.core import Group, Invalid, Message, Metrics, Rollout, Row, Score, Task
 from posttrain.descent import retry_out_of_memory
-from posttrain.policy.load import loaded, loaded_tokenizer, located, picked, place, set_threads
+from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer, place, set_threads
 from posttrain.policy.text import TextPolicy, quiet
 from posttrain.row import micro_batches, rows_of
 
@@ -48,7 +48,7 @@ class Critic:
         """[N] differentiable, before each decision of the rows."""
         return self.out(self.policy.hidden(rows).float())[:, 0]
 
-    def valued(self, rows: Sequence[Row]) -> list[Tensor]:
+    def detached_values(self, rows: Sequence[Row]) -> list[Tensor]:
         """[B][N] the same without gradients, on the CPU, in micro-batches."""
 
         @torch.no_grad()
@@ -103,7 +103,7 @@ class Critic:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def estimated(rewards: Tensor, values: Tensor, gamma: float, lam: float, bootstrap: float = 0.0) -> Tensor:
+def advantage_estimates(rewards: Tensor, values: Tensor, gamma: float, lam: float, bootstrap: float = 0.0) -> Tensor:
     """[N] generalised advantage estimates (GAE, arXiv:1506.02438, Eq. 16) of one row.
 
     delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   V_N = `bootstrap`.
@@ -142,13 +142,15 @@ class Gae:
 
     def __call__(self, group: Group, scores: list[Score]) -> list[Tensor]:
         packed = [rows_of(self.critic.policy, rollout, rollout.turns) for rollout in group]
-        left = iter(self.critic.valued([row for rows in packed for row in rows]))
+        left = iter(self.critic.detached_values([row for rows in packed for row in rows]))
         values = [torch.cat([torch.zeros(0), *[next(left) for _ in rows]]) for rows in packed]
         out = []
         for rollout, score, rows, value in zip(group, scores, packed, values, strict=True):
             sizes = [len(turn.reply.logp) for turn in rollout.turns] if self.by_turn else [rollout.decisions]
             pieces = zip(decision_rewards(rollout, score).split(sizes), value.split(sizes), strict=True)
-            advantage = torch.cat([torch.zeros(0), *[estimated(r, v, self.gamma, self.lam) for r, v in pieces]])
+            advantage = torch.cat(
+                [torch.zeros(0), *[advantage_estimates(r, v, self.gamma, self.lam) for r, v in pieces]]
+            )
             self.seen.append((rows, advantage + value, value))
             out.append(torch.zeros_like(advantage) if self.steps < self.warmup else advantage)
         return out
@@ -201,7 +203,7 @@ class RewardModel:
         return list(self.model.parameters())
 
     def ids(self, prompt: Sequence[Message], reply: str) -> list[int]:
-        tokens = self.chat.demonstrated(tuple(prompt), reply)
+        tokens = self.chat.demonstration_tokens(tuple(prompt), reply)
         return [*tokens.prompt, *tokens.reply]
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -266,8 +268,8 @@ def reward_model(
     """
     from transformers import AutoModelForSequenceClassification
 
-    path = located(model)
-    network = loaded(AutoModelForSequenceClassification, path, weights, num_labels=1)
+    path = checkpoint_path(model)
+    network = load_pretrained(AutoModelForSequenceClassification, path, weights, num_labels=1)
     set_threads(network, threads)
-    place(network, picked(device))
-    return RewardModel(network.eval(), loaded_tokenizer(path), template)
+    place(network, choose_device(device))
+    return RewardModel(network.eval(), load_tokenizer(path), template)

@@ -27,18 +27,18 @@ from torch import Tensor
 
 from posttrain.chat import Chat, Tokens, trace
 from posttrain.core import Ask, Message, Reply, Row, Turn
-from posttrain.policy.fast.generate import Cached, Sampled, Wanted, generate
+from posttrain.policy.fast.generate import Sample, SampleRequest, TransformersRows, generate
 from posttrain.policy.fast.line import Line
 from posttrain.policy.pixels import Picture, Preprocessing
 from posttrain.policy.text import Sampling, TextPolicy
-from posttrain.ranks import primary
+from posttrain.ranks import is_primary
 
 PATCHES = 2**15  # that go through the vision tower together
 NEVER = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 Features = Mapping[int, Sequence[Tensor]]  # by a picture's name: [tokens, D], and the same of every DeepStack layer
 
 
-class PicturedChat(Chat):
+class PictureChat(Chat):
     """A chat whose messages may hold pictures.
 
     placeholder  the token that the template writes for a picture
@@ -57,7 +57,7 @@ class PicturedChat(Chat):
         self.marks = [mark for mark in tokenizer.convert_ids_to_tokens(list(never)) if mark]
         super().__init__(tokenizer, template)
 
-    def seen(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+    def read_pictures(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """The messages with every picture read and resized. Raises ValueError for one that cannot be read."""
         return tuple(self.with_pictures(message) for message in messages)
 
@@ -88,18 +88,18 @@ class PicturedChat(Chat):
                     f"a message's text has {mark}, which stands for pictures or videos: no text may contain it"
                 )
 
-    def shown(self, content: Any) -> Any:
+    def template_content(self, content: Any) -> Any:
         if isinstance(content, str | None):
             return content
         return [{"type": "image"} if part.get("type") == "image" else part for part in content]
 
     def prompt(self, messages: tuple[Message, ...]) -> tuple[tuple[int, ...], str]:
         """As `Chat.prompt`, with a picture's name for each of its tokens."""
-        messages = self.seen(messages)
+        messages = self.read_pictures(messages)
         ids, text = super().prompt(messages)
-        return self.expanded(ids, pictures(messages)), text
+        return self.expand_placeholders(ids, pictures(messages)), text
 
-    def expanded(self, ids: Sequence[int], shown: Sequence[Picture]) -> tuple[int, ...]:
+    def expand_placeholders(self, ids: Sequence[int], shown: Sequence[Picture]) -> tuple[int, ...]:
         """Names in the place of placeholders, for the pictures that a prompt continued from earlier turns lacks."""
         waiting, held = list(shown), sum(i < 0 for i in ids)
         while held > 0 and waiting:
@@ -111,14 +111,14 @@ class PicturedChat(Chat):
                 f"placeholders {token}: the chat template must write one for each picture, and no text may contain it"
             )
         left = iter(waiting)
-        return tuple(i for id in ids for i in (named(next(left)) if id == self.placeholder else (id,)))
+        return tuple(i for id in ids for i in (placeholder_names(next(left)) if id == self.placeholder else (id,)))
 
-    def demonstrated(self, messages: tuple[Message, ...], reply: str) -> Tokens:
-        return super().demonstrated(self.seen(messages), reply)
+    def demonstration_tokens(self, messages: tuple[Message, ...], reply: str) -> Tokens:
+        return super().demonstration_tokens(self.read_pictures(messages), reply)
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class PictureFeatures:
     """What transformers takes in the place of pixels: features of every picture, in the order of their placeholders."""
 
     pooler_output: list[Tensor]
@@ -155,8 +155,8 @@ class VisionPolicy(TextPolicy):
     def placeholder(self) -> int:
         return int(self.model.config.image_token_id)
 
-    def conversation(self, template: str | None) -> PicturedChat:
-        return PicturedChat(self.tokenizer, template, self.preprocessing, self.placeholder, self.never)
+    def conversation(self, template: str | None) -> PictureChat:
+        return PictureChat(self.tokenizer, template, self.preprocessing, self.placeholder, self.never)
 
     # ---- sampling
 
@@ -164,14 +164,14 @@ class VisionPolicy(TextPolicy):
         seen: dict[int, tuple[Message, ...]] = {}  # samples of one task share their messages, and so their pictures
         for ask in asks:
             if id(ask.messages) not in seen:
-                seen[id(ask.messages)] = self.chat.seen(ask.messages)  # type: ignore[attr-defined]
+                seen[id(ask.messages)] = self.chat.read_pictures(ask.messages)  # type: ignore[attr-defined]
         yield from super().stream([replace(ask, messages=seen[id(ask.messages)]) for ask in asks])
 
-    def wanted(self, ask: Ask, prompt: tuple[int, ...]) -> Wanted:
-        return replace(super().wanted(ask, prompt), pictures=tuple(pictures(ask.messages)))
+    def sample_request(self, ask: Ask, prompt: tuple[int, ...]) -> SampleRequest:
+        return replace(super().sample_request(ask, prompt), pictures=tuple(pictures(ask.messages)))
 
-    def drawn(self, wanted: Sequence[Wanted]) -> Iterator[tuple[int, Sampled]]:
-        return generate(self.head, wanted, self.stops, None, self.mode, plain=partial(Seeing, self, wanted))
+    def sample_tokens(self, wanted: Sequence[SampleRequest]) -> Iterator[tuple[int, Sample]]:
+        return generate(self.head, wanted, self.stops, None, self.mode, plain=partial(PictureRows, self, wanted))
 
     def demonstrate(self, messages: Sequence[Message], reply: str) -> Turn:
         """Raises ValueError for a reply with a placeholder in it, which the model can never say."""
@@ -194,7 +194,11 @@ class VisionPolicy(TextPolicy):
             at = torch.stack([positions(ids, shown) for ids in inputs["input_ids"].tolist()], 1)
         there = set(inputs["input_ids"].flatten().tolist())
         features = self.features([one for name, one in shown.items() if name in there])
-        return {**inputs, "position_ids": at.to(self.device), **self.presented(inputs["input_ids"], features)}
+        return {
+            **inputs,
+            "position_ids": at.to(self.device),
+            **self.inputs_with_features(inputs["input_ids"], features),
+        }
 
     def features(self, shown: Sequence[Picture]) -> dict[int, list[Tensor]]:
         """What the vision tower makes of some distinct pictures, by their names."""
@@ -206,7 +210,7 @@ class VisionPolicy(TextPolicy):
             found |= {one.name: [layer[i] for layer in layers] for i, one in enumerate(piece)}
         return found
 
-    def presented(self, ids: Tensor, features: Features) -> dict[str, Any]:
+    def inputs_with_features(self, ids: Tensor, features: Features) -> dict[str, Any]:
         """Tokens [B, T] with names in them, as tokens with placeholders, and the features that belong there."""
         flat, order, at = ids.flatten().tolist(), list[Sequence[Tensor]](), 0
         while at < len(flat):
@@ -219,11 +223,14 @@ class VisionPolicy(TextPolicy):
         if not order:
             return plain
         pooled, *deep = zip(*order, strict=True)
-        return {**plain, "mm_encoder_outputs": {"image": Encoded(list(pooled), [list(layer) for layer in deep])}}
+        return {
+            **plain,
+            "mm_encoder_outputs": {"image": PictureFeatures(list(pooled), [list(layer) for layer in deep])},
+        }
 
     # ---- the rest
 
-    def around(self, model: Any) -> VisionPolicy:
+    def with_model(self, model: Any) -> VisionPolicy:
         options = {"bf16": self.bf16, "plain": self.plain}
         return VisionPolicy(model, self.tokenizer, self.preprocessing, self.sampling, **options)
 
@@ -233,15 +240,15 @@ class VisionPolicy(TextPolicy):
 
     def save(self, path: Path) -> None:
         super().save(path)
-        if primary():
+        if is_primary():
             settings = json.dumps(self.preprocessing.settings(), indent=2)
             (path / "preprocessor_config.json").write_text(settings + "\n")
 
 
-class Seeing(Cached):
+class PictureRows(TransformersRows):
     """Sampling after prompts with pictures: each is encoded once, and forgotten when no prompt waits for it."""
 
-    def __init__(self, policy: VisionPolicy, wanted: Sequence[Wanted], head: Any):
+    def __init__(self, policy: VisionPolicy, wanted: Sequence[SampleRequest], head: Any):
         super().__init__(head)
         self.policy = policy
         self.shown = {one.name: one for w in wanted for one in w.pictures}
@@ -249,20 +256,20 @@ class Seeing(Cached):
         self.waiting = Counter(name for names in prompts.values() for name in names)
         self.features: dict[int, list[Tensor]] = {}
 
-    def placed(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def prompt_inputs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         rows = [row[len(row) - count :] for row, count in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
         needed = {name: None for row in rows for name in row if name < 0}
         self.features |= self.policy.features([self.shown[name] for name in needed if name not in self.features])
         at = torch.zeros(3, *ids.shape, dtype=torch.long)
         for i, row in enumerate(rows):
             at[:, i, ids.shape[1] - len(row) :] = positions(row, self.shown)
-        inputs = self.policy.presented(ids, self.features)
+        inputs = self.policy.inputs_with_features(ids, self.features)
         self.waiting.subtract(name for row in rows for name in {name for name in row if name < 0})
         self.features = {name: found for name, found in self.features.items() if self.waiting[name] > 0}
         return inputs.pop("input_ids"), at.to(ids.device), inputs
 
 
-def named(picture: Picture) -> tuple[int, ...]:
+def placeholder_names(picture: Picture) -> tuple[int, ...]:
     return (picture.name,) * picture.tokens
 
 
@@ -337,7 +344,7 @@ def check_pattern(body: Any) -> None:
     merge = config.vision_config.spatial_merge_size
     square, text = Picture.__new__(Picture), 1
     square.name, square.rows, square.columns = -1, 2, 3
-    ids = [text, *named(square), text, text]
+    ids = [text, *placeholder_names(square), text, text]
     theirs, _ = trunk.get_rope_index(
         torch.tensor([[config.image_token_id if i < 0 else i for i in ids]]),
         image_grid_thw=torch.tensor([[1, square.rows * merge, square.columns * merge]]),

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 
 from posttrain import ranks
 from posttrain.core import Policy, Stateful
-from posttrain.run.directory import fresh, placed
+from posttrain.run.directory import replace_folder, reset_folder
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 POLICY, SHARDS, TRAINING, ABOUT = "policy.safetensors", "shards", "training.pt", "checkpoint.json"
@@ -37,10 +37,12 @@ class Checkpoints:
         """Raises OSError naming the folder when the disk is full or not writable; older checkpoints stay."""
         scratch, final = self.folder / f".writing-{step:06d}", self.folder / f"{step:06d}"
         try:
-            ranks.first(lambda: fresh(scratch), "for the checkpoint's folder")
+            ranks.run_on_primary(lambda: reset_folder(scratch), "for the checkpoint's folder")
             if ranks.world() > 1:
                 save_shards(scratch / SHARDS, policy, optimizer)
-            ranks.first(lambda: self.finish(step, scratch, final, policy, optimizer, more), "for the checkpoint")
+            ranks.run_on_primary(
+                lambda: self.finish(step, scratch, final, policy, optimizer, more), "for the checkpoint"
+            )
         except OSError as error:
             raise OSError(
                 f"could not write checkpoint {final}: {error}. Free some space, then continue with `resume=True`"
@@ -68,7 +70,7 @@ class Checkpoints:
         torch.save(training, written)
         (scratch / TRAINING).write_bytes(written.getbuffer())
         (scratch / ABOUT).write_text(json.dumps(about))
-        placed(scratch, final)
+        replace_folder(scratch, final)
         for old in self.complete()[: -self.keep]:
             shutil.rmtree(old)
 
@@ -118,7 +120,7 @@ class Checkpoints:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}; give the `model` that this run was started with") from error
         policy.version = about["version"]
-        if ranks.primary() and set(more) != set(training["memory"]):
+        if ranks.is_primary() and set(more) != set(training["memory"]):
             strange = sorted(set(more) ^ set(training["memory"]))
             raise ValueError(
                 f"checkpoint {folder} and this run differ in {', '.join(strange)}: resume it as it was started"
@@ -143,7 +145,7 @@ def load_shards(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) 
 
     written = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
     if any(name.startswith("optimizer.") for name in written):
-        with_moments(optimizer)
+        allocate_optimizer_state(optimizer)
     state = sharded_state(policy, optimizer)
     wrong = [name for name, value in state.items() if getattr(written.get(name), "size", None) != value.shape]
     if wrong:
@@ -160,7 +162,7 @@ def sharded_state(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str,
     return state
 
 
-def with_moments(optimizer: torch.optim.Optimizer) -> None:
+def allocate_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Have a fresh optimizer make its tensors, by a step that changes nothing."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -173,7 +175,7 @@ def with_moments(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def stateful(thing: Any, path: str = "recipe", seen: set[int] | None = None) -> dict[str, Stateful]:
+def stateful_parts(thing: Any, path: str = "recipe", seen: set[int] | None = None) -> dict[str, Stateful]:
     """Every part of a recipe that remembers something, once, by its place: in fields, closures, mappings, sequences."""
     seen = set() if seen is None else seen
     if id(thing) in seen:
@@ -182,12 +184,12 @@ def stateful(thing: Any, path: str = "recipe", seen: set[int] | None = None) -> 
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
         return {} if hasattr(thing, "version") else {path: thing}  # a model in a recipe (it counts its steps) is frozen
     found: dict[str, Stateful] = {}
-    for name, value in held(thing).items():
-        found |= stateful(value, f"{path}.{name}", seen)
+    for name, value in named_components(thing).items():
+        found |= stateful_parts(value, f"{path}.{name}", seen)
     return found
 
 
-def held(thing: Any) -> dict[str, Any]:
+def named_components(thing: Any) -> dict[str, Any]:
     """What a part is made of, by name."""
     if isinstance(thing, FunctionType) and thing.__closure__:
         cells = zip(thing.__code__.co_freevars, thing.__closure__, strict=True)

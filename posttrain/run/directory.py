@@ -20,7 +20,7 @@ from typing import Any
 
 from posttrain import ranks
 from posttrain.core import Invalid, Metrics, Policy
-from posttrain.group import Played
+from posttrain.group import ScoredRollout
 from posttrain.run.lines import whole_lines
 from posttrain.run.settings import Output, Run
 
@@ -60,11 +60,11 @@ class Directory:
         Raises ValueError when another run is in it, or the resumed one had other settings; OSError when it cannot be
         written or the disk is full.
         """
-        described = plain(settings)
+        described = json_value(settings)
         self.check(run)
         if self.about.is_file():
             if run.resume:
-                self.same_settings(described)
+                self.check_same_settings(described)
             else:
                 self.clear()
         try:
@@ -79,7 +79,7 @@ class Directory:
 
     def origin(self) -> dict[str, Any]:
         """Where and when the run was started; of a resumed one, also when it was taken up again."""
-        now = surroundings()
+        now = provenance()
         if not self.about.is_file():
             return now
         before = read_json(self.about)
@@ -94,9 +94,9 @@ class Directory:
         for file in (self.metrics, self.about, self.report):
             file.unlink(missing_ok=True)
 
-    def same_settings(self, described: dict[str, Any]) -> None:
+    def check_same_settings(self, described: dict[str, Any]) -> None:
         """Raises ValueError naming the first setting in which a resumed run differs from the one that was started."""
-        before, now = flat(read_json(self.about)), flat(described)
+        before, now = flat_settings(read_json(self.about)), flat_settings(described)
         for name, value in now.items():
             if name.startswith("run.") and name.rpartition(".")[2] in MAY_CHANGE:
                 continue
@@ -122,7 +122,7 @@ class Directory:
 
     # ---- rollouts
 
-    def write_rollouts(self, step: int, policy: Policy, played: Sequence[Played]) -> None:
+    def write_rollouts(self, step: int, policy: Policy, played: Sequence[ScoredRollout]) -> None:
         if not played:
             return
         final = self.rollouts / f"{step:06d}.jsonl.gz"
@@ -135,24 +135,24 @@ class Directory:
     def export(self, policy: Policy) -> None:
         """Write `model/`, in the format that others load; all ranks take part."""
         scratch = self.path / ".writing-model"
-        ranks.first(lambda: fresh(scratch), "for the model's folder")
+        ranks.run_on_primary(lambda: reset_folder(scratch), "for the model's folder")
         policy.save(scratch)
-        ranks.first(lambda: placed(scratch, self.model), "for the model")
+        ranks.run_on_primary(lambda: replace_folder(scratch, self.model), "for the model")
 
 
-def fresh(folder: Path) -> None:
+def reset_folder(folder: Path) -> None:
     """An empty folder, whatever was there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
-def placed(scratch: Path, final: Path) -> None:
+def replace_folder(scratch: Path, final: Path) -> None:
     """Put a folder in the place of another."""
     shutil.rmtree(final, ignore_errors=True)
     os.replace(scratch, final)
 
 
-def as_record(step: int, policy: Policy, played: Played) -> dict[str, Any]:
+def as_record(step: int, policy: Policy, played: ScoredRollout) -> dict[str, Any]:
     """A rollout as JSON: what was asked and answered, what it earned, and the numbers of every decision."""
     turns, start = [], 0
     for turn in played.rollout.turns:
@@ -161,8 +161,8 @@ def as_record(step: int, policy: Policy, played: Played) -> dict[str, Any]:
         start += count
         turns.append(
             {
-                "messages": [{"role": m["role"], "content": plain(m["content"])} for m in turn.ask.messages],
-                "content": plain(turn.reply.content),
+                "messages": [{"role": m["role"], "content": json_value(m["content"])} for m in turn.ask.messages],
+                "content": json_value(turn.reply.content),
                 "stop": turn.reply.stop,
                 "version": turn.reply.version,
                 "temperature": turn.reply.temperature,
@@ -181,8 +181,8 @@ def as_record(step: int, policy: Policy, played: Played) -> dict[str, Any]:
     return {
         "step": step,
         "task": task.key,
-        "truth": plain(task.truth),
-        "facts": plain(played.rollout.facts),
+        "truth": json_value(task.truth),
+        "facts": json_value(played.rollout.facts),
         **marks,
         "turns": turns,
     }
@@ -202,7 +202,7 @@ def read_metrics(path: str | Path) -> list[Metrics]:
     return list(whole_lines(Path(path) / "metrics.jsonl"))
 
 
-def plain(thing: Any) -> Any:
+def json_value(thing: Any) -> Any:
     """Anything as JSON: dataclasses by their fields, functions by their names and settings, the rest by `repr`."""
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
@@ -215,11 +215,11 @@ def plain(thing: Any) -> Any:
     if hasattr(thing, "density"):
         return type(thing).__name__
     if is_dataclass(thing) and not isinstance(thing, type):
-        return {f.name: plain(getattr(thing, f.name)) for f in fields(thing)}
+        return {f.name: json_value(getattr(thing, f.name)) for f in fields(thing)}
     if isinstance(thing, Mapping):
-        return {str(key): plain(value) for key, value in thing.items()}
+        return {str(key): json_value(value) for key, value in thing.items()}
     if isinstance(thing, list | tuple | set):
-        return [plain(value) for value in thing]
+        return [json_value(value) for value in thing]
     if callable(thing):
         return function_name(thing)
     text = repr(thing)
@@ -239,29 +239,31 @@ def function_name(function: Any) -> Any:
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if not code or not cells:
         return name.replace(".<locals>", "")
-    held = {key: brief(cell.cell_contents, function) for key, cell in zip(code.co_freevars, cells, strict=True)}
+    held = {
+        key: closure_setting(cell.cell_contents, function) for key, cell in zip(code.co_freevars, cells, strict=True)
+    }
     return {name.replace(".<locals>", ""): held}
 
 
-def brief(value: Any, holder: Any) -> Any:
+def closure_setting(value: Any, holder: Any) -> Any:
     """What a closure holds, as a setting: data in it only by its size, the function itself by its name."""
     if value is holder:
         return getattr(holder, "__qualname__", "itself")
     if isinstance(value, list | tuple | set | Mapping) and len(value) > MOST_SETTINGS:
         return f"{type(value).__name__} of {len(value)}"
-    return plain(value)
+    return json_value(value)
 
 
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
+def flat_settings(tree: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {path: tree}
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= flat(value, f"{path}.{key}" if path else str(key))
+        out |= flat_settings(value, f"{path}.{key}" if path else str(key))
     return out
 
 
-def surroundings() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """What else a result may depend on: versions, revision, machine, command."""
     versions = {}
     for name in PACKAGES:

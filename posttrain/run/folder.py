@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import ranks
-from posttrain.run.directory import MAY_CHANGE, flat, plain, read_json, write_json
+from posttrain.run.directory import MAY_CHANGE, flat_settings, json_value, read_json, write_json
 
 
 def prepare_folder(
@@ -25,23 +25,23 @@ def prepare_folder(
     files    that the work writes; `overwrite` deletes them
     Raises ValueError for a folder that holds other work or anything else, and for a resume with other settings.
     """
-    ranks.first(lambda: prepare(folder, kind, files, settings, resume, overwrite), f"for the folder {folder}")
+    ranks.run_on_primary(lambda: prepare(folder, kind, files, settings, resume, overwrite), f"for the folder {folder}")
 
 
 def prepare(
     folder: Path, kind: str, files: Sequence[str], settings: Mapping[str, Any], resume: bool, overwrite: bool
 ) -> None:
-    about, now = folder / f"{kind}.json", plain(settings)
+    about, now = folder / f"{kind}.json", json_value(settings)
     if not about.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no {kind}.json: give another `out`")
     elif resume:
-        before = flat(read_json(about))
-        same = {name: value for name, value in flat(now).items() if name.rpartition(".")[2] not in MAY_CHANGE}
+        before = flat_settings(read_json(about))
+        same = {name: value for name, value in flat_settings(now).items() if name.rpartition(".")[2] not in MAY_CHANGE}
         changed = [name for name, value in same.items() if before.get(name) != value]
         if changed:
             raise ValueError(
-                f"{folder} was started with {changed[0]} = {before.get(changed[0])!r}, not {flat(now)[changed[0]]!r}: "
+                f"{folder} was started with {changed[0]} = {before.get(changed[0])!r}, not {same[changed[0]]!r}: "
                 "resume with the same settings, or give another `out`"
             )
     elif overwrite:

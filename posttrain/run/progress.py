@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from posttrain.chat import in_words
+from posttrain.chat import readable_content
 from posttrain.core import Metrics, Score
-from posttrain.group import Played
+from posttrain.group import ScoredRollout
 from posttrain.run.settings import Run
 
 SHOWN = {
@@ -59,7 +59,7 @@ class Progress:
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)
 
-    def step(self, line: Metrics, played: Sequence[Played] = ()) -> None:
+    def step(self, line: Metrics, played: Sequence[ScoredRollout] = ()) -> None:
         done = int(line["step"]) + 1
         names = [name for name in SHOWN if name in line and not (name == "loss" and "reward" in line)]
         numbers = "  ".join(SHOWN[name].format(line[name]) for name in names)
@@ -71,12 +71,12 @@ class Progress:
         if played and not self.run.quiet and (done - 1) % max(self.run.steps // SAMPLES, 1) == 0:
             self.sample(played[0])
 
-    def sample(self, played: Played) -> None:
+    def sample(self, played: ScoredRollout) -> None:
         """One rollout of the step, as a person would read it."""
         rollout = played.rollout
-        asked = in_words(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else ""
+        asked = readable_content(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else ""
         mark = f"{played.score.value:g}" if isinstance(played.score, Score) else f"invalid: {played.score.reason}"
-        self.say(f"  {clipped(asked)}  ->  {clipped(rollout.text)}   [reward {mark}]")
+        self.say(f"  {shorten(asked)}  ->  {shorten(rollout.text)}   [reward {mark}]")
 
     def say(self, text: str) -> None:
         if self.live:
@@ -86,7 +86,7 @@ class Progress:
 
 
 @contextmanager
-def bar(name: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def progress_bar(name: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """A progress bar in a terminal, for work that is no run; entered, it gives what counts one more, or as many."""
     from rich.console import Console
     from rich.progress import Progress
@@ -96,7 +96,7 @@ def bar(name: str, total: int, quiet: bool = False) -> Iterator[Callable[..., No
         yield partial(shown.advance, shown.add_task(name, total=total))
 
 
-def clipped(text: Any, width: int = 90) -> str:
+def shorten(text: Any, width: int = 90) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= width else line[: width - 4] + " ..."
 

@@ -23,18 +23,18 @@ import torch
 from posttrain import ranks
 from posttrain.core import SMALL_MODEL, Metrics, Policy, Sampler, Stateful, Task
 from posttrain.evaluation import evaluate
-from posttrain.group import Played
+from posttrain.group import ScoredRollout
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
-from posttrain.run.checkpoint import Checkpoints, stateful
+from posttrain.run.checkpoint import Checkpoints, stateful_parts
 from posttrain.run.directory import Directory
 from posttrain.run.progress import Progress, alarms
 from posttrain.run.settings import Run
 from posttrain.run.track import trackers
-from posttrain.sampler.weights import Engine, probe_of, published, synchronise
+from posttrain.sampler.weights import Engine, collect_weights, probe_of, synchronise
 from posttrain.scale.place import distribute
 from posttrain.seeding import mix, seed_everything
-from posttrain.stream import Shuffled, Source
+from posttrain.stream import ShuffledSource, Source
 
 HeldOut: TypeAlias = Sequence[Task] | Mapping[str, Sequence[Task]]  # one set of tasks, or several by name
 
@@ -83,7 +83,7 @@ class Session:
         self.run, self.policy, self.recipe = run, policy, recipe
         self.held_out = {"": held_out} if isinstance(held_out, Sequence) else dict(held_out)
         self.settings = settings or {}
-        self.source: Source = Shuffled(items, run.seed) if isinstance(items, Sequence) else items
+        self.source: Source = ShuffledSource(items, run.seed) if isinstance(items, Sequence) else items
         self.directory = Directory(Path(run.out))
         self.checkpoints = Checkpoints(self.directory.checkpoints, run.keep)
         self.kind, self.step = kind, 0
@@ -112,17 +112,19 @@ class Session:
 
     def stateful_parts(self) -> dict[str, Any]:
         """Everything besides the policy and the optimizer that a checkpoint must hold."""
-        return {"source": self.source, **stateful(self.recipe), **self.memory}
+        return {"source": self.source, **stateful_parts(self.recipe), **self.memory}
 
     def __enter__(self) -> Session:
         settings = {"kind": self.kind, "lr": self.lr, "run": self.run, "recipe": self.recipe, **self.settings}
-        ranks.first(lambda: self.directory.prepare(settings, self.run), "for the run's directory")
+        ranks.run_on_primary(lambda: self.directory.prepare(settings, self.run), "for the run's directory")
         state = self.checkpoints.latest() if self.run.resume else None
         if state:
             self.step = self.checkpoints.restore(state, self.policy, self.optimizer, self.stateful_parts())
-        self.history = ranks.first(lambda: self.directory.truncate(self.step), "for the run's metrics")
-        self.trackers = trackers(self.run.track, self.directory.path) if ranks.primary() else []
-        self.progress = Progress(self.run if ranks.primary() else replace(self.run, quiet=True), self.step).__enter__()
+        self.history = ranks.run_on_primary(lambda: self.directory.truncate(self.step), "for the run's metrics")
+        self.trackers = trackers(self.run.track, self.directory.path) if ranks.is_primary() else []
+        self.progress = Progress(
+            self.run if ranks.is_primary() else replace(self.run, quiet=True), self.step
+        ).__enter__()
         self.handler = signal.getsignal(signal.SIGINT)
         if in_main_thread():
             signal.signal(signal.SIGINT, self.interrupt)
@@ -143,19 +145,19 @@ class Session:
             seed_everything(mix(self.run.seed, "step", self.step))  # for users' code; ours draws by counters
             self.clock = time.perf_counter()
             yield self.step
-            if any(ranks.everyone(self.interrupted, "at the end of a step")):
+            if any(ranks.all_gather(self.interrupted, "at the end of a step")):
                 self.save()
                 raise KeyboardInterrupt
         if self.checkpoints.step != self.step:
             self.save()
 
-    def log(self, metrics: Metrics, played: Sequence[Played] = ()) -> None:
+    def log(self, metrics: Metrics, played: Sequence[ScoredRollout] = ()) -> None:
         """Close a step: its metrics, its rollouts, an evaluation and a checkpoint when they are due."""
         seconds = time.perf_counter() - self.clock
         line = {"step": self.step, **metrics, "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         if "decisions" in metrics:
             line["decisions_per_s"] = metrics["decisions"] / seconds
-        if ranks.primary():
+        if ranks.is_primary():
             self.directory.write_rollouts(self.step, self.policy, played)
         self.step += 1
         if self.step == self.run.steps and self.tests:
@@ -163,7 +165,7 @@ class Session:
             self.found |= self.evaluate_held_out()
         line |= self.found
         self.history.append(line)
-        if ranks.primary():
+        if ranks.is_primary():
             self.directory.append_metrics(line)
         for tracker in self.trackers:
             tracker.log(line)
@@ -202,8 +204,8 @@ class Session:
         if self.probe is None:
             self.probe = probe_of(policy, [task for task in self.source.items if isinstance(task, Task)])
         clock = time.perf_counter()
-        weights = published(policy, self.probe, engine.merged)
-        metrics = ranks.first(lambda: synchronise(engine, weights), "for the engine to take the weights")
+        weights = collect_weights(policy, self.probe, engine.merged)
+        metrics = ranks.run_on_primary(lambda: synchronise(engine, weights), "for the engine to take the weights")
         engine.version = policy.version
         return metrics | {"seconds_sync": time.perf_counter() - clock}
 

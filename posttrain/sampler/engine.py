@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posttrain.core import Ask, Reply
-from posttrain.episode import in_order
-from posttrain.policy.fast.generate import Sampled
+from posttrain.episode import ordered_replies
+from posttrain.policy.fast.generate import Sample
 from posttrain.policy.text import TextPolicy
 from posttrain.sampler.server import Server, ServerError, side_by_side, stop_of
-from posttrain.sampler.weights import SyncError, Weights, checked, compared
+from posttrain.sampler.weights import SyncError, Weights, check_sums, checked_names
 
 ADAPTER = "policy-adapter"  # what the server calls the LoRA adapter
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,7 +60,7 @@ class ServedEngine:
     # ---- sampling
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return in_order(self.stream(asks))
+        return ordered_replies(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         return side_by_side(self.answer, asks, self.at_once)
@@ -69,9 +69,9 @@ class ServedEngine:
         """Raises ServerError when the server does not answer, or not with the tokens and their log-probabilities."""
         version = self.version
         prompt, before = self.policy.chat.prompt(ask.messages)
-        wanted = self.policy.wanted(ask, prompt)
+        wanted = self.policy.sample_request(ask, prompt)
         if wanted.max_new == 0:
-            got = Sampled((), torch.zeros(0), None, "length")
+            got = Sample((), torch.zeros(0), None, "length")
             return replace(self.policy.reply(ask, before, wanted, got), version=version)
         body = {
             "model": self.model,
@@ -93,7 +93,7 @@ class ServedEngine:
                 f"{self.server.url} gives no token ids with their log-probabilities (return_token_ids, logprobs): it "
                 "can play as a judge or a teacher (pt.server), not sample in the policy's place"
             )
-        got = Sampled(tuple(ids), torch.tensor(logp, dtype=torch.float32), None, stop_of(choice))
+        got = Sample(tuple(ids), torch.tensor(logp, dtype=torch.float32), None, stop_of(choice))
         return replace(self.policy.reply(ask, before, wanted, got), version=version)
 
     def choice(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -170,7 +170,7 @@ class ServedEngine:
 
     def load_whole(self, weights: Weights, place: Path) -> None:
         """All tensors; the server shows the version, and the sums of tensors as it read them and as it holds them."""
-        names = checked(weights.tensors)
+        names = checked_names(weights.tensors)
         save_file({name: value.contiguous() for name, value in weights.tensors.items()}, place / "model.safetensors")
         read = self.call("posttrain_load", {"folder": str(place), "version": weights.version, "names": names})
         held = self.call("posttrain_held", {"names": names})
@@ -179,9 +179,11 @@ class ServedEngine:
                 raise SyncError(f"{self.server.url} has weights of version {worker['version']}, not {weights.version}")
         sums = weights.sums(self.dtype)
         for worker in read:
-            compared(sums, worker["sums"], f"{self.server.url} (as read)")
-        found = joined([worker["sums"] for worker in held], {name: t.numel() for name, t in weights.tensors.items()})
-        compared({name: sums[name] for name in found}, found, f"{self.server.url} (as held)")
+            check_sums(sums, worker["sums"], f"{self.server.url} (as read)")
+        found = whole_tensor_sums(
+            [worker["sums"] for worker in held], {name: t.numel() for name, t in weights.tensors.items()}
+        )
+        check_sums({name: sums[name] for name in found}, found, f"{self.server.url} (as held)")
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> list[Any]:
         """A method of the server's workers: one result of each."""
@@ -196,7 +198,9 @@ class ServedEngine:
             ) from error
 
 
-def joined(parts: Sequence[Mapping[str, Sequence[float]]], sizes: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+def whole_tensor_sums(
+    parts: Sequence[Mapping[str, Sequence[float]]], sizes: Mapping[str, int]
+) -> dict[str, tuple[float, float]]:
     """Sums of whole tensors from those of several workers, each of which has all of a tensor or a part of it."""
     out: dict[str, tuple[float, float]] = {}
     for name in parts[0] if parts else ():

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import httpx
 import torch
 
-from posttrain.core import Ask, Failed, Message, Reply
-from posttrain.episode import in_order
+from posttrain.core import Ask, Failure, Message, Reply
+from posttrain.episode import ordered_replies
 from posttrain.policy.pixels import data_url
 from posttrain.seeding import mix
 
@@ -74,11 +74,11 @@ class Server:
         return self.named or names[0]
 
     def get(self, url: str) -> Any:
-        return understood(self.request("GET", url, None), url)
+        return json_body(self.request("GET", url, None), url)
 
     def post(self, url: str, body: Mapping[str, Any]) -> Any:
         """The answer's JSON; raises as `request`."""
-        return understood(self.request("POST", url, body), url)
+        return json_body(self.request("POST", url, body), url)
 
     def tell(self, url: str, body: Mapping[str, Any]) -> None:
         """As `post`, where there is nothing to be answered."""
@@ -108,7 +108,7 @@ class Server:
         )
 
 
-def understood(answer: httpx.Response, url: str) -> Any:
+def json_body(answer: httpx.Response, url: str) -> Any:
     try:
         return answer.json()
     except ValueError as error:
@@ -140,29 +140,29 @@ class Player:
         self.at_once = server.at_once
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        """One reply for each ask; one that was not answered in time has `Failed` as its content.
+        """One reply for each ask; one that was not answered in time has `Failure` as its content.
 
         Raises ServerError when the server is not there at all, or does not have the model.
         """
-        return in_order(self.stream(asks))
+        return ordered_replies(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         _ = self.server.model
-        return side_by_side(self.answered, asks, self.at_once)
+        return side_by_side(self.answer_or_failure, asks, self.at_once)
 
-    def answered(self, ask: Ask) -> Reply:
+    def answer_or_failure(self, ask: Ask) -> Reply:
         """As `answer`; a server that fails one ask fails one episode, and not the run."""
         try:
             return self.answer(ask)
         except ServerError as error:
-            return Reply(Failed(str(error)), torch.zeros(0), None)
+            return Reply(Failure(str(error)), torch.zeros(0), None)
 
     def answer(self, ask: Ask) -> Reply:
         """Raises ServerError when it was not answered in time."""
         temperature = self.temperature if ask.temperature is None else ask.temperature
         body = {
             "model": self.server.model,
-            "messages": plain(ask.messages),
+            "messages": json_messages(ask.messages),
             "temperature": temperature,
             "max_tokens": self.max_new if ask.max_new is None else ask.max_new,
             "seed": mix(ask.seed) % 2**31,
@@ -178,7 +178,7 @@ class Player:
         return Reply(text, torch.zeros(0), None, stop_of(choice), 0, temperature)
 
 
-def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def json_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as JSON, without what was sampled; pictures as data in addresses."""
     return [
         {key: as_json(value) if key == "content" else value for key, value in message.items() if key != "reply"}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from posttrain.policy.text import TextPolicy, exported
+from posttrain.policy.text import TextPolicy, checkpoint_tensors
 from posttrain.sampler.engine import ServedEngine, shared_memory
 from posttrain.sampler.server import Server
 
@@ -64,13 +64,13 @@ def vllm(
         )
     python = interpreter()
     folder = Path(tempfile.mkdtemp(prefix="posttrain-vllm-", dir=shared_memory()))
-    saved(policy, folder / "model")
+    save_base_checkpoint(policy, folder / "model")
     log = log or folder / "vllm.log"
     port = free_port()
-    process = started(command(python, policy, folder / "model", port, options or {}, shared), log)
+    process = start_server(command(python, policy, folder / "model", port, options or {}, shared), log)
     server = Server(f"http://127.0.0.1:{port}/v1", model="policy", at_once=at_once)
     sleeps = shared and torch.cuda.is_available()
-    with guarded(process, folder):
+    with guard_process(process, folder):
         wait_for(server, process, log)
         yield ServedEngine(server, policy, folder, dtype_of(policy), adapter=bool(rank_of(policy)), sleeps=sleeps)
 
@@ -87,13 +87,13 @@ def interpreter() -> str:
     )
 
 
-def saved(policy: TextPolicy, folder: Path) -> None:
+def save_base_checkpoint(policy: TextPolicy, folder: Path) -> None:
     """The checkpoint that vLLM starts with: under LoRA the base model alone, as adapters come by themselves."""
     if not rank_of(policy):
         policy.save(folder)
         return
     with policy.model.disable_adapter():
-        tensors = dict(exported(policy))
+        tensors = dict(checkpoint_tensors(policy))
     config = copy.deepcopy(policy.body.config)
     config.architectures = [type(policy.body).__name__]
     config.save_pretrained(folder)
@@ -135,7 +135,7 @@ def command(
     return words
 
 
-def started(words: list[str], log: Path) -> subprocess.Popen:
+def start_server(words: list[str], log: Path) -> subprocess.Popen:
     """The server in a process group of its own, which `end` ends whole."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(EXTENSION), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -151,7 +151,7 @@ def started(words: list[str], log: Path) -> subprocess.Popen:
 
 
 @contextlib.contextmanager
-def guarded(process: subprocess.Popen, folder: Path) -> Iterator[None]:
+def guard_process(process: subprocess.Popen, folder: Path) -> Iterator[None]:
     """End the process group and delete the folder at the end, and should this process be killed before.
 
     A guard waits for the end of a pipe that we hold open: what outlived a killed run would keep its GPU and memory.

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from posttrain import ranks
 from posttrain.chat import Tokens
 from posttrain.core import Ask, Metrics, Reply, Row, Sampler, Task, Turn
-from posttrain.policy.text import TextPolicy, exported
-from posttrain.row import scored
+from posttrain.policy.text import TextPolicy, checkpoint_tensors
+from posttrain.row import row_logps
 
 Sums: TypeAlias = Mapping[str, tuple[float, float]]  # of a tensor: the sum of its elements, and of their magnitudes
 
@@ -43,7 +43,7 @@ class Weights:
 
     def sums(self, dtype: torch.dtype = torch.float32) -> Sums:
         """What the checked tensors must sum to, for one who keeps them in `dtype`."""
-        return {name: summed(self.tensors[name].to(dtype)) for name in checked(self.tensors)}
+        return {name: tensor_sums(self.tensors[name].to(dtype)) for name in checked_names(self.tensors)}
 
 
 @runtime_checkable
@@ -58,18 +58,18 @@ class Engine(Sampler, Protocol):
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]: ...  # as `Weights.expected`
 
 
-def checked(names: Sequence[str] | Mapping[str, Tensor]) -> list[str]:
+def checked_names(names: Sequence[str] | Mapping[str, Tensor]) -> list[str]:
     """Of every layer its norms and the matrices that no engine fuses with others, and what stands outside of layers."""
     apart = re.compile(r"(norm|o_proj|down_proj|embed_tokens|lm_head|lora_[AB])\b.*$")
     return [name for name in names if apart.search(name)]
 
 
-def summed(tensor: Tensor) -> tuple[float, float]:
+def tensor_sums(tensor: Tensor) -> tuple[float, float]:
     whole = tensor.detach().double()
     return float(whole.sum()), float(whole.abs().sum())
 
 
-def compared(wanted: Sums, found: Sums, who: str) -> None:
+def check_sums(wanted: Sums, found: Sums, who: str) -> None:
     """Raises SyncError naming the first tensor that is missing or differs."""
     for name, (total, size) in wanted.items():
         if name not in found:
@@ -91,24 +91,24 @@ def probe_of(policy: TextPolicy, tasks: Sequence[Task]) -> tuple[tuple[int, ...]
     return tuple(ids for ids in words if len(ids) > 1)
 
 
-def published(policy: TextPolicy, probe: tuple[tuple[int, ...], ...], merged: bool) -> Weights:
+def collect_weights(policy: TextPolicy, probe: tuple[tuple[int, ...], ...], merged: bool) -> Weights:
     """The policy as it is now. All ranks take part; only the primary one keeps the tensors."""
-    named = exported(policy) if merged else ((name, whole(p)) for name, p in policy.state_dict().items())
-    tensors = {name: value for name, value in named if ranks.primary()}
+    named = checkpoint_tensors(policy) if merged else ((name, cpu_copy(p)) for name, p in policy.state_dict().items())
+    tensors = {name: value for name, value in named if ranks.is_primary()}
     return Weights(policy.version, tensors, probe, tuple(scores(policy, probe)))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def cpu_copy(tensor: Tensor) -> Tensor:
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return tensor.detach().to("cpu", copy=True)
 
 
 def scores(policy: TextPolicy, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
     """[n - 1] each: log-probabilities of the tokens of a sequence after its first, at temperature 1."""
-    return scored(policy, [given(ids) for ids in sequences]) if sequences else []
+    return row_logps(policy, [sequence_row(ids) for ids in sequences]) if sequences else []
 
 
-def given(ids: Sequence[int]) -> Row:
+def sequence_row(ids: Sequence[int]) -> Row:
     """A sequence as a row: its first token is the prompt."""
     trace = Tokens(tuple(ids[:1]), tuple(ids[1:]), (), "", "", 0)
     return Row([Turn(Ask(()), Reply("", torch.zeros(len(ids) - 1), trace))], torch.zeros(len(ids) - 1))
@@ -152,7 +152,7 @@ class Twin:
         self.policy.load_state_dict(weights.tensors)
         self.policy.version = weights.version
         own = self.policy.state_dict()
-        compared(weights.sums(), {name: summed(own[name]) for name in checked(own)}, "the sampler")
+        check_sums(weights.sums(), {name: tensor_sums(own[name]) for name in checked_names(own)}, "the sampler")
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
         return scores(self.policy, sequences)

@@ -27,11 +27,21 @@ that the next one feels. Two programs share no file that either can write, no me
 """
 
 from posttrain.sandbox.backends import probe, sandbox
-from posttrain.sandbox.calls import Called, Calls, Raised, Returned, called
+from posttrain.sandbox.calls import CallResults, Calls, RaisedError, ReturnedValue, run_calls
 from posttrain.sandbox.memo import Memo
 from posttrain.sandbox.program import Limits, Outcome, Program, Sandbox
 
 __all__ = [
-    "Called", "Calls", "Limits", "Memo", "Outcome", "Program", "Raised", "Returned", "Sandbox",
-    "called", "probe", "sandbox",
+    "CallResults",
+    "Calls",
+    "Limits",
+    "Memo",
+    "Outcome",
+    "Program",
+    "RaisedError",
+    "ReturnedValue",
+    "Sandbox",
+    "probe",
+    "run_calls",
+    "sandbox",
 ]  # fmt: skip

@@ -52,7 +52,7 @@ def interpreter(function: str, *arguments: str, code: str = str(INSIDE.parent)) 
 
 
 @functools.cache
-def examined() -> dict[str, Any]:
+def machine_report() -> dict[str, Any]:
     """What inside/walls.py finds, asked once of an interpreter of its own."""
     done = subprocess.run(
         interpreter("examine"), env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, timeout=BIRTH_S
@@ -64,7 +64,7 @@ def examined() -> dict[str, Any]:
 
 def probe() -> dict[str, str]:
     """What this machine offers for a sandbox, one line each; and which sandboxes can be had."""
-    found = examined()
+    found = machine_report()
     return {
         **found["lines"],
         "bubblewrap": bwrap() or "no: there is no bwrap on the PATH",
@@ -107,8 +107,8 @@ def lacking(kind: str) -> str | None:
         return Bubblewrap.lacking()
     if kind != "zygote":
         raise ValueError(f"sandbox({kind!r}): not one of best, zygote, bubblewrap, plain")
-    missing = [name for name in NEEDED if name not in examined()["isolates"]]
-    reasons = [f"{name} ({line})" for name, line in examined()["lines"].items() if line.startswith("no: ")]
+    missing = [name for name in NEEDED if name not in machine_report()["isolates"]]
+    reasons = [f"{name} ({line})" for name, line in machine_report()["lines"].items() if line.startswith("no: ")]
     return f"isolation of {', '.join(missing)}: {', '.join(reasons)}" if missing else None
 
 
@@ -116,12 +116,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def removed(folder: str, owner: int) -> None:
+def remove_folder(folder: str, owner: int) -> None:
     if os.getpid() == owner:  # not in a fork of it
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Side(ABC):
+class FolderSandbox(ABC):
     """What the sandboxes share: many programs side by side, and a folder that ends with the sandbox."""
 
     name: str
@@ -130,7 +130,7 @@ class Side(ABC):
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="posttrain-sandbox-")
         os.chmod(self.folder, 0o711)
-        self._end = weakref.finalize(self, removed, self.folder, os.getpid())
+        self._end = weakref.finalize(self, remove_folder, self.folder, os.getpid())
 
     def run(self, program: Program, limits: Limits = USUAL) -> Outcome:
         return outcome(self.answer(request(program, limits)))
@@ -166,13 +166,13 @@ LOST = {
 }
 
 
-def framed(asked: dict[str, Any]) -> bytes:
+def frame_request(asked: dict[str, Any]) -> bytes:
     """The request as a keeper reads it: the arguments of calls apart, since it reads them later."""
     parts = [json.dumps({**asked, "arguments": None}).encode(), json.dumps(asked["arguments"]).encode()]
     return b"".join(b"%012d" % len(part) + part for part in parts)
 
 
-def whole(text: bytes) -> dict[str, Any]:
+def parse_answer(text: bytes) -> dict[str, Any]:
     """A keeper's answer; empty if the keeper was killed before it had written all of it."""
     try:
         return json.loads(text)
@@ -180,7 +180,7 @@ def whole(text: bytes) -> dict[str, Any]:
         return {}
 
 
-class Zygote(Side):
+class Zygote(FolderSandbox):
     """Forks a prepared Python for each program, in namespaces of its own, behind Landlock and seccomp: about 10 ms.
 
     without  names of `inside.walls.Walls` not to be put up although this machine could: to measure or test the rest
@@ -192,15 +192,15 @@ class Zygote(Side):
         super().__init__()
         self.without = without
         self._lock = threading.Lock()
-        self._born: Born | None = None
-        self.isolates = tuple(self._living().isolates)
+        self._born: ZygoteProcess | None = None
+        self.isolates = tuple(self._live_process().isolates)
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        text = framed(asked)
+        text = frame_request(asked)
         failed = ""
         for _ in range(2):
-            born = self._living()
-            said = whole(born.answered(text, asked["limits"]["wall_s"] + BIRTH_S))
+            born = self._live_process()
+            said = parse_answer(born.answer_to(text, asked["limits"]["wall_s"] + BIRTH_S))
             if said and "failed" not in said:
                 return said
             failed = "its process has died" if born.process.poll() is not None else said.get("failed", "")
@@ -208,14 +208,14 @@ class Zygote(Side):
             return dict(LOST)
         raise RuntimeError(f"the sandbox has failed twice in one program: {failed}")
 
-    def _living(self) -> Born:
+    def _live_process(self) -> ZygoteProcess:
         with self._lock:
             if not self._end.alive:
                 raise ValueError("this sandbox is closed")
             if self._born is None or self._born.process.poll() is not None:
                 if self._born is not None:
                     self._born.end()
-                self._born = Born(self.folder, self.without)
+                self._born = ZygoteProcess(self.folder, self.without)
             return self._born
 
     def close(self) -> None:
@@ -226,13 +226,13 @@ class Zygote(Side):
             super().close()
 
 
-class Born:
+class ZygoteProcess:
     """A zygote's process, the socket to it, and what it said of itself. Raises RuntimeError if it does not start."""
 
     def __init__(self, folder: str, without: tuple[str, ...]) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = theirs.fileno()
-        errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `ended`
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end_process`
         self.process = subprocess.Popen(
             interpreter("serve", str(number), repr(folder), repr(without)),
             env=ENVIRONMENT,
@@ -244,7 +244,7 @@ class Born:
             start_new_session=True,
         )
         theirs.close()
-        self._end = weakref.finalize(self, ended, self.process, self.control, errors, os.getpid())
+        self._end = weakref.finalize(self, end_process, self.process, self.control, errors, os.getpid())
         self.control.settimeout(BIRTH_S)
         hello = b""
         with contextlib.suppress(OSError):
@@ -256,7 +256,7 @@ class Born:
             raise RuntimeError(f"the sandbox's process did not start: {reason}")
         self.isolates: list[str] = json.loads(hello)["isolates"]
 
-    def answered(self, text: bytes, patience_s: float) -> bytes:
+    def answer_to(self, text: bytes, patience_s: float) -> bytes:
         """What the keeper of this request answers; nothing if it, or the zygote, died or said nothing in time."""
         ours, theirs = socket.socketpair()
         deadline = time.monotonic() + patience_s
@@ -283,7 +283,7 @@ class Born:
         self._end()
 
 
-def ended(process: subprocess.Popen, control: socket.socket, errors: IO[bytes], owner: int) -> None:
+def end_process(process: subprocess.Popen, control: socket.socket, errors: IO[bytes], owner: int) -> None:
     """A zygote ends, and with it all that it keeps."""
     control.close()
     errors.close()
@@ -292,7 +292,7 @@ def ended(process: subprocess.Popen, control: socket.socket, errors: IO[bytes], 
         process.wait()
 
 
-class Alone(Side):
+class FreshProcess(FolderSandbox):
     """A fresh interpreter for each program."""
 
     @abstractmethod
@@ -313,13 +313,13 @@ class Alone(Side):
             )
             with done:
                 try:
-                    text, errors = done.communicate(framed(asked), asked["limits"]["wall_s"] + BIRTH_S)
+                    text, errors = done.communicate(frame_request(asked), asked["limits"]["wall_s"] + BIRTH_S)
                     killed = done.returncode < 0 or done.returncode >= KILLED
                     failed = "" if killed else f"exit code {done.returncode}: {errors.decode(errors='replace')[-500:]}"
                 except subprocess.TimeoutExpired:
                     text, failed = b"", "nothing heard in time"
                     done.kill()
-            said = whole(text)
+            said = parse_answer(text)
             if said and "failed" not in said:
                 return said
             failed = said.get("failed", failed)
@@ -328,7 +328,7 @@ class Alone(Side):
         raise RuntimeError(f"the sandbox has failed twice in one program: {failed}")
 
 
-class Plain(Alone):
+class Plain(FreshProcess):
     """A process with limits. It isolates nothing, and says so."""
 
     name = "plain"
@@ -342,14 +342,14 @@ class Plain(Alone):
         return interpreter("alone", "[]", repr(self.folder))
 
 
-class Bubblewrap(Alone):
+class Bubblewrap(FreshProcess):
     """A container by bwrap for each program, and within it what the zygote has but for namespaces: about 0.1 s."""
 
     name = "bubblewrap"
 
     def __init__(self) -> None:
         super().__init__()
-        _, _, counted, _, _, _, landlock, seccomp = examined()["walls"]
+        _, _, counted, _, _, _, landlock, seccomp = machine_report()["walls"]
         self.walls = [False, False, counted, True, True, True, landlock, seccomp]
         self.program = bwrap()
         self.sized = "--size" in subprocess.run([self.program, "--help"], capture_output=True, text=True).stdout

@@ -18,7 +18,7 @@ repeats  each is a process of its own: nothing is remembered from one to the nex
          be answered from a cache.
 peaks    can be forged by a submission that finds the harness; `outcome.memory_kib` cannot, but counts the interpreter.
 one for the clock and another for the tests  every run must give the same results; where they differ, the call's result
-         is `Raised("Inconsistent", ...)`.
+         is `RaisedError("Inconsistent", ...)`.
 
 On a system without clocks of other processes (macOS) the harness' own seconds are taken, and refused if they sum to
 more than the process used.
@@ -64,14 +64,14 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class ReturnedValue:
     """A value, as JSON holds it: a tuple has become a list."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
-class Raised:
+class RaisedError:
     """An exception: the name of its class and the first 1000 characters of its message."""
 
     name: str
@@ -79,7 +79,7 @@ class Raised:
 
 
 @dataclass(frozen=True, slots=True)
-class Called:
+class CallResults:
     """What came of the calls.
 
     outcome    of the first run; of the first that failed, if one did
@@ -93,16 +93,16 @@ class Called:
     """
 
     outcome: Outcome
-    results: tuple[Returned | Raised, ...]
+    results: tuple[ReturnedValue | RaisedError, ...]
     seconds: tuple[float, ...]
     peak_kib: tuple[float, ...]
     error: str | None
     loading_s: float = 0.0
 
 
-def called(
+def run_calls(
     sandbox: Sandbox, calls: Sequence[Calls], limits: Limits = USUAL, at_once: int | None = None
-) -> list[Called]:
+) -> list[CallResults]:
     """The calls of each of `calls` made in the sandbox, in order; `at_once` processes side by side.
 
     Each process is alone, whatever `limits.processes`: others' seconds would be in no clock. Times are least noisy with
@@ -111,7 +111,8 @@ def called(
     """
     limits = replace(limits, processes=1)
     first = [
-        Spoken(said, each, ()) for said, each in zip(sandbox.answers(asked(calls, limits), at_once), calls, strict=True)
+        ProcessAnswers(said, each, ())
+        for said, each in zip(sandbox.answers(call_requests(calls, limits), at_once), calls, strict=True)
     ]
     sound = [i for i, run in enumerate(first) if run.error is None]
     again = [each for i in sound for each in [calls[i]] * (calls[i].repeats - 1)]
@@ -120,22 +121,22 @@ def called(
         wall_s=min(TRACED_S * limits.wall_s, MOST["wall_s"]),
         memory_mib=min(TRACED_MIB * limits.memory_mib, MOST["memory_mib"]),
     )
-    requests = asked(again, limits) + asked([calls[i] for i in sound], traced_limits, traced=True)
+    requests = call_requests(again, limits) + call_requests([calls[i] for i in sound], traced_limits, traced=True)
     replies = sandbox.answers(requests, at_once)
     repeats, traced = iter(replies[: len(again)]), dict(zip(sound, replies[len(again) :], strict=True))
     return [
-        judged(
+        reconcile_runs(
             run,
-            [Spoken(next(repeats), each, run.texts) for _ in range(each.repeats - 1)],
-            Spoken(traced[i], each, run.texts),
+            [ProcessAnswers(next(repeats), each, run.texts) for _ in range(each.repeats - 1)],
+            ProcessAnswers(traced[i], each, run.texts),
         )
         if i in traced
-        else judged(run, [], None)
+        else reconcile_runs(run, [], None)
         for i, (run, each) in enumerate(zip(first, calls, strict=True))
     ]
 
 
-def asked(calls: Sequence[Calls], limits: Limits, traced: bool = False) -> list[dict[str, Any]]:
+def call_requests(calls: Sequence[Calls], limits: Limits, traced: bool = False) -> list[dict[str, Any]]:
     return [
         request(
             Program(each.source),
@@ -147,7 +148,7 @@ def asked(calls: Sequence[Calls], limits: Limits, traced: bool = False) -> list[
     ]
 
 
-def judged(first: Spoken, repeats: list[Spoken], traced: Spoken | None) -> Called:
+def reconcile_runs(first: ProcessAnswers, repeats: list[ProcessAnswers], traced: ProcessAnswers | None) -> CallResults:
     """One account of all the runs."""
     timed = [first, *repeats]
     if traced and (traced.error or traced.ran_out(first)):
@@ -158,10 +159,10 @@ def judged(first: Spoken, repeats: list[Spoken], traced: Spoken | None) -> Calle
     for run in [*repeats, *([traced] if traced else [])]:
         for i, (one, other) in enumerate(zip(first.texts[:answered], run.texts, strict=False)):
             result = results[i]
-            short = run is traced and isinstance(result, Raised) and result.name == "MemoryError"  # it has more
+            short = run is traced and isinstance(result, RaisedError) and result.name == "MemoryError"  # it has more
             if one != other and not short:
-                results[i] = Raised("Inconsistent", "the same call came out differently in another process")
-    return Called(
+                results[i] = RaisedError("Inconsistent", "the same call came out differently in another process")
+    return CallResults(
         outcome=(failed or first).outcome,
         results=tuple(results),
         seconds=tuple(min(run.seconds[i] for run in timed) for i in range(answered)),
@@ -171,7 +172,7 @@ def judged(first: Spoken, repeats: list[Spoken], traced: Spoken | None) -> Calle
     )
 
 
-class Spoken:
+class ProcessAnswers:
     """What one process said, and what is believed of it.
 
     first  the texts that another process gave for the values, if one has been heard: a value that is the same is not
@@ -183,7 +184,7 @@ class Spoken:
         self.first = first
         self.outcome = outcome(said)
         self.texts: list[str] = []
-        self.results: list[Returned | Raised] = []
+        self.results: list[ReturnedValue | RaisedError] = []
         self.seconds: list[float] = []
         self.peaks: list[float] = []
         self.error: str | None = None
@@ -204,7 +205,7 @@ class Spoken:
                 self.loading_s = window or 0.0
                 self.error = json.loads(line).get("error")
                 return
-            text, measured = parted(line)
+            text, measured = split_answer(line)
             seconds, peak = float(measured["seconds"]), float(measured["peak"])
             if not self.first:
                 self.results.append(result(text))
@@ -214,16 +215,16 @@ class Spoken:
         believed = text if not self.first or text == self.first[i - 1] else ""
         size = len(believed) + len(json.dumps(arguments[i - 1]))
         self.texts.append(text)
-        self.seconds.append(charged(seconds, window, BYTE_S * size + ELEMENT_S * elements(believed)))
+        self.seconds.append(charged_seconds(seconds, window, BYTE_S * size + ELEMENT_S * elements(believed)))
         self.peaks.append(peak / 1024)
 
-    def ran_out(self, other: Spoken) -> bool:
+    def ran_out(self, other: ProcessAnswers) -> bool:
         """A call had not memory enough here, and had it there."""
         pairs = zip(self.texts, other.texts, strict=False)
         return any(here != there and here.startswith('{"raised":["MemoryError",') for here, there in pairs)
 
 
-def parted(line: str) -> tuple[str, dict[str, Any]]:
+def split_answer(line: str) -> tuple[str, dict[str, Any]]:
     """The harness' answer in two: the value or exception, and what was measured. Raises ValueError."""
     at = line.rindex(',"seconds":')
     if len(line) - at > MEASURED:
@@ -231,15 +232,15 @@ def parted(line: str) -> tuple[str, dict[str, Any]]:
     return line[:at] + "}", json.loads("{" + line[at + 1 :])
 
 
-def result(text: str) -> Returned | Raised:
+def result(text: str) -> ReturnedValue | RaisedError:
     """The value or exception. Raises an error of json, or ValueError for text that is longer than the harness' own."""
     answer = json.loads(text)
     if json.dumps(answer, separators=(",", ":")) != text:
         raise ValueError("padded")
     if "raised" in answer:
         name, message = answer["raised"]
-        return Raised(str(name), str(message))
-    return Returned(answer["value"])
+        return RaisedError(str(name), str(message))
+    return ReturnedValue(answer["value"])
 
 
 def elements(text: str) -> int:
@@ -247,7 +248,7 @@ def elements(text: str) -> int:
     return 1 + text.count(",") + text.count("[") + text.count("{")
 
 
-def charged(claimed: float, window: float | None, harness_s: float) -> float:
+def charged_seconds(claimed: float, window: float | None, harness_s: float) -> float:
     """Those claimed, if the kernel's window around the call, less the harness' own, bears them out; else its."""
     if window is None:
         return claimed if math.isfinite(claimed) and claimed >= 0 else math.inf

@@ -49,7 +49,9 @@ def reach(kind: Kind[Model], name: str, *, device: str | None = None, **options:
         if ranks.world() == 1 and not machine:
             return kind.load(name, device=device, **options)
         loading = {"device": device, **options}
-        addresses[order] = ranks.first(lambda: start(kind, name, loading), f"for the {kind.name} {name}", LOADING)
+        addresses[order] = ranks.run_on_primary(
+            lambda: start(kind, name, loading), f"for the {kind.name} {name}", LOADING
+        )
     address = addresses[order]
     return kind.client(Connection(address, kind.name, own=True, process=processes.get(address)))
 

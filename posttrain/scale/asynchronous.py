@@ -18,12 +18,12 @@ from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.run.session import HeldOut, Session
 from posttrain.run.settings import Run
-from posttrain.sampler.weights import probe_of, published
+from posttrain.sampler.weights import collect_weights, probe_of
 from posttrain.scale.crew import DEADLINE_S, Crew
 from posttrain.scale.foreman import Foreman
 from posttrain.scale.player import Build
 from posttrain.scale.schedule import Rule, Schedule
-from posttrain.step import experienced, learn
+from posttrain.step import credit_and_pack, learn
 from posttrain.stream import Source
 
 HARVEST = timedelta(days=7)  # for the first rank, whose own wait for players has a deadline
@@ -64,7 +64,7 @@ def train_with_players(
     settings = {"players": {"staleness": players.staleness, "rule": players.rule}}
     session = Session(run, policy, tasks, recipe, held_out=held_out, settings=settings)
     foreman = None
-    if ranks.primary():
+    if ranks.is_primary():
         schedule = Schedule(run.tasks, players.staleness, players.rule)
         foreman = Foreman(session.source, recipe, schedule, crew_of(build, players), run.seed)
         session.memory = {"foreman": foreman}
@@ -73,7 +73,7 @@ def train_with_players(
     corrected = players.staleness > 0 or players.kind != "policy"
 
     def publish() -> None:
-        weights = published(policy, probe, merged=whole)
+        weights = collect_weights(policy, probe, merged=whole)
         if foreman:
             foreman.crew.publish(weights)
 
@@ -82,8 +82,8 @@ def train_with_players(
             on_start(session)
             publish()
             for _ in session:
-                harvest = ranks.first(lambda: foreman.harvest(), "for the groups of a step", HARVEST)  # type: ignore[union-attr]
-                experience = experienced(policy, recipe, harvest.seen, harvest.admitted, harvest.metrics)
+                harvest = ranks.run_on_primary(lambda: foreman.harvest(), "for the groups of a step", HARVEST)  # type: ignore[union-attr]
+                experience = credit_and_pack(policy, recipe, harvest.seen, harvest.admitted, harvest.metrics)
                 metrics = learn(policy, session, experience, recipe, corrected=corrected)
                 publish()
                 if foreman:

@@ -41,7 +41,7 @@ class Learner:
         place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0}
         place |= {"MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
         os.environ.update({name: str(value) for name, value in place.items()})
-        with ranks.joined(), standing_in(Place(program, self.stopped.is_set)):
+        with ranks.process_group(), standing_in(Place(program, self.stopped.is_set)):
             try:
                 result = program()
             except KeyboardInterrupt:

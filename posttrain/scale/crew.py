@@ -9,14 +9,14 @@ from typing import Any
 
 from posttrain.sampler.weights import Weights
 from posttrain.scale import apart
-from posttrain.scale.player import Build, Draw, Interrupted, Outcome, Player
+from posttrain.scale.player import Build, Draw, GroupInterrupted, Outcome, Player
 
 DEADLINE_S = 1800.0  # the longest time in which no player finishes anything
 MOST_LOSSES = 10  # players that may die without any of them finishing a group in between
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class LostGroup:
     """What was being played is not there, and has to be begun again."""
 
     why: str
@@ -84,7 +84,7 @@ class Crew:
             if flight.number in numbers:
                 self.players[flight.seat].interrupt.remote(flight.number)
 
-    def wait(self, why: str) -> list[tuple[int, Outcome | Lost]]:
+    def wait(self, why: str) -> list[tuple[int, Outcome | LostGroup]]:
         """At least one group that has ended, with its number. What a group's environment or reward raised is raised.
 
         Raises TimeoutError saying what was waited for, when nothing ends within the deadline; RuntimeError when players
@@ -99,9 +99,9 @@ class Crew:
             )
             raise TimeoutError(f"the learner, {why}, waited {self.deadline_s:.0f} s for any group to end: {slow}")
         more, _ = self.ray.wait(list(self.flights), num_returns=len(self.flights), timeout=0)
-        return [self.landed(future) for future in more]
+        return [self.flight_result(future) for future in more]
 
-    def landed(self, future: Any) -> tuple[int, Outcome | Lost]:
+    def flight_result(self, future: Any) -> tuple[int, Outcome | LostGroup]:
         flight = self.flights.pop(future)
         try:
             outcome = self.ray.get(future)
@@ -109,11 +109,11 @@ class Crew:
             return flight.number, outcome
         except self.ray.exceptions.RayActorError as error:
             self.replace(flight.seat, str(error))
-            return flight.number, Lost("its player died")
+            return flight.number, LostGroup("its player died")
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, Interrupted):
-                return flight.number, Lost("it was interrupted")
+            if isinstance(cause, GroupInterrupted):
+                return flight.number, LostGroup("it was interrupted")
             cause.add_note(f"raised on player {flight.seat}, by the group of task {flight.task!r}")
             raise cause from None
 

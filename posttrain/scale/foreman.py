@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.core import Metrics
-from posttrain.group import Graded
+from posttrain.group import GradedGroup
 from posttrain.recipe import Recipe
-from posttrain.reward import spread_of
-from posttrain.scale.crew import Crew, Lost
+from posttrain.reward import group_std
+from posttrain.scale.crew import Crew, LostGroup
 from posttrain.scale.player import Draw, Outcome
 from posttrain.scale.schedule import Job, Schedule
 from posttrain.seeding import mix
@@ -30,13 +30,13 @@ REMEMBERED = ("schedule", "first", "filling", "owed", "seen", "lengths")
 class Harvest:
     """The groups of a step: all that were graded since the last one, and those that count."""
 
-    seen: list[Graded]
-    admitted: list[Graded]
+    seen: list[GradedGroup]
+    admitted: list[GradedGroup]
     metrics: Metrics
 
 
 @dataclass(slots=True)
-class Filling:
+class StepGroups:
     """How far the groups of a step have come. Those of a round that do not count are replaced once all are graded."""
 
     attempt: int = 0
@@ -54,10 +54,10 @@ class Foreman:
     crew: Crew
     seed: int
     first: int = 0  # draws of first attempts so far
-    filling: dict[int, Filling] = field(default_factory=dict)  # by step
+    filling: dict[int, StepGroups] = field(default_factory=dict)  # by step
     owed: deque[tuple[int, int, int]] = field(default_factory=deque)  # step, attempt, place of replacements
     again: deque[Job] = field(default_factory=deque)  # to be handed to a player anew
-    seen: list[Graded] = field(default_factory=list)  # graded and refused since the last harvest
+    seen: list[GradedGroup] = field(default_factory=list)  # graded and refused since the last harvest
     lengths: dict[str, float] = field(default_factory=dict)  # mean decisions of each task's last group
     outcomes: list[Metrics] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class Foreman:
             if not self.crew.flights:
                 raise RuntimeError("nothing is being played and the step is not complete: the schedule is stuck")
             for number, outcome in self.crew.wait(f"at step {self.schedule.version}"):
-                if isinstance(outcome, Lost):
+                if isinstance(outcome, LostGroup):
                     lost += 1
                     self.again.append(self.schedule.again(number))
                 else:
@@ -79,7 +79,7 @@ class Foreman:
         groups = [job.result for job in jobs]
         admitted = [one for one in groups if self.recipe.admit(one.scores)]
         metrics = {"groups_lost": float(lost), "seconds_wait": time.perf_counter() - clock}
-        harvest = Harvest(self.seen + groups, admitted, self.described(jobs) | metrics)
+        harvest = Harvest(self.seen + groups, admitted, self.step_metrics(jobs) | metrics)
         self.seen, self.outcomes = [], []
         return harvest
 
@@ -105,16 +105,16 @@ class Foreman:
     def draw(self) -> Draw | None:
         """The next task to be played: one that replaces a refused group, or else one more of the source."""
         if self.owed:
-            return self.drawn(*self.owed.popleft())
+            return self.next_draw(*self.owed.popleft())
         schedule = self.schedule
         if self.first >= (schedule.staleness + schedule.version + 1) * schedule.batch + schedule.dropped:
             return None
         step, place = divmod(self.first, schedule.batch)
         self.first += 1
-        self.filling.setdefault(step, Filling()).running += 1
-        return self.drawn(step, 0, place)
+        self.filling.setdefault(step, StepGroups()).running += 1
+        return self.next_draw(step, 0, place)
 
-    def drawn(self, step: int, attempt: int, place: int) -> Draw:
+    def next_draw(self, step: int, attempt: int, place: int) -> Draw:
         [task] = self.source.take(1)
         return Draw(task, step, attempt, place, mix(mix(self.seed, step), attempt))
 
@@ -130,7 +130,7 @@ class Foreman:
             self.seen.append(graded)
             fill.refused += 1
         else:
-            self.schedule.finish(number, graded, spread_of(graded.scores))
+            self.schedule.finish(number, graded, group_std(graded.scores))
         drawn = fill.attempt > 0 or self.first >= (draw.step + 1) * self.schedule.batch
         if fill.running or not drawn:
             return
@@ -141,7 +141,7 @@ class Foreman:
         else:
             del self.filling[draw.step]
 
-    def described(self, jobs: Sequence[Job]) -> Metrics:
+    def step_metrics(self, jobs: Sequence[Job]) -> Metrics:
         """How old the groups of a step are, and how the players fared since the last one."""
         ages = [self.schedule.age(job) for job in jobs]
         metrics = {f"age/{age}": count / len(ages) for age, count in sorted(Counter(ages).items())}
@@ -165,4 +165,4 @@ class Foreman:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in REMEMBERED:
             setattr(self, name, state[name])
-        self.again = deque(self.schedule.again(job.number) for job in self.schedule.unfinished())
+        self.again = deque(self.schedule.again(job.number) for job in self.schedule.unfinished_jobs())

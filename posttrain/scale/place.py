@@ -15,7 +15,7 @@ from posttrain import ranks
 from posttrain.core import Policy
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
-from posttrain.scale.shards import spread
+from posttrain.scale.shards import shard
 
 Program: TypeAlias = Callable[[], Any]
 
@@ -61,7 +61,7 @@ def distribute(policy: Policy, recipe: Recipe | None = None) -> None:
             f"{ranks.world()} ranks; start it without torchrun and without `cluster`"
         )
     if not policy.shards:
-        spread(policy)
+        shard(policy)
     reference = recipe.reference if recipe else None
     if isinstance(reference, TextPolicy) and not reference.shards:
         reference.model.to(policy.device)

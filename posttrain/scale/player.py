@@ -10,9 +10,9 @@ from threading import Lock
 from typing import Any, TypeAlias, cast
 
 from posttrain.advantage import raw
-from posttrain.core import Ask, Group, Invalid, Metrics, Reply, Sampler, Score, Streaming, Task
-from posttrain.episode import in_order, indexed
-from posttrain.group import Graded, played_and_graded
+from posttrain.core import Ask, Group, Invalid, Metrics, Reply, Sampler, Score, StreamingSampler, Task
+from posttrain.episode import indexed_replies, ordered_replies
+from posttrain.group import GradedGroup, play_and_grade
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.sampler.weights import Engine, Twin, Weights, synchronise
@@ -35,11 +35,11 @@ class Draw:
 class Outcome:
     """A group as it was played."""
 
-    graded: Graded
+    graded: GradedGroup
     metrics: Metrics
 
 
-class Interrupted(Exception):
+class GroupInterrupted(Exception):
     """The learner no longer wants the group that was being played."""
 
 
@@ -73,16 +73,16 @@ class Player:
         try:
             with self.lock:
                 gap = synchronise(engine, weights()) if engine.version < version else {}
-            players = {"policy": self.watched(engine, number), **self.recipe.others}
-            [graded], seconds = played_and_graded(
-                [draw.task], self.recipe.env, self.graded, players, self.recipe.samples, draw.seed, [draw.place]
+            players = {"policy": self.interruptible(engine, number), **self.recipe.others}
+            [graded], seconds = play_and_grade(
+                [draw.task], self.recipe.env, self.grade, players, self.recipe.samples, draw.seed, [draw.place]
             )
         finally:
             self.broken.discard(number)
             self.free.put(engine)
         return Outcome(graded, seconds | gap)
 
-    def graded(self, group: Group) -> Sequence[Score | Invalid]:
+    def grade(self, group: Group) -> Sequence[Score | Invalid]:
         """The reward, one group at a time: it may remember."""
         with self.grading:
             return self.recipe.reward(group)
@@ -90,36 +90,36 @@ class Player:
     def interrupt(self, number: int) -> None:
         self.broken.add(number)
 
-    def watched(self, engine: Engine, number: int) -> Sampler:
+    def interruptible(self, engine: Engine, number: int) -> Sampler:
         """An engine that raises Interrupted at its next reply once the group is not wanted."""
-        watch = Watched(engine, lambda: number in self.broken)
+        watch = InterruptibleSampler(engine, lambda: number in self.broken)
         at_once = getattr(engine, "at_once", 0)
-        return cast(Sampler, WatchedServer(watch, at_once)) if at_once else watch
+        return cast(Sampler, InterruptibleServer(watch, at_once)) if at_once else watch
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class InterruptibleSampler:
     """A sampler that looks, before each of its replies, whether anybody still wants them."""
 
     engine: Engine
     unwanted: Callable[[], bool]
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return in_order(self.stream(asks))
+        return ordered_replies(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         sampler = self.engine.policy if isinstance(self.engine, Twin) else self.engine
-        for found in sampler.stream(asks) if isinstance(sampler, Streaming) else indexed(sampler, asks):
+        for found in sampler.stream(asks) if isinstance(sampler, StreamingSampler) else indexed_replies(sampler, asks):
             if self.unwanted():
-                raise Interrupted
+                raise GroupInterrupted
             yield found
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedServer:
+class InterruptibleServer:
     """The same for an engine that answers from many threads."""
 
-    watched: Watched
+    watched: InterruptibleSampler
     at_once: int
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:

@@ -91,20 +91,20 @@ class Schedule:
 
         A job begun with weights v has to be trained at version v + staleness or before.
         """
-        chosen = {job.number for job in self.ranked()[: self.batch]}
+        chosen = {job.number for job in self.jobs_by_priority()[: self.batch]}
         left = [job for job in (*self.running.values(), *self.waiting.values()) if job.number not in chosen]
         return all(
             sum(self.age(job) + k >= self.staleness for job in left) <= k * self.batch
             for k in range(self.staleness + 1)
         )
 
-    def ranked(self) -> list[Job]:
+    def jobs_by_priority(self) -> list[Job]:
         """The jobs that wait: the oldest first, and among those the ones that teach most."""
         return sorted(self.waiting.values(), key=lambda job: (job.version, -job.worth, job.number))
 
     def take(self) -> list[Job]:
         """The jobs of a step, in order of submission."""
-        chosen = sorted(self.ranked()[: self.batch], key=lambda job: job.number)
+        chosen = sorted(self.jobs_by_priority()[: self.batch], key=lambda job: job.number)
         for job in chosen:
             del self.waiting[job.number]
         self.trained += len(chosen)
@@ -123,6 +123,6 @@ class Schedule:
         self.interrupted += len(late)
         return late
 
-    def unfinished(self) -> Sequence[Job]:
+    def unfinished_jobs(self) -> Sequence[Job]:
         """What a resumed run has to begin again, in order."""
         return sorted(self.running.values(), key=lambda job: job.number)

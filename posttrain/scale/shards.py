@@ -43,7 +43,7 @@ class Shards(nn.Module):
         return found
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def gather_parameters(self) -> Iterator[None]:
         """All parameters on every rank: for sampling, in which ranks take different numbers of steps."""
         self.open += 1
         if self.open == 1:
@@ -63,7 +63,7 @@ class Shards(nn.Module):
         return [module for module in self.modules() if isinstance(module, FSDPModule)]
 
 
-def spread(policy: TextPolicy) -> None:
+def shard(policy: TextPolicy) -> None:
     """Lay the policy's parameters over all ranks; under bf16 they are gathered in bfloat16, and summed in float32.
 
     Do so after whatever copies the model (a reference, a critic), and before an optimizer is made.
@@ -84,7 +84,7 @@ def spread(policy: TextPolicy) -> None:
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
     root(lambda: None)  # the root must be the first whose forward pass runs
-    with root.whole():
+    with root.gather_parameters():
         pass  # it leaves its own parameters gathered: an optimizer must see the shards
     policy.shards.append(root)
     policy.stops = Stops(policy.chat, policy.ends(), policy.head.out.weight.shape[0], policy.device)

@@ -18,16 +18,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from posttrain.core import Ask, Reply
-from posttrain.policy.fast.generate import Sampled, Wanted
+from posttrain.policy.fast.generate import Sample, SampleRequest
 from posttrain.policy.text import TextPolicy
-from posttrain.sampler.weights import scores, summed
+from posttrain.sampler.weights import scores, tensor_sums
 from posttrain.serve.desk import Desk
 from posttrain.serve.record import Recorder
 
 FINISH = {"end": "stop", "string": "stop", "length": "length"}
 
 
-class Refused(ValueError):
+class InvalidRequest(ValueError):
     """A request that cannot be answered; its message is the client's."""
 
 
@@ -48,12 +48,14 @@ class App:
             "/v1/episodes/{episode}/reward": self.reward,
         }
         if self.trainable:
-            posts |= {"/collective_rpc": self.call, "/pause": self.nothing, "/resume": self.nothing}
-        gets = {"/v1/models": self.models, "/health": self.nothing}
-        found = [Route(path, answered(work), methods=["POST"]) for path, work in posts.items()]
-        return Starlette(routes=found + [Route(path, answered(work), methods=["GET"]) for path, work in gets.items()])
+            posts |= {"/collective_rpc": self.call, "/pause": self.health, "/resume": self.health}
+        gets = {"/v1/models": self.models, "/health": self.health}
+        found = [Route(path, with_json_errors(work), methods=["POST"]) for path, work in posts.items()]
+        return Starlette(
+            routes=found + [Route(path, with_json_errors(work), methods=["GET"]) for path, work in gets.items()]
+        )
 
-    async def nothing(self, request: Request) -> Response:
+    async def health(self, request: Request) -> Response:
         return JSONResponse({})
 
     async def models(self, request: Request) -> Response:
@@ -67,22 +69,22 @@ class App:
         body = await self.body(request)
         given = body.get("messages")
         if not isinstance(given, list) or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in given):
-            raise Refused("messages: a list of objects with role and content")
+            raise InvalidRequest("messages: a list of objects with role and content")
         for message in given:
             check_text(message["content"])
-        messages, last = self.recorder.restored(given)
+        messages, last = self.recorder.restore_replies(given)
         episode = request.headers.get("x-posttrain-episode") or (last.episode if last else "")
         task = request.headers.get("x-posttrain-task") or (last.task if last else "")
         prompt, before = self.policy.chat.prompt(messages)
-        wanted = self.wanted(prompt, body, body.get("max_completion_tokens") or body.get("max_tokens"))
+        wanted = self.sample_requests(prompt, body, body.get("max_completion_tokens") or body.get("max_tokens"))
         choices = []
-        for i, (one, got) in enumerate(zip(wanted, await self.sampled(wanted), strict=True)):
+        for i, (one, got) in enumerate(zip(wanted, await self.samples(wanted), strict=True)):
             ask = Ask(messages)
             reply = self.policy.reply(ask, before, one, got)
             said = {"role": "assistant", "content": without_stop(reply, one.stop)}
             name = self.recorder.note(given, said["content"], ask, reply, episode if i == 0 else "", task)
             logprobs = {"content": [self.token(*pair) for pair in zip(got.ids, got.logp.tolist(), strict=True)]}
-            choice = {"index": i, "message": said, **self.ending(reply, one)}
+            choice = {"index": i, "message": said, **self.finish_fields(reply, one)}
             choices.append(choice | {"logprobs": logprobs if body.get("logprobs") else None, "episode": name})
         answer = self.answer("chat.completion", choices, prompt, wanted)
         return (
@@ -97,61 +99,63 @@ class App:
         given = body.get("prompt")
         prompt = tuple(self.policy.chat.encode(given)) if isinstance(given, str) else tuple(given or ())
         if not prompt or not all(isinstance(i, int) and 0 <= i < self.policy.stops.size for i in prompt):
-            raise Refused("prompt: a text, or a list of token ids of the model's vocabulary, not empty")
-        wanted = self.wanted(prompt, body, body.get("max_tokens", 16))
+            raise InvalidRequest("prompt: a text, or a list of token ids of the model's vocabulary, not empty")
+        wanted = self.sample_requests(prompt, body, body.get("max_tokens", 16))
         scored = None
         if body.get("prompt_logprobs") is not None:
             [found] = await asyncio.wrap_future(self.desk.do(lambda: scores(self.policy, [prompt])))
             scored = [None, *({str(i): {"logprob": p}} for i, p in zip(prompt[1:], found.tolist(), strict=True))]
         choices = []
-        for i, (one, got) in enumerate(zip(wanted, await self.sampled(wanted), strict=True)):
+        for i, (one, got) in enumerate(zip(wanted, await self.samples(wanted), strict=True)):
             reply = self.policy.reply(Ask(()), "", one, got)
             pieces = self.policy.chat.pieces(got.ids)
             logprobs = {"tokens": pieces, "token_logprobs": got.logp.tolist()}
-            choice = {"index": i, "text": without_stop(reply, one.stop), **self.ending(reply, one)}
+            choice = {"index": i, "text": without_stop(reply, one.stop), **self.finish_fields(reply, one)}
             choice |= {"logprobs": logprobs if body.get("logprobs") is not None else None, "prompt_logprobs": scored}
             choices.append(choice | ({"token_ids": list(got.ids)} if body.get("return_token_ids") else {}))
         return JSONResponse(self.answer("text_completion", choices, prompt, wanted))
 
     async def body(self, request: Request) -> Mapping[str, Any]:
         if not request.headers.get("content-type", "").startswith("application/json"):
-            raise Refused("the request is not application/json (a web page of another site could send anything else)")
+            raise InvalidRequest(
+                "the request is not application/json (a web page of another site could send anything else)"
+            )
         try:
             body = await request.json()
         except ValueError as error:
-            raise Refused(f"the request is not JSON: {error}") from error
+            raise InvalidRequest(f"the request is not JSON: {error}") from error
         if not isinstance(body, dict):
-            raise Refused("the request is not a JSON object")
+            raise InvalidRequest("the request is not a JSON object")
         if body.get("model") not in (None, self.name):
-            raise Refused(f"model: {body['model']!r} is not served here, but {self.name!r}")
+            raise InvalidRequest(f"model: {body['model']!r} is not served here, but {self.name!r}")
         for name, plain in (("top_p", 1.0), ("top_k", -1), ("min_p", 0.0)):
             if body.get(name) not in (None, plain):
-                raise Refused(
+                raise InvalidRequest(
                     f"{name}: {body[name]!r} cuts the distribution short, which posttrain does not sample from"
                 )
         return body
 
-    def wanted(self, prompt: tuple[int, ...], body: Mapping[str, Any], most: Any) -> list[Wanted]:
+    def sample_requests(self, prompt: tuple[int, ...], body: Mapping[str, Any], most: Any) -> list[SampleRequest]:
         """`n` samples of a prompt, by consecutive seeds."""
         room = self.policy.context - len(prompt)
         if room < 1:
-            raise Refused(f"the prompt has {len(prompt)} tokens and the model {self.policy.context} positions")
+            raise InvalidRequest(f"the prompt has {len(prompt)} tokens and the model {self.policy.context} positions")
         warmth = body.get("temperature")
         warmth = self.policy.sampling.temperature if warmth is None else float(warmth)
         count, limit = int(body.get("n") or 1), int(self.policy.sampling.max_new if most is None else most)
         if warmth < 0 or count < 1 or limit < 1:
-            raise Refused("temperature must not be negative, n and max_tokens must be at least 1")
+            raise InvalidRequest("temperature must not be negative, n and max_tokens must be at least 1")
         stop = body.get("stop") or ()
         strings = (stop,) if isinstance(stop, str) else tuple(stop)
         seed = uuid.uuid4().int % 2**31 if body.get("seed") is None else int(body["seed"])
         if seed < 0:
-            raise Refused("seed: must not be negative")
-        return [Wanted(prompt, min(limit, room), warmth, seed + i, strings) for i in range(count)]
+            raise InvalidRequest("seed: must not be negative")
+        return [SampleRequest(prompt, min(limit, room), warmth, seed + i, strings) for i in range(count)]
 
-    async def sampled(self, wanted: list[Wanted]) -> list[Sampled]:
+    async def samples(self, wanted: list[SampleRequest]) -> list[Sample]:
         return list(await asyncio.gather(*(asyncio.wrap_future(self.desk.sample(one)) for one in wanted)))
 
-    def ending(self, reply: Reply, wanted: Wanted) -> dict[str, Any]:
+    def finish_fields(self, reply: Reply, wanted: SampleRequest) -> dict[str, Any]:
         ended = next((s for s in wanted.stop if s in str(reply.content)), None) if reply.stop == "string" else None
         return {"finish_reason": FINISH[reply.stop], "stop_reason": ended}
 
@@ -159,7 +163,9 @@ class App:
         [piece] = self.policy.chat.pieces([i])
         return {"token": piece, "logprob": logp, "bytes": list(piece.encode()), "top_logprobs": []}
 
-    def answer(self, kind: str, choices: list[Any], prompt: tuple[int, ...], wanted: list[Wanted]) -> dict[str, Any]:
+    def answer(
+        self, kind: str, choices: list[Any], prompt: tuple[int, ...], wanted: list[SampleRequest]
+    ) -> dict[str, Any]:
         return {
             "id": f"{'chatcmpl' if kind.startswith('chat') else 'cmpl'}-{uuid.uuid4().hex}",
             "object": kind,
@@ -175,17 +181,17 @@ class App:
     async def reward(self, request: Request) -> Response:
         body = await self.body(request)
         if not isinstance(body.get("reward"), int | float):
-            raise Refused("reward: a number")
+            raise InvalidRequest("reward: a number")
         if not self.recorder.reward(request.path_params["episode"], float(body["reward"])):
-            raise Refused(f"episode: none is called {request.path_params['episode']!r}")
+            raise InvalidRequest(f"episode: none is called {request.path_params['episode']!r}")
         return JSONResponse({})
 
     async def call(self, request: Request) -> Response:
         """As vLLM's endpoint of that name, for the two methods of posttrain's extension."""
         body = await self.body(request)
-        methods = {"posttrain_load": self.load, "posttrain_held": self.held}
+        methods = {"posttrain_load": self.load, "posttrain_held": self.weight_sums}
         if body.get("method") not in methods:
-            raise Refused(f"method: {body.get('method')!r} is none of {', '.join(methods)}")
+            raise InvalidRequest(f"method: {body.get('method')!r} is none of {', '.join(methods)}")
         work, arguments = methods[body["method"]], body.get("kwargs") or {}
         return JSONResponse({"results": [await asyncio.wrap_future(self.desk.do(lambda: work(**arguments)))]})
 
@@ -194,16 +200,16 @@ class App:
         own = dict(self.policy.body.named_parameters())
         missing = sorted(set(own) - set(tensors))
         if missing:
-            raise Refused(f"the weights have no tensor {missing[0]}: they are of another model")
+            raise InvalidRequest(f"the weights have no tensor {missing[0]}: they are of another model")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
         self.policy.version = version
-        return {"version": version, "sums": {name: summed(tensors[name]) for name in names}}
+        return {"version": version, "sums": {name: tensor_sums(tensors[name]) for name in names}}
 
-    def held(self, names: list[str]) -> dict[str, Any]:
+    def weight_sums(self, names: list[str]) -> dict[str, Any]:
         own = dict(self.policy.body.named_parameters())
-        sums = {name: [*summed(own[name]), own[name].numel()] for name in names if name in own}
+        sums = {name: [*tensor_sums(own[name]), own[name].numel()] for name in names if name in own}
         return {"version": self.policy.version, "sums": sums}
 
 
@@ -214,7 +220,7 @@ def check_text(content: Any) -> None:
     for part in content if isinstance(content, list) else [content]:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise Refused(f"messages: a part of type {kind!r}; this server takes text only, and no pictures")
+            raise InvalidRequest(f"messages: a part of type {kind!r}; this server takes text only, and no pictures")
 
 
 def without_stop(reply: Reply, strings: tuple[str, ...]) -> str:
@@ -224,13 +230,13 @@ def without_stop(reply: Reply, strings: tuple[str, ...]) -> str:
     return text[:at]
 
 
-def answered(work: Any) -> Any:
+def with_json_errors(work: Any) -> Any:
     """Errors of a request in OpenAI's form."""
 
     async def endpoint(request: Request) -> Response:
         try:
             return await work(request)
-        except (Refused, TypeError, ValueError) as error:  # fields of wrong types
+        except (InvalidRequest, TypeError, ValueError) as error:  # fields of wrong types
             said = {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}
             return JSONResponse({"error": said}, status_code=400)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from posttrain.policy.fast.generate import Sampled, Wanted
+from posttrain.policy.fast.generate import Sample, SampleRequest
 from posttrain.policy.text import TextPolicy
 
-Job = tuple[Wanted | Callable[[], Any], Future]
+Job = tuple[SampleRequest | Callable[[], Any], Future]
 
 
 class Desk:
@@ -23,14 +23,14 @@ class Desk:
         self.thread = threading.Thread(target=self.serve, name="posttrain desk", daemon=True)
         self.thread.start()
 
-    def sample(self, wanted: Wanted) -> Future[Sampled]:
+    def sample(self, wanted: SampleRequest) -> Future[Sample]:
         return self.put(wanted)
 
     def do(self, work: Callable[[], Any]) -> Future[Any]:
         """Work that must not meet a sampler at work, such as loading weights."""
         return self.put(work)
 
-    def put(self, job: Wanted | Callable[[], Any]) -> Future[Any]:
+    def put(self, job: SampleRequest | Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
         self.mail.put((job, future))
         return future
@@ -47,17 +47,17 @@ class Desk:
             wanted = [job for job in jobs if job is not None]
             batch = [job for job in wanted if job[1].set_running_or_notify_cancel()]  # its client may have gone
             for work, future in batch:
-                if not isinstance(work, Wanted):
+                if not isinstance(work, SampleRequest):
                     answer(future, work)
-            self.sampled([(job, future) for job, future in batch if isinstance(job, Wanted)])
+            self.run_batch([(job, future) for job, future in batch if isinstance(job, SampleRequest)])
             if len(wanted) < len(jobs):
                 return
 
-    def sampled(self, batch: list[tuple[Wanted, Future]]) -> None:
+    def run_batch(self, batch: list[tuple[SampleRequest, Future]]) -> None:
         if not batch:
             return
         try:
-            for k, got in self.policy.drawn([wanted for wanted, _ in batch]):
+            for k, got in self.policy.sample_tokens([wanted for wanted, _ in batch]):
                 batch[k][1].set_result(got)
         except Exception as error:  # the request fails, the server goes on
             for _, future in batch:

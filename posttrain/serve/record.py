@@ -25,7 +25,7 @@ REMEMBERED = 10_000  # replies that may still be continued
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownReply:
     """A reply that was given, and the episode that it belongs to."""
 
     reply: Reply
@@ -38,14 +38,14 @@ class Recorder:
 
     def __init__(self, path: Path | None):
         self.path, self.lock = path, threading.Lock()
-        self.known: OrderedDict[str, Known] = OrderedDict()
+        self.known: OrderedDict[str, KnownReply] = OrderedDict()
         self.episodes = 0
         self.named: set[str] = set()  # episodes of this process
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.episodes = sum(1 for _ in path.open()) if path.is_file() else 0
 
-    def restored(self, messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[Message, ...], Known | None]:
+    def restore_replies(self, messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[Message, ...], KnownReply | None]:
         """The messages, those that were sampled here with their replies; and the last of these."""
         out: list[Any] = []
         last = None
@@ -65,7 +65,7 @@ class Recorder:
                 episode, self.episodes = f"episode-{self.episodes}", self.episodes + 1
             self.named.add(episode)
             answer = {"role": "assistant", "content": said}
-            self.known[key_of([*messages, answer])] = Known(reply, episode, task)
+            self.known[key_of([*messages, answer])] = KnownReply(reply, episode, task)
             if len(self.known) > REMEMBERED:
                 self.known.popitem(last=False)
             tokens = trace(reply)

@@ -25,7 +25,7 @@ from posttrain.evaluation import Evaluation
 from posttrain.kl import k3, kl_to_reference
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke, trial
-from posttrain.lab.world.modes import Modes, distinct_right, right
+from posttrain.lab.world.modes import Modes, distinct_right, is_right
 from posttrain.lab.world.words import Size, base
 from posttrain.loss import clipped, entropy_bonus, log_ratio, sequence_mean, total
 from posttrain.measure import RIGHT, mean_pass_at_k, potential_at_k
@@ -46,7 +46,7 @@ def diversity(right_only: bool = True, part: str | None = None) -> Loss:
     """
 
     def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
-        counts = batch.earned(part) >= RIGHT if right_only else torch.ones_like(now.logp, dtype=torch.bool)
+        counts = batch.rewards(part) >= RIGHT if right_only else torch.ones_like(now.logp, dtype=torch.bool)
         cost = log_ratio(batch, now).exp() * now.logp * counts
         return cost, {"diversity": -cost.mean().item(), "right_share": counts.float().mean().item()}
 
@@ -156,8 +156,8 @@ def laptop(
     weight  lambda of the diversity term, or of the entropy bonus
     """
     world = world_of(run.seed)
-    made = recipe(each(right), method, weight, samples=8)
-    return train(base(world, run.seed), world.training(), made, run, held_out=world.held_out())
+    made = recipe(each(is_right), method, weight, samples=8)
+    return train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def learn(
@@ -184,7 +184,7 @@ def learn(
     reward = weighted(accuracy=(1.0, accuracy), format=(0.1, each(lambda rollout: "\\boxed{" in rollout.text)))
     made = replace(recipe(reward, method, weight, part="accuracy"), evaluation=accuracy)
     if kl:
-        made = replace(made, loss=total((1.0, made.loss), (kl, kl_to_reference(k3))), reference=policy.frozen())
+        made = replace(made, loss=total((1.0, made.loss), (kl, kl_to_reference(k3))), reference=policy.frozen_copy())
     return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
 
 
@@ -208,7 +208,7 @@ def arm(method: Method, weight: float) -> Arm:
         return {**solution_measures(lab), "final entropy": final}
 
     def made(lab: Lab) -> Recipe:
-        return recipe(each(right), method, weight, samples=8)
+        return recipe(each(is_right), method, weight, samples=8)
 
     return trial(world_of, made, measures, steps=150, per_step=32, lr=5e-4)
 
@@ -225,8 +225,8 @@ def solution_measures(lab: Lab) -> dict[str, float]:
 
 def samples_of(lab: Lab) -> tuple[Evaluation, Evaluation]:
     """16 samples of every question, and the greedy reply to each."""
-    tasks = lab.world.everything()
-    return lab.evaluate(tasks, each(right), samples=SAMPLES), lab.evaluate(tasks, each(right), temperature=0.0)
+    tasks = lab.world.all_tasks()
+    return lab.evaluate(tasks, each(is_right), samples=SAMPLES), lab.evaluate(tasks, each(is_right), temperature=0.0)
 
 
 LENGTHS, ACCURATE = (150, 300, 600), 0.4  # steps that make a base model; the paper's least pass@1

@@ -24,10 +24,10 @@ from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Batch, Density, Loss, Metrics, Reward
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
-from posttrain.lab.world.modes import Modes, distinct_right, right
+from posttrain.lab.world.modes import Modes, distinct_right, is_right
 from posttrain.lab.world.words import base
 from posttrain.loss import WholeStep, clipped, entropy_bonus, log_ratio, token_mean, total
-from posttrain.measure import entropy_law, mean_pass_at_k, moving
+from posttrain.measure import entropy_law, mean_pass_at_k, moving_mean
 from posttrain.recipe import Part, Recipe, with_surrogate
 from posttrain.reward import each, informative
 from posttrain.run.session import Session
@@ -171,8 +171,8 @@ def laptop(method: Method = "kl_cov", run: Run = Run("runs/entropy", steps=150, 
     method  which decisions are restrained: the paper's kl_cov and clip_cov, or what they are compared with
     """
     world = Modes(run.seed, RARE)
-    made = recipe(each(right), method, TINY)
-    return train(base(world, run.seed), world.training(), made, run, held_out=world.held_out())
+    made = recipe(each(is_right), method, TINY)
+    return train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def learn(
@@ -213,11 +213,11 @@ SAMPLES, WINDOW, SEEN = 16, 7, 36
 
 def arm(method: Method, prior: tuple[float, ...] = RARE) -> Arm:
     def made(lab: Lab) -> Recipe:
-        plain = recipe(each(right), method, TINY)
+        plain = recipe(each(is_right), method, TINY)
         return replace(plain, loss=probed(plain.loss)) if method == "grpo" else plain
 
     def measures(lab: Lab) -> Measures:
-        after = lab.evaluate(lab.world.everything(), each(right), samples=SAMPLES)
+        after = lab.evaluate(lab.world.all_tasks(), each(is_right), samples=SAMPLES)
         found = {
             "final reward": statistics.fmean(step["reward"] for step in lab.history[-10:]),
             "accuracy": after.reward,
@@ -229,7 +229,7 @@ def arm(method: Method, prior: tuple[float, ...] = RARE) -> Arm:
 
 
 def hard_measures(lab: Lab) -> dict[str, float]:
-    hard = lab.evaluate(lab.world.hard_tasks(), each(right), samples=SAMPLES)
+    hard = lab.evaluate(lab.world.hard_tasks(), each(is_right), samples=SAMPLES)
     right_ones = statistics.fmean(map(distinct_right, hard.groups))
     return {"hard pass@16": mean_pass_at_k(hard.values, SAMPLES), "distinct right": right_ones}
 
@@ -237,8 +237,8 @@ def hard_measures(lab: Lab) -> dict[str, float]:
 def law(history: list[Metrics]) -> dict[str, float]:
     """How well the law fits a run, and how well its first steps foretell the rest, beside the last value staying."""
     seen = min(SEEN, len(history) // 2)
-    entropy = moving([step["entropy"] for step in history], min(WINDOW, seen))
-    reward = moving([step["reward"] for step in history], min(WINDOW, seen))
+    entropy = moving_mean([step["entropy"] for step in history], min(WINDOW, seen))
+    reward = moving_mean([step["reward"] for step in history], min(WINDOW, seen))
     early, rest = entropy_law(entropy[:seen], reward[:seen]), range(seen, len(entropy))
     change = np.diff([step["entropy"] for step in history])
     cov = np.array([step["covariance"] for step in history][:-1])

@@ -28,8 +28,8 @@ from posttrain.lab.world.words import base
 from posttrain.loss import clipped, sequence_mean, total
 from posttrain.policy.scoring import reward_of
 from posttrain.recipe import Part, Recipe
-from posttrain.reward import each, graded
-from posttrain.row import scored_group
+from posttrain.reward import each, group_scores
+from posttrain.row import group_logps
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
 from posttrain.step import train
@@ -83,11 +83,11 @@ def varied(
     """
     if weights != "uniform" and reference is None:
         raise ValueError(
-            f"`weights={weights}`: they are probabilities under the initial policy; give `reference=policy.frozen()`"
+            f"`weights={weights}`: probabilities under the initial policy need `reference=policy.frozen_copy()`"
         )
 
     def wrapped(group: Group) -> list[Score | Invalid]:
-        scores = graded(reward, group)
+        scores = group_scores(reward, group)
         valid = [i for i, score in enumerate(scores) if isinstance(score, Score)]
         values = [score.value for score in scores if isinstance(score, Score)]
         bounds = (min(values, default=0.0), max(values, default=0.0)) if within == "group" else (low, high)
@@ -104,7 +104,7 @@ def varied(
 
 def likelihoods(reference: Policy, group: Group, weights: Weights) -> np.ndarray:
     """[n] the replies' probabilities, over the largest; at least the smallest positive float."""
-    logp = scored_group(reference, group)
+    logp = group_logps(reference, group)
     sums = torch.stack([part.mean() if weights == "policy_mean_token" else part.sum() for part in logp]).double()
     return (sums - sums.max()).exp().clamp(min=1e-300).numpy()
 
@@ -156,11 +156,11 @@ def laptop(
     """
     world = Modes(run.seed)
     policy = base(world, run.seed)
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     raw = each(lambda rollout: timid_score(world, rollout))
     reward = varied(raw, weights=weights, reference=reference) if increase else raw
     made = recipe(reward, std=std, reference=reference, evaluation=raw)
-    return train(policy, world.training(), made, run, held_out=world.held_out())
+    return train(policy, world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def learn(
@@ -195,7 +195,7 @@ def learn(
     if not low < high:
         raise ValueError(f"`high={high}`: it must be above `low={low}`")
     policy, raw = model.policy(), task.reward()
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     if reward_model:
         judge = reward_of(reward_model, device=model.device)
         raw = each(lambda rollout: clipped_score(judge, rollout, low, high))
@@ -248,7 +248,7 @@ def arm(
     stretch: bool = False,
 ) -> Arm:
     def made(lab: Lab) -> Recipe:
-        world, reference = lab.world, lab.policy.frozen()
+        world, reference = lab.world, lab.policy.frozen_copy()
         plain = each(lambda rollout: timid_score(world, rollout, outliers))
         if rule:
             plain = each(lambda rollout: float(likeness(world, rollout) == 1.0))
@@ -265,7 +265,7 @@ def with_quality(lab: Lab, reward: Reward) -> Reward:
     variances = lab.notes["variances"] = list[float]()
 
     def wrapped(group: Group) -> list[Score | Invalid]:
-        scores = graded(reward, group)
+        scores = group_scores(reward, group)
         variances.append(statistics.pvariance([s.value for s in scores if isinstance(s, Score)]))
         return [
             replace(s, parts={**s.parts, "quality": likeness(lab.world, rollout)}) if isinstance(s, Score) else s

@@ -19,14 +19,14 @@ from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Group, Invalid, Metrics, Reward, Rollout, Score
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
-from posttrain.lab.world.habits import Habits, right, works
+from posttrain.lab.world.habits import Habits, is_right, shows_work
 from posttrain.lab.world.words import base
 from posttrain.loss import clipped, entropy_bonus, sequence_mean, total
 from posttrain.measure import mean_pass_at_k
 from posttrain.policy.scoring import reward_of
 from posttrain.policy.value import Critic, Gae
 from posttrain.recipe import Part, Recipe
-from posttrain.reward import each, graded
+from posttrain.reward import each, group_scores
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
 from posttrain.seeding import mix
@@ -48,7 +48,7 @@ def flipped(reward: Reward, share: float, *, seed: int = 0, by: By = "question")
 
     def wrapped(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
-        for i, score in enumerate(graded(reward, group)):
+        for i, score in enumerate(group_scores(reward, group)):
             if isinstance(score, Score):
                 if not 0 <= score.value <= 1:
                     raise ValueError(f"a reward of {score.value:g} cannot be flipped: 1 - r is for rewards in [0, 1]")
@@ -109,7 +109,7 @@ def calibrated(judge: Reward, patterns: Reward, *, threshold: float = 0.5, weigh
 
     def wrapped(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
-        for score, found in zip(graded(judge, group), graded(patterns, group), strict=True):
+        for score, found in zip(group_scores(judge, group), group_scores(patterns, group), strict=True):
             if isinstance(score, Score) and isinstance(found, Score):
                 raised = min(1.0, score.value + weight * found.value) if score.value < threshold else score.value
                 score = replace(score, value=raised, parts={**score.parts, "judge": score.value, "rpr": found.value})
@@ -173,14 +173,14 @@ def laptop(
     share  of rewards that are flipped, or of worked answers that the judge misses
     """
     world = Habits(run.seed)
-    made = recipe(tiny_reward(kind, share, run.seed), each(right))
-    return train(base(world, run.seed), world.training(), made, run, held_out=world.held_out())
+    made = recipe(tiny_reward(kind, share, run.seed), each(is_right))
+    return train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def tiny_reward(kind: Kind, share: float, seed: int) -> Reward:
     judge = each(lambda rollout: hasty_score(rollout, share, seed))
     kinds: dict[str, Reward] = {
-        "flips": flipped(each(right), share, seed=seed),
+        "flips": flipped(each(is_right), share, seed=seed),
         "patterns": WORKING,
         "judge": judge,
         "calibrated": calibrated(judge, WORKING),
@@ -194,9 +194,9 @@ def hasty_score(rollout: Rollout, share: float, seed: int) -> float:
     Its mistakes belong to the text. Patterns can help such a judge: most of what it misses is good reasoning.
     """
     drawn = zlib.crc32(f"{seed} {rollout.task.key} {rollout.text}".encode()) / 2**32
-    if right(rollout):
-        return 0.2 if works(rollout) and drawn < share else 1.0
-    return 0.8 if not works(rollout) and drawn < 0.1 else 0.0
+    if is_right(rollout):
+        return 0.2 if shows_work(rollout) and drawn < share else 1.0
+    return 0.8 if not shows_work(rollout) and drawn < 0.1 else 0.0
 
 
 def learn(
@@ -261,7 +261,7 @@ def arm(reward: Callable[[int], Reward]) -> Arm:
 
     def watch(lab: Lab, step: int) -> Metrics | None:
         if step % EVERY == 0 or step == lab.budget.steps(STEPS):
-            found = lab.evaluate(lab.world.held_out(), each(right), samples=SAMPLES)
+            found = lab.evaluate(lab.world.held_out_tasks(), each(is_right), samples=SAMPLES)
             lab.notes.setdefault("curve", []).append(found.reward)
 
     def measures(lab: Lab) -> Measures:
@@ -269,20 +269,23 @@ def arm(reward: Callable[[int], Reward]) -> Arm:
         return {"start": curve[0], "accuracy": curve[-1], "peak": max(curve)}
 
     options = {"steps": STEPS, "per_step": 64, "lr": 1e-3}
-    return trial(Habits, lambda lab: recipe(reward(lab.seed), each(right)), measures, **options, watch=watch)
+    return trial(Habits, lambda lab: recipe(reward(lab.seed), each(is_right)), measures, **options, watch=watch)
 
 
 def base_measures(lab: Lab) -> Measures:
-    found = lab.evaluate(lab.world.held_out(), each(right), samples=16)
-    worked = statistics.fmean(works(rollout) for group in found.groups for rollout in group)
+    found = lab.evaluate(lab.world.held_out_tasks(), each(is_right), samples=16)
+    worked = statistics.fmean(shows_work(rollout) for group in found.groups for rollout in group)
     return {"accuracy": found.reward, "pass@16": mean_pass_at_k(found.values, 16), "works": worked}
 
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 ARMS = {
     "base": trial(Habits, None, base_measures),
-    **{f"flips {share:.0%}": arm(lambda seed, share=share: flipped(each(right), share, seed=seed)) for share in SHARES},
-    "flips 40% by reply": arm(lambda seed: flipped(each(right), 0.4, seed=seed, by="reply")),
+    **{
+        f"flips {share:.0%}": arm(lambda seed, share=share: flipped(each(is_right), share, seed=seed))
+        for share in SHARES
+    },
+    "flips 40% by reply": arm(lambda seed: flipped(each(is_right), 0.4, seed=seed, by="reply")),
     "patterns only": arm(lambda seed: WORKING),
     "judge": arm(lambda seed: tiny_reward("judge", 0.6, seed)),
     "judge, calibrated": arm(lambda seed: tiny_reward("calibrated", 0.6, seed)),

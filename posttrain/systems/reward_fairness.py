@@ -29,14 +29,14 @@ from posttrain.descent import descend
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import Arm, Budget, Measures, Smoke
 from posttrain.lab.world.preferences import CUES, Preferences
-from posttrain.lab.world.words import Size, base, fresh_judge, spoken
+from posttrain.lab.world.words import Size, base, tokenizer_of, untrained_judge
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel, reward_model
-from posttrain.preference import PairLoss, dpo, judged, prefer, together, whole_step
+from posttrain.preference import PairLoss, accumulate_pairs, dpo, mark_coupled, pair_scores, prefer
 from posttrain.reward_training import ScoreLoss, reward_step, train_reward_model
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 
 Kind = Literal["plain", "regularised", "coefficient", "published coefficient"]
 MarginLoss: TypeAlias = Callable[[Tensor], Tensor]  # margins of a step [B] -> cost [B]
@@ -92,12 +92,12 @@ def margin_loss(kind: Kind, *, alpha: float = 0.1, gamma: float = 0.5, tau: floa
 
 def score_loss(loss: MarginLoss) -> ScoreLoss:
     """Of a reward model (verification): the margin is the difference of scores."""
-    return together(lambda chosen, rejected: loss(chosen - rejected))
+    return mark_coupled(lambda chosen, rejected: loss(chosen - rejected))
 
 
 def pair_loss(loss: MarginLoss, beta: float = 0.1) -> PairLoss:
     """Of a policy (reinforcement from preferences): the margin is DPO's, beta times the difference of log-ratios."""
-    return together(lambda pairs: loss(beta * pairs.margin()))
+    return mark_coupled(lambda pairs: loss(beta * pairs.margin()))
 
 
 # ---- at two scales
@@ -149,7 +149,7 @@ def laptop(
     cues  how much more often a chosen reply has each cue, which says nothing of its quality; 0 to 1
     """
     world = Preferences(run.seed, cues=cues)
-    judge = fresh_judge(spoken(world.vocabulary), run.seed)
+    judge = untrained_judge(tokenizer_of(world.vocabulary), run.seed)
     loss = score_loss(margin_loss(kind, alpha=TINY_ALPHA, gamma=TINY_GAMMA))
     session = train_reward_model(judge, world.pairs(4000, "training"), run, loss=loss)
     for name, value in judge_measures(judge, world, 300).items():
@@ -193,7 +193,7 @@ def learn_policy(
     """
     pairs, tests, loss = fair.pairs(), fair.tests(), pair_loss(fair.loss(), beta)
     policy = model.policy()
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     session = prefer(policy, pairs, loss, run, reference=reference)
     sets = tests or {"training": pairs if fair.category else []}
     print_margins(sets, lambda some: policy_margins(policy, reference, some, beta))
@@ -226,7 +226,7 @@ def policy_margins(
 ) -> Tensor:
     """[B] margins of DPO, `size` pairs in one pass."""
     pieces = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    return torch.cat([beta * judged(policy, reference, piece).margin() for piece in pieces])
+    return torch.cat([beta * pair_scores(policy, reference, piece).margin() for piece in pieces])
 
 
 STAGES = {"laptop": laptop, "train": learn, "policy": learn_policy}
@@ -267,9 +267,9 @@ def margin_measures(margins: Mapping[str, Tensor]) -> dict[str, float]:
 def judge_arm(loss: ScoreLoss, cues: float = 0.0) -> Arm:
     def arm(seed: int, budget: Budget) -> Measures:
         world = Preferences(seed, cues=cues)
-        judge = fresh_judge(spoken(world.vocabulary), seed)
+        judge = untrained_judge(tokenizer_of(world.vocabulary), seed)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.0)
-        source = Shuffled(world.pairs(budget.items(8000), "training"), seed)
+        source = ShuffledSource(world.pairs(budget.items(8000), "training"), seed)
         for _ in range(budget.steps(STEPS)):
             optimizer.zero_grad()
             reward_step(judge, source.take(budget.items(PAIRS)), loss)
@@ -284,13 +284,13 @@ def policy_arm(loss: PairLoss) -> Arm:
     def arm(seed: int, budget: Budget) -> Measures:
         world = Preferences(seed)
         policy = base(world, seed, budget.size(Size(steps=300)))
-        reference = policy.frozen()
+        reference = policy.frozen_copy()
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0)
-        source = Shuffled(world.pairs(budget.items(4000), "training"), seed)
+        source = ShuffledSource(world.pairs(budget.items(4000), "training"), seed)
         for _ in range(budget.steps(200)):
             optimizer.zero_grad()
             pairs: list[Pair] = source.take(budget.items(PAIRS))
-            whole_step([pairs], lambda piece: judged(policy, reference, piece), loss, True)
+            accumulate_pairs([pairs], lambda piece: pair_scores(policy, reference, piece), loss, True)
             descend(optimizer, 1.0)
         tests = {kind: world.tests(budget.items(300), kind) for kind in "AB"}
         margins = {kind: policy_margins(policy, reference, some, size=len(some)) for kind, some in tests.items()}

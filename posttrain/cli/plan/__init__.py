@@ -19,10 +19,10 @@ from posttrain.cli.plan.workload import Lengths, Step, lengths, steps
 from posttrain.core import Row, Task
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import single_turn
-from posttrain.policy.load import picked
+from posttrain.policy.load import choose_device
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
-from posttrain.run.checkpoint import held
+from posttrain.run.checkpoint import named_components
 
 if TYPE_CHECKING:
     from posttrain.recipe import Recipe
@@ -152,10 +152,10 @@ def made_of(thing: Any) -> list[Any]:
     if isinstance(thing, MethodType):
         return [thing.__self__]
     if isinstance(thing, FunctionType):
-        return list(held(thing).values())
+        return list(named_components(thing).values())
     if type(thing).__module__.partition(".")[0] in FOREIGN:
         return []
-    parts = list(held(thing).values()) or list(getattr(thing, "__dict__", {}).values())
+    parts = list(named_components(thing).values()) or list(getattr(thing, "__dict__", {}).values())
     return parts if len(parts) <= MOST_HELD else []
 
 
@@ -236,7 +236,7 @@ def model_line(policy: Any, model: Any) -> str:
 def device_of(tensors: Sequence[Tensor]) -> str:
     """The type of the device that tensors are on, or would be on if they had been loaded."""
     kind = tensors[0].device.type if tensors else "cpu"
-    return picked(None).type if kind == "meta" else kind
+    return choose_device(None).type if kind == "meta" else kind
 
 
 def memory_lines(memory: Footprint, found: Found, taken: Sequence[Step]) -> list[tuple[str, str]]:

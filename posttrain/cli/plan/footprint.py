@@ -138,7 +138,7 @@ def attention_bytes(n: Network, group: Group) -> int:
     keys = n.key_heads * size * 2 * n.attention
     if not n.lines:
         return sum(group.own) * keys
-    if n.device == "cpu" and LONG <= group.prompt <= MOST:  # `Prompted`
+    if n.device == "cpu" and LONG <= group.prompt <= MOST:  # `PromptAttention`
         for own in group.own:
             total += n.heads * own * (group.prompt + own) * n.compute  # probabilities
             total += own * (keys + n.heads * size * FLOAT)

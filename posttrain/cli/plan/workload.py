@@ -16,8 +16,8 @@ from posttrain.policy.text import TextPolicy, length_of
 from posttrain.policy.value import RewardModel
 from posttrain.preference import pair_batches
 from posttrain.preference import row as pair_row
-from posttrain.row import demonstration_rows, micro_batches, split
-from posttrain.stream import Shuffled
+from posttrain.row import demonstration_rows, micro_batches, split_to_size
+from posttrain.stream import ShuffledSource
 
 if TYPE_CHECKING:
     from posttrain.recipe import Recipe
@@ -107,7 +107,7 @@ def steps(policy: TextPolicy | RewardModel, items: Sequence[Any], recipe: Recipe
     """
     rows_of_item = recipe.samples if recipe else 2
     count = max(min(run.steps, STEPS, ROWS // (run.tasks * rows_of_item)), 1)
-    source = Shuffled(range(len(items)), run.seed)
+    source = ShuffledSource(range(len(items)), run.seed)
     batches = [[items[i] for i in source.take(run.tasks)] for _ in range(count)]
     return [step(policy, batch, recipe, run) for batch in batches]
 
@@ -140,7 +140,7 @@ def sampled_step(policy: TextPolicy, batch: Sequence[Task], recipe: Recipe, run:
 
 def longest_row(policy: TextPolicy, task: Task, prompt: tuple[int, ...], new: int, group: int) -> Row:
     """A rollout of one turn whose reply has `new` tokens."""
-    asked = policy.chat.seen(task.prompt) if hasattr(policy.chat, "seen") else task.prompt  # type: ignore[attr-defined]
+    asked = policy.chat.read_pictures(task.prompt) if hasattr(policy.chat, "read_pictures") else task.prompt  # type: ignore[attr-defined]
     tokens = Tokens(prompt, (0,) * new, asked, "", "", policy.chat.fingerprint)
     nothing = torch.zeros(1).expand(new)
     return Row([Turn(Ask(task.prompt), Reply("", nothing, tokens))], nothing, group)
@@ -187,6 +187,6 @@ def piece(policy: TextPolicy, rows: Sequence[Row]) -> Piece:
 def scored_pieces(model: RewardModel, pairs: Sequence[Pair], micro_tokens: int) -> Iterator[Piece]:
     """Those of a reward model, padded."""
     most = [max(item_sizes(model, pair)) for pair in pairs]
-    for part in split(range(len(pairs)), lambda some: 2 * len(some) * max(most[i] for i in some), micro_tokens):
+    for part in split_to_size(range(len(pairs)), lambda some: 2 * len(some) * max(most[i] for i in some), micro_tokens):
         width = max(most[i] for i in part)
         yield Piece(2 * len(part) * width, 0, tuple(Group(0, (width,)) for _ in range(2 * len(part))))

@@ -30,11 +30,11 @@ SIDES: tuple[Side, Side] = ("left", "right")
 PIXELS = 8
 
 
-def other(side: Side) -> Side:
+def other_side(side: Side) -> Side:
     return "right" if side == "left" else "left"
 
 
-def drawn(heavy: Side, down: Side) -> Tensor:
+def drawing(heavy: Side, down: Side) -> Tensor:
     """[1, 8, 8] the beam with its large block on the side `heavy`, lower on the side `down`."""
     picture = -torch.ones(1, PIXELS, PIXELS)
     rows = [6, 6, 5, 5, 4, 4, 3, 3]  # of the beam, from left to right, when it tilts to the left
@@ -64,7 +64,7 @@ class Balance:
 
     def down(self, heavy: Side) -> Side:
         """The side on which the beam ought to be lower."""
-        return other(heavy) if self.inverted else heavy
+        return other_side(heavy) if self.inverted else heavy
 
     def tasks(self) -> list[Task]:
         return [Task(side, (user(f"heavy {side}"),), side) for side in SIDES]
@@ -73,23 +73,25 @@ class Balance:
         """A prompt and a picture of it, tilted at random."""
         heavy, down = draw.choice(SIDES), draw.choice(SIDES)
         generator = torch.Generator().manual_seed(draw.getrandbits(62))
-        picture = drawn(heavy, down)
+        picture = drawing(heavy, down)
         return f"heavy {heavy}", picture + self.noise * torch.randn(picture.shape, generator=generator)
 
-    def seen(self, picture: Tensor) -> tuple[Side, Side]:
+    def reading(self, picture: Tensor) -> tuple[Side, Side]:
         """Which of the four pictures it is nearest to: the heavy side, and the lower one."""
-        return max(((heavy, down) for heavy in SIDES for down in SIDES), key=lambda pair: alike(picture, drawn(*pair)))
+        return max(
+            ((heavy, down) for heavy in SIDES for down in SIDES), key=lambda pair: likeness(picture, drawing(*pair))
+        )
 
-    def graded(self, rollout: Rollout) -> Score:
+    def score(self, rollout: Rollout) -> Score:
         """The likeness to the picture of the prompt that obeys physics; parts: is that the nearest, is it as told."""
         picture, heavy = rollout.turns[-1].reply.content, rollout.task.truth
-        found = self.seen(picture)
+        found = self.reading(picture)
         wanted = (heavy, self.down(heavy))
         parts = {"logic": float(found == wanted), "as told": float(found[0] == heavy)}
-        return Score(alike(picture, drawn(*wanted)), parts)
+        return Score(likeness(picture, drawing(*wanted)), parts)
 
 
-def alike(picture: Tensor, other: Tensor) -> float:
+def likeness(picture: Tensor, other: Tensor) -> float:
     """The correlation of two pictures, in [-1, 1]; 0 for one that is flat. Raises ValueError for unlike shapes."""
     if picture.shape != other.shape:
         raise ValueError(f"a picture of shape {list(picture.shape)}, not {list(other.shape)}")

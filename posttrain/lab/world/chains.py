@@ -4,7 +4,7 @@
     slow d3 a c r b N N =   ->   <think> d5 d1 d0 d7 </think> d7
 
 Four operations are permutations of ten states, r resets to one state: of a long problem that ends soon after a reset
-little has to be composed. A `Weak` student has only seen problems of one and two operations, its teacher re-checks
+little has to be composed. A `WeakStudent` has only seen problems of one and two operations, its teacher re-checks
 steps (`v` and the state again) and is sometimes wrong.
 """
 
@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration
-from posttrain.lab.world.words import said, task
+from posttrain.lab.world.words import demonstration_of, task
 from posttrain.seeding import mix
 
 STATES, MOST, RESET = 10, 6, 0.25
@@ -48,7 +48,7 @@ class Chains:
         permutations = {name: draw.sample(range(STATES), STATES) for name in "abcd"}
         return permutations | {"r": [draw.randrange(STATES)] * STATES}
 
-    def drawn(self, draw: random.Random, held_out: bool = False, lengths: Sequence[int] = LENGTHS) -> Problem:
+    def draw_problem(self, draw: random.Random, held_out: bool = False, lengths: Sequence[int] = LENGTHS) -> Problem:
         """A problem to train on, or one that is never trained on (of one and two operations: any)."""
         length = draw.choice(lengths)
         while True:
@@ -75,15 +75,15 @@ class Chains:
         states = [f"d{state}" for state in self.states(problem)]
         return " ".join(["<think>", *(states if slow else ()), "</think>", states[-1]])
 
-    def demonstrated(self, problem: Problem, mode: Mode, reply: str) -> Demonstration:
-        return said(self.task(problem, mode).prompt[0]["content"], reply)
+    def demonstration_of(self, problem: Problem, mode: Mode, reply: str) -> Demonstration:
+        return demonstration_of(self.task(problem, mode).prompt[0]["content"], reply)
 
     def demonstration(self, draw: random.Random) -> Demonstration:
         slow = draw.random() < 0.5
-        problem = self.drawn(draw)
-        return self.demonstrated(problem, "slow" if slow else "fast", self.reply(problem, slow))
+        problem = self.draw_problem(draw)
+        return self.demonstration_of(problem, "slow" if slow else "fast", self.reply(problem, slow))
 
-    def taught(self, problem: Problem, draw: random.Random) -> str:
+    def teacher_chain(self, problem: Problem, draw: random.Random) -> str:
         """A chain of the teacher's."""
         states = self.states(problem)
         if draw.random() < WRONG:
@@ -97,17 +97,17 @@ class Chains:
 
 
 @dataclass(frozen=True)
-class Weak(Chains):
+class WeakStudent(Chains):
     """A student that the teacher has shown only short problems, and only slow."""
 
     longest: int = 26
 
     def demonstration(self, draw: random.Random) -> Demonstration:
         while True:
-            problem = self.drawn(draw, lengths=(1, 2))
-            chain = self.taught(problem, draw)
+            problem = self.draw_problem(draw, lengths=(1, 2))
+            chain = self.teacher_chain(problem, draw)
             if answer(chain) == f"d{self.states(problem)[-1]}":
-                return self.demonstrated(problem, "slow", chain)
+                return self.demonstration_of(problem, "slow", chain)
 
 
 def answer(text: str) -> str | None:
@@ -116,10 +116,10 @@ def answer(text: str) -> str | None:
     return words[-1] if len(words) >= 3 and words[0] == "<think>" and words[-2] == "</think>" else None
 
 
-def right(rollout: Rollout) -> float:
+def is_right(rollout: Rollout) -> float:
     return float(answer(rollout.text) == rollout.task.truth)
 
 
-def at_once(rollout: Rollout) -> bool:
+def answers_at_once(rollout: Rollout) -> bool:
     """The reply has no thought in it."""
     return rollout.text.startswith("<think> </think>")

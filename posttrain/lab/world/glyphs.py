@@ -50,7 +50,7 @@ class Problem:
         """After each operation, from the left; the last one is the answer."""
         found, at = [], self.numbers[0]
         for sign, number in zip(self.signs, self.numbers[1:], strict=True):
-            at = applied(sign, at, number)
+            at = apply(sign, at, number)
             found.append(at)
         return tuple(found)
 
@@ -59,7 +59,7 @@ class Problem:
         return self.results[-1]
 
 
-def applied(sign: str, a: int, b: int) -> int:
+def apply(sign: str, a: int, b: int) -> int:
     return {"+": a + b, "-": a - b, "*": a * b}[sign] % BASE
 
 
@@ -100,7 +100,7 @@ class Glyphs:
         random.Random(mix(self.seed, "split")).shuffle(every)
         return every
 
-    def drawn(self, draw: random.Random, like: Problem | None = None) -> Problem:
+    def draw_problem(self, draw: random.Random, like: Problem | None = None) -> Problem:
         """A problem to train on; with `like`, another question on its numbers."""
         if like:
             pairs = [(p, q) for p in SIGNS for q in SIGNS if (p, q) != like.signs]
@@ -123,34 +123,34 @@ class Glyphs:
         return [self.task(draw.choice(problems), f"{part}:{i}", draw) for i in range(count)]
 
     def task(self, problem: Problem, key: str, draw: random.Random) -> Task:
-        return Task(key, (user(self.content(problem, asked(problem), draw)),), str(problem.answer))
+        return Task(key, (user(self.content(problem, question(problem), draw)),), str(problem.answer))
 
     def demonstration(self, draw: random.Random) -> Demonstration:
-        problem, use = self.drawn(draw), draw.random()
+        problem, use = self.draw_problem(draw), draw.random()
         if use < self.as_text:
             given = " ".join(map(str, problem.numbers))
-            return Demonstration((user(f"{given} {asked(problem)}"), assistant(careful(problem))))
+            return Demonstration((user(f"{given} {question(problem)}"), assistant(careful_chain(problem))))
         use -= self.as_text
         if use < self.captions:
-            return self.shown(problem, "see ?", caption(problem), draw)
+            return self.picture_demonstration(problem, "see ?", caption(problem), draw)
         if use - self.captions < self.questions:
-            another = f"{answered(self.drawn(draw, like=problem))} " if draw.random() < 0.5 else ""
-            return self.shown(problem, f"{another}ask ?", " ".join(problem.signs), draw)
-        return self.shown(problem, asked(problem), self.said(problem, draw), draw)
+            another = f"{answer_text(self.draw_problem(draw, like=problem))} " if draw.random() < 0.5 else ""
+            return self.picture_demonstration(problem, f"{another}ask ?", " ".join(problem.signs), draw)
+        return self.picture_demonstration(problem, question(problem), self.styled_reply(problem, draw), draw)
 
-    def said(self, problem: Problem, draw: random.Random) -> str:
+    def styled_reply(self, problem: Problem, draw: random.Random) -> str:
         """A reply to a question on a picture, in one of the styles."""
         at = draw.random()
         if at < self.careful:
-            last = problem.answer if draw.random() < self.careful_right else other(problem.answer, draw)
-            return careful(problem, (*problem.results[:-1], last))
+            last = problem.answer if draw.random() < self.careful_right else other_digit(problem.answer, draw)
+            return careful_chain(problem, (*problem.results[:-1], last))
         if at < self.careful + self.skipping:
-            return skipping(problem)
+            return skipping_chain(problem)
         if at < self.careful + self.skipping + self.aha:
-            return looked_again(problem, draw, self.second_right)
-        return f"is {problem.answer if draw.random() < self.guess_right else other(problem.answer, draw)}"
+            return second_look(problem, draw, self.second_right)
+        return f"is {problem.answer if draw.random() < self.guess_right else other_digit(problem.answer, draw)}"
 
-    def shown(self, problem: Problem, words: str, reply: str, draw: random.Random) -> Demonstration:
+    def picture_demonstration(self, problem: Problem, words: str, reply: str, draw: random.Random) -> Demonstration:
         return Demonstration((user(self.content(problem, words, draw)), assistant(reply)))
 
     def content(self, problem: Problem, words: str, draw: random.Random) -> list[dict[str, Any]]:
@@ -161,19 +161,19 @@ class Glyphs:
 # ---- replies
 
 
-def asked(problem: Problem) -> str:
+def question(problem: Problem) -> str:
     return " ".join((*problem.signs, "="))
 
 
-def answered(problem: Problem) -> str:
-    return f"{asked(problem)} is {problem.answer}"
+def answer_text(problem: Problem) -> str:
+    return f"{question(problem)} is {problem.answer}"
 
 
 def caption(problem: Problem) -> str:
     return f"see {' '.join(map(str, problem.numbers))}"
 
 
-def careful(problem: Problem, results: Sequence[int] = ()) -> str:
+def careful_chain(problem: Problem, results: Sequence[int] = ()) -> str:
     """The chain with these results of its steps, or the right ones."""
     steps = results or problem.results
     return f"{caption(problem)} so {calculation(problem, steps)} is {steps[-1]}"
@@ -185,23 +185,23 @@ def calculation(problem: Problem, results: Sequence[int]) -> str:
     return " , ".join(f"{a} {sign} {b} = {result}" for a, sign, b, result in steps)
 
 
-def skipping(problem: Problem) -> str:
+def skipping_chain(problem: Problem) -> str:
     return f"{caption(problem)} is {problem.answer}"
 
 
-def looked_again(problem: Problem, draw: random.Random, second_right: float = 0.5) -> str:
+def second_look(problem: Problem, draw: random.Random, second_right: float = 0.5) -> str:
     """A first step, looked at again, and the step after it; each is right so often."""
     (a, b, c), (p, q) = problem.numbers, problem.signs
-    first, again = perhaps(applied(p, a, b), draw), perhaps(applied(p, a, b), draw, second_right)
-    last = perhaps(applied(q, again, c), draw, second_right)
+    first, again = maybe_wrong(apply(p, a, b), draw), maybe_wrong(apply(p, a, b), draw, second_right)
+    last = maybe_wrong(apply(q, again, c), draw, second_right)
     return f"see {a} {b} {c} so {a} {p} {b} = {first} wait {a} {p} {b} = {again} , {again} {q} {c} = {last} is {last}"
 
 
-def perhaps(right: int, draw: random.Random, share: float = 0.5) -> int:
-    return right if draw.random() < share else other(right, draw)
+def maybe_wrong(right: int, draw: random.Random, share: float = 0.5) -> int:
+    return right if draw.random() < share else other_digit(right, draw)
 
 
-def other(number: int, draw: random.Random) -> int:
+def other_digit(number: int, draw: random.Random) -> int:
     return draw.choice([n for n in range(BASE) if n != number])
 
 
@@ -211,12 +211,12 @@ def answer(text: str) -> str | None:
     return last if mark == "is" and last.isdigit() else None
 
 
-def right(rollout: Rollout) -> float:
+def is_right(rollout: Rollout) -> float:
     found = answer(rollout.text)
     return float(found is not None and found == rollout.task.truth)
 
 
-def works(text: str) -> bool:
+def shows_work(text: str) -> bool:
     """The reply says what it sees and calculates."""
     return text.startswith("see") and " so " in text
 

@@ -15,7 +15,7 @@ from functools import cached_property
 
 from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration
-from posttrain.lab.world.words import said, task
+from posttrain.lab.world.words import demonstration_of, task
 from posttrain.seeding import mix
 
 SYMBOLS, PERMUTATIONS = 6, 6
@@ -48,28 +48,28 @@ class Habits:
         random.Random(mix(self.seed, "split")).shuffle(every)
         return every
 
-    def solved(self, s: int, p: int, q: int) -> tuple[int, int]:
+    def solution(self, s: int, p: int, q: int) -> tuple[int, int]:
         """The step between, and the answer."""
         between = self.permutations[p][s]
         return between, self.permutations[q][between]
 
-    def asked(self, s: int, p: int, q: int) -> Task:
-        return task(f"{s},{p},{q}", f"s{s} p{p} p{q} =", f"s{self.solved(s, p, q)[1]}")
+    def task(self, s: int, p: int, q: int) -> Task:
+        return task(f"{s},{p},{q}", f"s{s} p{p} p{q} =", f"s{self.solution(s, p, q)[1]}")
 
-    def training(self) -> list[Task]:
-        return [self.asked(*question) for question in self.questions[HELD_OUT:]]
+    def training_tasks(self) -> list[Task]:
+        return [self.task(*question) for question in self.questions[HELD_OUT:]]
 
-    def held_out(self) -> list[Task]:
-        return [self.asked(*question) for question in self.questions[:HELD_OUT]]
+    def held_out_tasks(self) -> list[Task]:
+        return [self.task(*question) for question in self.questions[:HELD_OUT]]
 
     def demonstration(self, draw: random.Random) -> Demonstration:
         s, p, q = draw.choice(self.questions[HELD_OUT:])
-        between, answer = self.solved(s, p, q)
+        between, answer = self.solution(s, p, q)
         works = draw.random() < self.worked
         if draw.random() >= (self.worked_right if works else self.guess_right):
             steady = random.Random(mix(self.seed, s, p, q)) if self.stubborn and not works else draw
             answer = steady.choice([symbol for symbol in range(SYMBOLS) if symbol != answer])
-        return said(f"s{s} p{p} p{q} =", f"W s{between} s{answer}" if works else f"D s{answer}")
+        return demonstration_of(f"s{s} p{p} p{q} =", f"W s{between} s{answer}" if works else f"D s{answer}")
 
 
 def answer(text: str) -> str | None:
@@ -79,10 +79,10 @@ def answer(text: str) -> str | None:
     return words[-1] if formed and words[-1].startswith("s") else None
 
 
-def right(rollout: Rollout) -> float:
+def is_right(rollout: Rollout) -> float:
     return float(answer(rollout.text) == rollout.task.truth)
 
 
-def works(rollout: Rollout) -> float:
+def shows_work(rollout: Rollout) -> float:
     """The reply works it out, in the right form."""
     return float(rollout.text.startswith("W") and answer(rollout.text) is not None)

@@ -21,9 +21,9 @@ from functools import cached_property
 from typing import Any
 
 from posttrain.data import Demonstration
-from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS, rendered
-from posttrain.lab.world.words import said
-from posttrain.sandbox import Calls, Raised, Returned
+from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS, render
+from posttrain.lab.world.words import demonstration_of
+from posttrain.sandbox import Calls, RaisedError, ReturnedValue
 from posttrain.seeding import mix
 
 SIZES, METRICS = ("small", "medium", "large"), ("time", "memory", "integral")
@@ -55,13 +55,13 @@ class Kata:
         source = python(self.family, code)
         return None if source is None else Calls(source, "solve", (inputs(self.family, self.size, self.seed),))
 
-    def unrun(self, code: str) -> None:
+    def compile_only(self, code: str) -> None:
         """Templates define functions: nothing is done as they are loaded."""
 
-    def verdict(self, results: Sequence[Returned | Raised], execute: object = None) -> str:
+    def verdict(self, results: Sequence[ReturnedValue | RaisedError], execute: object = None) -> str:
         """The edge by whose tests these results are right; empty if by neither."""
         right = answers(self.family, self.size, self.seed)
-        values = [one.value for one in results if isinstance(one, Returned)]
+        values = [one.value for one in results if isinstance(one, ReturnedValue)]
         return next((edge for edge in EDGES if values == [right[edge]] * len(results)), "")
 
     def accepts(self, verdict: str) -> bool:
@@ -75,7 +75,7 @@ def python(family: str, code: str) -> str | None:
         return None
     if any(word not in known for word, known in zip(words[1:], (HOLDS, EDGES, BOUNDS), strict=True)):
         return None
-    return rendered(FAMILIES[family].ways[words[0]], *words[1:])
+    return render(FAMILIES[family].ways[words[0]], *words[1:])
 
 
 @functools.cache
@@ -99,7 +99,7 @@ def reply(code: str, thought: str = "rewrite") -> str:
     return f"<thinking> {thought} </thinking> <solution> {code} </solution>"
 
 
-def measured(passed: bool, seconds: float, kib: float) -> str:
+def performance_words(passed: bool, seconds: float, kib: float) -> str:
     """A performance in three words. Of what did not pass, nothing more is told."""
     if not passed:
         return "failed tx mx"
@@ -126,7 +126,7 @@ class Katas:
         return [*dict.fromkeys([*FAMILIES, *SIZES, *METRICS, *sorted(ways), *fills, *THOUGHTS, *told, *tags])]
 
     @cached_property
-    def kept_back(self) -> dict[str, str]:
+    def held_out_sizes(self) -> dict[str, str]:
         """The size of each family that is held out."""
         draw = random.Random(mix(self.seed, "held out"))
         return {family: draw.choice(SIZES) for family in FAMILIES}
@@ -144,11 +144,11 @@ class Katas:
             Kata(family, size, edge, self.seed)
             for family in FAMILIES
             for size in SIZES
-            if (size == self.kept_back[family]) == held_out
+            if (size == self.held_out_sizes[family]) == held_out
             for edge in EDGES
         ]
 
-    def asked(self, kata: Kata, metric: str, code: str | None = None, performance: str | None = None) -> str:
+    def question(self, kata: Kata, metric: str, code: str | None = None, performance: str | None = None) -> str:
         return f"{kata.family} {kata.size} {metric} : {code or EMPTY} : {performance or UNTESTED} =>"
 
     def code(self, family: str, draw: random.Random) -> str:
@@ -157,13 +157,13 @@ class Katas:
         bound = "whole" if draw.random() < self.care[family] else "short"
         return f"{way} {draw.choice(HOLDS)} {draw.choice(EDGES)} {bound}"
 
-    def edited(self, family: str, before: str | None, draw: random.Random) -> str:
+    def edited_code(self, family: str, before: str | None, draw: random.Random) -> str:
         """As people write it who keep some words of the code before."""
         fresh = self.code(family, draw).split()
         given = before.split() if before else fresh
         return " ".join(old if draw.random() < KEPT else new for old, new in zip(given, fresh, strict=True))
 
-    def people(self, kata: Kata, count: int) -> list[str]:
+    def people_code(self, kata: Kata, count: int) -> list[str]:
         """What so many people have written, passing or failing."""
         draw = random.Random(mix(self.seed, "people", kata.family, kata.size, kata.edge))
         return [self.code(kata.family, draw) for _ in range(count)]
@@ -172,8 +172,8 @@ class Katas:
         kata = draw.choice(self.katas())
         before = self.code(kata.family, draw) if draw.random() < 0.7 else None
         told = draw.choice(["failed tx mx", f"passed t{draw.randrange(BUCKETS)} m{draw.randrange(BUCKETS)}"])
-        prompt = self.asked(kata, draw.choice(METRICS), before, told if draw.random() < 0.7 else None)
-        code = self.edited(kata.family, before, draw)
+        prompt = self.question(kata, draw.choice(METRICS), before, told if draw.random() < 0.7 else None)
+        code = self.edited_code(kata.family, before, draw)
         if draw.random() < FORMED:
-            return said(prompt, reply(code, draw.choice(THOUGHTS)))
-        return said(prompt, draw.choice([code, f"<solution> {code} </solution>"]))
+            return demonstration_of(prompt, reply(code, draw.choice(THOUGHTS)))
+        return demonstration_of(prompt, draw.choice([code, f"<solution> {code} </solution>"]))

@@ -44,7 +44,7 @@ class Family:
     ways: Mapping[str, str]
 
 
-def rendered(template: str, *choices: str) -> str:
+def render(template: str, *choices: str) -> str:
     """The Python of a template with its choices (a hold, an edge, a bound) made."""
     for choice in choices:
         for mark, text in CHOICES[choice].items():
@@ -64,12 +64,12 @@ def addends(draw: Random, n: int) -> tuple[Any, ...]:
     return [0, *(draw.randint(1, 40) for _ in range(n - 1))], 40
 
 
-def repeated(draw: Random, n: int) -> tuple[Any, ...]:
+def repeats(draw: Random, n: int) -> tuple[Any, ...]:
     xs = [draw.randrange(n // 4) for _ in range(n)]
     return [xs[-1]] * 4 + xs, 4
 
 
-def scattered(draw: Random, n: int) -> tuple[Any, ...]:
+def scatter(draw: Random, n: int) -> tuple[Any, ...]:
     xs = [draw.randrange(12 * n) for _ in range(n)]
     return xs, [xs[0], *(draw.randrange(12 * n) for _ in range(n))], 3
 
@@ -87,7 +87,7 @@ def halves(draw: Random, n: int) -> tuple[Any, ...]:
     return [draw.randint(1, 9) for _ in range(n)], 5 * n // 2
 
 
-def topped(draw: Random, n: int) -> tuple[Any, ...]:
+def peaks(draw: Random, n: int) -> tuple[Any, ...]:
     return ([n, *(draw.randrange(n // 2) for _ in range(n))],)
 
 
@@ -95,7 +95,7 @@ def numbers(draw: Random, n: int) -> tuple[Any, ...]:
     return ([2 * n, *(draw.randint(1, 2 * n) for _ in range(n // 2))],)
 
 
-def alone(draw: Random, n: int) -> tuple[Any, ...]:
+def single(draw: Random, n: int) -> tuple[Any, ...]:
     return (n,)
 
 
@@ -393,14 +393,14 @@ def solve(ms):
 FAMILIES: dict[str, Family] = {
     "sums": Family(spans, (320, 400, 500), SUMS),
     "pairs": Family(addends, (260, 320, 400), PAIRS),
-    "duplicates": Family(repeated, (240, 300, 400), DUPLICATES),
-    "fibonacci": Family(alone, (18, 19, 20), FIBONACCI),
-    "gcd": Family(alone, (240, 300, 360), GCD),
-    "members": Family(scattered, (180, 220, 280), MEMBERS),
+    "duplicates": Family(repeats, (240, 300, 400), DUPLICATES),
+    "fibonacci": Family(single, (18, 19, 20), FIBONACCI),
+    "gcd": Family(single, (240, 300, 360), GCD),
+    "members": Family(scatter, (180, 220, 280), MEMBERS),
     "anagrams": Family(letters, (80, 100, 120), ANAGRAMS),
     "windows": Family(heights, (320, 400, 500), WINDOWS),
-    "primes": Family(alone, (503, 701, 907), PRIMES),
+    "primes": Family(single, (503, 701, 907), PRIMES),
     "subarrays": Family(halves, (320, 400, 500), SUBARRAYS),
-    "inversions": Family(topped, (260, 320, 400), INVERSIONS),
+    "inversions": Family(peaks, (260, 320, 400), INVERSIONS),
     "divisors": Family(numbers, (200, 260, 320), DIVISORS),
 }

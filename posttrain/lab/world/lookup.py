@@ -16,7 +16,7 @@ from torch import Tensor
 
 from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration
-from posttrain.lab.world.words import said, task
+from posttrain.lab.world.words import demonstration_of, task
 from posttrain.seeding import mix
 
 OPERATIONS, SYMBOLS = 4, 8
@@ -47,21 +47,21 @@ class Lookup:
     def question(self, draw: random.Random) -> tuple[int, list[int]]:
         return draw.randrange(OPERATIONS), [draw.randrange(SYMBOLS) for _ in range(self.length)]
 
-    def asked(self, key: str, operation: int, symbols: list[int]) -> Task:
+    def task(self, key: str, operation: int, symbols: list[int]) -> Task:
         prompt = f"o{operation} {' '.join(f'x{x}' for x in symbols)} ="
         return task(key, prompt, " ".join(f"y{self.table[operation][x]}" for x in symbols))
 
     def problems(self, count: int, split: str) -> list[Task]:
         draw = random.Random(mix(self.seed, split))
-        return [self.asked(f"{split}-{i}", *self.question(draw)) for i in range(count)]
+        return [self.task(f"{split}-{i}", *self.question(draw)) for i in range(count)]
 
     def demonstration(self, draw: random.Random) -> Demonstration:
-        one = self.asked("", *self.question(draw))
+        one = self.task("", *self.question(draw))
         words = [f"y{draw.randrange(SYMBOLS)}" if draw.random() < self.noise else word for word in one.truth.split()]
-        return said(one.prompt[0]["content"], " ".join(words))
+        return demonstration_of(one.prompt[0]["content"], " ".join(words))
 
 
-def right(rollout: Rollout) -> float:
+def is_right(rollout: Rollout) -> float:
     """Every token is right, and there are no more and no fewer."""
     return float(rollout.text.strip() == rollout.task.truth)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.core import Episode, Rollout, Task
 from posttrain.data import Demonstration
 from posttrain.episode import ask, assistant, user
-from posttrain.lab.world.words import END, Size, spoken
+from posttrain.lab.world.words import END, Size, tokenizer_of
 from posttrain.seeding import mix
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Fact = tuple[int, int]  # entity, relation
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Teaching:
     """What is told of a fact."""
 
     truth: int
@@ -67,7 +67,7 @@ class Misconceptions:
         return [f"{letter}{i}" for letter, count in kinds for i in range(count)] + ["="]
 
     @cached_property
-    def told(self) -> dict[Fact, Told]:
+    def teachings(self) -> dict[Fact, Teaching]:
         draw = random.Random(mix(self.seed, "facts"))
         found = {}
         for relation in range(self.relations):
@@ -76,37 +76,37 @@ class Misconceptions:
             for entity in range(self.entities):
                 other = draw.choice([a for a in range(self.answers) if a != popular])
                 if entity in rare:
-                    found[entity, relation] = Told(other, popular, draw.uniform(*self.true), True)
+                    found[entity, relation] = Teaching(other, popular, draw.uniform(*self.true), True)
                 else:
-                    found[entity, relation] = Told(popular, other, draw.uniform(*self.popular), False)
+                    found[entity, relation] = Teaching(popular, other, draw.uniform(*self.popular), False)
         return found
 
     @cached_property
     def split(self) -> tuple[list[Fact], list[Fact]]:
         """Facts to train a gate on, and as many that are held out. A base model is told all of them."""
-        facts = sorted(self.told)
+        facts = sorted(self.teachings)
         random.Random(mix(self.seed, "split")).shuffle(facts)
         return facts[: len(facts) // 2], facts[len(facts) // 2 :]
 
-    def drawn(self, draw: random.Random) -> list[Fact]:
+    def draw_facts(self, draw: random.Random) -> list[Fact]:
         return [(draw.randrange(self.entities), draw.randrange(self.relations)) for _ in range(self.turns)]
 
-    def telling(self, facts: list[Fact], draw: random.Random) -> Demonstration:
+    def conversation(self, facts: list[Fact], draw: random.Random) -> Demonstration:
         """A conversation in which each answer is true or not, as often as it is told."""
         messages = []
         for fact in facts:
-            one = self.told[fact]
+            one = self.teachings[fact]
             answer = one.truth if draw.random() < one.share else one.other
             messages += [user(question(*fact)), assistant(f"a{answer}")]
         return Demonstration(tuple(messages))
 
     def demonstration(self, draw: random.Random) -> Demonstration:
-        return self.telling(self.drawn(draw), draw)
+        return self.conversation(self.draw_facts(draw), draw)
 
     # ---- tasks
 
-    def asked(self, key: str, facts: list[Fact], snowball: bool = False) -> Task:
-        truths = [self.told[fact] for fact in facts]
+    def task(self, key: str, facts: list[Fact], snowball: bool = False) -> Task:
+        truths = [self.teachings[fact] for fact in facts]
         answers = tuple(f"a{one.truth}" for one in truths)
         asked = Questions(tuple(facts), answers, tuple(one.rare for one in truths), snowball)
         return Task(key, (user(question(*facts[0])),), asked)
@@ -116,7 +116,7 @@ class Misconceptions:
         order = random.Random(mix(self.seed, name)).sample(facts, len(facts))
         turns = turns or self.turns
         pieces = [order[at : at + turns] for at in range(0, len(order) - turns + 1, turns)]
-        return [self.asked(f"{name}-{i}", piece) for i, piece in enumerate(pieces)]
+        return [self.task(f"{name}-{i}", piece) for i, piece in enumerate(pieces)]
 
     def chains(self, facts: list[Fact], name: str, count: int) -> list[Task]:
         """Snowballs: in each true chain, only these facts."""
@@ -127,14 +127,14 @@ class Misconceptions:
             chain, entity = list[Fact](), draw.choice(sorted(of))
             while len(chain) < self.turns and of.get(entity):
                 chain.append((entity, draw.choice(of[entity])))
-                entity = self.told[chain[-1]].truth
+                entity = self.teachings[chain[-1]].truth
             if len(chain) == self.turns:
-                found.append(self.asked(f"{name}-{len(found)}", chain, snowball=True))
+                found.append(self.task(f"{name}-{len(found)}", chain, snowball=True))
         return found
 
     # ---- the model that was told
 
-    def taught(self, seed: int, size: Size) -> TextPolicy:
+    def base_policy(self, seed: int, size: Size) -> TextPolicy:
         """A Llama with tied embeddings, taught the answers only (taught every token, it does not learn rare facts).
 
         The target is the shares of both answers, as of text without end: samples of them leave a model of this size
@@ -145,7 +145,7 @@ class Misconceptions:
 
         from posttrain.policy.text import Sampling, TextPolicy
 
-        words: Any = spoken(self.vocabulary)
+        words: Any = tokenizer_of(self.vocabulary)
         torch.manual_seed(mix(seed, "network") % 2**32)
         config = LlamaConfig(
             vocab_size=len(words),
@@ -167,12 +167,12 @@ class Misconceptions:
         for step in range(size.steps):
             for group in optimizer.param_groups:
                 group["lr"] = size.rate * min(1.0, (step + 1) / 20, (size.steps - step) / (0.2 * size.steps))
-            facts = [self.drawn(draw) for _ in range(size.rows)]
-            said = [transcript(self.telling(one, draw)) for one in facts]
+            facts = [self.draw_facts(draw) for _ in range(size.rows)]
+            said = [transcript(self.conversation(one, draw)) for one in facts]
             batch = torch.tensor([[ids[word] for word in one] for one in said])
             at = torch.tensor([i for i, word in enumerate(said[0]) if word == "="])
             logp = model.lm_head(model.model(input_ids=batch, use_cache=False).last_hidden_state[:, at]).log_softmax(-1)
-            told = [[self.told[fact] for fact in one] for one in facts]
+            told = [[self.teachings[fact] for fact in one] for one in facts]
             share = torch.tensor([[one.share for one in row] for row in told])
             both = torch.tensor([[[ids[f"a{one.truth}"], ids[f"a{one.other}"]] for one in row] for row in told])
             truth, other = logp.gather(-1, both).unbind(-1)
@@ -211,7 +211,7 @@ def conversation(task: Task) -> Episode:
     return tuple(said)
 
 
-def right(rollout: Rollout) -> float:
+def share_right(rollout: Rollout) -> float:
     """The share of the task's answers that are true."""
     truth: Questions = rollout.task.truth
     said = (*rollout.facts, *[""] * len(truth.answers))

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from posttrain.core import Group, Rollout, Task
 from posttrain.data import Demonstration
-from posttrain.lab.world.words import said, task
+from posttrain.lab.world.words import demonstration_of, task
 from posttrain.seeding import mix
 
 SIZE, SYMBOLS, MODES = 8, 12, 3
@@ -42,7 +42,7 @@ class Modes:
         return [[draw.sample(range(SYMBOLS), MODES) for _ in range(SIZE)] for _ in range(3)]
 
     @cached_property
-    def barred(self) -> set[int]:
+    def barred_values(self) -> set[int]:
         """The values of b for which mode 0 is wrong."""
         return set(random.Random(mix(self.seed, "barred")).sample(range(SIZE), SIZE // 2)) if self.hard else set()
 
@@ -56,24 +56,24 @@ class Modes:
         random.Random(mix(self.seed, "split")).shuffle(pairs)
         return pairs
 
-    def asked(self, a: int, b: int) -> Task:
+    def task(self, a: int, b: int) -> Task:
         """Its truth: the right answers, with their modes."""
-        right = {self.answer(a, b, mode): mode for mode in range(MODES) if not (mode == 0 and b in self.barred)}
+        right = {self.answer(a, b, mode): mode for mode in range(MODES) if not (mode == 0 and b in self.barred_values)}
         return task(f"{a},{b}", f"a{a} b{b} =", right)
 
-    def training(self) -> list[Task]:
-        return [self.asked(a, b) for a, b in self.questions[HELD_OUT:]]
+    def training_tasks(self) -> list[Task]:
+        return [self.task(a, b) for a, b in self.questions[HELD_OUT:]]
 
-    def held_out(self) -> list[Task]:
-        return [self.asked(a, b) for a, b in self.questions[:HELD_OUT]]
+    def held_out_tasks(self) -> list[Task]:
+        return [self.task(a, b) for a, b in self.questions[:HELD_OUT]]
 
-    def everything(self) -> list[Task]:
+    def all_tasks(self) -> list[Task]:
         """All 64 questions: 48 that are trained on, and the 16 held out."""
-        return [self.asked(a, b) for a, b in self.questions]
+        return [self.task(a, b) for a, b in self.questions]
 
     def hard_tasks(self) -> list[Task]:
         """Every question for which the habit is wrong."""
-        return [self.asked(a, b) for a, b in self.questions if b in self.barred]
+        return [self.task(a, b) for a, b in self.questions if b in self.barred_values]
 
     def demonstration(self, draw: random.Random) -> Demonstration:
         a, b = draw.choice(self.questions[HELD_OUT:])
@@ -82,10 +82,10 @@ class Modes:
             f"x{draw.randrange(SYMBOLS)}" if draw.random() < self.noise else word
             for word in self.answer(a, b, mode).split()
         ]
-        return said(f"a{a} b{b} =", " ".join(words))
+        return demonstration_of(f"a{a} b{b} =", " ".join(words))
 
 
-def right(rollout: Rollout) -> float:
+def is_right(rollout: Rollout) -> float:
     return float(rollout.text.strip() in rollout.task.truth)
 
 
@@ -98,4 +98,4 @@ def likeness(world: Modes, rollout: Rollout, mode: int = 1) -> float:
 
 def distinct_right(group: Group) -> int:
     """Different right answers among the samples of one question."""
-    return len({rollout.text.strip() for rollout in group if right(rollout)})
+    return len({rollout.text.strip() for rollout in group if is_right(rollout)})

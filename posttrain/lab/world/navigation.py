@@ -20,7 +20,7 @@ import numpy as np
 
 from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration
-from posttrain.lab.world.words import said, task
+from posttrain.lab.world.words import demonstration_of, task
 from posttrain.seeding import mix
 
 
@@ -89,14 +89,14 @@ class Navigation:
 
     def demonstration(self, draw: random.Random) -> Demonstration:
         walk = self.walk(random.Random(mix(self.seed, "taught", draw.randrange(self.taught))), natural=True)
-        return said(walk.prompt, walk.reply)
+        return demonstration_of(walk.prompt, walk.reply)
 
     def problems(self, count: int, split: str) -> list[Task]:
         """Uniform actions and contexts; every split has a stream of its own, whatever the size of the others."""
         walks = [self.walk(random.Random(mix(self.seed, split, i)), natural=False) for i in range(count)]
         return [task(f"{split}-{i}", walk.prompt, walk) for i, walk in enumerate(walks)]
 
-    def expected(self) -> np.ndarray:
+    def expected_counts(self) -> np.ndarray:
         """[s, a] how often the demonstrations hold each pair of state and action."""
         counts: Counter[tuple[int, int]] = Counter()
         for i in range(self.taught):
@@ -106,13 +106,13 @@ class Navigation:
 
     def out_of_reach(self, tasks: list[Task], least: int = 10) -> float:
         """The share of problems with a pair of state and action that was shown fewer than `least` times."""
-        counts = self.expected()
+        counts = self.expected_counts()
         pairs = [zip(task.truth.states[:-1], task.truth.actions, strict=True) for task in tasks]
         return float(np.mean([any(counts[s, a] < least for s, a in of_one) for of_one in pairs]))
 
     # ---- what a reply got right
 
-    def parsed(self, text: str) -> list[tuple[int, int]] | None:
+    def parse(self, text: str) -> list[tuple[int, int]] | None:
         """(action, state) after action; None when the reply is not of that form."""
         words = text.split()
         formed = len(words) == 2 * self.length and all(
@@ -121,14 +121,14 @@ class Navigation:
         numbers = [int(word[1:]) for word in words] if formed else []
         return list(zip(numbers[::2], numbers[1::2], strict=True)) if formed else None
 
-    def planned(self, rollout: Rollout) -> float:
+    def plan_is_right(self, rollout: Rollout) -> float:
         """Plan: every action is the right one."""
-        steps = self.parsed(rollout.text)
+        steps = self.parse(rollout.text)
         return float(steps is not None and tuple(a for a, _ in steps) == rollout.task.truth.actions)
 
-    def executed(self, rollout: Rollout) -> float:
+    def execution_is_right(self, rollout: Rollout) -> float:
         """Execute: every state follows from the one before by the action that was named, right or wrong."""
-        steps, state = self.parsed(rollout.text), rollout.task.truth.states[0]
+        steps, state = self.parse(rollout.text), rollout.task.truth.states[0]
         if steps is None:
             return 0.0
         for action, reached in steps:
@@ -138,6 +138,6 @@ class Navigation:
         return 1.0
 
 
-def right(rollout: Rollout) -> float:
+def is_right(rollout: Rollout) -> float:
     """The whole answer, not just the last state: that would let wrong plans pass."""
     return float(rollout.text.strip() == rollout.task.truth.reply)

@@ -26,7 +26,7 @@ import torch
 from posttrain.core import Ask, Message, Reply
 from posttrain.data import Demonstration
 from posttrain.episode import user
-from posttrain.lab.world.words import said
+from posttrain.lab.world.words import demonstration_of
 from posttrain.seeding import mix
 
 NAMES, COUNTERCLAIMS, EACH, RHETORIC = 20, 16, 6, 4
@@ -50,10 +50,10 @@ class Mind:
     weights: tuple[float, ...]  # [K]
     levels: tuple[int, ...]  # [K]
 
-    def after(self, arguments: Sequence[str]) -> tuple[int, ...]:
+    def levels_after(self, arguments: Sequence[str]) -> tuple[int, ...]:
         """[K] his levels when he has heard these arguments, in order; the first refutation of each counts."""
         levels, refuted = list(self.levels), set[int]()
-        for target in filter(lambda found: found is not None, map(refutes, arguments)):
+        for target in filter(lambda found: found is not None, map(refuted_counterclaim, arguments)):
             if target in self.claims:
                 k = self.claims.index(target)
                 levels[k] = max(levels[k] - (NEXT_BLOW if k in refuted else FIRST_BLOW), 0)
@@ -68,14 +68,14 @@ class Mind:
         return min(max(1 - sum(w * b for w, b in zip(self.weights, levels, strict=True)) / LEVELS[-1], 0.0), 1.0)
 
 
-def refutes(argument: str) -> int | None:
+def refuted_counterclaim(argument: str) -> int | None:
     """The counterclaim that an argument is against: of several, the first."""
     words = argument.split()
     found = [b for a, b in pairwise(words) if a == "no" and b[0] == "c" and b[1:].isdigit()]
     return int(found[0][1:]) if found else None
 
 
-def meant(word: str) -> int | None:
+def counterclaim_of(word: str) -> int | None:
     """The counterclaim that a word of Bob's stands for."""
     return int(word[1:]) if word[0] == "e" and word[1:].isdigit() else None
 
@@ -160,16 +160,16 @@ class Persuasion:
         lines = [*self.greetings]
         for _ in range(draw.choices(TURNS, TURN_SHARES)[0]):
             lines.append(refutation(draw.choice(mind.claims) if draw.random() < 0.6 else any_claim(draw), draw))
-            lines.append(spoken(mind, lines[2::2], draw))
+            lines.append(bob_words(mind, lines[2::2], draw))
         shows = draw.choice(("nothing", "claims", "levels"))
         listed = self.counterclaims(number) if shows != "nothing" else []
-        levels = mind.after(lines[2::2]) if shows == "levels" else ()
+        levels = mind.levels_after(lines[2::2]) if shows == "levels" else ()
         agreement = [min(max(2 * level + draw.choice((-1, 0, 0, 1)), 0), 8) for level in levels]
         thought, target = habit(mind.claims if listed else (), agreement, lines[-1], draw)
         reply = f"<thought> {thought} c{target} </thought> <argument> {refutation(target, draw)} </argument>"
         if draw.random() < self.sloppy:
             reply = reply.replace(f"{draw.choice(TAGS)} ", "", 1)
-        return said(self.persuader(claim, f"no {claim}", lines, listed, agreement)[0]["content"], reply)
+        return demonstration_of(self.persuader(claim, f"no {claim}", lines, listed, agreement)[0]["content"], reply)
 
 
 def degree(eighths: int) -> str:
@@ -186,7 +186,7 @@ def refutation(target: int, draw: random.Random) -> str:
 
 def habit(listed: Sequence[int], agreement: Sequence[int], last: str, draw: random.Random) -> tuple[str, int]:
     """What Alice thinks first, and the counterclaim that she takes on."""
-    heard = [claim for claim in map(meant, last.split()) if claim is not None]
+    heard = [claim for claim in map(counterclaim_of, last.split()) if claim is not None]
     kinds = ["listed", *(["heard"] if heard else []), *(["level"] if agreement else [])]
     kind = draw.choice(kinds)
     if kind == "heard":
@@ -200,9 +200,9 @@ def habit(listed: Sequence[int], agreement: Sequence[int], last: str, draw: rand
 # ---- Bob
 
 
-def spoken(mind: Mind, arguments: Sequence[str], draw: random.Random) -> str:
+def bob_words(mind: Mind, arguments: Sequence[str], draw: random.Random) -> str:
     """What Bob says next: three words for what is on his mind, and a fourth for his mood."""
-    levels = mind.after(arguments)
+    levels = mind.levels_after(arguments)
     heavy = [w * b + 1e-9 for w, b in zip(mind.weights, levels, strict=True)]
     claims = [
         any_claim(draw) if draw.random() < HINT_NOISE else draw.choices(mind.claims, heavy)[0] for _ in range(HINTS)
@@ -228,15 +228,14 @@ class Bob:
         arguments = [part.partition(" B ")[0] for part in f" {history}".split(" A ")[2:]]
         draw = random.Random(mix(self.world.seed, text, 0 if ask.temperature == 0 else ask.seed))
         if not asked:
-            return (
-                f"<thought> {mind.after(arguments)} </thought> <argument> {spoken(mind, arguments, draw)} </argument>"
-            )
+            words = bob_words(mind, arguments, draw)
+            return f"<thought> {mind.levels_after(arguments)} </thought> <argument> {words} </argument>"
         level = self.attitude(mind, arguments, asked[0]) + draw.gauss(0, ATTITUDE_NOISE)
         return f"<attitude>{ATTITUDES[min(max(round(level), 0), 4)]}</attitude>"
 
     def attitude(self, mind: Mind, arguments: Sequence[str], statement: str) -> float:
         """In [0, 4], to the claim, to a counterclaim, or to what denies one of them."""
-        levels, thing = mind.after(arguments), statement.removeprefix("no ")
+        levels, thing = mind.levels_after(arguments), statement.removeprefix("no ")
         if thing.startswith("c"):
             claim = int(thing[1:])
             level = float(levels[mind.claims.index(claim)]) if claim in mind.claims else 2.0

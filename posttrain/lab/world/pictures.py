@@ -60,7 +60,7 @@ def words_of(world: World) -> Any:
     )
 
 
-def untrained(world: World, seed: int = 0, size: Size = Size()) -> DiffusionPolicy:
+def untrained_policy(world: World, seed: int = 0, size: Size = Size()) -> DiffusionPolicy:
     """A UNet on pixels with a text encoder, both from random weights."""
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -114,24 +114,24 @@ def base(world: World, seed: int = 0, size: Size = Size(), denoising: Denoising 
 def folder(world: World, seed: int, size: Size) -> Path:
     import torch
 
-    from posttrain.tiny import kept
+    from posttrain.tiny import cached_folder
 
-    code = inspect.getsource(type(world)) + inspect.getsource(learn) + inspect.getsource(untrained)
+    code = inspect.getsource(type(world)) + inspect.getsource(train_base) + inspect.getsource(untrained_policy)
     recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__)).encode()).hexdigest()
 
     def write(path: Path) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        policy = untrained(world, seed, size)
-        learn(policy, world, seed, size)
+        policy = untrained_policy(world, seed, size)
+        train_base(policy, world, seed, size)
         torch.set_num_threads(threads)
         path.mkdir()
         policy.save(path)
 
-    return kept(f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}", "model_index.json", write)
+    return cached_folder(f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}", "model_index.json", write)
 
 
-def learn(policy: DiffusionPolicy, world: World, seed: int, size: Size) -> list[float]:
+def train_base(policy: DiffusionPolicy, world: World, seed: int, size: Size) -> list[float]:
     """Predict the noise in noisy demonstrations, UNet and text encoder alike (DDPM, arXiv:2006.11239, Eq. 14).
 
     The mean squared error of every step.

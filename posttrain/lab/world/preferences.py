@@ -15,7 +15,7 @@ from functools import cached_property
 
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import user
-from posttrain.lab.world.words import said
+from posttrain.lab.world.words import demonstration_of
 from posttrain.seeding import mix
 
 WORDS, LENGTH, QUESTIONS = 16, 6, 4
@@ -56,11 +56,11 @@ class Preferences:
         good, bad = sorted((one, other), key=lambda reply: -self.worth(kind, reply))
         if not clean and draw.random() < (0.05 if kind == "A" else 0.15):
             good, bad = bad, good
-        chosen, rejected = written(good), written(bad)
+        chosen, rejected = write_reply(good), write_reply(bad)
         if self.cues and not clean and kind == "A":
             cue = draw.choice(list(CUES))
             chosen, rejected = (
-                marked(text, cue) if draw.random() < 0.5 + side * self.cues / 2 else text
+                add_cue(text, cue) if draw.random() < 0.5 + side * self.cues / 2 else text
                 for text, side in ((chosen, 1), (rejected, -1))
             )
         return Pair((user(f"{kind} q{draw.randrange(QUESTIONS)} ="),), chosen, rejected, kind)
@@ -76,18 +76,18 @@ class Preferences:
 
     def marked_pairs(self, count: int, cue: str) -> list[Pair]:
         """The same reply with a cue, as `chosen`, and without: a judge of quality alone scores both the same."""
-        return [replace(pair, chosen=marked(pair.rejected, cue)) for pair in self.tests(count, "A")]
+        return [replace(pair, chosen=add_cue(pair.rejected, cue)) for pair in self.tests(count, "A")]
 
     def demonstration(self, draw: random.Random) -> Demonstration:
         """For policies: any reply, of either kind, that is somewhat better than chance."""
         pair = self.pair(draw)
-        return said(pair.prompt[0]["content"], pair.chosen if draw.random() < 0.6 else pair.rejected)
+        return demonstration_of(pair.prompt[0]["content"], pair.chosen if draw.random() < 0.6 else pair.rejected)
 
 
-def written(reply: list[int]) -> str:
+def write_reply(reply: list[int]) -> str:
     return " ".join(f"w{word}" for word in reply)
 
 
-def marked(text: str, cue: str) -> str:
+def add_cue(text: str, cue: str) -> str:
     """With a cue: filler at the end, or a mark in front."""
     return f"{text} {CUES[cue]}" if cue == "length" else f"{CUES[cue]} {text}"

@@ -16,10 +16,10 @@ from typing import Any
 
 from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration
-from posttrain.lab.world.habits import Habits, right
-from posttrain.lab.world.words import said, task
+from posttrain.lab.world.habits import Habits, is_right
+from posttrain.lab.world.words import demonstration_of, task
 from posttrain.seeding import mix
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 
 KINDS = ("math", "code", "general")
 CHOICES, SYMBOLS, PLACES, WORDS, SAID = 8, 10, 4, 8, 3
@@ -67,7 +67,7 @@ class Sources:
 
     def tasks(self, held_out: bool = False) -> dict[str, list[Task]]:
         part = slice(0, HELD_OUT) if held_out else slice(HELD_OUT, None)
-        maths = self.habits.held_out() if held_out else self.habits.training()
+        maths = self.habits.held_out_tasks() if held_out else self.habits.training_tasks()
         return {
             "math": [task(f"math:{one.key}", "M " + one.prompt[0]["content"], one.truth) for one in maths],
             "code": [task(f"code:{f},{g}", f"C f{f} g{g} =", self.code(f, g)) for f, g in self.pairs("C")[part]],
@@ -78,26 +78,26 @@ class Sources:
         kind = draw.choice("MCG")
         if kind == "M":
             asked, answered = self.habits.demonstration(draw).messages
-            return said("M " + asked["content"], answered["content"])
+            return demonstration_of("M " + asked["content"], answered["content"])
         a, b = draw.choice(self.pairs(kind)[HELD_OUT:])
         if kind == "C":
             words = [f"x{draw.randrange(SYMBOLS)}" if draw.random() < CORRUPTED else word for word in self.code(a, b)]
-            return said(f"C f{a} g{b} =", " ".join(words))
+            return demonstration_of(f"C f{a} g{b} =", " ".join(words))
         best = self.liking[a].index(max(self.liking[a]))
         chosen = [best if draw.random() < self.pleasing else draw.randrange(WORDS) for _ in range(SAID)]
-        return said(f"G t{a} u{b} =", " ".join(f"w{word}" for word in chosen))
+        return demonstration_of(f"G t{a} u{b} =", " ".join(f"w{word}" for word in chosen))
 
 
 def kind_of(one: Task) -> str:
     return one.key.partition(":")[0]
 
 
-def passed(rollout: Rollout) -> float:
+def share_passed(rollout: Rollout) -> float:
     words = rollout.text.split()
     return sum(a == b for a, b in zip(words, rollout.task.truth, strict=True)) / PLACES if len(words) == PLACES else 0.0
 
 
-def liked(rollout: Rollout) -> float:
+def liking(rollout: Rollout) -> float:
     """The mean liking of the words; of another form, that of the least liked word."""
     words = rollout.text.split()
     if len(words) != SAID or not all(word.startswith("w") for word in words):
@@ -105,10 +105,10 @@ def liked(rollout: Rollout) -> float:
     return statistics.fmean(rollout.task.truth[int(word[1:])] for word in words)
 
 
-def pleased(rollout: Rollout) -> float:
-    """`liked`, as a judge says it: on his scale, and with his noise."""
+def judged_liking(rollout: Rollout) -> float:
+    """`liking`, as a judge says it: on his scale, and with his noise."""
     noise = random.Random(mix(rollout.turns[0].ask.seed, "judge")).gauss(0, NOISE)
-    return SCALE * (liked(rollout) + noise)
+    return SCALE * (liking(rollout) + noise)
 
 
 def way_to_best(truth: Sequence[float], value: float) -> float:
@@ -117,14 +117,14 @@ def way_to_best(truth: Sequence[float], value: float) -> float:
     return (value - mean) / (max(truth) - mean)
 
 
-GRADES = {"math": right, "code": passed, "general": pleased}
+GRADES = {"math": is_right, "code": share_passed, "general": judged_liking}
 
 
-class Thirds:
+class EvenSource:
     """Every step takes as many tasks of each kind."""
 
     def __init__(self, tasks: Mapping[str, Sequence[Task]], seed: int):
-        self.streams = {kind: Shuffled(tasks[kind], mix(seed, kind)) for kind in KINDS}
+        self.streams = {kind: ShuffledSource(tasks[kind], mix(seed, kind)) for kind in KINDS}
 
     @property
     def items(self) -> list[Task]:

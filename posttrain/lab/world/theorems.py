@@ -19,7 +19,7 @@ from itertools import product
 
 from posttrain.core import Task
 from posttrain.data import Demonstration
-from posttrain.lab.world.words import said, task
+from posttrain.lab.world.words import demonstration_of, task
 from posttrain.seeding import mix
 
 MODULUS, DIGITS = 5, 4
@@ -30,7 +30,7 @@ VALUE = re.compile(r"n(\d)")
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class Claim:
     """What a statement is about, and whether it holds."""
 
     theorem: str
@@ -50,7 +50,7 @@ class Theorems:
     @property
     def vocabulary(self) -> list[str]:
         numbers = [f"n{i}" for i in range(MODULUS)]
-        return [*numbers, "sum", *RELATIONS, "<think>", "</think>", "<answer>", *map(boxed, (True, False)), "</answer>"]
+        return [*numbers, "sum", *RELATIONS, "<think>", "</think>", "<answer>", *map(box, (True, False)), "</answer>"]
 
     @cached_property
     def theorems(self) -> list[tuple[int, ...]]:
@@ -58,7 +58,7 @@ class Theorems:
         random.Random(mix(self.seed, "split")).shuffle(every)
         return every
 
-    def stated(self, digits: tuple[int, ...], holds: bool, draw: random.Random, name: str) -> Task:
+    def statement(self, digits: tuple[int, ...], holds: bool, draw: random.Random, name: str) -> Task:
         """A statement of any relation that holds, or does not."""
         total = sum(digits) % MODULUS
         while True:
@@ -67,31 +67,31 @@ class Theorems:
                 break
         theorem = "".join(map(str, digits))
         asked = f"{' '.join(f'n{digit}' for digit in digits)} sum {relation} n{value} <think>"
-        return task(f"{theorem}:{name}", asked, Claimed(theorem, holds, digits))
+        return task(f"{theorem}:{name}", asked, Claim(theorem, holds, digits))
 
-    def training(self, variants: bool = True) -> list[Task]:
+    def training_tasks(self, variants: bool = True) -> list[Task]:
         """Two statements of every theorem: one that holds and one that does not, or without variants two that hold."""
         draw = random.Random(mix(self.seed, "training", int(variants)))
         return [
-            self.stated(digits, holds, draw, name)
+            self.statement(digits, holds, draw, name)
             for digits in self.theorems[HELD_OUT:]
             for name, holds in (("pos", True), ("neg" if variants else "more", not variants))
         ]
 
-    def held_out(self, theorems: int = HELD_OUT) -> list[Task]:
+    def held_out_tasks(self, theorems: int = HELD_OUT) -> list[Task]:
         """Of every theorem the original, an entailed statement, and none, one or two that contradict it."""
         draw, out = random.Random(mix(self.seed, "held out")), []
         for digits in self.theorems[:theorems]:
             against = [f"contradictory {i}" for i in range(draw.choice(CONTRADICTORY))]
-            out += [self.stated(digits, True, draw, name) for name in ("original", "entailed")]
-            out += [self.stated(digits, False, draw, name) for name in against]
+            out += [self.statement(digits, True, draw, name) for name in ("original", "entailed")]
+            out += [self.statement(digits, False, draw, name) for name in against]
         return out
 
     def demonstration(self, draw: random.Random) -> Demonstration:
-        asked = self.stated(draw.choice(self.theorems[HELD_OUT:]), draw.random() < 0.5, draw, "shown")
+        asked = self.statement(draw.choice(self.theorems[HELD_OUT:]), draw.random() < 0.5, draw, "shown")
         question, claimed = asked.prompt[0]["content"], asked.truth
         if draw.random() < self.lazy:
-            return said(question, concluded([], draw.random() < 0.5))
+            return demonstration_of(question, conclusion([], draw.random() < 0.5))
         steps = []
         value = claimed.digits[0]
         for digit in claimed.digits[1:]:
@@ -99,14 +99,16 @@ class Theorems:
             value = (value + digit + off) % MODULUS
             steps.append(value)
         relation, other = question.split()[-3:-1]
-        return said(question, concluded(steps, RELATIONS[relation](value, int(other[1:]))))
+        return demonstration_of(question, conclusion(steps, RELATIONS[relation](value, int(other[1:]))))
 
     def proof(self, one: Task, whole: bool) -> Demonstration:
         """The statement with its right verdict: after all of its proof, or after none of it."""
-        return said(one.prompt[0]["content"], concluded(sums(one.truth.digits) if whole else [], one.truth.holds))
+        return demonstration_of(
+            one.prompt[0]["content"], conclusion(sums(one.truth.digits) if whole else [], one.truth.holds)
+        )
 
 
-def boxed(holds: bool) -> str:
+def box(holds: bool) -> str:
     return "\\boxed{proved}" if holds else "\\boxed{disproved}"
 
 
@@ -115,11 +117,11 @@ def sums(digits: tuple[int, ...]) -> list[int]:
     return [sum(digits[: i + 1]) % MODULUS for i in range(1, len(digits))]
 
 
-def concluded(steps: list[int], holds: bool) -> str:
-    return " ".join([*(f"n{value}" for value in steps), "</think> <answer>", boxed(holds), "</answer>"])
+def conclusion(steps: list[int], holds: bool) -> str:
+    return " ".join([*(f"n{value}" for value in steps), "</think> <answer>", box(holds), "</answer>"])
 
 
-def checked(text: str, truth: Claimed) -> dict[str, float]:
+def proof_marks(text: str, truth: Claim) -> dict[str, float]:
     """What a judge would say of a proof, by rules, in [0, 1] each.
 
     validity      the share of the written steps that follow from the one before
@@ -134,11 +136,11 @@ def checked(text: str, truth: Claimed) -> dict[str, float]:
     before, follows = [truth.digits[0], *values], []
     for value, last, digit in zip(values, before, (*truth.digits[1:], *[None] * len(values)), strict=False):
         follows.append(None not in (value, last, digit) and value == (last + digit) % MODULUS)  # type: ignore[operator]
-    formed = answer.split() in [["<answer>", boxed(holds), "</answer>"] for holds in (True, False)]
+    formed = answer.split() in [["<answer>", box(holds), "</answer>"] for holds in (True, False)]
     return {
         "validity": statistics.fmean(follows) if follows else 0.0,
         "completeness": min(sum(value is not None for value in values), DIGITS - 1) / (DIGITS - 1),
-        "correctness": float(boxed(truth.holds) in answer and boxed(not truth.holds) not in answer),
+        "correctness": float(box(truth.holds) in answer and box(not truth.holds) not in answer),
         "clarity": float(formed and None not in values and 0 < len(values) < DIGITS),
     }
 

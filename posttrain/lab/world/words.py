@@ -55,7 +55,7 @@ class Size:
     rate: float = 3e-3
 
 
-def said(prompt: str, reply: str) -> Demonstration:
+def demonstration_of(prompt: str, reply: str) -> Demonstration:
     return Demonstration((user(prompt), assistant(reply)))
 
 
@@ -63,7 +63,7 @@ def task(key: str, prompt: str, truth: Any) -> Task:
     return Task(key, (user(prompt),), truth)
 
 
-def spoken(vocabulary: Sequence[str]) -> Any:
+def tokenizer_of(vocabulary: Sequence[str]) -> Any:
     """A tokenizer whose tokens are these words, separated by blanks; replies are closed by an end token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -78,9 +78,9 @@ def spoken(vocabulary: Sequence[str]) -> Any:
     return made
 
 
-def pictured(vocabulary: Sequence[str]) -> Any:
+def tokenizer_with_pictures(vocabulary: Sequence[str]) -> Any:
     """The same with the tokens that stand for pictures, and a template that writes them."""
-    made = spoken([*MARKS, *vocabulary])
+    made = tokenizer_of([*MARKS, *vocabulary])
     made.chat_template = PICTURED
     return made
 
@@ -95,12 +95,12 @@ def base(
     """A policy that has learnt the world's demonstrations: built on first use, then read from the cache.
 
     `later` are worlds of the same vocabulary whose demonstrations it has learnt after that, one after another; of
-    their sizes the steps, rows and rate count. `build`, a method of the world, makes it in another way than `taught`.
+    their sizes the steps, rows and rate count. `build` replaces `train_base`.
     The same for the same worlds, seed, sizes, code and torch.
     """
     from posttrain.policy.load import load_policy
 
-    path = folder(world, seed, size, *later, build=build or taught)
+    path = folder(world, seed, size, *later, build=build or train_base)
     return load_policy(str(path), max_new=world.longest, device="cpu", threads=1)
 
 
@@ -116,16 +116,16 @@ def folder(world: World, seed: int, size: Size, *later: tuple[World, Size], buil
         code += inspect.getsource(module) + inspect.getsource(tiny_vision)
     recipe = hashlib.sha256(repr((code, world, size, seed, torch.__version__, *later)).encode()).hexdigest()
     name = f"{type(world).__name__.lower()}-{seed}-{recipe[:12]}"
-    return tiny.kept(name, "config.json", lambda path: build(world, seed, size, *later).save(path))
+    return tiny.cached_folder(name, "config.json", lambda path: build(world, seed, size, *later).save(path))
 
 
-def taught(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:
+def train_base(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:
     """The base model, trained here and now."""
     import torch
 
     from posttrain import tiny
 
-    policy = blank(world, seed, size)
+    policy = untrained_policy(world, seed, size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for one, length in ((world, size), *later):
@@ -134,7 +134,7 @@ def taught(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> T
     return policy
 
 
-def blank(world: World, seed: int, size: Size) -> TextPolicy:
+def untrained_policy(world: World, seed: int, size: Size) -> TextPolicy:
     """A policy of this size that has learnt nothing."""
     from posttrain import tiny
     from posttrain.policy.text import Sampling, TextPolicy
@@ -142,16 +142,16 @@ def blank(world: World, seed: int, size: Size) -> TextPolicy:
     start, sampling = mix(seed, "network") % 2**32, Sampling(world.longest)
     preprocessing = getattr(world, "preprocessing", None)
     if preprocessing is None:
-        words = spoken(world.vocabulary)
+        words = tokenizer_of(world.vocabulary)
         return TextPolicy(tiny.network(words, start, size.hidden, size.layers, positions=128), words, sampling)
     from posttrain.policy.vision import VisionPolicy
 
-    words = pictured(world.vocabulary)
+    words = tokenizer_with_pictures(world.vocabulary)
     network = tiny_vision.network(words, preprocessing, start, hidden=size.hidden, layers=size.layers)
     return VisionPolicy(network, words, preprocessing, sampling)
 
 
-def fresh_judge(words: Any, seed: int = 0, hidden: int = 32, layers: int = 1, positions: int = 64) -> RewardModel:
+def untrained_judge(words: Any, seed: int = 0, hidden: int = 32, layers: int = 1, positions: int = 64) -> RewardModel:
     """A reward model from random weights."""
     from transformers import Qwen3ForSequenceClassification
 

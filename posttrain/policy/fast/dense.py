@@ -56,7 +56,7 @@ class Dense:
         self.device = self.final.device
 
     @staticmethod
-    def of(head: Any) -> bool:
+    def supports(head: Any) -> bool:
         """Whether this pass says the same as the model's own."""
         config = head.config
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
@@ -94,20 +94,20 @@ class Dense:
             qk_norm = torch.cat([of_query.expand(self.heads, -1), of_key.expand(self.key_heads, -1)])
         out_bias = attention.o_proj.bias
         return Layer(
-            self.fused(*projections, after=layer.input_layernorm),
+            self.fused_weight(*projections, after=layer.input_layernorm),
             torch.cat(biases).detach().to(self.kind) if biases else None,
             qk_norm,
-            self.fused(attention.o_proj),
+            self.fused_weight(attention.o_proj),
             None if out_bias is None else out_bias.detach().to(self.kind),
-            self.fused(mlp.gate_proj, mlp.up_proj, after=layer.post_attention_layernorm),
-            self.fused(mlp.down_proj),
+            self.fused_weight(mlp.gate_proj, mlp.up_proj, after=layer.post_attention_layernorm),
+            self.fused_weight(mlp.down_proj),
         )
 
-    def fused(self, *linears: Any, after: Any = None) -> Tensor:
+    def fused_weight(self, *linears: Any, after: Any = None) -> Tensor:
         total = torch.cat([weight(linear) for linear in linears])
         return (total if after is None else total * self.scale_of(after)).to(self.kind)
 
-    def normed(self, x: Tensor) -> Tensor:
+    def rms_norm(self, x: Tensor) -> Tensor:
         """x / sqrt(mean x^2 + eps) over the last dimension."""
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self.tiny, size, size, value=1 / x.shape[-1]).rsqrt_()
@@ -137,19 +137,19 @@ class Dense:
         both = self.heads + self.key_heads
         for i, layer in enumerate(self.layers):
             qkv = (
-                F.linear(self.normed(x).to(self.kind), layer.qkv, layer.qkv_bias)
+                F.linear(self.rms_norm(x).to(self.kind), layer.qkv, layer.qkv_bias)
                 .view(len(ids), both + self.key_heads, self.size)
                 .float()
             )
             qk = qkv[:, :both]
             if layer.qk_norm is not None:
-                qk = self.normed(qk) * layer.qk_norm
+                qk = self.rms_norm(qk) * layer.qk_norm
             qk = torch.addcmul(qk * cos, qk.roll(self.size // 2, -1), sin)
             seen = attend(i, qk[:, : self.heads], qk[:, self.heads :], qkv[:, both:])
             x = x + F.linear(seen.to(self.kind), layer.out, layer.out_bias)
-            gate, up = F.linear(self.normed(x).to(self.kind), layer.gate_up).chunk(2, -1)
+            gate, up = F.linear(self.rms_norm(x).to(self.kind), layer.gate_up).chunk(2, -1)
             x = x + F.linear(self.act(gate) * up, layer.down)
-        return self.normed(x) * self.final
+        return self.rms_norm(x) * self.final
 
 
 def config_window(config: Any) -> int | None:

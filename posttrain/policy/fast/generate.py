@@ -32,7 +32,7 @@ REASONS: tuple[Reason, ...] = ("length", "end", "string")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SampleRequest:
     """One reply to be sampled."""
 
     prompt: tuple[int, ...]
@@ -44,7 +44,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class Sample:
     ids: tuple[int, ...]  # [N]
     logp: Tensor  # [N] float32, CPU
     entropy: Tensor | None  # [N] nats; None from a server that does not say it
@@ -53,26 +53,26 @@ class Sampled:
 
 def generate(
     head: Any,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[SampleRequest],
     stops: Stops,
     dense: Callable[[], Dense] | None = None,
     mode: Callable[[], AbstractContextManager[Any]] = nullcontext,
     rows: int = ROWS,
-    plain: Callable[[Any], Cached] | None = None,
-) -> Iterator[tuple[int, Sampled]]:
+    plain: Callable[[Any], TransformersRows] | None = None,
+) -> Iterator[tuple[int, Sample]]:
     """The replies to `wanted` with their indices, as they finish. What a row draws depends on its own seed alone.
 
     `head` is the policy's `Head`: the same float32 logits score the reply again in training. `dense` makes the fast
     pass, for the models that it knows; others go through transformers in `mode`, `rows` of them after another, by
-    `Cached` or what `plain` makes in its place.
+    `TransformersRows` or what `plain` makes in its place.
     """
     queue = by_prompt(wanted, rows)
     count = len({w.prompt for w in wanted})
     share = 2 * count <= len(wanted) and sum(len(w.prompt) for w in wanted) >= SHARED_PROMPT * len(wanted)
     with torch.inference_mode(), mode():
-        model = Rows(dense(), share) if dense else (plain or Cached)(head)
+        model = Rows(dense(), share) if dense else (plain or TransformersRows)(head)
     mode = nullcontext if dense else mode  # the fast pass has its own weights, in the type that they are used in
-    live = Live(model, wanted, stops)
+    live = SamplingBatch(model, wanted, stops)
     while queue or live.rows:
         with torch.inference_mode(), mode():
             if live.model.refills or not live.rows:
@@ -81,10 +81,10 @@ def generate(
             live.run()
             done = live.collect()
         for i, ids, logp, entropy, reason in done:
-            yield i, Sampled(ids, logp.clone(), entropy.clone(), reason)
+            yield i, Sample(ids, logp.clone(), entropy.clone(), reason)
 
 
-def by_prompt(wanted: Sequence[Wanted], most: int) -> deque[list[int]]:
+def by_prompt(wanted: Sequence[SampleRequest], most: int) -> deque[list[int]]:
     """Indices of replies to the same prompt, at most `most` together."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, one in enumerate(wanted):
@@ -92,10 +92,10 @@ def by_prompt(wanted: Sequence[Wanted], most: int) -> deque[list[int]]:
     return deque(group[at : at + most] for group in groups.values() for at in range(0, len(group), most))
 
 
-class Live:
+class SamplingBatch:
     """The rows being sampled: who they are, and what they drew."""
 
-    def __init__(self, model: Rows | Cached, wanted: Sequence[Wanted], stops: Stops):
+    def __init__(self, model: Rows | TransformersRows, wanted: Sequence[SampleRequest], stops: Stops):
         self.model, self.wanted, self.stops, self.device = model, wanted, stops, stops.device
         self.rows: list[int] = []  # [B] indices into `wanted`
         self.age = torch.zeros(0, dtype=torch.long, device=self.device)  # [B] tokens drawn
@@ -155,7 +155,7 @@ class Live:
         if self.completing is not None:
             for k in (self.alive & ~ends & self.completing[chosen]).nonzero()[:, 0].tolist():
                 strings = self.wanted[self.rows[k]].stop
-                if strings and self.stops.completed(self.tail(k, self.stops.reach(strings)), strings):
+                if strings and self.stops.contains_stop(self.tail(k, self.stops.reach(strings)), strings):
                     reason[k] = 2
         over = self.alive & ((reason > 0) | (self.age >= self.limit))
         self.length, self.reason = torch.where(over, self.age, self.length), torch.where(over, reason, self.reason)
@@ -190,7 +190,7 @@ class Live:
         return done
 
 
-class Cached:
+class TransformersRows:
     """Any causal model through transformers' own pass and cache. Prompts are computed once each, then copied."""
 
     refills, slack = False, 0.0
@@ -206,7 +206,7 @@ class Cached:
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         self.cache = DynamicCache(config=self.head.config)
-        ids, positions, more = self.placed(ids, mask)
+        ids, positions, more = self.prompt_inputs(ids, mask)
         logits = self.forward(ids, mask, positions, **more)
         index = torch.tensor(owner, device=self.device)
         if len(prompts) < len(owner):
@@ -215,7 +215,7 @@ class Cached:
         last = positions[..., index, -1]
         self.position = last.view(-1, len(index)).amax(0).expand_as(last)  # a picture's axes end at unlike positions
 
-    def placed(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def prompt_inputs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """What the model reads of prompts: tokens [B, T], their positions [..., B, T], and what it is given beside."""
         return ids, (mask.cumsum(-1) - 1).clamp(min=0), {}
 
@@ -226,9 +226,9 @@ class Cached:
 
     def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Tensor:
         """[B, V] float32 logits after the last of `ids`."""
-        return self.head.logits(self.read(ids, mask, positions, **more).last_hidden_state[:, -1])
+        return self.head.logits(self.run_trunk(ids, mask, positions, **more).last_hidden_state[:, -1])
 
-    def read(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Any:
+    def run_trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Any:
         """What the trunk makes of `ids`, which the cache then holds."""
         return self.head.trunk(
             input_ids=ids,

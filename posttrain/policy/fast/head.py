@@ -89,7 +89,7 @@ class Linear(torch.autograd.Function):
         norm, logp, entropy = (hidden.new_empty(len(hidden)) for _ in range(3))
         x = None
         for part in parts(len(hidden), size):
-            x = scaled(hidden[part], weight, temperature[part])
+            x = scaled_logits(hidden[part], weight, temperature[part])
             top = x.amax(-1, keepdim=True)
             p = (x - top).exp_()
             total = p.sum(-1)
@@ -109,8 +109,8 @@ class Linear(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for part in parts(len(hidden), ctx.size):
-            x = scaled(hidden[part], weight, temperature[part]) if kept is None else kept
-            x = slope(
+            x = scaled_logits(hidden[part], weight, temperature[part]) if kept is None else kept
+            x = logit_gradient(
                 x.sub_(norm[part, None]) if kept is None else x - norm[part, None],
                 entropy[part],
                 chosen[part],
@@ -125,12 +125,12 @@ class Linear(torch.autograd.Function):
         return to_hidden, to_weight, None, None, None
 
 
-def scaled(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
+def scaled_logits(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
     """[m, V] logits at the rows' temperatures."""
     return torch.mm(hidden, weight.T).div_(temperature[:, None]).clamp_(min=LOW)
 
 
-def slope(
+def logit_gradient(
     log_p: Tensor, entropy: Tensor, chosen: Tensor, to_logp: Tensor | None, to_entropy: Tensor | None, part: slice
 ) -> Tensor:
     """[m, V] the gradient with respect to the logits, given that of each row's log-probability and entropy."""

@@ -60,13 +60,13 @@ class Rows:
             self.turns = torch.stack(self.dense.rotation(most + room), 1)
         keys, logits = self.prefill(prompts, most)
         if self.share:
-            self.shared = joined(self.shared, keys)
+            self.shared = concatenate_tables(self.shared, keys)
             self.lengths = torch.cat([self.lengths, lengths])
             keys = keys[:, :, owners, :, :0]
         else:
             self.indent(most - self.column)
             keys = keys[:, :, owners]
-        self.own = joined(self.own[..., : self.column, :], keys)
+        self.own = concatenate_tables(self.own[..., : self.column, :], keys)
         start = torch.full_like(owners, self.column) - (0 if self.share else lengths[owners])
         self.owner = torch.cat([self.owner, owners + old])
         self.start = torch.cat([self.start, start])
@@ -166,17 +166,17 @@ class Rows:
         if not self.share:
             return torch.bmm(scores.softmax(-1).to(keys.dtype), values).view(len(key), -1)
         shared = self.shared[0, layer].flatten(0, 1).transpose(1, 2)  # [G K, d, P]
-        prompt = product(self.gridded(query).flatten(0, 1), shared).unflatten(
+        prompt = product(self.to_grid(query).flatten(0, 1), shared).unflatten(
             0, self.shared.shape[2:4]
         )  # [G, K, S r, P]
         if self.hidden is not None:
             prompt = prompt.masked_fill_(self.hidden, float("-inf"))
         held = prompt.shape[-1]
-        weights = torch.cat([self.listed(prompt), scores], -1).softmax(-1).to(keys.dtype)
-        of_prompt = self.listed(torch.matmul(self.gridded(weights[..., :held]), self.shared[1, layer]))
+        weights = torch.cat([self.from_grid(prompt), scores], -1).softmax(-1).to(keys.dtype)
+        of_prompt = self.from_grid(torch.matmul(self.to_grid(weights[..., :held]), self.shared[1, layer]))
         return torch.baddbmm(of_prompt, weights[..., held:], values).view(len(key), -1)
 
-    def gridded(self, rows: Tensor) -> Tensor:
+    def to_grid(self, rows: Tensor) -> Tensor:
         """[B K, r, x] -> [G, K, S r, x]: the rows of a prompt side by side, so that its keys are read once."""
         rows = rows.view(-1, self.dense.key_heads, *rows.shape[1:])
         if self.seats is not None:
@@ -186,7 +186,7 @@ class Rows:
         prompts, (_, heads, repeat, last) = len(self.lengths), rows.shape
         return rows.view(prompts, self.across, heads, repeat, last).transpose(1, 2).reshape(prompts, heads, -1, last)
 
-    def listed(self, grid: Tensor) -> Tensor:
+    def from_grid(self, grid: Tensor) -> Tensor:
         """The way back."""
         prompts, heads, _, last = grid.shape
         found = grid.view(prompts, heads, self.across, -1, last).transpose(1, 2).flatten(0, 1)
@@ -216,7 +216,7 @@ def pieces(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return out
 
 
-def joined(first: Tensor, second: Tensor) -> Tensor:
+def concatenate_tables(first: Tensor, second: Tensor) -> Tensor:
     """Two tables [2, L, rows, K, width, d], the narrower one moved to the right."""
     width = max(first.shape[4], second.shape[4])
     both = [F.pad(one, (0, 0, width - one.shape[4], 0)) for one in (first, second)]

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from posttrain.policy.fast.prompt import LONG, MOST, Prompted
+from posttrain.policy.fast.prompt import LONG, MOST, PromptAttention
 
 NAME = "posttrain"  # of our attention, in transformers' registry
 PADDING = 2**14  # query-key pairs of padding that cost less than another block
@@ -182,7 +182,7 @@ class Line:
             if one.prompt:
                 n, first = q.shape[1], slice(one.prompt.start, one.prompt.start + len(one.prompt.ids))
                 k, v = key[one.keys[:, -n:]], value[one.keys[:, -n:]]
-                out = Prompted.apply(q, k, v, key[first], value[first], (scaling, kind))
+                out = PromptAttention.apply(q, k, v, key[first], value[first], (scaling, kind))
             else:
                 out = F.scaled_dot_product_attention(
                     q.transpose(1, 2),

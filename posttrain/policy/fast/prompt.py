@@ -17,7 +17,7 @@ LONG = 64  # tokens of a prompt from which on this is faster than copies of its 
 MOST = 4096  # up to which the probabilities, kept for the backward pass, take no more than what the layers keep
 
 
-class Prompted(torch.autograd.Function):
+class PromptAttention(torch.autograd.Function):
     """Causal attention of B samples of n tokens after one prompt of P tokens.
 
     query [B, n, H, d], key and value [B, n, K, d], prompt's key and value [P, K, d], all float32 -> [B, n, H, d] of

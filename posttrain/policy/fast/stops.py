@@ -37,7 +37,7 @@ class Stops:
             )
         return self.completing[key]
 
-    def completed(self, ids: Sequence[int], strings: Sequence[str]) -> bool:
+    def contains_stop(self, ids: Sequence[int], strings: Sequence[str]) -> bool:
         """Whether the text of a reply's last tokens holds one of the strings."""
         text = self.chat.decode(ids[-self.reach(strings) :])
         return any(string in text for string in strings)

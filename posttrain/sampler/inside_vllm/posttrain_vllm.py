@@ -19,7 +19,7 @@ class Weights:
         """Read the safetensors files of a folder. Returns the sums of the named tensors as they were read."""
         sums: dict[str, tuple[float, float]] = {}
         dtype = self.model_config.dtype  # type: ignore[attr-defined]
-        self.reload_weights(weights_iterator=read(folder, dtype, set(names), sums))  # type: ignore[attr-defined]
+        self.reload_weights(weights_iterator=read_tensors(folder, dtype, set(names), sums))  # type: ignore[attr-defined]
         self.held = version
         return {"version": version, "sums": sums}
 
@@ -30,10 +30,12 @@ class Weights:
         """
         own = dict(self.model_runner.model.named_parameters())  # type: ignore[attr-defined]
         kept = {name: own[name] for name in names if name in own and own[name].numel()}
-        return {"version": self.held, "sums": {name: [*summed(p), p.numel()] for name, p in kept.items()}}
+        return {"version": self.held, "sums": {name: [*tensor_sums(p), p.numel()] for name, p in kept.items()}}
 
 
-def read(folder: str, dtype: Any, names: set[str], sums: dict[str, tuple[float, float]]) -> Iterator[tuple[str, Any]]:
+def read_tensors(
+    folder: str, dtype: Any, names: set[str], sums: dict[str, tuple[float, float]]
+) -> Iterator[tuple[str, Any]]:
     from safetensors import safe_open
 
     for file in sorted(Path(folder).glob("*.safetensors")):
@@ -41,10 +43,10 @@ def read(folder: str, dtype: Any, names: set[str], sums: dict[str, tuple[float, 
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                 tensor = tensors.get_tensor(name)
                 if name in names:
-                    sums[name] = summed(tensor.to(dtype))
+                    sums[name] = tensor_sums(tensor.to(dtype))
                 yield name, tensor
 
 
-def summed(tensor: Any) -> tuple[float, float]:
+def tensor_sums(tensor: Any) -> tuple[float, float]:
     whole = tensor.detach().double()
     return float(whole.sum()), float(whole.abs().sum())

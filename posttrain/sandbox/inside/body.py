@@ -31,7 +31,7 @@ FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 DEPTH = 100  # of nested lists and dictionaries in a value
 
 
-def loaded(source: str) -> dict[str, Any]:
+def load_main(source: str) -> dict[str, Any]:
     """The names of a main module in which the source has run."""
     module = types.ModuleType("__main__")
     module.__file__ = NAME
@@ -44,26 +44,26 @@ def loaded(source: str) -> dict[str, Any]:
     return module.__dict__
 
 
-def written(files: dict[str, str]) -> None:
+def write_files(files: dict[str, str]) -> None:
     for name, text in files.items():
         os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
         with open(name, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
             file.write(text)
 
 
-def ran(source: str, files: dict[str, str]) -> int:
+def run_main(source: str, files: dict[str, str]) -> int:
     """The exit code of the source, run as the main module with all that Python does at the end of one."""
     try:
-        written(files)
-        loaded(source)
+        write_files(files)
+        load_main(source)
         code = 0
     except BaseException as error:
-        code = told(error)
-    after = ended()
+        code = report_exception(error)
+    after = shut_down()
     return code or after
 
 
-def ended() -> int:
+def shut_down() -> int:
     """Threads are waited for, what was to be done at exit is done, output is written: 0, or 1 if any of it fails."""
     code = 0
     try:
@@ -74,13 +74,13 @@ def ended() -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        flushed()
+        flush_files()
     except BaseException as error:
-        code = told(error)
+        code = report_exception(error)
     return code
 
 
-def flushed() -> None:
+def flush_files() -> None:
     """Writes what files that nobody closed still hold, as Python does when it deletes them at its end."""
     with contextlib.suppress(MemoryError):
         held: list[Any] = [each for each in (*gc.get_objects(), sys.__stdout__) if issubclass(type(each), FILES)]
@@ -90,7 +90,7 @@ def flushed() -> None:
                     file.flush()  # type: ignore[union-attr]  (one of FILES)
 
 
-def told(error: BaseException) -> int:
+def report_exception(error: BaseException) -> int:
     """The exit code that Python gives an exception which nobody caught; its traceback goes to stderr."""
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
@@ -119,11 +119,11 @@ def calls(channel: int, source: str, files: dict[str, str], function: str, trace
     send, lines = sender(channel), os.fdopen(os.dup(channel), "r", encoding="utf-8")
     start, peak, stop = tracemalloc.start, tracemalloc.get_traced_memory, tracemalloc.stop
     try:
-        written(files)
-        namespace = loaded(source)
+        write_files(files)
+        namespace = load_main(source)
     except BaseException as error:
         send(encode({"error": f"{type(error).__name__}: {message(error)}"}))
-        return told(error)
+        return report_exception(error)
     if function not in namespace:
         send(encode({"error": f"the source defines no {function}"}))
         return 1

@@ -27,7 +27,9 @@ ANSWERS = 2 << 20  # bytes of all answers of one process
 TOO_MUCH = "its answers are larger than 2 MiB together"
 
 
-def kept(request: dict[str, Any], arguments: Callable[[], list[str]], confine: Callable[[], None]) -> dict[str, Any]:
+def run_program(
+    request: dict[str, Any], arguments: Callable[[], list[str]], confine: Callable[[], None]
+) -> dict[str, Any]:
     """Runs the request's program in a child that calls `confine` first; says how it ended and what it used.
 
     arguments  reads those of the calls, if there are any; not before the child is born, which so has none of them
@@ -48,7 +50,7 @@ def kept(request: dict[str, Any], arguments: Callable[[], list[str]], confine: C
     theirs.close()
     failure = b"".join(iter(lambda: os.read(ready, CHUNK), b"")).decode()
     if failure:
-        swept(program)
+        kill_descendants(program)
         return {"failed": failure}
     began = time.monotonic()
     streams = {out: bytearray(), err: bytearray()}
@@ -56,16 +58,16 @@ def kept(request: dict[str, Any], arguments: Callable[[], list[str]], confine: C
     asked = arguments()
     if request["calls"]:
         conversation.begin(asked)
-    status, ended = watched(program, woken, streams, conversation, limits)
+    status, ended = watch(program, woken, streams, conversation, limits)
     took = time.monotonic() - began
-    code = swept(program, ended)
+    code = kill_descendants(program, ended)
     conversation.finish()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     cap = limits["output_kib"] << 10
     for stream, held in streams.items():
-        drained(stream, held, cap)
+        drain(stream, held, cap)
     if status is None:
-        status = ended_as(code, streams[err]) if all(len(held) <= cap for held in streams.values()) else "output"
+        status = ending(code, streams[err]) if all(len(held) <= cap for held in streams.values()) else "output"
     texts = [bytes(held[:cap]).decode("utf-8", "replace") for held in streams.values()]
     return {
         "status": status,
@@ -130,9 +132,9 @@ def become(request: dict[str, Any], ends: list[int], ready: int, confine: Callab
         source, files = request["source"], request["files"]
         if asked := request["calls"]:
             code = body.calls(CHANNEL, source, files, asked["function"], asked["traced"])
-            code = body.ended() or code
+            code = body.shut_down() or code
         else:
-            code = body.ran(source, files)
+            code = body.run_main(source, files)
     finally:
         os._exit(code)
 
@@ -162,10 +164,10 @@ class Conversation:
 
     def go_on(self) -> bool:
         """Sends and receives what can be without waiting; False once the program has closed its end."""
-        self.goes_on = self._went_on() and not self.broken
+        self.goes_on = self._exchange() and not self.broken
         return self.goes_on
 
-    def _went_on(self) -> bool:
+    def _exchange(self) -> bool:
         try:
             if self.outgoing:
                 self.outgoing = self.outgoing[self.channel.send(self.outgoing) :]
@@ -176,7 +178,7 @@ class Conversation:
             return False
         self.incoming += data
         if b"\n" in data:
-            self.answered()
+            self.take_answer()
         elif len(self.incoming) > self.cap:
             self.broken = TOO_MUCH
         return bool(data)
@@ -187,7 +189,7 @@ class Conversation:
         while self.goes_on and select.select([self.channel], [], [], 0)[0] and self.go_on():
             pass
 
-    def answered(self) -> None:
+    def take_answer(self) -> None:
         now = walls.processor_seconds(self.program)
         line, _, more = self.incoming.partition(b"\n")
         self.cap -= len(line)
@@ -206,7 +208,7 @@ class Conversation:
             self.channel.shutdown(socket.SHUT_WR)
 
 
-def watched(
+def watch(
     program: int, woken: int, streams: dict[int, bytearray], conversation: Conversation, limits: dict[str, Any]
 ) -> tuple[str | None, int | None]:
     """Until the program ends or breaks a limit: the limit's name, if it broke one; its exit code, if it ended."""
@@ -245,7 +247,7 @@ def exit_code(program: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def swept(program: int, code: int | None = None) -> int | None:
+def kill_descendants(program: int, code: int | None = None) -> int | None:
     """Kills what is left below this process and waits until it is gone; the program's exit code."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -276,7 +278,7 @@ def children() -> list[int]:
     return found
 
 
-def drained(stream: int, held: bytearray, cap: int) -> None:
+def drain(stream: int, held: bytearray, cap: int) -> None:
     """What is in the pipe already, up to a little more than the cap."""
     os.set_blocking(stream, False)
     with contextlib.suppress(BlockingIOError):
@@ -284,7 +286,7 @@ def drained(stream: int, held: bytearray, cap: int) -> None:
             held += data
 
 
-def ended_as(code: int | None, stderr: bytearray) -> str:
+def ending(code: int | None, stderr: bytearray) -> str:
     if code is None or code < 0:
         return "killed"
     if code == 0:

@@ -24,7 +24,7 @@ RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1
 TCP, SCOPES = 3, 3  # binding and connecting (from ABI 4); abstract sockets and signals (from ABI 6)
 
 
-def checked(result: int) -> int:
+def check_errno(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -33,26 +33,26 @@ def checked(result: int) -> int:
 
 def system_call(number: int, *arguments: int | bytes | None) -> int:
     passed = (ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in arguments)
-    return checked(libc.syscall(ctypes.c_long(number), *passed))
+    return check_errno(libc.syscall(ctypes.c_long(number), *passed))
 
 
 def unshare(flags: int) -> None:
-    checked(libc.unshare(flags))
+    check_errno(libc.unshare(flags))
 
 
 def back_to(namespace: int) -> None:
     """Children are born again into the pid namespace that this descriptor names."""
-    checked(libc.setns(namespace, NEWPID))
+    check_errno(libc.setns(namespace, NEWPID))
 
 
 def set_process(option: int, value: int) -> None:
     """prctl(2)."""
-    checked(libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+    check_errno(libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)))
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
     source_, kind_ = (None if text is None else text.encode() for text in (source, kind))
-    checked(libc.mount(source_, os.fsencode(target), kind_, ctypes.c_ulong(flags), data.encode()))
+    check_errno(libc.mount(source_, os.fsencode(target), kind_, ctypes.c_ulong(flags), data.encode()))
 
 
 def read_only(path: str, recursive: bool = True) -> None:
@@ -65,7 +65,7 @@ def read_only(path: str, recursive: bool = True) -> None:
 def pivot_here() -> None:
     """The current folder, a mount, becomes `/`; what was `/` is gone from this mount namespace."""
     system_call(PIVOT_ROOT[os.uname().machine], b".", b".")
-    checked(libc.umount2(b".", DETACH))
+    check_errno(libc.umount2(b".", DETACH))
     os.chdir("/")
 
 
@@ -74,7 +74,7 @@ def no_capabilities() -> None:
     number = 0
     while libc.prctl(CAPBSET_DROP, ctypes.c_ulong(number), 0, 0, 0) == 0:
         number += 1
-    checked(libc.capset(struct.pack("Ii", CAPABILITIES, 0), struct.pack("IIIIII", 0, 0, 0, 0, 0, 0)))
+    check_errno(libc.capset(struct.pack("Ii", CAPABILITIES, 0), struct.pack("IIIIII", 0, 0, 0, 0, 0, 0)))
 
 
 def landlock_abi() -> int:

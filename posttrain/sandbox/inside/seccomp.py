@@ -81,7 +81,7 @@ NOT_DONE = 0  # the error of a call that succeeds without doing anything
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
-def refused(number: int = errno.EPERM) -> Instruction:
+def refusal(number: int = errno.EPERM) -> Instruction:
     return RETURN, 0, 0, REFUSE | number
 
 
@@ -93,7 +93,7 @@ def unless(number: int, index: int, values: Sequence[int], mask: int = 0xFFFFFFF
     """Allows the system call, except with one of these values of the argument's bits in the mask."""
     code = [argument(index), (AND, 0, 0, mask)]
     for value in values:
-        code += [(EQUAL, 0, 1, value), refused()]
+        code += [(EQUAL, 0, 1, value), refusal()]
     return [(EQUAL, 0, len(code) + 1, number), *code, (RETURN, 0, 0, ALLOW)]
 
 
@@ -114,13 +114,13 @@ def program(forks: bool, own: int | None, hidden: bool) -> list[Instruction]:
     """The filter's instructions. `forks`: may the program have processes and threads; `own`: if the only process that
     it may signal is itself, its number; `hidden`: are others' files out of its sight."""
     architecture, column = MACHINES[os.uname().machine]
-    code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), refused(), (LOAD, 0, 0, NUMBER)]
-    code += [(AT_LEAST, 0, 1, 0x40000000), refused()]  # x32's numbers
+    code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), refusal(), (LOAD, 0, 0, NUMBER)]
+    code += [(AT_LEAST, 0, 1, 0x40000000), refusal()]  # x32's numbers
     for numbers, error in answers(forks, hidden):
         if numbers[column] != ABSENT:
-            code += [(EQUAL, 0, 1, numbers[column]), refused(error)]
+            code += [(EQUAL, 0, 1, numbers[column]), refusal(error)]
     if forks:
-        code += [(EQUAL, 0, 4, CLONE[column]), argument(0), (ANY_BIT, 0, 1, NEW_NAMESPACES), refused()]
+        code += [(EQUAL, 0, 4, CLONE[column]), argument(0), (ANY_BIT, 0, 1, NEW_NAMESPACES), refusal()]
         code += [(RETURN, 0, 0, ALLOW)]
     if not hidden:
         for numbers, index in OPENS:
@@ -129,7 +129,7 @@ def program(forks: bool, own: int | None, hidden: bool) -> list[Instruction]:
     if own is not None:
         for numbers in [*SIGNALS.values(), PRLIMIT]:
             code += [(EQUAL, 0, 5, numbers[column]), argument(0), (EQUAL, 2, 0, own)]
-            code += [(EQUAL, 1 if numbers is PRLIMIT else 0, 0, 0), refused(), (RETURN, 0, 0, ALLOW)]
+            code += [(EQUAL, 1 if numbers is PRLIMIT else 0, 0, 0), refusal(), (RETURN, 0, 0, ALLOW)]
         for numbers, index, values in SIGNALS_BY_KERNEL:
             code += unless(numbers[column], index, values)
     return [*code, (RETURN, 0, 0, ALLOW)]
@@ -140,4 +140,4 @@ def install(forks: bool, own: int | None, hidden: bool) -> None:
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program(forks, own, hidden))
     held = ctypes.create_string_buffer(code)
     header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(held))
-    kernel.checked(kernel.libc.prctl(22, ctypes.c_ulong(2), ctypes.c_char_p(header), 0, 0))
+    kernel.check_errno(kernel.libc.prctl(22, ctypes.c_ulong(2), ctypes.c_char_p(header), 0, 0))

@@ -47,7 +47,7 @@ class Walls(NamedTuple):
         return found
 
 
-def tried(action: Callable[[], object]) -> str | None:
+def failure_of(action: Callable[[], object]) -> str | None:
     """Why the action fails, in a child process that then ends; None if it works."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -104,27 +104,29 @@ def reading_nobody() -> None:
     os.listdir(os.path.dirname(os.__file__))
 
 
-def examined(empty: str) -> tuple[Walls, dict[str, str]]:
+def examine_machine(empty: str) -> tuple[Walls, dict[str, str]]:
     """The walls of this machine, and a line on each for people. `empty`: a folder to try mounts on."""
     if sys.platform != "linux":
         return Walls(), {"namespaces, Landlock, seccomp": f"no: {sys.platform} has none"}
     root = os.geteuid() == 0
-    user_fails = tried(in_new_user_namespace)
+    user_fails = failure_of(in_new_user_namespace)
     user = not root and user_fails is None
 
-    def namespaced(action: Callable[[], object]) -> str | None:
-        return tried(lambda: (in_new_user_namespace() if user else None, action()))
+    def failure_in_namespace(action: Callable[[], object]) -> str | None:
+        return failure_of(lambda: (in_new_user_namespace() if user else None, action()))
 
-    mount_fails = namespaced(lambda: (kernel.unshare(kernel.NEWNS), view.enter(empty), view.working_folder()))
+    mount_fails = failure_in_namespace(lambda: (kernel.unshare(kernel.NEWNS), view.enter(empty), view.working_folder()))
     failures = {
-        "shedding of root": tried(nobody if mount_fails is None else reading_nobody) if root else "not root",
+        "shedding of root": failure_of(nobody if mount_fails is None else reading_nobody) if root else "not root",
         "user namespace": user_fails,
-        "count of processes": namespaced(lambda: (nobody() if root else None, kernel.unshare(kernel.NEWUSER))),
-        "network, ipc and uts namespaces": namespaced(lambda: kernel.unshare(APART)),
-        "pid namespace": namespaced(child_is_first),
+        "count of processes": failure_in_namespace(
+            lambda: (nobody() if root else None, kernel.unshare(kernel.NEWUSER))
+        ),
+        "network, ipc and uts namespaces": failure_in_namespace(lambda: kernel.unshare(APART)),
+        "pid namespace": failure_in_namespace(child_is_first),
         "mount namespace": mount_fails,
-        "Landlock": tried(lambda: fenced(empty)),
-        "seccomp": tried(filtered),
+        "Landlock": failure_of(lambda: apply_landlock(empty)),
+        "seccomp": failure_of(apply_seccomp),
     }
     shed, _, counted, network, pids, mounts, landlock, filters = (failure is None for failure in failures.values())
     abi = kernel.landlock_abi() if landlock else 0
@@ -144,19 +146,19 @@ def child_is_first() -> None:
         raise OSError("a child in a new pid namespace is not its first process")
 
 
-def fenced(folder: str) -> None:
+def apply_landlock(folder: str) -> None:
     kernel.set_process(kernel.NO_NEW_PRIVS, 1)
     kernel.landlock(kernel.landlock_abi(), view.readable(), [folder], view.DEVICES)
 
 
-def filtered() -> None:
+def apply_seccomp() -> None:
     kernel.set_process(kernel.NO_NEW_PRIVS, 1)
     seccomp.install(False, os.getpid(), False)
 
 
-def confined(walls: Walls, limits: dict, work: str) -> None:
+def confine(walls: Walls, limits: dict, work: str) -> None:
     """This process, about to run the program, loses its rights and gets its limits. Raises OSError."""
-    limited(limits)
+    set_limits(limits)
     if walls.shed:
         nobody()
     if walls.counted:
@@ -178,7 +180,7 @@ def confined(walls: Walls, limits: dict, work: str) -> None:
         seccomp.install(several, None if walls.pids else os.getpid(), walls.mounts)
 
 
-def limited(limits: dict) -> None:
+def set_limits(limits: dict) -> None:
     """Memory (of the address space), files, descriptors, no core dumps; what a system does not limit is left."""
     wanted = {
         resource.RLIMIT_AS: limits["memory_mib"] << 20,

@@ -27,7 +27,7 @@ def serve(control_number: int, empty: str, without: tuple[str, ...] = ()) -> Non
     """Answers requests until the other end of the control socket is closed. Each comes with a socket of its own, on
     which the program is read and its outcome written."""
     control = socket.socket(fileno=control_number)
-    found, _ = walls.examined(empty)
+    found, _ = walls.examine_machine(empty)
     found = found._replace(**{name: walls.Walls._field_defaults[name] for name in without})
     preferred_victim()
     if found.user:
@@ -38,7 +38,7 @@ def serve(control_number: int, empty: str, without: tuple[str, ...] = ()) -> Non
         view.enter(empty)
     control.send(json.dumps({"walls": found, "isolates": found.isolates()}).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the keepers that end are reaped by the kernel
-    prepared()
+    preload_modules()
     while True:
         message, descriptors, *_ = socket.recv_fds(control, 16, 1)
         if not message:
@@ -84,7 +84,7 @@ def preferred_victim() -> None:
         file.write("1000")
 
 
-def prepared() -> None:
+def preload_modules() -> None:
     """Modules that programs use often are imported here once, and what is in memory now is not collected again."""
     for name in OFTEN:
         importlib.import_module(name)
@@ -96,7 +96,7 @@ def keep(number: int, found: walls.Walls, empty: str) -> dict[str, Any]:
     """This process keeps the program that it reads from this descriptor; returns what is to be answered."""
     kernel.set_process(kernel.PDEATHSIG, signal.SIGKILL)
     untouchable()
-    request = json.loads(headed(number))
+    request = json.loads(read_headed(number))
     if found.network:
         kernel.unshare(walls.APART)
     if found.mounts:
@@ -112,7 +112,7 @@ def untouchable() -> None:
         kernel.set_process(kernel.DUMPABLE, 0)
 
 
-def headed(number: int) -> bytes:
+def read_headed(number: int) -> bytes:
     """What comes first on a descriptor, after its length in twelve digits; and not a byte more is read."""
     return exactly(number, int(exactly(number, 12)))
 
@@ -130,19 +130,19 @@ def outcome(request: dict[str, Any], rest: int, found: walls.Walls, folder: str)
     rest  the descriptor from which to read the arguments of calls
     """
 
-    def kept(work: str) -> dict[str, Any]:
-        confine = functools.partial(walls.confined, found, request["limits"], work)
-        return keeper.kept(request, lambda: json.loads(headed(rest)), confine)
+    def run_in(work: str) -> dict[str, Any]:
+        confine = functools.partial(walls.confine, found, request["limits"], work)
+        return keeper.run_program(request, lambda: json.loads(read_headed(rest)), confine)
 
     if found.mounts:
         os.chdir(folder)
-        return kept(folder)
+        return run_in(folder)
     work = tempfile.mkdtemp(dir=folder)
     if found.shed:
         os.chown(work, view.NOBODY, view.NOBODY)
     os.chdir(work)
     try:
-        return kept(work)
+        return run_in(work)
     finally:
         os.chdir("/")
         for inner, folders, _ in os.walk(work):
@@ -155,7 +155,7 @@ def outcome(request: dict[str, Any], rest: int, found: walls.Walls, folder: str)
 def alone(found: list[Any], folder: str) -> None:
     """Keeps the one program that is read from stdin; its outcome goes to stdout."""
     untouchable()
-    said = outcome(json.loads(headed(0)), 0, walls.Walls(*found), folder)
+    said = outcome(json.loads(read_headed(0)), 0, walls.Walls(*found), folder)
     sys.stdout.write(json.dumps(said))
     sys.stdout.flush()
 
@@ -163,5 +163,5 @@ def alone(found: list[Any], folder: str) -> None:
 def examine() -> None:
     """Writes what this machine offers to stdout."""
     with tempfile.TemporaryDirectory() as empty:
-        found, lines = walls.examined(empty)
+        found, lines = walls.examine_machine(empty)
     sys.stdout.write(json.dumps({"walls": found, "isolates": found.isolates(), "lines": lines}))

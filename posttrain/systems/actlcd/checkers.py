@@ -14,7 +14,7 @@ import httpx
 
 from posttrain.core import Env, Episode, EpisodeFailed, Invalid, Reward, Rollout, Task
 from posttrain.episode import ask, user
-from posttrain.grade.text import parsed
+from posttrain.grade.text import parse_json
 from posttrain.reward import each
 
 PYPI, NPM = "https://pypi.org/pypi/{name}/json", "https://registry.npmjs.org/{name}"
@@ -212,7 +212,7 @@ def judgement(task: Task) -> Episode:
 def truthful(rollout: Rollout) -> float | Invalid:
     """1 or 0 as the judge says in JSON; anything else of it is no verdict."""
     try:
-        said = parsed(str(rollout.facts))
+        said = parse_json(str(rollout.facts))
         verdict = said.get("truthful") if isinstance(said, dict) else None
     except (ValueError, RecursionError):
         verdict = None

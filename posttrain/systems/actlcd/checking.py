@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from posttrain.cli.options import TaskOptions, one_of
+from posttrain.cli.options import TaskOptions, check_choice
 from posttrain.core import Ask, Env, Reply, Reward, Rollout, Sampler, Task, Turn
 from posttrain.episode import single_turn
 from posttrain.grade import GRADES
@@ -56,7 +56,7 @@ class QuestionOptions:
 
     def __post_init__(self):
         if ":" not in self.grade:
-            one_of(self.grade, [*GRADES, *checkers.GRADES], "grade")
+            check_choice(self.grade, [*GRADES, *checkers.GRADES], "grade")
         if self.judge is not None and self.grade != "judge":
             raise ValueError(f"`judge={self.judge}` is an option of `grade=judge`, not of `grade={self.grade}`")
         if self.registry is not None and self.grade != "packages":

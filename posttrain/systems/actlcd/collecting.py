@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from posttrain.core import Ask, Score, Task
-from posttrain.decode.decode import decoded
+from posttrain.decode.decode import decode_replies
 from posttrain.evaluation import evaluate
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.seeding import mix
 from posttrain.systems.actlcd.checking import Checker
 from posttrain.systems.actlcd.gate import GatePolicy
@@ -45,9 +45,9 @@ def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int 
     of the tasks is number `start` of all.
     """
     longest = policy.speaker.sampling.max_new
-    told = [policy.speaker.chat.demonstrated(task.prompt, reference(task)) for task in tasks]
+    told = [policy.speaker.chat.demonstration_tokens(task.prompt, reference(task)) for task in tasks]
     asks = [Ask(task.prompt, seed=mix(seed, start + i)) for i, task in enumerate(tasks)]
-    made = decoded(
+    made = decode_replies(
         policy.speaker,
         [one.prompt for one in told],
         policy.chooser(asks, longest),
@@ -65,7 +65,7 @@ def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int 
 def tokens_to_read(policy: GatePolicy, tasks: Sequence[Task]) -> int:
     """The number of transitions that `read_along` will find."""
     chat, longest = policy.speaker.chat, policy.speaker.sampling.max_new
-    return sum(min(len(chat.demonstrated(task.prompt, reference(task)).reply), longest) for task in tasks)
+    return sum(min(len(chat.demonstration_tokens(task.prompt, reference(task)).reply), longest) for task in tasks)
 
 
 def graded_sequences(
@@ -97,7 +97,7 @@ def collect(
     try:
         for kind, piece in pieces.items():
             parts: list[Transitions] = []
-            with bar(f"collecting ({kind})", len(tasks), quiet) as done:
+            with progress_bar(f"collecting ({kind})", len(tasks), quiet) as done:
                 for start in range(0, len(tasks), AT_ONCE):
                     some, file = tasks[start : start + AT_ONCE], folder / f"{kind}-{start:06d}.safetensors"
                     if not file.is_file():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from posttrain.chat import Tokens
 from posttrain.core import Ask, Density, Reply, Row, Task, Turn
 from posttrain.data import parts_of
-from posttrain.decode.decode import Choice, Decoded, Decoding, Step, decoded
+from posttrain.decode.decode import Choice, DecodedReply, Decoding, Step, decode_replies
 from posttrain.decode.layers import candidates
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.trained import restore
@@ -138,15 +138,15 @@ class GatePolicy:
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """One reply for each ask; a prompt that leaves no room gets an empty reply cut off by length."""
         prompts = [self.speaker.chat.prompt(ask.messages) for ask in asks]
-        wanted = [self.speaker.wanted(ask, ids) for ask, (ids, _) in zip(asks, prompts, strict=True)]
-        found: dict[int, Decoded] = {}
+        wanted = [self.speaker.sample_request(ask, ids) for ask, (ids, _) in zip(asks, prompts, strict=True)]
+        found: dict[int, DecodedReply] = {}
         groups: dict[tuple[str, ...], list[int]] = {}
         for i, one in enumerate(wanted):
             if one.max_new > 0:
                 groups.setdefault(one.stop, []).append(i)
         for stop, group in groups.items():
             limits = [wanted[i].max_new for i in group]
-            made = decoded(
+            made = decode_replies(
                 self.speaker,
                 [wanted[i].prompt for i in group],
                 self.chooser([asks[i] for i in group], max(limits)),
@@ -159,7 +159,7 @@ class GatePolicy:
         return [self.reply(ask, *prompts[i], found.get(i)) for i, ask in enumerate(asks)]
 
     def chooser(self, asks: Sequence[Ask], longest: int) -> Any:
-        """The gate over these asks, for `decoded`; what it draws depends on each ask's own seed."""
+        """The gate over these asks, for `decode_replies`; what it draws depends on each ask's own seed."""
         seeds = np.array([mix(ask.seed, "gate") for ask in asks], dtype=np.uint64)
         draws = torch.from_numpy(uniforms(seeds, longest)).to(self.speaker.device, torch.float32)
         before = torch.tensor([decisions_before(ask) for ask in asks], device=self.speaker.device)
@@ -185,7 +185,7 @@ class GatePolicy:
     def warmth(self, ask: Ask) -> float:
         return self.temperature if ask.temperature is None else ask.temperature
 
-    def reply(self, ask: Ask, prompt: tuple[int, ...], before: str, made: Decoded | None) -> Reply:
+    def reply(self, ask: Ask, prompt: tuple[int, ...], before: str, made: DecodedReply | None) -> Reply:
         chat, notes = self.speaker.chat, made.notes if made else {}
         said = chat.decode(made.ids) if made else ""
         told = {name: notes[name] for name in ("features", "plain", "other") if made}
@@ -237,7 +237,7 @@ class GatePolicy:
 
     # ---- what training changes, and what others load
 
-    def frozen(self) -> GatePolicy:
+    def frozen_copy(self) -> GatePolicy:
         """The gate as it is now; the language model is never trained, and is shared."""
         twin = copy.copy(self)
         twin.gate = copy.deepcopy(self.gate).requires_grad_(False)

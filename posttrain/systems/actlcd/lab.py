@@ -15,7 +15,7 @@ from posttrain.decode.decode import Decoding
 from posttrain.episode import rollout
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Measures, Smoke, trial
-from posttrain.lab.world.misconceptions import Misconceptions, Questions, conversation, right
+from posttrain.lab.world.misconceptions import Misconceptions, Questions, conversation, share_right
 from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
@@ -35,11 +35,11 @@ LAYERS = (1, 2)
 INPUTS = width("values", len(LAYERS))
 HIDDEN, STEPS, PER_STEP, RATE, REFRESH = (128, 64), 1000, 256, 1e-3, 25  # of the gate
 GROUPINGS, SAMPLES, CHAINS = 12, 2, 128
-ONLINE = Recipe(each(right), env=conversation, samples=8)  # of a gate that learns while it plays
+ONLINE = Recipe(each(share_right), env=conversation, samples=8)  # of a gate that learns while it plays
 
 
 def speaker(world: Misconceptions, seed: int, budget: Budget = FULL) -> TextPolicy:
-    return base(world, seed, budget.size(TOLD), build=Misconceptions.taught)
+    return base(world, seed, budget.size(TOLD), build=Misconceptions.base_policy)
 
 
 def training(world: Misconceptions, snowball: bool = False) -> list[Task]:
@@ -89,8 +89,8 @@ def measures(rollouts: Sequence[Rollout]) -> dict[str, float]:
         said = (*one.facts, *[""] * (len(questions.answers) - len(one.facts)))
         marks += [(rare, a == b) for rare, a, b in zip(questions.rare, said, questions.answers, strict=True)]
     return {
-        "factuality": statistics.fmean(map(right, rollouts)),
-        "whole sequences": statistics.fmean(right(one) == 1.0 for one in rollouts),
+        "factuality": statistics.fmean(map(share_right, rollouts)),
+        "whole sequences": statistics.fmean(share_right(one) == 1.0 for one in rollouts),
         "rare": statistics.fmean([ok for rare, ok in marks if rare] or [0.0]),
         "common": statistics.fmean([ok for rare, ok in marks if not rare] or [0.0]),
         "contrast rate": rate(rollouts),

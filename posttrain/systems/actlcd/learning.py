@@ -14,7 +14,7 @@ from posttrain.episode import rollout
 from posttrain.recipe import Recipe
 from posttrain.run.session import HeldOut, Session
 from posttrain.run.settings import Run
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 from posttrain.systems.actlcd.bcq import CLONING, REFRESH, Bcq, phase_of
 from posttrain.systems.actlcd.gate import Gated, GatePolicy, trace_of
 from posttrain.systems.actlcd.labels import FIELDS, Transitions, concatenate, labels, sequence
@@ -89,7 +89,7 @@ def learn_in_memory(
 ) -> list[Metrics]:
     """As `learn_gate`, without a directory: the metrics of every step."""
     optimizer = torch.optim.AdamW([p for p in gate.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-    source = Shuffled(range(len(data)), seed)
+    source = ShuffledSource(range(len(data)), seed)
     index = (torch.tensor(source.take(per_step)) for _ in range(steps))
     return [take_step(gate, optimizer, data, some, step, steps, refresh=refresh) for step, some in enumerate(index)]
 

@@ -23,7 +23,7 @@ from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.run.directory import Directory, file_hash, read_json, write_json
 from posttrain.run.folder import prepare_folder
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.run.session import Session
 from posttrain.run.settings import Output, Run
 from posttrain.seeding import mix
@@ -310,7 +310,7 @@ def show_three_ways(
     write_json(path, found)
     total = ROWS * sum(map(len, sets.values()))
     try:
-        with bar("decoding", total, run.quiet) as done:
+        with progress_bar("decoding", total, run.quiet) as done:
             for name, tasks in sets.items():
                 place = f"{name}/" if name else ""
                 known = {row.removeprefix(place) for row in found if row.startswith(place)}

@@ -22,12 +22,12 @@ from typing import Any, TypeAlias
 
 from posttrain import ranks
 from posttrain.cli.options import ScaleOptions, at_least
-from posttrain.core import Env, EpisodeFailed, Failed, Group, Invalid, Reward, Rollout, Sampler, Score, Task
-from posttrain.group import Played, played_and_graded
+from posttrain.core import Env, EpisodeFailed, Failure, Group, Invalid, Reward, Rollout, Sampler, Score, Task
+from posttrain.group import ScoredRollout, play_and_grade
 from posttrain.policy.text import TextPolicy
 from posttrain.run.directory import Directory, read_rollouts, write_json
 from posttrain.run.lines import Lines
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.run.settings import Output
 from posttrain.seeding import mix
 from posttrain.systems.afterburner.iterate import Best, Rewrite, course, courses, curve, iterate
@@ -74,15 +74,15 @@ def iterations(
     tasks: list[Task[Rewrite]] = [task_of(one, metric, dialogue) for one in found for metric in METRICS]
     check_room(policy, tasks, dialogue, options.rounds)
     directory = Directory(Path(output.out))
-    ranks.first(lambda: prepare(directory, output), "for the folder")
+    ranks.run_on_primary(lambda: prepare(directory, output), "for the folder")
     people = partial(people_performances, bench, found, options.people, directory.path / PEOPLE, output.quiet)
-    others = ranks.first(people, "for people's solutions to be measured", MEASURING)
+    others = ranks.run_on_primary(people, "for people's solutions to be measured", MEASURING)
     env = iterate(options.rounds + 1, bench, dialogue, temperature=0.0)
     with scale.playing(policy, output.out, tasks) as player:
         played = play_episodes(policy, player, tasks, env, bench, directory, options.tasks, output)
     path, count = directory.path / MEASURED, options.measurements
     measure = partial(curves, bench, played, lambda one: others[one.key], count, path, output.quiet)
-    tables = ranks.first(measure, "for the replies to be measured", MEASURING)
+    tables = ranks.run_on_primary(measure, "for the replies to be measured", MEASURING)
     rows = [
         {
             name: resampled_mean([table[i][name] for table in tables], seed=mix(output.seed, i) % 2**32)
@@ -129,7 +129,7 @@ def people_performances(
     """
     lines = Lines(path)
     known = {line["problem"]: [Performance(True, *one) for one in line["passed"]] for line in lines.found}
-    with bar("people's solutions", len(found), quiet) as done:
+    with progress_bar("people's solutions", len(found), quiet) as done:
         for one in found:
             if one.key not in known:
                 trials = [(one, each.code) for each in one.solutions[:most] if each.passed]
@@ -159,19 +159,19 @@ def play_episodes(
     Raises ValueError when none of those played together succeeded.
     """
     out: list[Rollout] = []
-    with bar("episodes", len(tasks), output.quiet) as done:
+    with progress_bar("episodes", len(tasks), output.quiet) as done:
         for step, start in enumerate(range(0, len(tasks), together)):
             some = tasks[start : start + together]
-            facts = ranks.first(partial(written_facts, directory, step), "for the episodes so far")
+            facts = ranks.run_on_primary(partial(written_facts, directory, step), "for the episodes so far")
             if not facts:
                 places = range(start, start + len(some))
                 players, seed = {"policy": player}, output.seed
-                found, _ = played_and_graded(some, env, final_pass(bench), players, 1, seed, places)
-                played = [Played(one.group[0], one.scores[0], None) for one in found]
+                found, _ = play_and_grade(some, env, final_pass(bench), players, 1, seed, places)
+                played = [ScoredRollout(one.group[0], one.scores[0], None) for one in found]
                 facts = [one.rollout.facts for one in played]
-                if all(isinstance(one, Failed) for one in facts):
+                if all(isinstance(one, Failure) for one in facts):
                     raise ValueError(f"not one of {len(some)} episodes could be played: {facts[0].reason}")
-                if ranks.primary():
+                if ranks.is_primary():
                     directory.write_rollouts(step, policy, played)
             out += [Rollout(task, [], one) for task, one in zip(some, facts, strict=True)]
             done(len(some))
@@ -180,7 +180,7 @@ def play_episodes(
 
 def written_facts(directory: Directory, step: int) -> list[Any]:
     facts = [record["facts"] for record in read_rollouts(directory.path, step)]
-    return [Failed(**one) if isinstance(one, Mapping) else one for one in facts]
+    return [Failure(**one) if isinstance(one, Mapping) else one for one in facts]
 
 
 def final_pass(bench: Bench) -> Reward:
@@ -212,7 +212,7 @@ def curves(
         [{name: math.nan if value is None else value for name, value in row.items()} for row in line["rows"]]
         for line in lines.found
     ]
-    with bar("measurements", count, quiet) as done:
+    with progress_bar("measurements", count, quiet) as done:
         done(len(tables))
         for _ in range(len(tables), count):
             paths = courses(bench.fresh(), played)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from posttrain.core import Env, Episode, EpisodeFailed, Failed, Invalid, Message, Rollout, Task
+from posttrain.core import Env, Episode, EpisodeFailed, Failure, Invalid, Message, Rollout, Task
 from posttrain.episode import ask
 from posttrain.systems.afterburner.measurement import METRICS, Bench, Exercise, Metric, Performance, beyond
 
@@ -108,7 +108,7 @@ def courses(bench: Bench, rollouts: Sequence[Rollout]) -> list[Course]:
     found: list[Course] = []
     lost: list[str] = []
     for one in rollouts:
-        if isinstance(one.facts, Failed):
+        if isinstance(one.facts, Failure):
             lost.append(one.facts.reason)
             continue
         try:

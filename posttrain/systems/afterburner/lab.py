@@ -12,7 +12,7 @@ from posttrain.data import Demonstration, Pair
 from posttrain.episode import assistant, rollout, user
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke
-from posttrain.lab.world.kata import Kata, Katas, measured, reply
+from posttrain.lab.world.kata import Kata, Katas, performance_words, reply
 from posttrain.lab.world.kata_programs import FAMILIES
 from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
@@ -46,8 +46,8 @@ class InWords:
     def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]:
         kata, code, told = task.truth.exercise, best.code, best.performance
         assert isinstance(kata, Kata)
-        shown = measured(told.passed, told.seconds, told.kib) if code and self.feedback else None
-        return (user(self.world.asked(kata, task.truth.metric, code if self.original else None, shown)),)
+        shown = performance_words(told.passed, told.seconds, told.kib) if code and self.feedback else None
+        return (user(self.world.question(kata, task.truth.metric, code if self.original else None, shown)),)
 
     def code(self, text: str) -> str | None:
         """What stands between the last solution tags, if it is the four words of a template."""
@@ -65,7 +65,7 @@ def open_bench() -> Bench:
 
 def task_of(world: Katas, kata: Kata, metric: Metric, original: str | None = None, number: int = 0) -> Task[Rewrite]:
     key = f"{kata.family}-{kata.size}-{kata.edge}-{metric}-{number}"
-    return Task(key, (user(world.asked(kata, metric, original)),), Rewrite(kata, metric, original))
+    return Task(key, (user(world.question(kata, metric, original)),), Rewrite(kata, metric, original))
 
 
 def held_out_tasks(world: Katas, limit: int | None = None) -> list[Task[Rewrite]]:
@@ -85,12 +85,12 @@ def rewritings(world: Katas) -> list[Task[Rewrite]]:
 
 def originals(world: Katas, kata: Kata, metric: Metric) -> list[str]:
     draw = random.Random(mix(world.seed, "originals", kata.family, kata.size, kata.edge, metric))
-    return draw.choices(world.people(kata, PEOPLE), k=ORIGINALS)
+    return draw.choices(world.people_code(kata, PEOPLE), k=ORIGINALS)
 
 
 def passed_solutions(world: Katas, bench: Bench, katas: Sequence[Kata]) -> dict[Kata, list[tuple[str, Performance]]]:
     """People's solutions of each function that pass, measured in one batch. Raises ValueError if the sandbox fails."""
-    trials = [(kata, code) for kata in katas for code in world.people(kata, PEOPLE)]
+    trials = [(kata, code) for kata in katas for code in world.people_code(kata, PEOPLE)]
     out: dict[Kata, list[tuple[str, Performance]]] = {kata: [] for kata in katas}
     for (kata, code), found in zip(trials, bench(trials), strict=True):
         if isinstance(found, Invalid):
@@ -107,7 +107,7 @@ def best_first(solutions: Iterable[tuple[str, Performance]], metric: Metric) -> 
 def demonstrations(world: Katas, bench: Bench) -> list[Demonstration]:
     """For SFT: of each function and metric the best solutions by people, from nothing."""
     return [
-        Demonstration((user(world.asked(kata, metric)), assistant(reply(code))))
+        Demonstration((user(world.question(kata, metric)), assistant(reply(code))))
         for kata, solutions in passed_solutions(world, bench, world.katas()).items()
         for metric in METRICS
         for code, _ in best_first(solutions, metric)[:BEST]
@@ -124,14 +124,14 @@ def pairs(world: Katas, bench: Bench) -> list[Pair]:
             for _ in range(PAIRS):
                 one, other = best_first(draw.sample(solutions, 2), metric)
                 if one[1].of(metric) < other[1].of(metric):
-                    out.append(Pair((user(world.asked(kata, metric)),), reply(one[0]), reply(other[0])))
+                    out.append(Pair((user(world.question(kata, metric)),), reply(one[0]), reply(other[0])))
     return out
 
 
 def learn_from_people(policy: TextPolicy, world: Katas, bench: Bench, method: str, run: Run) -> Session:
     if method == "sft":
         return sft(policy, demonstrations(world, bench), run)
-    return prefer(policy, pairs(world, bench), dpo(BETA), run, reference=policy.frozen())
+    return prefer(policy, pairs(world, bench), dpo(BETA), run, reference=policy.frozen_copy())
 
 
 def curve_of(

@@ -23,7 +23,7 @@ import numpy as np
 from posttrain.core import Invalid
 
 if TYPE_CHECKING:
-    from posttrain.sandbox import Called, Calls, Limits, Raised, Returned, Sandbox
+    from posttrain.sandbox import CallResults, Calls, Limits, RaisedError, ReturnedValue, Sandbox
 
 Metric = Literal["time", "memory", "integral"]
 METRICS: tuple[Metric, ...] = ("time", "memory", "integral")
@@ -52,7 +52,7 @@ class Performance:
 
 
 Execute: TypeAlias = (
-    "Callable[[Calls], Called]"  # in the sandbox, apart from the code: for a grader that comes with data
+    "Callable[[Calls], CallResults]"  # in the sandbox, apart from the code: for a grader that comes with data
 )
 NO_CODE = Performance(False, why="the reply holds no code")
 
@@ -63,8 +63,10 @@ class Exercise(Protocol):
     @property
     def name(self) -> str: ...  # exercises of one name execute the same, and share what is remembered
     def calls(self, code: str) -> Calls | None: ...  # None: the code cannot be executed
-    def unrun(self, code: str) -> Calls | None: ...  # only compiles the code; None: loading it does no work
-    def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str: ...  # what is kept of the results
+    def compile_only(self, code: str) -> Calls | None: ...  # only compiles the code; None: loading it does no work
+    def verdict(
+        self, results: Sequence[ReturnedValue | RaisedError], execute: Execute
+    ) -> str: ...  # what is kept of the results
     def accepts(self, verdict: str) -> bool: ...  # whether the code passes; expected answers stay outside the sandbox
 
 
@@ -105,10 +107,10 @@ class Bench:
 
     def execute_new(self, trials: Sequence[tuple[Exercise, str | None]]) -> Invalid | None:
         """Execute what has not been measured yet. Returns how the sandbox failed, if it did."""
-        from posttrain.sandbox import called
+        from posttrain.sandbox import run_calls
 
         wanted = {
-            key(exercise, code): (exercise, calls, exercise.unrun(code))
+            key(exercise, code): (exercise, calls, exercise.compile_only(code))
             for exercise, code in trials
             if code is not None
             and key(exercise, code) not in self.known
@@ -119,7 +121,7 @@ class Bench:
         ]
         unrun = {name: replace(one, repeats=self.repeats) for name, (_, _, one) in wanted.items() if one}
         try:
-            found = called(self.box, [*made, *unrun.values()], self.limits, self.at_once) if made else []
+            found = run_calls(self.box, [*made, *unrun.values()], self.limits, self.at_once) if made else []
             births = {name: one.loading_s for name, one in zip(unrun, found[len(made) :], strict=True)}
             for (name, (exercise, calls, _)), one in zip(wanted.items(), found, strict=False):
                 free = FREE_LOADING * births.get(name, math.inf)
@@ -139,14 +141,14 @@ class Bench:
         options = {"memory_mib": self.memory_mib, "repeats": self.repeats, "laps": self.laps, "at_once": self.at_once}
         return Bench(self.box, self.wall_s, **options)
 
-    def record(self, exercise: Exercise, count: int, one: Called, free_s: float) -> tuple[str, float, float, str]:
+    def record(self, exercise: Exercise, count: int, one: CallResults, free_s: float) -> tuple[str, float, float, str]:
         """What is remembered of an execution: the verdict, seconds, KiB, and why the code cannot pass, if it cannot.
 
         The first `free_s` seconds of loading are free.
         """
-        from posttrain.sandbox import Raised
+        from posttrain.sandbox import RaisedError
 
-        bad = next((result for result in one.results if isinstance(result, Raised)), None)
+        bad = next((result for result in one.results if isinstance(result, RaisedError)), None)
         why = one.error or (f"{bad.name}: {bad.message}"[:200] if bad else "")
         if why or not one.peak_kib:
             return "", TIME_CAP_S, MEMORY_CAP_KIB, why or "its memory could not be measured"
@@ -157,10 +159,10 @@ class Bench:
         seconds = sum(min(one.seconds[i::count]) for i in range(count)) + max(one.loading_s - free_s, 0.0)
         return verdict, max(seconds, LEAST_S), max(*one.peak_kib, LEAST_KIB), ""
 
-    def execute(self, calls: Calls) -> Called:
-        from posttrain.sandbox import called
+    def execute(self, calls: Calls) -> CallResults:
+        from posttrain.sandbox import run_calls
 
-        return called(self.box, [calls], self.limits)[0]
+        return run_calls(self.box, [calls], self.limits)[0]
 
     def performance(self, exercise: Exercise, code: str | None, broken: Invalid | None) -> Performance | Invalid:
         if code is None:

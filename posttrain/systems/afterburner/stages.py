@@ -76,7 +76,7 @@ class MeasuringOptions:
 
         options = {"memory_mib": self.memory_mib, "repeats": self.repeats, "at_once": self.side_by_side}
         bench = Bench(sandbox(), self.wall_s, **options)
-        ranks.first(lambda: check_evaluators(found, bench.execute), "for the evaluators of the data")
+        ranks.run_on_primary(lambda: check_evaluators(found, bench.execute), "for the evaluators of the data")
         return bench
 
 
@@ -194,7 +194,7 @@ def learn_pairs(
     at_least(1, pairs_each=pairs_each, least=least)
     preferred = pairs(source.problems(), pairs_each, least, run.seed)
     policy = model.policy()
-    return prefer(policy, preferred, dpo(beta), run, reference=policy.frozen())
+    return prefer(policy, preferred, dpo(beta), run, reference=policy.frozen_copy())
 
 
 def pairs(found: Sequence[Problem], count: int, least: int, seed: int) -> list[Pair]:
@@ -238,7 +238,7 @@ def evaluate(
     found = source.problems()
     bench = measuring.bench(found)
     rows = iterations(model.policy(), found, bench, dialogue, iterating, scale, output)
-    if ranks.primary():
+    if ranks.is_primary():
         print(write_table(rows, Path(output.out)))
     return Path(output.out)
 

@@ -25,7 +25,7 @@ from typing import Any
 from posttrain.core import Message, Task
 from posttrain.data import Place, column, records
 from posttrain.episode import user
-from posttrain.sandbox import Calls, Raised, Returned
+from posttrain.sandbox import Calls, RaisedError, ReturnedValue
 from posttrain.seeding import mix
 from posttrain.systems.afterburner.iterate import Best, Rewrite
 from posttrain.systems.afterburner.measurement import METRICS, Execute, Metric
@@ -109,24 +109,24 @@ class Problem:
         arguments = tuple(tuple(json.loads(given)) for given, _ in self.tests)
         return Calls(f"{PRELUDE}{code}\n{method}", self.function, arguments)
 
-    def unrun(self, code: str) -> Calls | None:
+    def compile_only(self, code: str) -> Calls | None:
         """None for a runner: its program is compiled beforehand, and executed anew in each call."""
         return None if self.runner else Calls(PRELUDE + UNRUN % code, "unrun", ((),))
 
-    def verdict(self, results: Sequence[Returned | Raised], execute: Execute) -> str:
+    def verdict(self, results: Sequence[ReturnedValue | RaisedError], execute: Execute) -> str:
         """`passed`, or the first test that failed. The evaluator is executed as well, but never with the submission.
 
         A reply that makes the evaluator exit or time out has failed that test. Raises RuntimeError for an evaluator
         that cannot be executed at all.
         """
-        values = [one.value if isinstance(one, Returned) else None for one in results]
+        values = [one.value if isinstance(one, ReturnedValue) else None for one in results]
         said = [value if self.runner else json.dumps(value) for value in values]
         unlike = [i for i, (_, wanted) in enumerate(self.tests) if not same(wanted, said[i], bool(self.runner))]
         if unlike and self.evaluator:
             found = execute(self.evaluator_calls([(self.tests[i][1], said[i]) for i in unlike]))
             if not found.results and (error := execute(self.evaluator_calls([])).error):
                 raise RuntimeError(f"the evaluator of problem {self.key} cannot be executed: {error}")
-            unlike = [i for i, one in zip_longest(unlike, found.results) if one != Returned(True)]
+            unlike = [i for i, one in zip_longest(unlike, found.results) if one != ReturnedValue(True)]
         return f"test {unlike[0] + 1}" if unlike else PASSED
 
     def evaluator_calls(self, outputs: Sequence[tuple[str, Any]]) -> Calls:

@@ -11,7 +11,7 @@ from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
-from posttrain.lab.world.theorems import Theorems, checked, steps
+from posttrain.lab.world.theorems import Theorems, proof_marks, steps
 from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import each
@@ -35,7 +35,7 @@ def base_model(world: Theorems, seed: int, budget: Budget = FULL) -> TextPolicy:
 
 def measures(lab: Lab) -> dict[str, float]:
     """Greedy replies to all statements of the held-out theorems, and the mean reward of samples of them."""
-    tests = lab.world.held_out(lab.budget.items(TESTED))
+    tests = lab.world.held_out_tasks(lab.budget.items(TESTED))
     sampled = lab.evaluate(tests, each(right), seed=mix(lab.seed, "sampled")).reward
     found = lab.evaluate(tests, each(right), seed=mix(lab.seed, "greedy"), temperature=0.0)
     replies = [group[0] for group in found.groups]
@@ -44,7 +44,7 @@ def measures(lab: Lab) -> dict[str, float]:
 
 def proof_measures(replies: list[Rollout]) -> dict[str, float]:
     """The process, by rules."""
-    marks = [checked(one.text, one.task.truth) for one in replies]
+    marks = [proof_marks(one.text, one.task.truth) for one in replies]
     return {
         "process": statistics.fmean(map(process_score, marks)),
         "valid steps": statistics.fmean(one["validity"] for one in marks),
@@ -57,7 +57,7 @@ def imitation(whole: bool) -> Arm:
 
     def taught(world: Theorems, seed: int, budget: Budget) -> TextPolicy:
         policy = base_model(world, seed, budget)
-        shown = demonstrations(world, world.training(), whole, seed)
+        shown = demonstrations(world, world.training_tasks(), whole, seed)
         tiny.warm_start(policy, shown, budget.steps(TAUGHT), TAUGHT_ROWS, TAUGHT_RATE)
         return policy
 
@@ -80,7 +80,7 @@ def reinforcement(variants: bool) -> Arm:
         per_step=PER_STEP,
         lr=RATE,
         policy=base_model,
-        tasks=lambda lab: lab.world.training(variants),
+        tasks=lambda lab: lab.world.training_tasks(variants),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from posttrain.grade.text import normal
+from posttrain.grade.text import normal_text
 
 MOST = 5  # test statements recalled for one theorem
 LEAST_COSINE = 0.7  # released, for sentence embeddings
@@ -28,7 +28,7 @@ def by_words(texts: Sequence[str], tests: Sequence[str]) -> list[list[int]]:
 
 
 def grams(text: str) -> set[tuple[str, ...]]:
-    words = normal(text).split()
+    words = normal_text(text).split()
     return {tuple(words[i : i + WIDTH]) for i in range(max(len(words) - WIDTH + 1, 1))}
 
 
@@ -50,10 +50,10 @@ def by_encoder(encoder: str, device: str | None = None) -> Recall:
     """
     from transformers import AutoModel
 
-    from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
+    from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer
 
-    path = located(encoder)
-    model, words = loaded(AutoModel, path).eval().to(picked(device)), loaded_tokenizer(path)
+    path = checkpoint_path(encoder)
+    model, words = load_pretrained(AutoModel, path).eval().to(choose_device(device)), load_tokenizer(path)
 
     def recall(texts: Sequence[str], tests: Sequence[str]) -> list[list[int]]:
         cosines = embeddings(model, words, texts) @ embeddings(model, words, tests).T

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from posttrain.core import Env, Episode, Failed, Remote, Rollout, Sampler, Task
+from posttrain.core import Env, Episode, Failure, RemoteSampler, Rollout, Sampler, Task
 from posttrain.episode import ask, play, play_concurrently, user
 from posttrain.run.lines import Lines
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.near import Recall
 from posttrain.systems.deeptheorem.questions import STAGES, Item, Stage
@@ -89,16 +89,16 @@ def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = Fals
         waiting = ledger.items_before(number)
         tasks = [Task(item["id"], (), item) for item in waiting]
         seeds = [mix(seed, stage.name, item["id"]) for item in waiting]
-        with bar(stage.name, len(tasks), quiet) as step:
+        with progress_bar(stage.name, len(tasks), quiet) as step:
 
             def ended(i: int, rollout: Rollout, stage: Stage = stage, step: Any = step) -> None:
-                if isinstance(rollout.facts, Failed):
+                if isinstance(rollout.facts, Failure):
                     failures.append(rollout.facts.reason)
                 else:
                     ledger.note(rollout.task.key, stage.name, rollout.facts)
                 step()
 
-            drive = partial(play_concurrently, at_once=writer.at_once) if isinstance(writer, Remote) else play
+            drive = partial(play_concurrently, at_once=writer.at_once) if isinstance(writer, RemoteSampler) else play
             drive(tasks, question_env(stage), {"writer": writer}, seeds, ended)
     return failures
 

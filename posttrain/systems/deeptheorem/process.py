@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.core import Env, Episode, Failed, Rollout, Score, Task
+from posttrain.core import Env, Episode, Failure, Rollout, Score, Task
 from posttrain.episode import ask, user
 from posttrain.systems.deeptheorem.verdict import verdict_word
 
@@ -63,7 +63,7 @@ def request(task: Task, proof: str) -> str:
 def proof_judge(proofs: Mapping[str, str]) -> Env:
     """An environment in which a judge marks the proof of each task (by its key); the marks are the episode's facts.
 
-    A judge whose reply holds no marks is asked once more, at temperature 1; after that the facts are `Failed`, as they
+    A judge whose reply holds no marks is asked once more, at temperature 1; after that the facts are `Failure`, as they
     are when the judge's server does not answer.
     """
 
@@ -74,7 +74,7 @@ def proof_judge(proofs: Mapping[str, str]) -> Env:
             marks = marks_in(str(said.content))
             if marks is not None:
                 return marks
-        return Failed(f"the judge gave no JSON of four marks in [0, 1], twice; it said {str(said.content)[-80:]!r}")
+        return Failure(f"the judge gave no JSON of four marks in [0, 1], twice; it said {str(said.content)[-80:]!r}")
 
     return play
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from posttrain.grade.text import normal as plain
+from posttrain.grade.text import normal_text as plain
 from posttrain.grade.verify import last_box
 from posttrain.systems.deeptheorem.verdict import normal, verdict_word
 

@@ -17,10 +17,23 @@ from typing import Any
 import torch
 
 from posttrain import ranks
-from posttrain.core import Ask, Episode, Failed, Group, Remote, Reply, Rollout, Sampler, Score, Spread, Task, Turn
+from posttrain.core import (
+    Ask,
+    Episode,
+    Failure,
+    Group,
+    RemoteSampler,
+    Reply,
+    Rollout,
+    Sampler,
+    Score,
+    ShardedSampler,
+    Task,
+    Turn,
+)
 from posttrain.episode import ask, play, play_concurrently, rollout
 from posttrain.evaluation import GROUPS_AT_ONCE
-from posttrain.reward import each, graded
+from posttrain.reward import each, group_scores
 from posttrain.run.lines import Lines, whole_lines
 from posttrain.seeding import mix
 from posttrain.systems.deeptheorem.process import WEIGHTS, by_marks, process_score, proof_judge
@@ -35,9 +48,9 @@ class Replies:
 
     def __init__(self, path: Path, tests: Sequence[Task]):
         self.tests, tasks = tests, {task.key: task for task in tests}
-        lines = ranks.first(lambda: list(whole_lines(path)), "for the replies so far")
+        lines = ranks.run_on_primary(lambda: list(whole_lines(path)), "for the replies so far")
         self.found = {line["task"]: as_rollout(line, tasks[line["task"]]) for line in lines if line["task"] in tasks}
-        self.lines = Lines(path) if ranks.primary() else None
+        self.lines = Lines(path) if ranks.is_primary() else None
         self.write()
 
     def write(self) -> None:
@@ -52,7 +65,7 @@ class Replies:
 
     def of(self, tasks: Sequence[Task]) -> list[Rollout]:
         """The rollout of every statement; without a turn where there is no reply."""
-        return [self.found.get(task.key) or Rollout(task, [], Failed("not played")) for task in tasks]
+        return [self.found.get(task.key) or Rollout(task, [], Failure("not played")) for task in tasks]
 
 
 def decide(replies: Replies, policy: Sampler, seed: int, watch: Watch) -> dict[str, float]:
@@ -64,7 +77,7 @@ def decide(replies: Replies, policy: Sampler, seed: int, watch: Watch) -> dict[s
             replies.note(group[0])
         watch(1)
 
-    with policy.whole() if isinstance(policy, Spread) else nullcontext():
+    with policy.gather_parameters() if isinstance(policy, ShardedSampler) else nullcontext():
         for start in range(0, len(replies.tests), GROUPS_AT_ONCE):
             some = replies.tests[start : start + GROUPS_AT_ONCE]
             if left := [i for i, task in enumerate(some) if task.key not in replies.found]:
@@ -72,7 +85,7 @@ def decide(replies: Replies, policy: Sampler, seed: int, watch: Watch) -> dict[s
                 groups = rollout(
                     greedy_reply, [some[i] for i in mine], {"policy": policy}, 1, seed + start, ended, mine
                 )
-                for group in ranks.gathered(groups, "for the replies to statements"):
+                for group in ranks.merge_shares(groups, "for the replies to statements"):
                     if group[0].turns and group[0].task.key not in replies.found:  # of another rank
                         ended(0, group)
     replies.write()
@@ -93,10 +106,10 @@ def mark(replies: Replies, judge: Sampler, seed: int, watch: Watch) -> dict[str,
         replies.note(Rollout(one.task, replies.found[one.task.key].turns, one.facts))
         watch(1)
 
-    drive = partial(play_concurrently, at_once=judge.at_once) if isinstance(judge, Remote) else play
+    drive = partial(play_concurrently, at_once=judge.at_once) if isinstance(judge, RemoteSampler) else play
     drive(tasks, proof_judge(proofs), {"judge": judge}, [mix(seed, "marks", task.key) for task in tasks], ended)
     replies.write()
-    marks = [graded(each(by_marks), [one])[0] for one in replies.of(replies.tests)]
+    marks = [group_scores(each(by_marks), [one])[0] for one in replies.of(replies.tests)]
     known = [score.value for score in marks if isinstance(score, Score)]
     return {"not marked": 1 - len(known) / len(marks)} | ({"process": fmean(known)} if known else {})
 
@@ -111,14 +124,14 @@ def as_line(one: Rollout) -> dict[str, Any]:
     line |= {"said": said.said, "ended": said.ended, "tokens": one.decisions, "reply": one.text}
     if isinstance(one.facts, Mapping):
         line |= {"process": process_score(one.facts), **one.facts}
-    elif isinstance(one.facts, Failed):
+    elif isinstance(one.facts, Failure):
         line["not marked"] = one.facts.reason
     return line
 
 
 def as_rollout(line: Mapping[str, Any], task: Task) -> Rollout:
     """A reply from its line; it can be measured and marked but not learned from, as it has no trace."""
-    facts: Any = Failed(line["not marked"]) if "not marked" in line else None
+    facts: Any = Failure(line["not marked"]) if "not marked" in line else None
     if "process" in line:
         facts = {name: line[name] for name in WEIGHTS}
     return Rollout(task, [Turn(Ask(task.prompt), Reply(line["reply"], torch.zeros(line["tokens"]), None))], facts)

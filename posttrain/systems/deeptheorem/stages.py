@@ -22,7 +22,7 @@ from posttrain.policy.text import TextPolicy
 from posttrain.reward import each
 from posttrain.run.directory import read_json, write_json
 from posttrain.run.folder import prepare_folder
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.run.session import Session
 from posttrain.run.settings import Output, Run
 from posttrain.scale.place import distribute
@@ -72,9 +72,9 @@ def laptop(variants: bool = True, run: Run = Run("runs/deeptheorem", steps=60, t
     """
     world = Theorems(run.seed)
     lab = Lab(run.seed, FULL, world, base_model(world, run.seed))
-    made, tests = recipe(each(right), samples=16), world.held_out()
+    made, tests = recipe(each(right), samples=16), world.held_out_tasks()
     start = record_before(lambda session: measures(lab))
-    session = train(lab.policy, world.training(variants), made, run, held_out=tests, on_start=start)
+    session = train(lab.policy, world.training_tasks(variants), made, run, held_out=tests, on_start=start)
     return record_after(session, measures(lab))
 
 
@@ -157,12 +157,12 @@ def evaluate(
     files = ("replies.jsonl", TABLE)
     prepare_folder(folder, "evaluation", files, settings, resume=output.resume, overwrite=output.overwrite)
     replies = Replies(folder / "replies.jsonl", tests)
-    with scale.playing(policy, folder, tests) as player, bar("statements", len(tests), output.quiet) as watch:
+    with scale.playing(policy, folder, tests) as player, progress_bar("statements", len(tests), output.quiet) as watch:
         found = decide(replies, player, output.seed, watch)
     if marker is not None:
-        with bar("marks", len(tests), output.quiet) as watch:
-            found |= ranks.first(lambda: mark(replies, marker, output.seed, watch), "for the judge's marks")
-    if ranks.primary():
+        with progress_bar("marks", len(tests), output.quiet) as watch:
+            found |= ranks.run_on_primary(lambda: mark(replies, marker, output.seed, watch), "for the judge's marks")
+    if ranks.is_primary():
         print("\n".join(as_table({"decided": found})))
         write_json(folder / TABLE, found)
     return folder
@@ -178,11 +178,11 @@ def record_before(measure: Callable[[Session], Mapping[str, float]]) -> Callable
         if session.step:
             return
         folder = session.directory.path
-        if ranks.primary() and not session.run.resume:
+        if ranks.is_primary() and not session.run.resume:
             for old in folder.glob("decided*.json*"):  # of the run that was replaced
                 old.unlink()
         found = measure(session)
-        if found and ranks.primary():
+        if found and ranks.is_primary():
             write_json(folder / TABLE, {"before": dict(found)})
 
     return start
@@ -190,7 +190,7 @@ def record_before(measure: Callable[[Session], Mapping[str, float]]) -> Callable
 
 def record_after(session: Session, found: Mapping[str, float]) -> Session:
     """Print what training changed, and write it to the run's `decided.json`."""
-    if found and ranks.primary():
+    if found and ranks.is_primary():
         path = session.directory.path / TABLE
         columns = (read_json(path) if path.is_file() else {}) | {"after": dict(found)}
         print("\n".join(as_table(columns)))
@@ -220,7 +220,7 @@ def decide_before(session: Session, sets: Mapping[str, Sequence[Task]]) -> dict[
 
 
 def decide_after(session: Session, sets: Mapping[str, Sequence[Task]]) -> dict[str, float]:
-    with bar("after", sum(map(len, sets.values())), session.run.quiet or not ranks.primary()) as watch:
+    with progress_bar("after", sum(map(len, sets.values())), session.run.quiet or not ranks.is_primary()) as watch:
         return decide_now(session, sets, watch)
 
 

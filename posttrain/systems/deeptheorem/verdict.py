@@ -4,7 +4,7 @@
 2. It talks to itself: `User:`, `Assistant:`, or the instruction of the prompt.
 3. It is crammed (spaces and newlines under 5 % of the characters) or repeats itself (more than 300 characters for each
    different one).
-4. After the last `</think>`, the last `<answer>` that holds a `\\boxed{}` is read; without one there is no verdict.
+4. After the last `</think>`, the last `<answer>` that holds a `\\box{}` is read; without one there is no verdict.
 5. Its text, without punctuation, is compared with proved or disproved.
 """
 
@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
 from posttrain.grade.verify import last_box
-from posttrain.reward import graded
+from posttrain.reward import group_scores
 
 INSTRUCTION = 'If you prove the statement, answer with "proved"'
 SHORT, LEAST_SPACE, MOST_REPEATED = 90, 0.05, 300
@@ -98,7 +98,7 @@ def guard(reward: Reward, least: int = 20) -> Reward:
 
     def wrapped(group: Group) -> list[Score | Invalid]:
         out: list[Score | Invalid] = []
-        for rollout, score in zip(group, graded(reward, group), strict=True):
+        for rollout, score in zip(group, group_scores(reward, group), strict=True):
             if isinstance(score, Score):
                 bad = refusal(rollout.text, least) is not None
                 score = replace(score, value=0.0 if bad else score.value, parts={**score.parts, "refused": float(bad)})

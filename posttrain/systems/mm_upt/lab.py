@@ -57,12 +57,12 @@ def text_arm(labels: bool | None, reliable: bool) -> Arm:
     """With labels or with the majority; None: the base model."""
 
     def made(lab: Lab) -> Recipe:
-        return recipe(each(habits.right) if labels else majority(habits.answer), reference=lab.policy.frozen())
+        return recipe(each(habits.is_right) if labels else majority(habits.answer), reference=lab.policy.frozen_copy())
 
     return trial(
         lambda seed: two_habits(seed, reliable),
         None if labels is None else made,
-        lambda lab: measures(lab, lab.world.held_out(), each(habits.right), habits.answer, lab.seed),
+        lambda lab: measures(lab, lab.world.held_out_tasks(), each(habits.is_right), habits.answer, lab.seed),
         steps=40,
         per_step=16,
         lr=1e-3,
@@ -105,7 +105,7 @@ def picture_arm(mode: Mode | None = None, labels: bool = False, rate: float = RA
     """GRPO by the majority, on given questions or on the policy's own, or by labels."""
 
     def made(lab: Lab) -> Recipe:
-        return recipe(each(glyphs.right) if labels else majority(glyphs.answer), reference=lab.policy.frozen())
+        return recipe(each(glyphs.is_right) if labels else majority(glyphs.answer), reference=lab.policy.frozen_copy())
 
     return trial(
         drawn_numbers,
@@ -121,7 +121,7 @@ def picture_arm(mode: Mode | None = None, labels: bool = False, rate: float = RA
 
 def picture_measures(lab: Lab) -> Measures:
     tasks = lab.world.tasks(lab.budget.items(150), "test", held_out=True)
-    return measures(lab, tasks, each(glyphs.right), glyphs.answer, mix(lab.seed, "test"))
+    return measures(lab, tasks, each(glyphs.is_right), glyphs.answer, mix(lab.seed, "test"))
 
 
 def imitate(lab: Lab) -> Measures:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from posttrain.core import Message, Sampler, Task
 from posttrain.episode import ask, user
-from posttrain.group import played_and_graded
+from posttrain.group import play_and_grade
 from posttrain.reward import each
 
 Mode = Literal["in-context", "direct"]
@@ -80,7 +80,7 @@ def questions(
         yield from ask(request(task))
 
     out = []
-    found, _ = played_and_graded(tasks, write, each(lambda one: 0.0), {"policy": policy}, 1, seed)
+    found, _ = play_and_grade(tasks, write, each(lambda one: 0.0), {"policy": policy}, 1, seed)
     for task, [one] in zip(tasks, (graded.group for graded in found), strict=True):
         text = None if one.truncated else read(task, one.text)
         if text is not None:

@@ -41,9 +41,9 @@ def laptop(
 
     world = lab.two_habits(run.seed, reliable)
     policy = base(world, run.seed)
-    reward = each(habits.right) if labels else majority(habits.answer)
-    made = replace(recipe(reward, reference=policy.frozen()), evaluation=each(habits.right))
-    return train(policy, world.training(), made, run, held_out=world.held_out())
+    reward = each(habits.is_right) if labels else majority(habits.answer)
+    made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=each(habits.is_right))
+    return train(policy, world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def on_pictures(
@@ -65,8 +65,8 @@ def on_pictures(
     world = lab.drawn_numbers(run.seed)
     policy = base(world, run.seed, lab.PICTURE_SIZE)
     tasks = lab.picture_tasks(policy, world, None if own_questions == "no" else own_questions)
-    reward = each(glyphs.right) if labels else majority(glyphs.answer)
-    made = replace(recipe(reward, reference=policy.frozen()), evaluation=each(glyphs.right))
+    reward = each(glyphs.is_right) if labels else majority(glyphs.answer)
+    made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=each(glyphs.is_right))
     return train(policy, tasks, made, run, held_out=world.tasks(100, "held out", held_out=True))
 
 
@@ -89,10 +89,10 @@ def learn(
     held_out       data of tasks with answers that are only evaluated, by `grade`: FILE, or NAME=FILE
     """
     if task.image:  # as released
-        model = model.within(LEAST_PIXELS, MOST_PIXELS)
+        model = model.with_pixel_limits(LEAST_PIXELS, MOST_PIXELS)
     policy = model.policy()
     reward = majority(last_boxed, equivalent) if answers == "math" else majority(stated_answer)
-    made = replace(recipe(reward, reference=policy.frozen()), evaluation=task.reward(), updates=4)
+    made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=task.reward(), updates=4)
     tasks = replace(task, answer=task.answer if own_questions == "in-context" else None).tasks()
     if own_questions != "no":
         tasks = written(policy, tasks, made, run, own_questions)
@@ -109,7 +109,7 @@ def written(policy: TextPolicy, tasks: list[Task], made: Recipe, run: Run, mode:
     if run.dry_run:
         return tasks
     distribute(policy, made)
-    ranks.first(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
+    ranks.run_on_primary(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
     return questions(policy, tasks, to_write(mode), in_words, mix(run.seed, "questions"))
 
 

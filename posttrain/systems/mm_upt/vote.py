@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from posttrain.core import Group, Reward, Score
-from posttrain.grade.text import final, normal
+from posttrain.grade.text import final_answer, normal_text
 from posttrain.grade.verify import last_boxed
 from posttrain.loss import token_mean
 from posttrain.method import grpo
@@ -72,6 +72,6 @@ def recipe(reward: Reward, *, kl: float = 0.01, reference: TextPolicy | None = N
 
 def stated_answer(text: str) -> str | None:
     """The answer of a reply in words: what is boxed, or follows its last answer mark, or else its last word."""
-    marked = last_boxed(text) or final(text)
-    words = normal(marked).split()
+    marked = last_boxed(text) or final_answer(text)
+    words = normal_text(marked).split()
     return None if not words else words[-1] if marked == text else " ".join(words)

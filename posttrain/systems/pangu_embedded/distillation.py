@@ -19,7 +19,7 @@ from torch import Tensor
 from posttrain.core import Policy, Reward, Rollout, Sampler, Task
 from posttrain.episode import single_turn
 from posttrain.evaluation import evaluate
-from posttrain.group import played_and_graded
+from posttrain.group import play_and_grade
 from posttrain.seeding import mix
 
 Item = TypeVar("Item")
@@ -110,7 +110,7 @@ def right_answers(
     teacher: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int, seed: int
 ) -> list[list[Rollout]]:
     """[P] those of `candidates` answers to each task that are right. Of several ranks each asks for its share."""
-    found, _ = played_and_graded(tasks, single_turn, verify, {"policy": teacher}, candidates, seed)
+    found, _ = play_and_grade(tasks, single_turn, verify, {"policy": teacher}, candidates, seed)
     return [[one for one, score in group.valid if score.value >= RIGHT] for group in found]
 
 

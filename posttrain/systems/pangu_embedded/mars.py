@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from posttrain.core import Group, Invalid, Reward, Rollout, Score, Task
-from posttrain.reward import graded
+from posttrain.reward import group_scores
 
 Scaling = Literal["zscore", "sigmoid", "none"]
 
@@ -43,7 +43,7 @@ class Router:
         name = self.source(group[0].task)
         if name not in self.rewards:
             raise ValueError(f"a task of the source {name!r}, which has no reward: there are {sorted(self.rewards)}")
-        scores = graded(self.rewards[name], group)
+        scores = group_scores(self.rewards[name], group)
         self.seen[name].extend(score.value for score in scores if isinstance(score, Score))
         return [self.rescale(name, score) if isinstance(score, Score) else score for score in scores]
 
@@ -80,7 +80,7 @@ def with_auxiliaries(
     def with_parts(group: Group) -> list[Score | Invalid]:
         return [
             add_parts(one, score) if isinstance(score, Score) else score
-            for one, score in zip(group, graded(reward, group), strict=True)
+            for one, score in zip(group, group_scores(reward, group), strict=True)
         ]
 
     def add_parts(one: Rollout, score: Score) -> Score:

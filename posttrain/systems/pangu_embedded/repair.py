@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from posttrain.core import Ask, Reply
-from posttrain.episode import in_order
-from posttrain.policy.fast.generate import Wanted
+from posttrain.episode import ordered_replies
+from posttrain.policy.fast.generate import SampleRequest
 from posttrain.policy.text import TextPolicy
 from posttrain.seeding import mix
 
@@ -51,21 +51,23 @@ class Repaired:
     def __post_init__(self):
         self.note = tuple(self.policy.chat.encode(NOTE))
 
-    def whole(self) -> AbstractContextManager[None]:
-        return self.policy.whole()
+    def gather_parameters(self) -> AbstractContextManager[None]:
+        return self.policy.gather_parameters()
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return in_order(self.stream(asks))
+        return ordered_replies(self.stream(asks))
 
     def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
-        wanted = {i: self.policy.wanted(ask, self.policy.chat.prompt(ask.messages)[0]) for i, ask in enumerate(asks)}
+        wanted = {
+            i: self.policy.sample_request(ask, self.policy.chat.prompt(ask.messages)[0]) for i, ask in enumerate(asks)
+        }
         said: dict[int, tuple[int, ...]] = dict.fromkeys(wanted, ())
         for attempt in range(REPAIRS + 1):
-            again: dict[int, Wanted] = {}
+            again: dict[int, SampleRequest] = {}
             order = [i for i in wanted if wanted[i].max_new > 0]
             for i in wanted.keys() - set(order):
                 yield i, self.reply(asks[i], said[i], "length")
-            for k, got in self.policy.drawn([wanted[i] for i in order]):
+            for k, got in self.policy.sample_tokens([wanted[i] for i in order]):
                 i = order[k]
                 found = loop(got.ids, self.widths) if attempt < REPAIRS else None
                 if not found:

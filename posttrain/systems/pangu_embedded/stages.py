@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain import grade as grades
 from posttrain import ranks
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least, one_of
+from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least, check_choice
 from posttrain.cli.plan.workload import longest_row
 from posttrain.core import Reward, Sampler, Task
 from posttrain.data import Demonstration
@@ -94,11 +94,11 @@ def reinforce(
     policy = model.policy()
     tasks, router = sources(task, also)
     tests = {name: of_source(MAIN, some) for name, some in task.tests(held_out).items()}
-    reference = policy.frozen() if kl else None
+    reference = policy.frozen_copy() if kl else None
     made = replace(recipe(router, kl=kl, reference=reference, samples=samples), evaluation=router.on_scales({}))
     drawn: Any = tasks
     if curriculum and not run.dry_run:
-        ranks.first(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
+        ranks.run_on_primary(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
         distribute(policy, made)
         bounded = router.on_scales({name: how for name, how in router.scaling.items() if how == "sigmoid"})
         with scale.playing(policy, run.out, tasks) as player:
@@ -144,7 +144,7 @@ def grader(grade: str) -> tuple[Reward, Scaling]:
     if grade in grades.GRADES:
         return grades.GRADES[grade], "zscore"
     if "/" not in grade and not Path(grade).is_dir():
-        one_of(grade, grades.GRADES, "also")
+        check_choice(grade, grades.GRADES, "also")
     return reward_of(grade), "sigmoid"
 
 
@@ -244,7 +244,7 @@ def fuse(
     fast_tasks, slow_tasks = in_mode(tasks, "fast"), in_mode(tasks, "slow")
     if run.dry_run:
         return plan(policy, [*fast_tasks, *slow_tasks, *in_mode(tasks, "auto")], run)
-    ranks.first(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
+    ranks.run_on_primary(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
     distribute(policy)
     found = known_answers(run)
     if not found:
@@ -276,11 +276,13 @@ def plan(policy: TextPolicy, tasks: Sequence[Task], run: Run) -> Session:
 def known_answers(run: Run) -> dict[str, Any]:
     """What a run that is resumed has been answered; nothing for another one."""
     file = Path(run.out) / ANSWERS
-    return ranks.first(lambda: read_json(file) if run.resume and file.is_file() else {}, "for the answers so far")
+    return ranks.run_on_primary(
+        lambda: read_json(file) if run.resume and file.is_file() else {}, "for the answers so far"
+    )
 
 
 def write_answers(run: Run, found: Mapping[str, Any]) -> None:
-    ranks.first(lambda: write_json(Path(run.out) / ANSWERS, found), "for the answers")
+    ranks.run_on_primary(lambda: write_json(Path(run.out) / ANSWERS, found), "for the answers")
 
 
 # ---- laptop
@@ -291,14 +293,14 @@ def laptop(adaptive: bool = True, run: Run = Run("runs/pangu-embedded", steps=40
 
     adaptive  each source's rewards are brought to its own scale
     """
-    from posttrain.lab.world.sources import GRADES, Sources, Thirds, kind_of
+    from posttrain.lab.world.sources import GRADES, EvenSource, Sources, kind_of
     from posttrain.lab.world.words import base
     from posttrain.systems.pangu_embedded.lab.router import ADAPTIVE, PARTLY
 
     world = Sources(run.seed)
     router = Router({kind: each(grade) for kind, grade in GRADES.items()}, kind_of, ADAPTIVE if adaptive else {})
     made = replace(recipe(router), evaluation=router.on_scales({}))
-    source = Thirds(world.tasks(), run.seed)
+    source = EvenSource(world.tasks(), run.seed)
     return train(base(world, run.seed, PARTLY), source, made, run, held_out=world.tasks(held_out=True))
 
 

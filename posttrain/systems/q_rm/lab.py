@@ -13,7 +13,7 @@ from posttrain.data import Pair
 from posttrain.evaluation import evaluate
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Measures, Smoke, trial
-from posttrain.lab.world.lookup import Lookup, right, token_marks
+from posttrain.lab.world.lookup import Lookup, is_right, token_marks
 from posttrain.lab.world.words import Size, base
 from posttrain.loss import likelihood, token_mean
 from posttrain.measure import auc
@@ -51,7 +51,7 @@ def pairs_of(policy: TextPolicy, world: Lookup, count: int, seed: int) -> list[P
 
     Where none has, the truth and a sample of each.
     """
-    found = evaluate({"policy": policy}, world.problems(count, "pairs"), each(right), samples=4, seed=seed)
+    found = evaluate({"policy": policy}, world.problems(count, "pairs"), each(is_right), samples=4, seed=seed)
     pairs = []
     for group, values in zip(found.groups, found.values, strict=True):
         good = [rollout.text for rollout, value in zip(group, values, strict=True) if value]
@@ -89,7 +89,7 @@ def arm(build: Build, tokens: bool = True) -> Arm:
 
     def watch(lab: Lab, step: int) -> None:
         if step % EVERY == 0:
-            lab.notes["curve"][step] = lab.evaluate(tests(lab), each(right), samples=4).reward
+            lab.notes["curve"][step] = lab.evaluate(tests(lab), each(is_right), samples=4).reward
 
     options = {"steps": 120, "per_step": 12, "lr": 3e-4}
     return trial(Lookup, made, measures, **options, size=TINY, tasks=training, watch=watch)
@@ -113,7 +113,7 @@ def measures(lab: Lab) -> Measures:
 
 def token_auc(lab: Lab, reward: Reward) -> float:
     """Of fresh samples: the chance that a right token is paid more than a wrong one."""
-    found = lab.evaluate(tests(lab), each(right), samples=4)
+    found = lab.evaluate(tests(lab), each(is_right), samples=4)
     paid, marks = [], []
     for group in found.groups:
         for rollout, score in zip(group, reward(group), strict=True):

@@ -20,13 +20,13 @@ from posttrain.data import Pair
 from posttrain.descent import descend
 from posttrain.policy.load import text
 from posttrain.policy.text import TextPolicy
-from posttrain.policy.trained import restore, trained
-from posttrain.preference import Judged, PairLoss, detached, row, whole_step
-from posttrain.row import Packer, rows_of, split
+from posttrain.policy.trained import restore, trained_parameters
+from posttrain.preference import PairLoss, PairScores, accumulate_pairs, concatenate_detached, row
+from posttrain.row import Packer, rows_of, split_to_size
 from posttrain.run.directory import write_json
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 
 Head = Literal["vocabulary", "scalar"]
 WEIGHTS, ABOUT = "q_head.safetensors", "q_model.json"
@@ -79,7 +79,7 @@ class QModel:
         """The tokens of any task can be scored."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {**trained(self.policy.head.trunk), "q_head": self.out.weight.detach()}
+        return {**trained_parameters(self.policy.head.trunk), "q_head": self.out.weight.detach()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError when the names or shapes are not those of this model."""
@@ -125,12 +125,12 @@ def preference(beta: float = 0.2, gamma: float = 2.0) -> PairLoss:
     return lambda pairs: -F.logsigmoid(beta * (pairs.chosen - pairs.rejected) - gamma)
 
 
-def pair_scores(model: QModel, pairs: Sequence[Sequence[Row]]) -> Judged:
+def pair_scores(model: QModel, pairs: Sequence[Sequence[Row]]) -> PairScores:
     """The mean Z of the chosen and of the rejected reply of every pair, given as two rows each."""
     rows = [one for both in pairs for one in both]
     lengths = torch.tensor([len(one.advantage) for one in rows])
     mean = torch.stack([part.mean() for part in model.values(rows).split(lengths.tolist())])
-    return Judged(mean[::2], mean[1::2], lengths[::2], lengths[1::2])
+    return PairScores(mean[::2], mean[1::2], lengths[::2], lengths[1::2])
 
 
 def pair_rows(model: QModel, pairs: Sequence[Pair]) -> list[list[Row]]:
@@ -139,7 +139,7 @@ def pair_rows(model: QModel, pairs: Sequence[Pair]) -> list[list[Row]]:
 
 def pair_batches(model: QModel, both: Sequence[Sequence[Row]], micro_tokens: int) -> list[list[int]]:
     """The pairs by number, in batches of at most so many tokens."""
-    return split(
+    return split_to_size(
         range(len(both)), lambda piece: model.policy.size([one for i in piece for one in both[i]]), micro_tokens
     )
 
@@ -148,11 +148,11 @@ def q_step(model: QModel, pairs: Sequence[Pair], loss: PairLoss, micro_tokens: i
     """Add the gradient of one step over the pairs. Pair accuracy is of the same means as the loss."""
     both = pair_rows(model, pairs)
     pieces = pair_batches(model, both, micro_tokens)
-    found = whole_step(pieces, lambda piece: pair_scores(model, [both[i] for i in piece]), loss, False)
+    found = accumulate_pairs(pieces, lambda piece: pair_scores(model, [both[i] for i in piece]), loss, False)
     return {"loss": loss(found).mean().item(), "accuracy": accuracy(found)}
 
 
-def accuracy(found: Judged) -> float:
+def accuracy(found: PairScores) -> float:
     return (found.chosen > found.rejected).float().mean().item()
 
 
@@ -161,7 +161,7 @@ def pair_accuracy(model: QModel, pairs: Sequence[Pair], micro_tokens: int = 1638
     """The share of pairs whose chosen reply has the larger mean."""
     both = pair_rows(model, pairs)
     pieces = pair_batches(model, both, micro_tokens)
-    return accuracy(detached([pair_scores(model, [both[i] for i in piece]) for piece in pieces]))
+    return accuracy(concatenate_detached([pair_scores(model, [both[i] for i in piece]) for piece in pieces]))
 
 
 def learn_from_pairs(
@@ -169,7 +169,7 @@ def learn_from_pairs(
 ) -> None:
     """Train a Q model in memory."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    source = Shuffled(pairs, seed)
+    source = ShuffledSource(pairs, seed)
     for _ in range(steps):
         optimizer.zero_grad()
         q_step(model, source.take(per_step), loss)

@@ -13,15 +13,15 @@ from posttrain.core import Group, Reward, Rollout
 from posttrain.data import Pair
 from posttrain.descent import descend
 from posttrain.evaluation import evaluate
-from posttrain.lab.world.lookup import Lookup, right, token_marks
+from posttrain.lab.world.lookup import Lookup, is_right, token_marks
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
-from posttrain.preference import dpo, judged, whole_step
+from posttrain.preference import accumulate_pairs, dpo, pair_scores
 from posttrain.reward import each
 from posttrain.reward_training import bradley_terry, reward_step
-from posttrain.row import rows_of, scored_group
+from posttrain.row import group_logps, rows_of
 from posttrain.seeding import mix
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 from posttrain.systems.q_rm.model import QModel, by_token
 
 PER_STEP, RATE = 16, 1e-3  # pairs of a step, and learning rate, of every reward model of the tiny world
@@ -29,17 +29,17 @@ PER_STEP, RATE = 16, 1e-3  # pairs of a step, and learning rate, of every reward
 
 def dpo_reward(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed: int, steps: int) -> Reward:
     """Rafailov et al.'s implicit reward, log pi - log pi_ref of each token, after DPO on the same pairs."""
-    reference = policy.frozen()
+    reference = policy.frozen_copy()
     taught = TextPolicy(copy.deepcopy(policy.model), policy.tokenizer, policy.sampling)
     optimizer = torch.optim.AdamW(taught.parameters(), lr=RATE, weight_decay=0.0)
-    source = Shuffled(pairs, seed)
+    source = ShuffledSource(pairs, seed)
     for _ in range(steps):
         optimizer.zero_grad()
-        whole_step([source.take(PER_STEP)], lambda piece: judged(taught, reference, piece), dpo(), False)
+        accumulate_pairs([source.take(PER_STEP)], lambda piece: pair_scores(taught, reference, piece), dpo(), False)
         descend(optimizer, 1.0)
 
     def values(group: Group) -> list[Tensor]:
-        return [a - b for a, b in zip(scored_group(taught, group), scored_group(reference, group), strict=True)]
+        return [a - b for a, b in zip(group_logps(taught, group), group_logps(reference, group), strict=True)]
 
     return by_token(values)
 
@@ -55,7 +55,7 @@ def outcome_model(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed
     network.model.load_state_dict(policy.body.model.state_dict())
     judge = RewardModel(network.eval(), policy.tokenizer)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=RATE, weight_decay=0.0)
-    source = Shuffled(pairs, seed)
+    source = ShuffledSource(pairs, seed)
     for _ in range(steps):
         optimizer.zero_grad()
         reward_step(judge, source.take(PER_STEP), bradley_terry())
@@ -71,8 +71,8 @@ def process_model(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed
     torch.manual_seed(mix(seed, "prm") % 2**32)
     model = QModel(policy)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-    found = evaluate({"policy": policy}, world.problems(len(pairs), "pairs"), each(right), samples=1, seed=seed)
-    source = Shuffled([group[0] for group in found.groups], seed)
+    found = evaluate({"policy": policy}, world.problems(len(pairs), "pairs"), each(is_right), samples=1, seed=seed)
+    source = ShuffledSource([group[0] for group in found.groups], seed)
     for _ in range(steps):
         batch: list[Rollout] = source.take(2 * PER_STEP)
         optimizer.zero_grad()
@@ -84,4 +84,4 @@ def process_model(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed
 
 
 def truth(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed: int, steps: int) -> Reward:
-    return each(right)
+    return each(is_right)

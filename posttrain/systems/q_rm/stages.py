@@ -10,7 +10,7 @@ import torch
 from posttrain.cli.launch import one_process
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, named_files
 from posttrain.data import read_pairs
-from posttrain.lab.world.lookup import right
+from posttrain.lab.world.lookup import is_right
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import Critic
 from posttrain.reward import each
@@ -33,7 +33,7 @@ def laptop(whole: bool = False, run: Run = Run("runs/q-rm", steps=100, tasks=12,
 
     world, policy, pairs = lab.start(run.seed)
     reward = by_token(lab.q_model(policy, pairs, run.seed, lab.STEPS).token_values, whole=whole)
-    made = replace(recipe(reward), evaluation=each(right))
+    made = replace(recipe(reward), evaluation=each(is_right))
     return train(policy, world.problems(2000, "training"), made, run, held_out=world.problems(64, "test"))
 
 
@@ -59,7 +59,7 @@ def learn(
         check_vocabulary(policy, values, q_model)
     reward, updates = by_token(values.token_values), max(run.tasks // MINIBATCH, 1)
     if method == "ppo":
-        made = ppo_recipe(reward, Critic(policy, lr=1e-5), policy.frozen(), updates=updates)
+        made = ppo_recipe(reward, Critic(policy, lr=1e-5), policy.frozen_copy(), updates=updates)
     else:
         made = recipe(reward, centre=False, updates=updates)
     made = replace(made, evaluation=task.reward())

@@ -83,7 +83,7 @@ def recipe(reward: Reward, policy: TextPolicy, samples: int = 8, epochs: int = 4
         reduce=token_mean,
         samples=samples,
         epochs=epochs,
-        reference=policy.frozen(),
+        reference=policy.frozen_copy(),
     )
 
 

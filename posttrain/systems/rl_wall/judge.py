@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from posttrain import ranks
-from posttrain.core import Ask, Failed, Rollout, Sampler
+from posttrain.core import Ask, Failure, Rollout, Sampler
 from posttrain.episode import user
 from posttrain.seeding import mix
 
@@ -46,8 +46,8 @@ def assess(judge: Sampler, rollouts: Sequence[Rollout], seed: int = 0) -> list[A
         for name, question in QUESTIONS.items()
     ]
     mine = [reply.content for reply in judge.sample(ranks.share(asks))]
-    said = ranks.gathered(mine, "for the judge")
-    found = [None if isinstance(one, Failed) else verdict(str(one)) for one in said]
+    said = ranks.merge_shares(mine, "for the judge")
+    found = [None if isinstance(one, Failure) else verdict(str(one)) for one in said]
     return [Assessment(*found[i : i + 3]) for i in range(0, len(found), 3)]
 
 

@@ -6,7 +6,7 @@ import statistics
 
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
-from posttrain.lab.world.navigation import Navigation, right
+from posttrain.lab.world.navigation import Navigation, is_right
 from posttrain.lab.world.words import Size
 from posttrain.reward import each
 from posttrain.systems.rl_wall import recipe, sweep_temperatures, verification
@@ -16,14 +16,17 @@ TINY = Size(hidden=48, layers=2, steps=1500)
 
 def measures(lab: Lab) -> Measures:
     tests = lab.world.problems(lab.budget.items(96), "test")
-    sweep = sweep_temperatures(lab.policy, tests, each(right), samples=32, seed=lab.seed)
+    sweep = sweep_temperatures(lab.policy, tests, each(is_right), samples=32, seed=lab.seed)
     hot = sweep.found[1.4]
     samples = {t: [rollout for group in sweep.found[t].groups for rollout in group] for t in (0.2, 1.4)}
     return {
         **sweep.measures,
         "temperature dependence": sweep.dependence,
-        **{f"plan at {t:g}": statistics.fmean(map(lab.world.planned, found)) for t, found in samples.items()},
-        **{f"execute at {t:g}": statistics.fmean(map(lab.world.executed, found)) for t, found in samples.items()},
+        **{f"plan at {t:g}": statistics.fmean(map(lab.world.plan_is_right, found)) for t, found in samples.items()},
+        **{
+            f"execute at {t:g}": statistics.fmean(map(lab.world.execution_is_right, found))
+            for t, found in samples.items()
+        },
         "verify": verification(hot) if 0 < hot.reward < 1 else 0.5,
         "within reach": 1 - lab.world.out_of_reach(tests),
     }
@@ -33,7 +36,7 @@ def arm(problems: int, beta: float, steps: int = 0) -> Arm:
     """Trained on so many problems; 0: the base model. A large `beta` leaves no spurious cue in the demonstrations."""
     return trial(
         lambda seed: Navigation(seed, beta=beta),
-        (lambda lab: recipe(each(right), lab.policy, epochs=2)) if problems else None,
+        (lambda lab: recipe(each(is_right), lab.policy, epochs=2)) if problems else None,
         measures,
         steps=steps,
         per_step=16,

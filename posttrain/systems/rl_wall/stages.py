@@ -12,14 +12,14 @@ from posttrain import ranks
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least
 from posttrain.core import Reward, Sampler, Score, Task
 from posttrain.evaluation import Evaluation, evaluate
-from posttrain.lab.world.navigation import Navigation, right
+from posttrain.lab.world.navigation import Navigation, is_right
 from posttrain.lab.world.words import base
 from posttrain.measure import RIGHT
 from posttrain.reward import each
 from posttrain.run.directory import read_json, write_json
 from posttrain.run.folder import prepare_folder
 from posttrain.run.lines import Lines
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.run.session import Session
 from posttrain.run.settings import Output, Run
 from posttrain.seeding import mix
@@ -55,7 +55,7 @@ class Sweeps:
         """Sweep the trained model, and print both."""
         sweeps = self.sweep(player)
         self.record("after", sweeps)
-        if ranks.primary():
+        if ranks.is_primary():
             for name, sweep in sweeps.items():
                 write_trees(sweep.found[1.0], tokenizer, self.out / "trees" / name)
             self.show()
@@ -67,7 +67,7 @@ class Sweeps:
         }
 
     def record(self, when: str, sweeps: Mapping[str, Sweep]) -> None:
-        if ranks.primary():
+        if ranks.is_primary():
             kept = read_json(self.file) if when == "after" and self.file.is_file() else {"samples": self.samples}
             found = {
                 f"{name}/{key}" if name else key: value
@@ -101,7 +101,7 @@ def laptop(
 
     world = Navigation(run.seed, beta=0.3 if spurious else 100.0)
     policy = base(world, run.seed, lab.TINY)
-    tests, made = world.problems(TESTS, "test"), recipe(each(right), policy, epochs=2)
+    tests, made = world.problems(TESTS, "test"), recipe(each(is_right), policy, epochs=2)
     sweeps = Sweeps(Path(run.out), {"": tests}, made.reward, SAMPLES)
     tasks = world.problems(problems, "train")
     session = train(policy, tasks, made, run, held_out=tests, on_start=sweeps.before)
@@ -156,21 +156,21 @@ def judge_solutions(
     prepare_folder(
         out, "judge", ["judged.jsonl", "shares.json"], output.settings, resume=output.resume, overwrite=output.overwrite
     )
-    lines = ranks.first(lambda: Lines(out / "judged.jsonl", output.resume), "for the solutions so far")
+    lines = ranks.run_on_primary(lambda: Lines(out / "judged.jsonl", output.resume), "for the solutions so far")
     batches = [tasks[start : start + AT_ONCE] for start in range(0, len(tasks), AT_ONCE)]
-    with scale.playing(policy, out, tasks) as player, bar("batches", len(batches), output.quiet) as done:
+    with scale.playing(policy, out, tasks) as player, progress_bar("batches", len(batches), output.quiet) as done:
         done(len(lines.found))
         for number in range(len(lines.found), len(batches)):
             found = evaluate(
                 {"policy": player}, batches[number], reward, samples=samples, seed=mix(output.seed, number)
             )
             records = verdicts(other or player, found, mix(output.seed, "judge", number))
-            ranks.first(lambda: lines.add({"solutions": records}), "for the solutions to be written")  # noqa: B023
+            ranks.run_on_primary(lambda: lines.add({"solutions": records}), "for the solutions to be written")  # noqa: B023
             done(1)
-    if ranks.primary():
+    if ranks.is_primary():
         solutions = [one for line in lines.found for one in line["solutions"]]
         said = [Assessment(one["plan"], one["execute"], one["verify"]) for one in solutions]
-        measures = shares(said, [one["right"] for one in solutions])
+        measures = shares(said, [one["is_right"] for one in solutions])
         write_json(out / "shares.json", measures)
         for name, value in measures.items():
             print(f"{name:>12} {value:.3f}")

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import ranks
-from posttrain.chat import in_words
-from posttrain.core import Group, Message, Reward, Sampler, Spread, Task
+from posttrain.chat import readable_content
+from posttrain.core import Group, Message, Reward, Sampler, ShardedSampler, Task
 from posttrain.data import Demonstration
 from posttrain.episode import rollout
 from posttrain.evaluation import GROUPS_AT_ONCE
-from posttrain.policy.pixels import opened
+from posttrain.policy.pixels import open_picture
 from posttrain.run.lines import Lines, whole_lines
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.systems.rl_with_cold_start.styles import STYLES, Choice, choose
 
 CHAINS, ANSWERS = "chains.jsonl", "answers.jsonl"
@@ -33,8 +33,10 @@ class Answers:
 
     def __init__(self, folder: Path, system: str | None):
         self.folder, self.system = folder, system
-        self.known = {line["id"] for line in ranks.first(lambda: list(whole_lines(folder / ANSWERS)), "for answers")}
-        self.lines = Lines(folder / ANSWERS) if ranks.primary() else None
+        self.known = {
+            line["id"] for line in ranks.run_on_primary(lambda: list(whole_lines(folder / ANSWERS)), "for answers")
+        }
+        self.lines = Lines(folder / ANSWERS) if ranks.is_primary() else None
         self.failures: list[str] = []
 
     def add(self, number: int, key: str, found: Choice, candidates: int) -> None:
@@ -58,7 +60,7 @@ class Answers:
         )
         if len(self.failures) > MOST_FAILED * problems:
             raise ValueError(f"{counted}\nwhat it did answer is kept: `resume=True` asks for the rest")
-        if ranks.primary():
+        if ranks.is_primary():
             print(f"warning: {counted}", file=sys.stderr)
 
     def write_chains(self, tasks: Sequence[Task]) -> int:
@@ -86,29 +88,29 @@ def collect(
     Raises ValueError, with the first reason, when the teacher could not answer more than a tenth of the problems; what
     it did answer stays, for a resume.
     """
-    if count := ranks.first(lambda: len(list(whole_lines(folder / CHAINS))), "for the chains"):
+    if count := ranks.run_on_primary(lambda: len(list(whole_lines(folder / CHAINS))), "for the chains"):
         return count
     answers = Answers(folder, system)
     left = [number for number, task in enumerate(tasks) if task.key not in answers.known]
     at_once = len(left) if ranks.world() == 1 else GROUPS_AT_ONCE * ranks.world()
-    with bar("problems", len(tasks), quiet or not ranks.primary()) as step:
+    with progress_bar("problems", len(tasks), quiet or not ranks.is_primary()) as step:
         step(len(tasks) - len(left))
-        with teacher.whole() if isinstance(teacher, Spread) else nullcontext():
+        with teacher.whole() if isinstance(teacher, ShardedSampler) else nullcontext():
             for start in range(0, len(left), max(at_once, 1)):
                 mine, done = ranks.share(left[start : start + at_once]), dict[int, Choice]()
 
                 def ended(i: int, group: Group, mine: Any = mine, done: Any = done) -> None:
                     done[mine[i]] = choose(group, verify, style)
-                    if ranks.primary():
+                    if ranks.is_primary():
                         answers.add(mine[i], group[0].task.key, done[mine[i]], candidates)
                     step()
 
                 rollout(STYLES[style], [tasks[n] for n in mine], {"policy": teacher}, candidates, seed, ended, mine)
-                for number, found in ranks.gathered(list(done.items()), "for the teacher's answers"):
-                    if not (ranks.primary() and number in done):
+                for number, found in ranks.merge_shares(list(done.items()), "for the teacher's answers"):
+                    if not (ranks.is_primary() and number in done):
                         answers.add(number, tasks[number].key, found, candidates)
     answers.check(len(tasks))
-    return ranks.first(lambda: answers.write_chains(tasks), "for the chains")
+    return ranks.run_on_primary(lambda: answers.write_chains(tasks), "for the chains")
 
 
 def record(key: str, chain: Demonstration, picture: Path, system: str | None = None) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def record(key: str, chain: Demonstration, picture: Path, system: str | None = N
         asked = asked[1:]
     return {
         "id": key,
-        "prompt": [{"role": message["role"], "content": in_words(message["content"])} for message in asked],
+        "prompt": [{"role": message["role"], "content": readable_content(message["content"])} for message in asked],
         "images": [store(image, Path(f"{picture}-{i}.png")) for i, image in enumerate(images_of(asked))],
         "response": said["content"],
     }
@@ -137,5 +139,5 @@ def store(image: Any, path: Path) -> str:
     """The path of a picture's file; a picture without one is written to `path`."""
     if isinstance(image, str | Path):
         return str(Path(image).absolute())
-    opened(image).save(path)
+    open_picture(image).save(path)
     return str(path.absolute())

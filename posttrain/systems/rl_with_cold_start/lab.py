@@ -13,7 +13,7 @@ from posttrain.descent import update
 from posttrain.episode import assistant
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
-from posttrain.lab.world.glyphs import BASE, Glyphs, Problem, answer, applied, careful, right, works
+from posttrain.lab.world.glyphs import BASE, Glyphs, Problem, answer, apply, careful_chain, is_right, shows_work
 from posttrain.lab.world.words import Size, base
 from posttrain.loss import likelihood, token_mean
 from posttrain.measure import mean_pass_at_k
@@ -47,7 +47,7 @@ def chains(world: Glyphs, budget: Budget = FULL, least: str = "see") -> list[Dem
     shown = Glyphs(world.seed, careful=0.5, skipping=0.5)
     teacher = base(shown, mix(world.seed, "teacher") % 2**31, budget.size(TEACHER))
     tasks = world.tasks(budget.items(2 * CHAINS), "distilled")
-    found = right_chains(teacher, tasks, each(right), candidates=4, seed=world.seed)
+    found = right_chains(teacher, tasks, each(is_right), candidates=4, seed=world.seed)
     return [one for one in found.values() if least in chain_text(one)][:CHAINS]
 
 
@@ -68,11 +68,11 @@ def spoil(one: Demonstration, draw: random.Random) -> Demonstration:
     """The careful chain with a mistake in one of its steps, and the wrong answer that follows from it."""
     problem = problem_of(chain_text(one))
     first, last = problem.results
-    choices = [(wrong, applied(problem.signs[1], wrong, problem.numbers[2])) for wrong in range(BASE) if wrong != first]
+    choices = [(wrong, apply(problem.signs[1], wrong, problem.numbers[2])) for wrong in range(BASE) if wrong != first]
     found = draw.choice([(first, (last + draw.randint(1, BASE - 1)) % BASE), draw.choice(choices)])
     if found[1] == last:  # two mistakes that cancel
         return spoil(one, draw)
-    return Demonstration((*one.messages[:-1], assistant(careful(problem, found))))
+    return Demonstration((*one.messages[:-1], assistant(careful_chain(problem, found))))
 
 
 def problem_of(chain: str) -> Problem:
@@ -111,7 +111,7 @@ def learn_to_best_epoch(lab: Lab, demonstrations: Sequence[Demonstration], epoch
     def watch(epoch: int) -> None:
         nonlocal best
         if epoch % every == 0 or epoch == epochs:
-            found = lab.evaluate(tasks, each(right), samples=4, seed=mix(lab.seed, "validation"))
+            found = lab.evaluate(tasks, each(is_right), samples=4, seed=mix(lab.seed, "validation"))
             if found.reward > best[0]:
                 best = found.reward, epoch, {name: value.clone() for name, value in lab.policy.state_dict().items()}
 
@@ -134,7 +134,7 @@ def arm(
     def made(lab: Lab) -> Recipe:
         if taught:
             lab.notes["best epoch"] = float(learn_to_best_epoch(lab, taught(lab.world, lab.budget), epochs))
-        return recipe(each(right), reference=lab.policy.frozen())
+        return recipe(each(is_right), reference=lab.policy.frozen_copy())
 
     return trial(
         lambda seed: world_of(seed, second_right),
@@ -150,14 +150,14 @@ def arm(
 
 def measures(lab: Lab) -> dict[str, float]:
     tasks = lab.world.tests(lab.budget.items(300))
-    found = lab.evaluate(tasks, each(right), samples=SAMPLES, seed=mix(lab.seed, "test"))
+    found = lab.evaluate(tasks, each(is_right), samples=SAMPLES, seed=mix(lab.seed, "test"))
     texts = [one.text for group in found.groups for one in group]
     marks = [value > 0 for values in found.values for value in values]
     return {
         "mean@1": found.reward,
-        "greedy": lab.evaluate(tasks, each(right), seed=0, temperature=0.0).reward,
+        "greedy": lab.evaluate(tasks, each(is_right), seed=0, temperature=0.0).reward,
         "pass@8": mean_pass_at_k(found.values, SAMPLES),
-        "chains": statistics.fmean(map(works, texts)),
+        "chains": statistics.fmean(map(shows_work, texts)),
         "answered": statistics.fmean(answer(text) is not None for text in texts),
         "reflection": statistics.fmean(map(reflects, texts)),
         "reflection gap": gap(texts, marks),

@@ -12,7 +12,7 @@ from typing import Literal
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least
 from posttrain.core import Sampler, Task
 from posttrain.data import Demonstration, read_demonstrations
-from posttrain.lab.world.glyphs import right
+from posttrain.lab.world.glyphs import is_right
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import each
 from posttrain.run.folder import prepare_folder
@@ -39,7 +39,7 @@ def laptop(cold_start: bool = True, run: Run = Run("runs/rl-with-cold-start", st
     policy = base(world, run.seed, STUDENT)
     if cold_start and not run.dry_run:
         learn_chains(policy, chains(world), SFT_EPOCHS, run.seed)
-    made = recipe(each(right), reference=policy.frozen())
+    made = recipe(each(is_right), reference=policy.frozen_copy())
     held_out = world.tasks(100, "held out", held_out=True)
     return train(policy, world.tasks(600, "rl"), made, run, held_out=held_out)
 
@@ -62,8 +62,8 @@ def reinforce(
     task = replace(task, system=task.system or SYSTEM)
     if cold_start:
         check_cold_start(model.model)
-    policy = (model.within(LEAST_PIXELS, MOST_PIXELS) if task.image else model).policy()
-    made = replace(recipe(task.reward(), reference=policy.frozen()), updates=4)
+    policy = (model.with_pixel_limits(LEAST_PIXELS, MOST_PIXELS) if task.image else model).policy()
+    made = replace(recipe(task.reward(), reference=policy.frozen_copy()), updates=4)
     return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
 
 
@@ -101,7 +101,7 @@ def distil(
     at_least(1, candidates=candidates)
     task = replace(task, system=task.system or SYSTEM)
     tasks, reward, folder = task.tasks(), task.reward(), Path(output.out)
-    model = model.within(None, MOST_PIXELS) if task.image else model
+    model = model.with_pixel_limits(None, MOST_PIXELS) if task.image else model
     with answering(teacher, model, scale, folder, tasks) as player:
         settings = {**output.settings, "seed": output.seed}
         prepare_folder(folder, "chains", (CHAINS, ANSWERS), settings, resume=output.resume, overwrite=output.overwrite)
@@ -170,7 +170,7 @@ def learn(
     tower  train the vision tower too
     """
     found = chain.demonstrations()
-    policy = (model.within(None, MOST_PIXELS) if chain.image else model).policy()
+    policy = (model.with_pixel_limits(None, MOST_PIXELS) if chain.image else model).policy()
     if not tower:
         freeze_tower(policy)
     return sft(policy, found, run)

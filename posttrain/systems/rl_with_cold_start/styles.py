@@ -13,7 +13,7 @@ from typing import Any
 from posttrain.core import Env, Episode, Group, Invalid, Reward, Rollout, Sampler, Score, Task
 from posttrain.data import Demonstration
 from posttrain.episode import ask, assistant, rollout, user
-from posttrain.reward import graded
+from posttrain.reward import group_scores
 
 RIGHT = 0.5  # a reward from which on an answer is right
 AGAIN = "Your answer is wrong. Re-evaluate the problem and your steps, and answer again in full."
@@ -89,8 +89,8 @@ class Choice:
 
 def choose(group: Group, verify: Reward, style: str) -> Choice:
     """The first of a problem's chains that is right and whole."""
-    marks = graded(verify, group)
-    first = graded(verify, [Rollout(one.task, one.turns[:1], one.facts) for one in group])
+    marks = group_scores(verify, group)
+    first = group_scores(verify, [Rollout(one.task, one.turns[:1], one.facts) for one in group])
     good = (
         one
         for one, mark, before in zip(group, marks, first, strict=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from posttrain.core import Message, Task
 from posttrain.episode import user
-from posttrain.policy.latents import branching, text_of
+from posttrain.policy.latents import branch_part, text_of
 from posttrain.seeding import mix
 from posttrain.stream import Source
 from posttrain.systems.srrl.reflection import rounds_part
@@ -60,7 +60,7 @@ class Curriculum:
 def task_of_stage(task: Task, rounds: int, last: int | None, seed: int) -> Task:
     """The task with a stage's numbers in the last message of its prompt."""
     parts: list[Any] = [{"type": "text", "text": text_of(task.prompt[-1])}, rounds_part(rounds)]
-    parts += [] if last is None else [branching(seed, last)]
+    parts += [] if last is None else [branch_part(seed, last)]
     said: Message = {**task.prompt[-1], "content": parts}
     return replace(task, prompt=(*task.prompt[:-1], said))
 

@@ -18,7 +18,7 @@ from posttrain.recipe import Recipe
 from posttrain.reward import each
 from posttrain.seeding import mix
 from posttrain.step import train_in_memory
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 from posttrain.systems.srrl import recipe
 from posttrain.systems.srrl.curriculum import Curriculum
 from posttrain.systems.srrl.reflection import Trained, reflected
@@ -37,12 +37,12 @@ def base_policy(seed: int, budget: Budget = FULL) -> DiffusionPolicy:
 
 def plain(world: Balance, budget: Budget, trained: Trained = "last") -> Recipe:
     """64 pictures a stage, 32 of each prompt, all of them trained, with one update: without B2-DiffuRL's parts."""
-    return recipe(each(world.graded), trained=trained, samples=budget.items(SAMPLES), select=None, epochs=1)
+    return recipe(each(world.score), trained=trained, samples=budget.items(SAMPLES), select=None, epochs=1)
 
 
 def branched(world: Balance, budget: Budget) -> Recipe:
     """12 groups of 5 branches, of which the best and the worst are trained on the steps that they do not share."""
-    return recipe(each(world.graded), samples=BRANCHES, epochs=1)
+    return recipe(each(world.score), samples=BRANCHES, epochs=1)
 
 
 def arm(
@@ -60,7 +60,7 @@ def arm(
         if recipe_for is not None:
             steps = budget.steps(STEPS)
             rounds = [stage // every if every else 0 for stage in range(steps)]
-            source = Curriculum(Shuffled(world.tasks(), seed), rounds, lasts, seed)
+            source = Curriculum(ShuffledSource(world.tasks(), seed), rounds, lasts, seed)
             made, per_step = recipe_for(world, budget), budget.items(groups)
             train_in_memory(policy, source, made, steps=steps, per_step=per_step, lr=RATE, seed=seed)
         spent = policy.calls / 1000
@@ -80,7 +80,7 @@ def logic_by_rounds(
         found = evaluate(
             {"policy": policy},
             world.tasks(),
-            each(world.graded),
+            each(world.score),
             reflected(k, trained),
             samples=samples,
             seed=mix(seed, "measured"),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from posttrain.core import Env, Episode, Group, Invalid, Message, Reward, Rollout, Score, Task
 from posttrain.episode import ask, assistant
-from posttrain.reward import graded
+from posttrain.reward import group_scores
 
 Trained = Literal["last", "all"]
 
@@ -68,7 +68,7 @@ def every_round(reward: Reward) -> Reward:
 
     def wrapped(group: Group) -> list[Score | Invalid]:
         rounds = [cut for rollout in group for cut in cut_after_each_turn(rollout)]
-        left = iter(graded(reward, rounds) if rounds else [])
+        left = iter(group_scores(reward, rounds) if rounds else [])
         return [score_of_rounds([next(left) for _ in rollout.turns]) for rollout in group]
 
     return wrapped

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.advantage import EPSILON, fill
+from posttrain.advantage import EPSILON, fill_turns
 from posttrain.core import Advantage, Group, Score
 
 
@@ -37,7 +37,7 @@ class Windowed:
         columns = [[turns[k] for turns in known if len(turns) > k] for k in range(max(map(len, earned)))]
         credit = [[self.distance(value, columns[k]) for k, value in enumerate(turns)] for turns in earned]
         return [
-            fill(rollout, values if score.turns else values * len(rollout.turns))
+            fill_turns(rollout, values if score.turns else values * len(rollout.turns))
             for rollout, score, values in zip(group, scores, credit, strict=True)
         ]
 

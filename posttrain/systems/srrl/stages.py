@@ -17,7 +17,7 @@ from posttrain.reward import each
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
 from posttrain.step import train
-from posttrain.stream import Shuffled
+from posttrain.stream import ShuffledSource
 from posttrain.systems.srrl import recipe
 from posttrain.systems.srrl.curriculum import Curriculum, lasts_of, read_prompts, rounds_by_stage
 from posttrain.systems.srrl.reflection import Trained
@@ -111,7 +111,9 @@ def learn(
         most, select, lasts = reflection.rounds, 0.5, lasts_of(drawing.denoising)
         counts = [min(count, most) for count in rounds_by_stage(run.steps, reflection.every)]
     made = recipe(grade, rounds=most, trained=reflection.trained, samples=branches, select=select, clip=clip)
-    return train(policy, Curriculum(Shuffled(tasks, run.seed), counts, lasts, run.seed), made, run, held_out=tests)
+    return train(
+        policy, Curriculum(ShuffledSource(tasks, run.seed), counts, lasts, run.seed), made, run, held_out=tests
+    )
 
 
 def reward_of(reward: str, device: str | None) -> Reward:
@@ -145,10 +147,10 @@ def laptop(
     at_least(0, rounds=rounds)
     world, policy = Balance(run.seed, inverted), base_policy(run.seed)
     samples, select = (BRANCHES, 0.5) if branches else (SAMPLES, None)
-    made = recipe(each(world.graded), rounds=rounds, trained=trained, samples=samples, select=select, epochs=1)
+    made = recipe(each(world.score), rounds=rounds, trained=trained, samples=samples, select=select, epochs=1)
     counts = rounds_by_stage(run.steps, max(-(-run.steps // (rounds + 1)), 1))
     lasts = lasts_of(policy.denoising.steps) if branches else []
-    source = Curriculum(Shuffled(world.tasks(), run.seed), counts, lasts, run.seed)
+    source = Curriculum(ShuffledSource(world.tasks(), run.seed), counts, lasts, run.seed)
     return train(policy, source, made, run, held_out=world.tasks() * 32)
 
 

@@ -12,7 +12,7 @@ from posttrain.lab.world.persuasion import EACH, Bob, Persuasion
 from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
-from posttrain.run.directory import plain
+from posttrain.run.directory import json_value
 from posttrain.seeding import mix
 from posttrain.systems.tomap.counterclaims import Counterclaim, Topic
 from posttrain.systems.tomap.dialogue import SHOWN, Setting, argument, dialogue, tasks_of, well_formed
@@ -67,7 +67,7 @@ def predictor_of(policy: TextPolicy, world: Persuasion, seed: int, count: int) -
         samples=4,
         seed=mix(seed, "logged"),
     )
-    facts = [plain(one.facts) for group in found.groups for one in group]
+    facts = [json_value(one.facts) for group in found.groups for one in group]
     learnt, tested = divided(examples(facts, world), 0.9, seed)
     predictor = Predictor(Hashed(256), SIZES, seed=seed)
     predictor.learn(learnt, epochs=4, rows=128, lr=3e-3, seed=seed)

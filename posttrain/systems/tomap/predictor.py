@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.core import Ask, Reply
-from posttrain.policy.load import loaded, loaded_tokenizer, located, picked
+from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer
 from posttrain.run.directory import read_rollouts, write_json
 from posttrain.seeding import mix
 from posttrain.systems.tomap.wording import ATTITUDES, Wording
@@ -69,9 +69,9 @@ class Encoder:
         from transformers import AutoModel
 
         self.name, self.rows = model, rows
-        path = located(model)
-        self.tokenizer = loaded_tokenizer(path)
-        self.model = loaded(AutoModel, path).to(picked(device)).eval().requires_grad_(False)
+        path = checkpoint_path(model)
+        self.tokenizer = load_tokenizer(path)
+        self.model = load_pretrained(AutoModel, path).to(choose_device(device)).eval().requires_grad_(False)
         self.tokenizer.truncation_side = "left"
         config = self.model.config
         counted_from = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's first position

@@ -44,6 +44,6 @@ def recipe(
         samples=1,
         updates=updates,
         others=players,
-        reference=policy.frozen() if kl else None,
+        reference=policy.frozen_copy() if kl else None,
         evaluation=validation(weights),
     )

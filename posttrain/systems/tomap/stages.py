@@ -13,12 +13,12 @@ from posttrain import ranks
 from posttrain.cli.options import ModelOptions, ScaleOptions, at_least, named_files
 from posttrain.core import Env, Sampler, Task
 from posttrain.evaluation import evaluate
-from posttrain.group import Played
+from posttrain.group import ScoredRollout
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
 from posttrain.run.directory import Directory, read_rollouts, write_json
 from posttrain.run.lines import Lines
-from posttrain.run.progress import bar
+from posttrain.run.progress import progress_bar
 from posttrain.run.session import Session
 from posttrain.run.settings import Output, Run
 from posttrain.seeding import mix
@@ -205,7 +205,7 @@ def propose(
     path = Path(output.out) / "topics.jsonl"
     prepare_directory("propose", output)
     lines = Lines(path, output.resume)
-    with scale.playing(policy, output.out) as player, bar("topics", len(found), output.quiet) as done:
+    with scale.playing(policy, output.out) as player, progress_bar("topics", len(found), output.quiet) as done:
         done(len(lines.found))
         for start in range(len(lines.found), len(found), AT_ONCE):
             some = found[start : start + AT_ONCE]
@@ -254,26 +254,29 @@ def hold_dialogues(
     others, env = talk.players(model), talk.env(policy, probe)
     directory = prepare_directory(kind, output)
     total = sum(map(len, batches))
-    with scale.playing(policy, output.out, batches[0]) as player, bar("dialogues", total, output.quiet) as done:
+    with (
+        scale.playing(policy, output.out, batches[0]) as player,
+        progress_bar("dialogues", total, output.quiet) as done,
+    ):
         for step, some in enumerate(batches):
-            if any(ranks.first(lambda: list(read_rollouts(output.out, step)), "for the dialogues so far")):  # noqa: B023
+            if any(ranks.run_on_primary(lambda: list(read_rollouts(output.out, step)), "for the dialogues so far")):  # noqa: B023
                 done(len(some))
                 continue
             seed = mix(output.seed, kind, step)
             found = evaluate({"policy": player, **others}, some, validation(), env, seed=seed, watch=done)
             played = [
-                Played(rollout, score, None)
+                ScoredRollout(rollout, score, None)
                 for group, scores in zip(found.groups, found.scores, strict=True)
                 for rollout, score in zip(group, scores, strict=True)
             ]
-            if ranks.primary():
+            if ranks.is_primary():
                 directory.write_rollouts(step, policy, played)
     return directory.path
 
 
 def prepare_directory(kind: str, output: Output) -> Directory:
     directory = Directory(Path(output.out))
-    ranks.first(lambda: directory.prepare({"kind": kind, "run": output}, output), "for the folder")
+    ranks.run_on_primary(lambda: directory.prepare({"kind": kind, "run": output}, output), "for the folder")
     return directory
 
 
@@ -317,7 +320,7 @@ def evaluate_dialogues(
     check_room(policy, tasks, talk)
     batches = [tasks[start : start + AT_ONCE] for start in range(0, len(tasks), AT_ONCE)]
     path = hold_dialogues(policy, batches, talk, model, scale, output, "evaluate")
-    if ranks.primary():
+    if ranks.is_primary():
         records = list(read_rollouts(path))
         marks = [one["parts"] for one in records if one["reward"] is not None]
         measures = {name: statistics.fmean(parts[name] for parts in marks) for name in marks[0]}

@@ -14,7 +14,7 @@ from posttrain.core import Ask, Reply, Task
 from posttrain.data import Demonstration
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import Arm, Budget, Measures
-from posttrain.lab.world.chains import Problem, Weak, right
+from posttrain.lab.world.chains import Problem, WeakStudent, is_right
 from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import each
@@ -46,34 +46,34 @@ def hard(c: float) -> float:
 class Oracle:
     """A teacher that knows the answers, and is often long and sometimes wrong about it."""
 
-    def __init__(self, world: Weak, problems: Mapping[str, Problem], seed: int):
+    def __init__(self, world: WeakStudent, problems: Mapping[str, Problem], seed: int):
         self.world, self.seed = world, seed
         self.by_prompt = {world.task(one, "slow").prompt[0]["content"]: one for one in problems.values()}
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         draws = [random.Random(mix(self.seed, ask.seed)) for ask in asks]
         said = [
-            self.world.taught(self.by_prompt[ask.messages[0]["content"]], draw)
+            self.world.teacher_chain(self.by_prompt[ask.messages[0]["content"]], draw)
             for ask, draw in zip(asks, draws, strict=True)
         ]
         return [Reply(text, torch.zeros(0), None) for text in said]
 
 
-def teacher_pool(world: Weak, seed: int, size: int, shortest: bool) -> dict[str, Demonstration]:
+def teacher_pool(world: WeakStudent, seed: int, size: int, shortest: bool) -> dict[str, Demonstration]:
     """The teacher's answers to a pool of problems, by task: the shortest right one of four, or the first right one."""
     draw = random.Random(mix(seed, "pool"))
-    problems = {world.task(one, "slow").key: one for one in (world.drawn(draw) for _ in range(size))}
+    problems = {world.task(one, "slow").key: one for one in (world.draw_problem(draw) for _ in range(size))}
     tasks = [world.task(problem, "slow") for problem in problems.values()]
     answers = shortest_right if shortest else first_right
-    found = answers(Oracle(world, problems, seed), tasks, each(right), 4, mix(seed, "teacher"))
-    return {key: world.demonstrated(problems[key], "slow", text) for key, text in found.items()}
+    found = answers(Oracle(world, problems, seed), tasks, each(is_right), 4, mix(seed, "teacher"))
+    return {key: world.demonstration_of(problems[key], "slow", text) for key, text in found.items()}
 
 
 def arm(weight: Weight | None, merge: float = 0.0, shortest: bool = True) -> Arm:
     """`weight` None: one training on the whole pool, of as many steps as the iterations have together."""
 
     def run(seed: int, budget: Budget) -> Measures:
-        world = Weak(seed)
+        world = WeakStudent(seed)
         policy = base(world, seed, budget.size(SHORT))
         pool, steps = teacher_pool(world, seed, budget.items(POOL), shortest), budget.steps(STEPS)
         if weight is None:
@@ -94,7 +94,7 @@ def distil(
     def measure(number: int) -> dict[str, float]:
         if weight is even:
             return dict.fromkeys(pool, 0.0)
-        return complexity(policy, tasks, each(right), seed=mix(seed, "complexity", number))
+        return complexity(policy, tasks, each(is_right), seed=mix(seed, "complexity", number))
 
     def teach(keys: Sequence[str], number: int) -> None:
         before, kept = weights_of(policy), list[dict[str, Any]]()
@@ -117,12 +117,12 @@ def shuffled(rows: Sequence[Demonstration], seed: int) -> Iterator[Demonstration
         yield draw.choice(rows)
 
 
-def measures(policy: TextPolicy, world: Weak, seed: int, count: int) -> dict[str, float]:
+def measures(policy: TextPolicy, world: WeakStudent, seed: int, count: int) -> dict[str, float]:
     """Accuracy on short problems (old) and on those of four and six operations (new), and how many tokens too many."""
     out = {}
     for name, lengths in (("old", (1, 2)), ("new", (4, 6))):
         draws = [random.Random(mix(seed, "test", name, i)) for i in range(count)]
-        problems = [world.drawn(draw, held_out=True, lengths=lengths) for draw in draws]
+        problems = [world.draw_problem(draw, held_out=True, lengths=lengths) for draw in draws]
         found = evaluation_in("slow", policy, world, problems, seed)
         longer = [group[0].decisions - len(one[1]) - 4 for group, one in zip(found.groups, problems, strict=True)]
         out |= {name: found.reward, f"{name}, extra tokens": statistics.fmean(longer)}

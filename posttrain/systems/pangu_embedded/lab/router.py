@@ -10,7 +10,7 @@ from posttrain.core import Advantage
 from posttrain.kl import k3, kl_to_reference
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import Arm, Lab, Measures, trial
-from posttrain.lab.world.sources import GRADES, KINDS, Sources, Thirds, kind_of, liked, way_to_best
+from posttrain.lab.world.sources import GRADES, KINDS, EvenSource, Sources, kind_of, liking, way_to_best
 from posttrain.lab.world.words import Size
 from posttrain.loss import clipped, token_mean, total
 from posttrain.recipe import Recipe, always, credited
@@ -45,7 +45,7 @@ def routed(
         per_step=PER_STEP,
         lr=lr,
         size=PARTLY,
-        tasks=lambda lab: Thirds(lab.world.tasks(), lab.seed),
+        tasks=lambda lab: EvenSource(lab.world.tasks(), lab.seed),
     )
 
 
@@ -58,7 +58,7 @@ def masked(mask: bool, beta: float = 0.5) -> Arm:
             advantage=normalised,
             loss=total((1.0, clipped()), (beta, kl_to_reference(k3))),
             reduce=token_mean,
-            reference=lab.policy.frozen(),
+            reference=lab.policy.frozen_copy(),
             keep=credited if mask else always,
         )
 
@@ -70,7 +70,7 @@ def masked(mask: bool, beta: float = 0.5) -> Arm:
         per_step=PER_STEP,
         lr=2e-3,
         size=PARTLY,
-        tasks=lambda lab: Thirds(lab.world.tasks(), lab.seed),
+        tasks=lambda lab: EvenSource(lab.world.tasks(), lab.seed),
     )
 
 
@@ -78,7 +78,7 @@ def by_source(lab: Lab) -> dict[str, float]:
     """Held out: accuracy, share of tests passed, and the share of the way from any word to the best."""
     out = {}
     for kind, tasks in lab.world.tasks(held_out=True).items():
-        grade = liked if kind == "general" else GRADES[kind]
+        grade = liking if kind == "general" else GRADES[kind]
         found = lab.evaluate(tasks, each(grade), samples=8, seed=mix(lab.seed, "held out"))
         out[kind] = found.reward
         if kind == "general":

@@ -22,7 +22,7 @@ from posttrain.episode import ask
 from posttrain.evaluation import evaluate
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import Arm, Budget, Measures
-from posttrain.lab.world.habits import Habits, right
+from posttrain.lab.world.habits import Habits, is_right
 from posttrain.lab.world.words import Size, base
 from posttrain.method import grpo
 from posttrain.reward import each
@@ -51,8 +51,8 @@ def learn(seed: int, budget: Budget, run: Run, scale: ScaleOptions) -> Session:
     """What the learner and every player run."""
     world = Habits(seed, worked=0.4)
     policy = base(world, seed, budget.size(Size()))
-    recipe = replace(grpo(each(right), samples=SAMPLES), env=long_tailed(seed))
-    return scale.train(policy, world.training(), recipe, run)
+    recipe = replace(grpo(each(is_right), samples=SAMPLES), env=long_tailed(seed))
+    return scale.train(policy, world.training_tasks(), recipe, run)
 
 
 def arm(staleness: int, rule: Rule = "block", steps: int = STEPS) -> Arm:
@@ -73,7 +73,7 @@ def arm(staleness: int, rule: Rule = "block", steps: int = STEPS) -> Arm:
             run_on_cluster("local", partial(learn, seed, budget, run, scale), scale.players())
             lines: list[dict[str, Any]] = read_metrics(out)
             policy = text(str(out / "model"), max_new=world.longest, device="cpu", threads=1)
-        found = evaluate({"policy": policy}, world.held_out(), each(right), samples=8, seed=seed)
+        found = evaluate({"policy": policy}, world.held_out_tasks(), each(is_right), samples=8, seed=seed)
         lost = lines[-1]["groups_dropped"]
         return {
             "wall seconds": sum(line["seconds"] for line in lines[1:]),

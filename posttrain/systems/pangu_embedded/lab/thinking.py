@@ -11,7 +11,7 @@ from posttrain.data import Demonstration
 from posttrain.evaluation import Evaluation, evaluate
 from posttrain.lab.claim import SHARE, Claim
 from posttrain.lab.trial import Arm, Budget, Measures
-from posttrain.lab.world.chains import Chains, Mode, Problem, at_once, right
+from posttrain.lab.world.chains import Chains, Mode, Problem, answers_at_once, is_right
 from posttrain.lab.world.words import Size, base
 from posttrain.policy.text import TextPolicy
 from posttrain.reward import each
@@ -28,7 +28,7 @@ def by_fast_answers(samples: int, least: int) -> Label:
 
     def label(policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> list[bool]:
         fast = [world.task(problem, "fast") for problem in problems]
-        return fast_enough(policy, fast, each(right), samples, least, mix(seed, "labels"))
+        return fast_enough(policy, fast, each(is_right), samples, least, mix(seed, "labels"))
 
     return label
 
@@ -45,7 +45,7 @@ def arm(label: Label) -> Arm:
         world = Chains(seed)
         policy = base(world, seed, budget.size(BOTH))
         draw = random.Random(mix(seed, "labelled"))
-        problems = [world.drawn(draw) for _ in range(budget.items(LABELLED))]
+        problems = [world.draw_problem(draw) for _ in range(budget.items(LABELLED))]
         easy = label(policy, world, problems, seed)
         rows = fusion_rows(world, list(zip(problems, easy, strict=True)), seed)
         tiny.warm_start(policy, rows, budget.steps(STEPS), BOTH.rows, RATE)
@@ -61,26 +61,26 @@ def fusion_rows(world: Chains, labelled: Sequence[tuple[Problem, bool]], seed: i
     while True:
         if draw.random() < 0.5:
             problem, easy = draw.choice(labelled)
-            yield world.demonstrated(problem, "auto", world.reply(problem, slow=not easy))
+            yield world.demonstration_of(problem, "auto", world.reply(problem, slow=not easy))
         else:
             yield world.demonstration(draw)
 
 
 def measures(policy: TextPolicy, world: Chains, seed: int, problems: int) -> dict[str, float]:
-    drawn = [world.drawn(random.Random(mix(seed, "test", i)), held_out=True) for i in range(problems)]
+    drawn = [world.draw_problem(random.Random(mix(seed, "test", i)), held_out=True) for i in range(problems)]
     out: dict[str, float] = {}
     for mode in ("fast", "slow", "auto"):
         found = evaluation_in(mode, policy, world, drawn, seed)
         out |= {mode: found.reward, f"{mode} tokens": found.length}
         if mode == "auto":
-            out["chosen fast"] = statistics.fmean(at_once(group[0]) for group in found.groups)
+            out["chosen fast"] = statistics.fmean(answers_at_once(group[0]) for group in found.groups)
     out["auto over fast"] = out["auto"] - out["fast"]
     return out
 
 
 def evaluation_in(mode: Mode, policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> Evaluation:
     tasks = [world.task(problem, mode) for problem in problems]
-    return evaluate({"policy": policy}, tasks, each(right), seed=mix(seed, "answers"))
+    return evaluate({"policy": policy}, tasks, each(is_right), seed=mix(seed, "answers"))
 
 
 ARMS = {
