@@ -34,6 +34,7 @@ from posttrain.seeding import mix
 MEDIAN_S, SPREAD = 0.2, 0.9  # of the log-normal time that a group takes
 SAMPLES, GROUPS, STEPS = 8, 16, 30
 SLOTS, PLAYERS = 8, 2  # groups played side by side, and the processes that play them
+AT_ONCE = SLOTS // PLAYERS
 
 
 def long_tailed(seed: int) -> Env:
@@ -65,8 +66,7 @@ def arm(staleness: int, rule: Rule = "block", steps: int = STEPS) -> Arm:
 
         world = Habits(seed, worked=0.4)
         base(world, seed, budget.size(Size()))  # it is made once, not by every process
-        players = {"samplers": PLAYERS, "at_once": SLOTS // PLAYERS}
-        scale = ScaleOptions(cluster="local", staleness=staleness, stale=rule, **players)
+        scale = ScaleOptions(cluster="local", samplers=PLAYERS, at_once=AT_ONCE, staleness=staleness, stale=rule)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             run = Run(out, steps=budget.steps(steps), tasks=budget.items(GROUPS), lr=1e-3, seed=seed, quiet=True)
