@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from posttrain.chat import readable_content
 from posttrain.core import Failure, Group, Invalid, Reward, Rollout, Score
 
 

@@ -31,7 +31,7 @@ from posttrain.systems.entropy import clip_cov, kl_cov
 from posttrain.systems.grpovi import varied
 from posttrain.systems.mm_upt import majority
 from posttrain.systems.noisy_rewards import calibrated, flipped, patterned
-from posttrain.systems.q_rm.model import by_token
+from posttrain.systems.q_rm.model import QModel, by_token
 
 ROOT = Path(__file__).parent.parent
 NAMES = [one.name for one in systems.every()]
@@ -159,6 +159,14 @@ def classifier(tmp_path_factory, checkpoint) -> str:
     model = pt.reward_model(checkpoint)
     folder = tmp_path_factory.mktemp("judge")
     model.save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def q_model(tmp_path_factory, checkpoint) -> str:
+    """A Q-model that has learnt nothing, of the policy's tokenizer."""
+    folder = tmp_path_factory.mktemp("q-model")
+    QModel(pt.text(checkpoint, max_new=1), "scalar").save(folder)
     return str(folder)
 
 

