@@ -162,7 +162,7 @@ def twice(task):
     return "twice"
 
 def recipe(reward, policy, samples=2):
-    return pt.Recipe(reward, advantage=pt.centred, samples=samples, reference=policy.frozen())
+    return pt.Recipe(reward, advantage=pt.centred, samples=samples, reference=policy.frozen_copy())
 
 def greedy(reward, budget):
     return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from posttrain.lab import arms as laboratory
 from posttrain.lab.arms import Job, Notebook, run_all, run_job
 from posttrain.lab.claim import SHARE, Claim, as_json, as_table, paired_interval, stored_finding, student_quantile
 from posttrain.lab.picture import dots, ticks
+
+NAMES = [one.name for one in systems.every()]
 
 
 def values(new, old, measure: str = "accuracy"):
@@ -164,11 +168,15 @@ def test_the_table_tells_what_was_measured():
 
 
 def test_every_claim_names_arms_that_its_system_has():
-    for name in systems.names():
-        module = systems.load(name)
-        for claim in module.CLAIMS:
-            assert set(claim.arms) <= set(module.ARMS), (name, claim.name)
-        assert len({claim.name for claim in module.CLAIMS}) == len(module.CLAIMS)
+    for found in systems.every():
+        for claim in found.claims:
+            assert set(claim.arms) <= set(found.arms), (found.name, claim.name)
+        assert len({claim.name for claim in found.claims}) == len(found.claims)
+
+
+def arms(*names: str) -> Any:
+    """GRPOVI with arms of these names."""
+    return SimpleNamespace(name="grpovi", file=systems.system("grpovi").file, arms=names)
 
 
 def test_what_is_known_is_not_run_again(tmp_path, monkeypatch):
@@ -182,27 +190,28 @@ def test_what_is_known_is_not_run_again(tmp_path, monkeypatch):
             yield job, {"measures": {"m": float(job.seed)}, "cpu_s": 0.1}
 
     monkeypatch.setattr(laboratory, "outcomes", outcomes)
-    arms = {"grpovi": ["a", "b"]}
     with pytest.raises(KeyboardInterrupt):
-        run_all(arms, range(2), tmp_path)
-    found = run_all(arms, range(2), tmp_path)
+        run_all([arms("a", "b")], range(2), tmp_path)
+    found = run_all([arms("a", "b")], range(2), tmp_path)
     assert found["grpovi"]["b"][1]["measures"] == {"m": 1.0}
     assert [(job.arm, job.seed) for job in asked] == [("a", 0), ("a", 1), ("b", 0), ("b", 0), ("b", 1)]
 
 
 def test_values_of_other_code_are_not_taken(tmp_path):
-    book = Notebook(tmp_path, "grpovi", quick=False)
+    book = Notebook(tmp_path, systems.system("grpovi"), quick=False)
     book.write(Job("grpovi", "a", 0, False), {"measures": {}, "cpu_s": 1.0})
-    assert Notebook(tmp_path, "grpovi", quick=False).values == {"a": {0: {"measures": {}, "cpu_s": 1.0}}}
+    assert Notebook(tmp_path, systems.system("grpovi"), quick=False).values == {
+        "a": {0: {"measures": {}, "cpu_s": 1.0}}
+    }
     written = json.loads(book.path.read_text())
     book.path.write_text(json.dumps(written | {"code": "another"}))
-    again = Notebook(tmp_path, "grpovi", quick=False)
+    again = Notebook(tmp_path, systems.system("grpovi"), quick=False)
     assert (again.values, again.stale) == ({}, True)
 
 
 def test_an_arm_that_raises_is_named(tmp_path):
     with pytest.raises(KeyError) as raised:
-        run_all({"grpovi": ["no such arm"]}, [3], tmp_path, quick=True, workers=1)
+        run_all([arms("no such arm")], [3], tmp_path, quick=True, workers=1)
     assert "raised by the arm 'no such arm' of grpovi, seed 3" in raised.value.__notes__
 
 
@@ -210,23 +219,21 @@ SLOW = {  # more than about eight seconds of a core for all arms together
     "afterburner",
     "diversity",
     "entropy",
-    "mm_upt",
-    "pangu_embedded",
-    "q_rm",
-    "reward_fairness",
-    "rl_wall",
+    "mm-upt",
+    "pangu-embedded",
+    "q-rm",
+    "reward-fairness",
+    "rl-wall",
     "srrl",
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in systems.names()]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES])
 def test_every_arm_of_a_system_runs_quickly_and_has_what_claims_compare(name):
     """The arms of `posttrain claims --quick`, in this process."""
-    module = systems.load(name)
-    found = {arm: {0: run_job(Job(name, arm, 0, quick=True))} for arm in module.ARMS}
-    for claim in module.CLAIMS:
+    system = systems.system(name)
+    found = {arm: {0: run_job(Job(name, arm, 0, quick=True))} for arm in system.arms}
+    for claim in system.claims:
         assert math.isfinite(claim.finding(found, [0]).difference()[0]), claim.name
 
 
@@ -236,11 +243,11 @@ def test_claims_are_run_in_processes_and_written(tmp_path, capsys):
     page.parent.mkdir()
     options = ["claims", "grpovi", "--quick", "--out", str(tmp_path / "values")]
     main([*options, "--write", str(page)])
-    assert systems.first_line("grpovi") in capsys.readouterr().out
+    assert systems.system("grpovi").first_line in capsys.readouterr().out
     assert (page.parent / "systems" / "grpovi.svg").read_text().startswith("<svg")
     assert "not separated" in page.read_text()
     rows = json.loads(page.with_suffix(".json").read_text())
-    assert [row["claim"] for row in rows] == [claim.name for claim in systems.load("grpovi").CLAIMS]
+    assert [row["claim"] for row in rows] == [claim.name for claim in systems.system("grpovi").claims]
     main(options)  # from what is kept
     kept, written = capsys.readouterr().out, page.read_text()
     assert [line for line in kept.splitlines() if line.startswith("|")] == [
@@ -248,7 +255,7 @@ def test_claims_are_run_in_processes_and_written(tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize("name", systems.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_documents_say_what_today_s_claims_say_of_the_kept_values(name, tmp_path):
     """After a rewording or another rule of verdicts: `posttrain claims --rejudge --write docs/claims.md`."""
     docs = Path(__file__).parent.parent / "docs"
@@ -296,19 +303,20 @@ def test_the_picture_shows_every_arm():
 
 
 def test_the_page_of_claims_keeps_what_other_systems_say():
-    from posttrain.systems import claims_page
+    from posttrain.lab.page import claims_page
 
-    first = claims_page({"q_rm": "| q |", "rl_wall": "| r |"}, {"q_rm": 1.0, "rl_wall": 2.0}, 5)
+    lines = {"q-rm": "Q", "rl-wall": "Wall", "entropy": "Entropy"}
+    first = claims_page({"q-rm": "| q |", "rl-wall": "| r |"}, lines, {"q-rm": 1.0, "rl-wall": 2.0}, 5)
     assert first.index("## q-rm") < first.index("## rl-wall")
     assert "in 3 CPU minutes" in first
     assert "posttrain claims q-rm rl-wall --seeds 5" in first
-    again = claims_page({"entropy": "| e |"}, {"entropy": 10.0}, 5, first)
-    renewed = claims_page({"entropy": "| e2 |"}, {"entropy": 0.5}, 5, again)
+    again = claims_page({"entropy": "| e |"}, lines, {"entropy": 10.0}, 5, first)
+    renewed = claims_page({"entropy": "| e2 |"}, lines, {"entropy": 0.5}, 5, again)
     for page, kept in ((again, "| e |"), (renewed, "| e2 |")):
         assert [text in page for text in (kept, "| q |", "| r |")] == [True] * 3
         assert page.count("## ") == 3
     assert "| e |" not in renewed
-    assert claims_page({}, {}, 5, renewed) == renewed, "and writing it again changes nothing"
+    assert claims_page({}, lines, {}, 5, renewed) == renewed, "and writing it again changes nothing"
     assert "in 4 CPU minutes" in renewed
 
 

@@ -203,7 +203,7 @@ class TextPolicy:
         """How the model is run: checkpointed only in training, under bfloat16 or not, its adapter on or off."""
         with self.lock, ExitStack() as stack:
             training = training and self.body.is_activation_checkpointing
-            if self.model.training_tasks != training:
+            if self.model.training != training:
                 self.model.train(training)
             if self.bf16:
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
