@@ -49,12 +49,12 @@ from posttrain.systems.tomap.predictor import (
     Hashed,
     Predictor,
     Served,
-    divided,
     embedder,
     examples,
     load,
     logged,
     majority,
+    split_by_dialogue,
 )
 from posttrain.systems.tomap.reward import (
     Weights,
@@ -541,7 +541,7 @@ def test_a_predictor_learns_saves_and_answers_as_a_player(tmp_path):
         said = draw.choice(["ab", "cd"])
         about = draw.choice(["ab", "cd"])
         found.append(Example(about, f"so {said} then", 4 if about == said else 0, i))
-    learnt, tested = divided(found, 0.5)
+    learnt, tested = split_by_dialogue(found, 0.5)
     assert not {one.source for one in learnt} & {one.source for one in tested}
     assert (len(learnt), len(tested)) == (200, 40)
     predictor = Predictor(Hashed(64), (32,), seed=1)

@@ -49,6 +49,6 @@ def explain(error: BaseException, words: list[str]) -> None:
 def translated(text: str, words: list[str]) -> str:
     """A message that names arguments, with the flags that were given for them."""
     from posttrain.cli.bridge import translate
-    from posttrain.cli.commands import given
+    from posttrain.cli.commands import given_options
 
-    return translate(text, given(words))
+    return translate(text, given_options(words))

@@ -113,15 +113,15 @@ def choose_stage(words: list[str]) -> Chosen:
         print("\n".join([RUN, "systems", *lines]))
         sys.exit(0 if words else 2)
     found, rest = systems.system(words[0]), words[1:]
-    scale = check_choice(taken(rest, "--scale") or "laptop", SCALES, "scale")
-    name = taken(rest, "--stage")
+    scale = check_choice(take_flag(rest, "--scale") or "laptop", SCALES, "scale")
+    name = take_flag(rest, "--stage")
     if not found.stages:
         raise ValueError(f"{found.file} has no STAGES, so there is nothing to run (docs/your-paper.md)")
     stage = stage_of(found, scale, name)
     return Chosen(found.stages[stage], rest, f"posttrain run {words[0]} --stage {stage}", title_of(found, stage))
 
 
-def taken(words: list[str], flag: str) -> str | None:
+def take_flag(words: list[str], flag: str) -> str | None:
     """The value of a flag, which is taken out of the words; None if it is not among them."""
     for i, word in enumerate(words):
         name, sign, value = word.partition("=")
@@ -150,7 +150,7 @@ def title_of(found: System, stage: str) -> str:
     return "\n".join([found.first_line, "", "Stages:", *lines, "", f"Stage {stage}."])
 
 
-def given(words: Sequence[str]) -> dict[str, Any]:
+def given_options(words: Sequence[str]) -> dict[str, Any]:
     """The options of a command line by their arguments' names, as far as it can be read: for messages about them."""
     try:
         chosen = choose([word for word in words if word not in ("-h", "--help")] or ["list"])

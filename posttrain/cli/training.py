@@ -133,10 +133,10 @@ def with_terms(recipe: Recipe, entropy: float, masked: bool) -> Recipe:
     loss: Loss = total((1.0, recipe.loss), (entropy, entropy_bonus)) if entropy else recipe.loss
     keep = recipe.keep
 
-    def kept(row: Row) -> bool:
+    def is_kept(row: Row) -> bool:
         return keep(row) and wait_for_learners(row)
 
-    return replace(recipe, loss=loss, keep=kept if masked else keep)
+    return replace(recipe, loss=loss, keep=is_kept if masked else keep)
 
 
 def evaluate(

@@ -207,10 +207,10 @@ def arm(method: Method, weight: float) -> Arm:
         final = statistics.fmean([step["entropy"] for step in lab.history if "entropy" in step][-10:])
         return {**solution_measures(lab), "final entropy": final}
 
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         return recipe(each(is_right), method, weight, samples=8)
 
-    return trial(world_of, made, measures, steps=150, per_step=32, lr=5e-4)
+    return trial(world_of, build_recipe, measures, steps=150, per_step=32, lr=5e-4)
 
 
 def solution_measures(lab: Lab) -> dict[str, float]:

@@ -54,7 +54,7 @@ def clip_cov(share: float = 2e-4, low: float = 1.0, high: float = 5.0, limit: fl
     check_share(share)
     ppo = clipped(limit, limit)
 
-    def drawn(batch: Batch, now: Density) -> Tensor:
+    def dropped_mask(batch: Batch, now: Density) -> Tensor:
         ratio = log_ratio(batch, now).exp()
         held = -batch.advantage * ratio.clamp(1 - limit, 1 + limit) > -batch.advantage * ratio
         cov = covariance(batch, now)
@@ -66,7 +66,7 @@ def clip_cov(share: float = 2e-4, low: float = 1.0, high: float = 5.0, limit: fl
         plain, metrics = ppo(batch, now)
         return plain * (1 - dropped), metrics | {"cov_share": dropped.mean().item()}
 
-    return WholeStep(drawn, cost)
+    return WholeStep(dropped_mask, cost)
 
 
 def kl_cov(share: float = 2e-3, weight: float = 1.0) -> Loss:
@@ -212,7 +212,7 @@ SAMPLES, WINDOW, SEEN = 16, 7, 36
 
 
 def arm(method: Method, prior: tuple[float, ...] = RARE) -> Arm:
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         plain = recipe(each(is_right), method, TINY)
         return replace(plain, loss=probed(plain.loss)) if method == "grpo" else plain
 
@@ -225,7 +225,7 @@ def arm(method: Method, prior: tuple[float, ...] = RARE) -> Arm:
         }
         return found | hard_measures(lab) | (law(lab.history) if method == "grpo" else {})
 
-    return trial(lambda seed: Modes(seed, prior), made, measures, steps=150, per_step=32, lr=1e-3)
+    return trial(lambda seed: Modes(seed, prior), build_recipe, measures, steps=150, per_step=32, lr=1e-3)
 
 
 def hard_measures(lab: Lab) -> dict[str, float]:

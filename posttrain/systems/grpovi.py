@@ -247,7 +247,7 @@ def arm(
     rule: bool = False,
     stretch: bool = False,
 ) -> Arm:
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         world, reference = lab.world, lab.policy.frozen_copy()
         plain = each(lambda rollout: timid_score(world, rollout, outliers))
         if rule:
@@ -257,7 +257,7 @@ def arm(
         reward = varied(plain, weights=weights, reference=reference) if increase else plain
         return recipe(with_quality(lab, reward), std=std, kl=kl, reference=reference)
 
-    return trial(Modes, made, measures, steps=90, per_step=32, lr=1e-3)
+    return trial(Modes, build_recipe, measures, steps=90, per_step=32, lr=1e-3)
 
 
 def with_quality(lab: Lab, reward: Reward) -> Reward:

@@ -26,7 +26,7 @@ from posttrain.systems.actlcd.bcq import Bcq
 from posttrain.systems.actlcd.features import entropy_column, width
 from posttrain.systems.actlcd.gate import Above, Constant, GatePolicy, Net
 from posttrain.systems.actlcd.labels import NEITHER, Transitions, labels
-from posttrain.systems.actlcd.learning import learn_in_memory, rate, sample_transitions, seen
+from posttrain.systems.actlcd.learning import gate_choices, learn_in_memory, rate, sample_transitions
 
 Learner: TypeAlias = Literal["terminal", "token", "clone"]
 
@@ -183,8 +183,8 @@ def oracle(lab: Lab) -> Measures:
     """Of what both actions would say after greedy answers, the right one where there is one."""
     label = [
         labels(
-            torch.cat([t.plain for t in seen(one)]),
-            torch.cat([t.other for t in seen(one)]),
+            torch.cat([t.plain for t in gate_choices(one)]),
+            torch.cat([t.other for t in gate_choices(one)]),
             truth(lab.policy, one),
         )
         for one in answers(lab, Constant(0.0))
@@ -202,7 +202,7 @@ def online(lab: Lab) -> Measures:
     tasks, mixed = within(training(lab.world), lab.budget), gate_policy(lab.policy, Constant(0.5), temperature=1.0)
     first = rollout(conversation, tasks[:64], {"policy": mixed}, 1, mix(lab.seed, "first"))
     gate = Net(INPUTS, HIDDEN)
-    gate.view.fit(torch.cat([trace.features for group in first for trace in seen(group[0])]))
+    gate.view.fit(torch.cat([trace.features for group in first for trace in gate_choices(group[0])]))
     steps, per_step = lab.budget.steps(60), lab.budget.items(16)
     playing = gate_policy(lab.policy, gate, temperature=1.0)
     train_in_memory(playing, tasks, ONLINE, steps=steps, per_step=per_step, lr=3e-3, seed=lab.seed)

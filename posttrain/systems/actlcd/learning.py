@@ -22,7 +22,7 @@ from posttrain.systems.actlcd.labels import FIELDS, Transitions, concatenate, la
 KIND = "gate"  # of the run
 
 
-def seen(one: Rollout) -> list[Gated]:
+def gate_choices(one: Rollout) -> list[Gated]:
     """What the gate saw and chose, turn by turn."""
     return [trace_of(turn.reply) for turn in one.turns]
 
@@ -48,7 +48,7 @@ def sample_transitions(
 
 def transitions(one: Rollout, truth: Tensor, *, terminal: bool = True, score: float | None = None) -> Transitions:
     """The decisions of one rollout, over all of its turns, in order."""
-    traces = seen(one)
+    traces = gate_choices(one)
     features, taken, plain, other = (
         torch.cat([getattr(trace, name) for trace in traces]) for name in ("features", "contrast", "plain", "other")
     )
@@ -57,7 +57,7 @@ def transitions(one: Rollout, truth: Tensor, *, terminal: bool = True, score: fl
 
 def rate(rollouts: Sequence[Rollout]) -> float:
     """The share of tokens at which the gate contrasted."""
-    taken = [trace.contrast for one in rollouts for trace in seen(one)]
+    taken = [trace.contrast for one in rollouts for trace in gate_choices(one)]
     return torch.cat([torch.zeros(0), *taken]).float().mean().item() if any(map(len, taken)) else 0.0
 
 

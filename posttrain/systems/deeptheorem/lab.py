@@ -55,13 +55,13 @@ def proof_measures(replies: list[Rollout]) -> dict[str, float]:
 def imitation(whole: bool) -> Arm:
     """Supervised on the training statements with the right verdict: after whole proofs, or after none of the steps."""
 
-    def taught(world: Theorems, seed: int, budget: Budget) -> TextPolicy:
+    def imitation_policy(world: Theorems, seed: int, budget: Budget) -> TextPolicy:
         policy = base_model(world, seed, budget)
         shown = demonstrations(world, world.training_tasks(), whole, seed)
         tiny.warm_start(policy, shown, budget.steps(TAUGHT), TAUGHT_ROWS, TAUGHT_RATE)
         return policy
 
-    return trial(Theorems, None, measures, policy=taught)
+    return trial(Theorems, None, measures, policy=imitation_policy)
 
 
 def demonstrations(world: Theorems, tasks: list[Task], whole: bool, seed: int) -> Iterator[Demonstration]:

@@ -56,12 +56,12 @@ def measures(lab: Lab, tasks: Sequence[Task], grade: Reward, find: Answer, seed:
 def text_arm(labels: bool | None, reliable: bool) -> Arm:
     """With labels or with the majority; None: the base model."""
 
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         return recipe(each(habits.is_right) if labels else majority(habits.answer), reference=lab.policy.frozen_copy())
 
     return trial(
         lambda seed: two_habits(seed, reliable),
-        None if labels is None else made,
+        None if labels is None else build_recipe,
         lambda lab: measures(lab, lab.world.held_out_tasks(), each(habits.is_right), habits.answer, lab.seed),
         steps=40,
         per_step=16,
@@ -104,12 +104,12 @@ def picture_tasks(policy: TextPolicy, world: Glyphs, mode: Mode | None, count: i
 def picture_arm(mode: Mode | None = None, labels: bool = False, rate: float = RATE) -> Arm:
     """GRPO by the majority, on given questions or on the policy's own, or by labels."""
 
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         return recipe(each(glyphs.is_right) if labels else majority(glyphs.answer), reference=lab.policy.frozen_copy())
 
     return trial(
         drawn_numbers,
-        made,
+        build_recipe,
         picture_measures,
         steps=STEPS,
         per_step=PER_STEP,

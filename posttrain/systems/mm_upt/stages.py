@@ -95,11 +95,11 @@ def learn(
     made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=task.reward(), updates=4)
     tasks = replace(task, answer=task.answer if own_questions == "in-context" else None).tasks()
     if own_questions != "no":
-        tasks = written(policy, tasks, made, run, own_questions)
+        tasks = write_questions(policy, tasks, made, run, own_questions)
     return scale.train(policy, tasks, made, run, held_out=task.tests(held_out))
 
 
-def written(policy: TextPolicy, tasks: list[Task], made: Recipe, run: Run, mode: Mode) -> list[Task]:
+def write_questions(policy: TextPolicy, tasks: list[Task], made: Recipe, run: Run, mode: Mode) -> list[Task]:
     """Questions of the policy's own about the pictures of the tasks; a resumed run writes the same again.
 
     For the plan of a dry run, the tasks as they are.

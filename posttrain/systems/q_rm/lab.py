@@ -78,7 +78,7 @@ def q_reward(whole: bool) -> Build:
 def arm(build: Build, tokens: bool = True) -> Arm:
     """REINFORCE on what `build` makes of the pairs; `tokens=False`: on one reward for the whole answer."""
 
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         pairs = pairs_of(lab.policy, lab.world, lab.budget.items(PAIRS), lab.seed)
         reward = build(lab.policy, pairs, lab.world, lab.seed, lab.budget.steps(STEPS))
         lab.notes["curve"] = {}
@@ -92,7 +92,7 @@ def arm(build: Build, tokens: bool = True) -> Arm:
             lab.notes["curve"][step] = lab.evaluate(tests(lab), each(is_right), samples=4).reward
 
     options = {"steps": 120, "per_step": 12, "lr": 3e-4}
-    return trial(Lookup, made, measures, **options, size=TINY, tasks=training, watch=watch)
+    return trial(Lookup, build_recipe, measures, **options, size=TINY, tasks=training, watch=watch)
 
 
 def training(lab: Lab) -> list[Task]:

@@ -131,14 +131,14 @@ def arm(
 ) -> Arm:
     """`taught` None: no cold start. Of the epochs of SFT the best one is taken."""
 
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         if taught:
             lab.notes["best epoch"] = float(learn_to_best_epoch(lab, taught(lab.world, lab.budget), epochs))
         return recipe(each(is_right), reference=lab.policy.frozen_copy())
 
     return trial(
         lambda seed: world_of(seed, second_right),
-        made,
+        build_recipe,
         measures,
         steps=RL_STEPS if rl else 0,
         per_step=RL_TASKS,

@@ -59,10 +59,10 @@ def selected(advantage: Advantage, least: float = 0.5) -> Advantage:
     in which no group has either trains nothing.
     """
 
-    def chosen(group: Group, scores: list[Score]) -> list[Tensor]:
+    def best_and_worst(group: Group, scores: list[Score]) -> list[Tensor]:
         credit = advantage(group, scores)
         order = sorted((i for i in range(len(credit)) if len(credit[i])), key=lambda i: credit[i][-1].item())
         kept = {i for i in order[-1:] if credit[i][-1] >= least} | {i for i in order[:1] if credit[i][-1] < -least}
         return [values if i in kept else torch.zeros_like(values) for i, values in enumerate(credit)]
 
-    return chosen
+    return best_and_worst

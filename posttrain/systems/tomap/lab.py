@@ -16,7 +16,7 @@ from posttrain.run.directory import json_value
 from posttrain.seeding import mix
 from posttrain.systems.tomap.counterclaims import Counterclaim, Topic
 from posttrain.systems.tomap.dialogue import SHOWN, Setting, argument, dialogue, tasks_of, well_formed
-from posttrain.systems.tomap.predictor import Guessing, Hashed, Predictor, divided, examples, majority
+from posttrain.systems.tomap.predictor import Guessing, Hashed, Predictor, examples, majority, split_by_dialogue
 from posttrain.systems.tomap.recipe import recipe
 from posttrain.systems.tomap.reward import ALLOWED, Weights, repeated, validation
 
@@ -68,7 +68,7 @@ def predictor_of(policy: TextPolicy, world: Persuasion, seed: int, count: int) -
         seed=mix(seed, "logged"),
     )
     facts = [json_value(one.facts) for group in found.groups for one in group]
-    learnt, tested = divided(examples(facts, world), 0.9, seed)
+    learnt, tested = split_by_dialogue(examples(facts, world), 0.9, seed)
     predictor = Predictor(Hashed(256), SIZES, seed=seed)
     predictor.learn(learnt, epochs=4, rows=128, lr=3e-3, seed=seed)
     measures = {"predictor accuracy": predictor.accuracy(tested), "majority class": majority(tested)}
@@ -112,7 +112,7 @@ def base_policy(world: Persuasion, seed: int, budget: Budget = FULL) -> TextPoli
     return base(world, seed, budget.size(TINY))
 
 
-def prepared(setting: Setting, seed: int) -> tuple[TextPolicy, list[Task], list[Task], Recipe]:
+def laptop_run(setting: Setting, seed: int) -> tuple[TextPolicy, list[Task], list[Task], Recipe]:
     """What a run needs: the base model, topics to learn from, new ones, and the recipe."""
     world = Persuasion(seed)
     policy = base_policy(world, seed)
@@ -124,7 +124,7 @@ def prepared(setting: Setting, seed: int) -> tuple[TextPolicy, list[Task], list[
 def arm(setting: Setting, learns: bool = True) -> Arm:
     """Trained with this in the prompt; `learns=False`: the base model with the same in its prompt."""
 
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         predictor = None
         if setting == "full":
             predictor, lab.notes = predictor_of(lab.policy, lab.world, lab.seed, lab.budget.items(LOGGED))
@@ -133,7 +133,7 @@ def arm(setting: Setting, learns: bool = True) -> Arm:
 
     return trial(
         Persuasion,
-        made,
+        build_recipe,
         lambda lab: measures(lab, setting),
         steps=STEPS if learns else 0,
         per_step=PER_STEP,

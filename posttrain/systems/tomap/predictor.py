@@ -277,7 +277,7 @@ def majority(found: Sequence[Example]) -> float:
     return max(Counter(one.level for one in found).values()) / len(found)
 
 
-def divided(found: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
+def split_by_dialogue(found: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
     """A `share` of the episodes to learn from, and a tenth of the others, one at least, to test on."""
     sources = sorted({one.source for one in found})
     random.Random(mix(seed, "episodes")).shuffle(sources)

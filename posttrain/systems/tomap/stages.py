@@ -27,11 +27,11 @@ from posttrain.systems.tomap.dialogue import SHOWN, Limit, Setting, Shown, dialo
 from posttrain.systems.tomap.predictor import (
     Guessing,
     Predictor,
-    divided,
     embedder,
     examples,
     logged,
     majority,
+    split_by_dialogue,
 )
 from posttrain.systems.tomap.recipe import recipe
 from posttrain.systems.tomap.reward import Weights, validation
@@ -81,7 +81,10 @@ class TalkOptions:
 
         Raises ValueError when none has.
         """
-        found, shown = topics(data or self.data, validation=validation, limit=None if data else self.limit), self.shown
+        found, shown = (
+            topics(data or self.data, validation=validation, limit=None if data else self.limit),
+            self.prompt_contents,
+        )
         kept = [one for one in found if one.counterclaims or not (shown.counterclaims or probe)]
         if found and not kept:
             raise ValueError(f"`data={data or self.data}`: no topic has counterclaims; make them with stage propose")
@@ -91,12 +94,14 @@ class TalkOptions:
         return tasks_of(kept, English(self.most), shown, self.count)
 
     @property
-    def shown(self) -> Shown:
+    def prompt_contents(self) -> Shown:
         return SHOWN[self.setting]
 
     def env(self, policy: TextPolicy, probe: bool = False) -> Env:
         limit = Limit(self.most, policy.chat.encode, policy.chat.decode)
-        return dialogue(English(self.most), self.shown, turns=self.turns, count=self.count, limit=limit, probe=probe)
+        return dialogue(
+            English(self.most), self.prompt_contents, turns=self.turns, count=self.count, limit=limit, probe=probe
+        )
 
     def players(self, model: ModelOptions) -> dict[str, Sampler]:
         """Those besides Alice. Raises ValueError or ServerError when Bob cannot be reached or loaded."""
@@ -296,7 +301,7 @@ def predictor(
     """
     if not 0 < share < 1:
         raise ValueError(f"`share={share}`: between 0 and 1, as some dialogues must be left to test it on")
-    learnt, tested = divided(examples(logged(logs), English()), share, output.seed)
+    learnt, tested = split_by_dialogue(examples(logged(logs), English()), share, output.seed)
     made = Predictor(embedder(encoder, device), seed=output.seed)
     path = prepare_directory("predictor", output).path
     made.learn(learnt, seed=output.seed)
@@ -338,9 +343,9 @@ def laptop(setting: Setting = "full", run: Run = Run("runs/tomap", steps=40, tas
              white (as he says), black_random (guessed), black_max (always the most)
     """
     from posttrain.step import train
-    from posttrain.systems.tomap.lab import prepared
+    from posttrain.systems.tomap.lab import laptop_run
 
-    policy, tasks, tests, made = prepared(setting, run.seed)
+    policy, tasks, tests, made = laptop_run(setting, run.seed)
     return train(policy, tasks, made, run, held_out=tests)
 
 

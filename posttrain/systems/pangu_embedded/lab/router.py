@@ -28,7 +28,7 @@ SQUASHED: Mapping[str, Scaling] = {"general": "sigmoid"}
 def routed(
     scaling: Mapping[str, Scaling], advantage: Advantage = centred, pleasing: float = 0.25, lr: float = 1e-3
 ) -> Arm:
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         lab.notes["before"] = by_source(lab)
         return Recipe(Router(REWARDS, kind_of, scaling), advantage=advantage, loss=clipped(), reduce=token_mean)
 
@@ -39,7 +39,7 @@ def routed(
 
     return trial(
         lambda seed: Sources(seed, pleasing),
-        made,
+        build_recipe,
         measures,
         steps=STEPS,
         per_step=PER_STEP,
@@ -52,7 +52,7 @@ def routed(
 def masked(mask: bool, beta: float = 0.5) -> Arm:
     """With a KL term: groups without credit dropped from the loss, or kept."""
 
-    def made(lab: Lab) -> Recipe:
+    def build_recipe(lab: Lab) -> Recipe:
         return Recipe(
             Router(REWARDS, kind_of),
             advantage=normalised,
@@ -64,7 +64,7 @@ def masked(mask: bool, beta: float = 0.5) -> Arm:
 
     return trial(
         Sources,
-        made,
+        build_recipe,
         lambda lab: {"mean": statistics.fmean(by_source(lab).values())},
         steps=MASKED_STEPS,
         per_step=PER_STEP,
