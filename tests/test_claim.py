@@ -285,7 +285,7 @@ def test_kept_values_are_found_by_what_is_compared():
 def test_rejudging_needs_a_page(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["claims", "--rejudge", "--write", str(tmp_path / "none.md")])
-    assert "none.md: --rejudge needs the page whose JSON file lies beside it" in capsys.readouterr().err
+    assert "--rejudge needs the page whose JSON file lies beside it" in capsys.readouterr().err
 
 
 def test_an_unknown_system_is_named(capsys):

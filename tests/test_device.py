@@ -20,7 +20,7 @@ from posttrain.policy.diffusion import DiffusionPolicy
 from posttrain.policy.fast.keys import product
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.policy.value import Critic, Gae
-from posttrain.step import practised
+from posttrain.step import train_in_memory
 
 GPU = torch.device(NAME, 0)
 LONG = "a question that is long enough for its samples to share its keys, and " * 2
@@ -79,7 +79,7 @@ def test_a_critic_and_a_reference_on_a_gpu(far):
         reward = pt.each(lambda rollout: float(len(rollout.text)))
         loss = pt.total((1.0, pt.clipped()), (0.1, pt.kl_to_reference()))
         recipe = pt.Recipe(reward, advantage=gae, loss=loss, samples=4, reference=policy.frozen_copy())
-        [metrics] = practised(policy, [task("a"), task("b")], recipe, steps=1, per_step=2)
+        [metrics] = train_in_memory(policy, [task("a"), task("b")], recipe, steps=1, per_step=2)
     assert metrics["critic_loss"] > 0
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
 

@@ -93,9 +93,9 @@ def test_a_rank_that_does_not_come_is_named(tmp_path):
     program = tmp_path / "late.py"
     program.write_text(
         "import datetime, time\nfrom posttrain import ranks\n"
-        "with ranks.joined():\n"
+        "with ranks.process_group():\n"
         "    if ranks.rank() == 1:\n        time.sleep(3600)\n"
-        "    ranks.meet('for the rollouts of a step', datetime.timedelta(seconds=3))\n"
+        "    ranks.barrier('for the rollouts of a step', datetime.timedelta(seconds=3))\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program)]
     done = processes.ran(launch, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -407,7 +407,7 @@ def test_what_the_sandbox_cannot_do_is_an_error_and_no_outcome(monkeypatch, kind
         module, _, name = broken.partition(".")
         patch = f"""
 def no(*_): raise BlockingIOError(11, "no process to be had")
-zygote.prepared = lambda: setattr(zygote.{module}, "{name}", no)
+zygote.preload_modules = lambda: setattr(zygote.{module}, "{name}", no)
 """
         command[-1] = command[-1].replace("; del sys.path[0]; ", patch)
         return command

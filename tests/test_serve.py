@@ -260,10 +260,10 @@ def test_a_server_does_not_outlive_a_run_that_is_killed(tmp_path):
     program = tmp_path / "run.py"
     program.write_text(
         "import pathlib, subprocess, sys, time\n"
-        "from posttrain.sampler.vllm import guarded\n"
+        "from posttrain.sampler.vllm import guard_process\n"
         "server = subprocess.Popen(['sh', '-c', 'sleep 3600 & echo $! && wait'], stdout=subprocess.PIPE, start_new_session=True)\n"
         "print(server.stdout.readline().decode().strip(), flush=True)\n"
-        "with guarded(server, pathlib.Path(sys.argv[2])):\n    print('guarded', flush=True)\n    time.sleep(float(sys.argv[1]))\n"
+        "with guard_process(server, pathlib.Path(sys.argv[2])):\n    print('guarded', flush=True)\n    time.sleep(float(sys.argv[1]))\n"
     )
     for seconds in ("3600", "0.2"):
         folder = tmp_path / seconds

@@ -86,6 +86,8 @@ def strings(tree: ast.Module) -> list[str]:
 
 
 PROGRAMS = (
+    "lab/page.py",
+    "policy/gguf.py",
     "sandbox",
     "sampler/vllm.py",
     "scale",

@@ -17,7 +17,6 @@ import torch
 from conftest import Canned
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.systems.tomap.options import DialogueOptions
 
 import posttrain as pt
 from posttrain import tiny
@@ -28,8 +27,8 @@ from posttrain.lab.world.persuasion import Bob, Mind, Persuasion
 from posttrain.lab.world.words import Size, train_base
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.run.lines import Lines
-from posttrain.systems.tomap import experiments, stages
-from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, proposed, record, topics
+from posttrain.systems.tomap import lab, stages
+from posttrain.systems.tomap.counterclaims import Counterclaim, Topic, items, propose_counterclaims, record, topics
 from posttrain.systems.tomap.dialogue import (
     SHOWN,
     Dialogue,
@@ -51,7 +50,7 @@ from posttrain.systems.tomap.predictor import (
     Served,
     embedder,
     examples,
-    load,
+    load_predictor,
     logged,
     majority,
     split_by_dialogue,
@@ -65,8 +64,9 @@ from posttrain.systems.tomap.reward import (
     reward,
     style,
     tagged,
-    validated,
+    validation,
 )
+from posttrain.systems.tomap.stages import TalkOptions
 from posttrain.systems.tomap.wording import ATTITUDES, English
 
 TOPIC = Topic("t", "Q is so", "Q is not so", (Counterclaim("C one", "not C one"), Counterclaim("C two", "not C two")))
@@ -198,7 +198,7 @@ def test_every_turn_is_paid_by_itself():
     assert score.turns == pytest.approx([0.5 + 0.1 * (1 + 1), -0.5 + 0.1 * (0.5 + 0 + 0 - 0.5)])
     assert score.value == pytest.approx(statistics.fmean(score.turns))
     assert score.parts["shift"] == pytest.approx(-12.5)
-    [raw] = validated()([one])
+    [raw] = validation()([one])
     assert raw.value == pytest.approx(-12.5), "validation reports the raw difference"
     assert raw.parts["relative"] == pytest.approx(score.value), "and what training sees beside it"
 
@@ -332,9 +332,9 @@ def test_an_attitude_is_asked_for_twice_and_then_the_episode_fails():
 
 
 def test_in_validation_the_persuadee_is_cold():
-    for validation, wanted in ((False, None), (True, 0.0)):
+    for cold, wanted in ((False, None), (True, 0.0)):
         stage = Stage()
-        topic = Topic("t", "Q", "not Q", TOPIC.counterclaims, validation)
+        topic = Topic("t", "Q", "not Q", TOPIC.counterclaims, cold)
         stage.play(dialogue(English(), turns=1), topic)
         assert stage.answers_asked()[0].temperature == wanted
 
@@ -344,7 +344,7 @@ def test_a_task_shows_the_first_prompt_and_needs_counterclaims():
     stage = Stage()
     stage.play(dialogue(English(), SHOWN["lite"], turns=1))
     assert stage.asked("policy")[0].messages == task.prompt
-    with pytest.raises(ValueError, match="topic 'bare' has no counterclaims: make them with --stage propose"):
+    with pytest.raises(ValueError, match="topic 'bare' has no counterclaims: make them with `stage=propose`"):
         tasks_of([Topic("bare", "a", "b")], English(), SHOWN["full"])
     assert tasks_of([Topic("bare", "a", "b")], English(), SHOWN["rl"])
 
@@ -549,7 +549,7 @@ def test_a_predictor_learns_saves_and_answers_as_a_player(tmp_path):
     assert predictor.accuracy(tested) == 1.0
     assert majority(tested) < 0.8
     predictor.save(tmp_path / "p", accuracy=1.0)
-    again = load(tmp_path / "p")
+    again = load_predictor(tmp_path / "p")
     pairs = [(one.statement, one.transcript) for one in tested]
     assert again.levels(pairs) == predictor.levels(pairs)
     asks = [pt.Ask((pt.user(a), pt.user(b)), "predictor") for a, b in pairs]
@@ -557,9 +557,9 @@ def test_a_predictor_learns_saves_and_answers_as_a_player(tmp_path):
     about = json.loads((tmp_path / "p" / "predictor.json").read_text())
     (tmp_path / "p" / "predictor.json").write_text(json.dumps({**about, "embedder": "hashed:32:1"}))
     with pytest.raises(ValueError, match="learnt on vectors of 64 numbers, but hashed:32:1 gives 32"):
-        load(tmp_path / "p")
+        load_predictor(tmp_path / "p")
     with pytest.raises(ValueError, match="holds no predictor.json"):
-        load(tmp_path)
+        load_predictor(tmp_path)
 
 
 def test_learning_a_predictor_leaves_the_generators_as_they_were():
@@ -639,7 +639,7 @@ def test_counterclaims_are_proposed_negated_and_kept(tmp_path):
             return "Sure:\n1. It costs too much.\n2) Nobody wants it.\n- It is late.\nThat is all."
         return " It costs little.\n" if "costs" in text else "Nobody wants it."
 
-    [found] = proposed(Canned(says), [TOPIC], count=2)
+    [found] = propose_counterclaims(Canned(says), [TOPIC], count=2)
     assert found.counterclaims == (Counterclaim("It costs too much.", "It costs little."),), "one was not negated"
     Lines(tmp_path / "topics.jsonl").replace(map(record, [found, Topic("bare", "ä", "b")]))
     assert topics(tmp_path / "topics.jsonl") == [found, Topic("bare", "ä", "b")]
@@ -694,19 +694,21 @@ def arguable(tmp_path_factory) -> str:
 
 
 def system(*options, out, model):
-    size = ["--steps", "1", "--tasks", "2", "--max-new", "6", "--quiet"]
-    main(["run", "tomap", "--scale", "full", "--model", model, "--out", str(out), *size, *options])
+    stage = options[options.index("--stage") + 1] if "--stage" in options else "train"
+    size = ["--steps", "1", "--tasks", "2"] if stage == "train" else []
+    who = [] if stage == "predictor" else ["--model", model, "--max-new", "6"]
+    main(["run", "tomap", "--scale", "full", *who, *size, "--out", str(out), "--quiet", *options])
 
 
 def test_the_stages_one_after_another(persuader, arguable, encoder, counsel, tmp_path, capsys):
     talk = ["--data", arguable, "--persuadee", f"{counsel}/v1", "--turns", "2", "--most", "8"]
     system("--stage", "propose", "--data", arguable, out=tmp_path / "proposed", model=persuader)
     assert len(topics(tmp_path / "proposed" / "topics.jsonl")) == 4
-    system("--stage", "collect", "--tasks", "6", *talk, out=tmp_path / "logged", model=persuader)
+    system("--stage", "collect", "--dialogues", "6", *talk, out=tmp_path / "logged", model=persuader)
     assert len(logged([tmp_path / "logged"])) == 6
     learn = ["--stage", "predictor", "--logs", str(tmp_path / "logged"), "--encoder", encoder, "--share", "0.8"]
     system(*learn, out=tmp_path / "predictor", model=persuader)
-    assert load(tmp_path / "predictor").width == 16
+    assert load_predictor(tmp_path / "predictor").width == 16
     full = ["--setting", "full", "--predictor", str(tmp_path / "predictor"), "--minibatch", "2"]
     system(*full, *talk, "--held-out", arguable, "--probe", out=tmp_path / "run", model=persuader)
     [line] = pt.read_metrics(tmp_path / "run")
@@ -743,7 +745,8 @@ def test_stages_that_were_stopped_go_on(persuader, arguable, counsel, tmp_path, 
     assert file.read_text() == whole
     monkeypatch.undo()
 
-    collect = ["--stage", "collect", *talk, "--steps", "2"]
+    monkeypatch.setattr(stages, "AT_ONCE", 2)
+    collect = ["--stage", "collect", *talk, "--dialogues", "4"]
     system(*collect, out=tmp_path / "c", model=persuader)
     first, second = sorted((tmp_path / "c" / "rollouts").iterdir())
     before, wanted = first.stat().st_mtime_ns, list(pt.read_rollouts(tmp_path / "c"))
@@ -778,25 +781,25 @@ def test_what_is_missing_or_makes_no_sense_is_named_before_any_work(persuader, a
     bare = tmp_path / "bare.jsonl"
     Lines(bare).replace([record(Topic("1", "a", "b"))])
     for options, message in (
-        (data, "give --persuadee"),
-        (bob, "give --data: topics"),
-        ([*data, *bob, "--setting", "full"], "give --predictor FOLDER"),
-        ([*data, *bob, "--predictor", "x"], "--predictor is shown in --setting full alone, not in lite"),
+        (data, "--persuadee"),
+        (bob, "--data"),
+        ([*data, *bob, "--setting", "full"], "give --predictor, made by stage predictor"),
+        ([*data, *bob, "--predictor", "x"], "--predictor x is shown in --setting full alone, not in lite"),
         ([*data, *bob, "--turns", "9"], "lower --turns, --most or --max-new"),
-        ([*data, *bob, "--turns", "0"], "--turns 0: at least 1"),
-        ([*data, *bob, "--count", "0"], "--count 0: at least 1"),
-        ([*data, *bob, "--minibatch", "0"], "--minibatch 0: at least 1"),
-        ([*data, *bob, "--power", "0"], "--power 0.0: above 0"),
+        ([*data, *bob, "--turns", "0"], "--turns 0: it must be at least 1"),
+        ([*data, *bob, "--count", "0"], "--count 0: it must be at least 1"),
+        ([*data, *bob, "--minibatch", "0"], "--minibatch 0: it must be at least 1"),
+        ([*data, *bob, "--power", "0"], "--power 0.0: it must be above 0"),
         ([*data, *bob, "--final", "7"], "--final 7.0: a share"),
-        ([*data, *bob, "--encoder", "x"], "options of --stage predictor"),
-        ([*data, *bob, "--stage", "collect", "--probe"], "--probe is an option of --stage train"),
-        ([*data, *propose, "--held-out", "x"], "--held-out is an option of --stage train"),
-        ([*data, *propose, *bob], "--stage propose takes --data and --limit"),
-        (["--data", str(bare), *bob], "no topic has counterclaims; make them with --stage propose"),
+        ([*data, *bob, "--encoder", "x"], "--encoder"),
+        ([*data, *bob, "--stage", "collect", "--probe"], "--probe"),
+        ([*data, *propose, "--held-out", "x"], "--held-out"),
+        ([*data, *propose, *bob], "--persuadee"),
+        (["--data", str(bare), *bob], "no topic has counterclaims; make them with stage propose"),
         ([*data, "--persuadee", "./nowhere"], "--persuadee ./nowhere: there is no such folder"),
         ([*data, "--persuadee", f"{counsel}/v1#alice"], "does not serve 'alice', but bob"),
-        (predict, "--stage predictor needs --logs"),
-        ([*predict, "--logs", "x", *data], "it takes no --data"),
+        (predict, "--logs"),
+        ([*predict, "--logs", "x", *data], "--data"),
         ([*predict, "--logs", "x", "--share", "25"], "--share 25.0: between 0 and 1"),
         ([*predict, "--logs", str(tmp_path)], "has no dialogue in which"),
     ):
@@ -808,19 +811,19 @@ def test_what_is_missing_or_makes_no_sense_is_named_before_any_work(persuader, a
 
 @pytest.mark.parametrize("name", ["hashed:256", "hashed:a:b", "hashed:0:1"])
 def test_a_malformed_embedder_is_named(name):
-    with pytest.raises(ValueError, match=f"--encoder {name}: of the form hashed:WIDTH:LONGEST"):
+    with pytest.raises(ValueError, match=f"`encoder={name}`: of the form hashed:WIDTH:LONGEST"):
         embedder(name)
-    with pytest.raises(ValueError, match="--encoder ./nowhere: there is no such folder"):
+    with pytest.raises(ValueError, match="`model=./nowhere`: there is no such folder"):
         embedder("./nowhere")
 
 
 def test_topics_without_counterclaims_are_left_out(arguable, tmp_path, capsys):
     path = tmp_path / "some.jsonl"
     Lines(path).replace(map(record, [TOPIC, Topic("bare", "a", "b")]))
-    talk = DialogueOptions(str(path), setting="lite")
+    talk = TalkOptions(str(path), "nobody", setting="lite")
     assert [task.key for task in talk.tasks()] == ["t"]
     assert "1 of 2 topics have no counterclaims and are left out" in capsys.readouterr().err
-    assert len(DialogueOptions(str(path), setting="rl").tasks()) == 2
+    assert len(TalkOptions(str(path), "nobody", setting="rl").tasks()) == 2
 
 
 # ---- learning
@@ -833,12 +836,12 @@ def test_a_persuader_learns(monkeypatch):
 
     world = Persuasion(100)
     policy = train_base(world, 100, Size(hidden=32, layers=1, steps=500, rows=16))
-    made, others = experiments.trained(policy, world, "white", None)
-    tests = experiments.tasks(world, "white", held_out=True)[:40]
+    made, others = lab.recipe_for(policy, world, "white", None)
+    tests = lab.tasks(world, "white", held_out=True)[:40]
 
     def earned():
         return evaluate({"policy": policy, **others}, tests, made.reward, made.env, seed=5).reward
 
     before = earned()
-    train_in_memory(policy, experiments.tasks(world, "white"), made, steps=20, per_step=16, lr=1e-3, seed=1)
+    train_in_memory(policy, lab.tasks(world, "white"), made, steps=20, per_step=16, lr=1e-3, seed=1)
     assert earned() > before + 0.03

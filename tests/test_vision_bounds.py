@@ -167,7 +167,7 @@ def test_a_null_picture_is_filled_from_the_column(tmp_path):
     ("record", "options", "message"),
     [
         ({"prompt": [ASKED]}, {}, "line 1: a picture is to stand in the messages, and none is given"),
-        ({"prompt": "<image>How many?", "images": ["0.png"]}, {}, "line 1: .* a column 'images': give --image images"),
+        ({"prompt": "<image>How many?", "images": ["0.png"]}, {}, "line 1: .* a column 'images': give `image=images`"),
         ({"prompt": "How many?", "images": [None]}, {"image": "images"}, "line 1: a picture of its column is empty"),
         (
             {"prompt": "How many?", "images": [{"path": "no.png", "bytes": None}]},

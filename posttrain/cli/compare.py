@@ -97,7 +97,7 @@ def tiny_problem(world: World, seed: int) -> Problem:
 
     module = importlib.import_module(f"posttrain.lab.world.{world}")
     place = getattr(module, WORLDS[world])(seed)
-    return Problem(base(place, seed), place.training_tasks(), {"": place.held_out_tasks()}, each(module.right))
+    return Problem(base(place, seed), place.training_tasks(), {"": place.held_out_tasks()}, each(module.is_right))
 
 
 def combined(name: str, problem: Problem, samples: int, lr: float | None) -> Recipe:

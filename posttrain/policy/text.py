@@ -213,7 +213,7 @@ class TextPolicy:
 
     def gather_parameters(self) -> AbstractContextManager[None]:
         """While a model that lies on several ranks is whole on each of them, and they need not keep step."""
-        return self.shards[0].whole() if self.shards else nullcontext()
+        return self.shards[0].gather_parameters() if self.shards else nullcontext()
 
     # ---- what training changes, and what others load
 

@@ -236,7 +236,7 @@ def hard_measures(lab: Lab) -> dict[str, float]:
 
 def law(history: list[Metrics]) -> dict[str, float]:
     """How well the law fits a run, and how well its first steps foretell the rest, beside the last value staying."""
-    seen = min(SEEN, len(history) // 2)
+    seen = min(SEEN, len(history) - 1)
     entropy = moving_mean([step["entropy"] for step in history], min(WINDOW, seen))
     reward = moving_mean([step["reward"] for step in history], min(WINDOW, seen))
     early, rest = entropy_law(entropy[:seen], reward[:seen]), range(seen, len(entropy))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from posttrain import ranks
+from posttrain.cli.launch import one_process
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Task
 from posttrain.grade.verify import equivalent, last_boxed
@@ -46,6 +47,7 @@ def laptop(
     return train(policy, world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
+@one_process("a tiny model of a laptop's size is quickest there")
 def on_pictures(
     labels: bool = False,
     own_questions: Questions = "no",

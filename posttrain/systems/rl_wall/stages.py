@@ -170,7 +170,7 @@ def judge_solutions(
     if ranks.is_primary():
         solutions = [one for line in lines.found for one in line["solutions"]]
         said = [Assessment(one["plan"], one["execute"], one["verify"]) for one in solutions]
-        measures = shares(said, [one["is_right"] for one in solutions])
+        measures = shares(said, [one["right"] for one in solutions])
         write_json(out / "shares.json", measures)
         for name, value in measures.items():
             print(f"{name:>12} {value:.3f}")

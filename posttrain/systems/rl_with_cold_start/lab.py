@@ -13,7 +13,7 @@ from posttrain.descent import update
 from posttrain.episode import assistant
 from posttrain.lab.claim import Claim
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
-from posttrain.lab.world.glyphs import BASE, Glyphs, Problem, answer, apply, careful_chain, is_right, shows_work
+from posttrain.lab.world.glyphs import BASE, SIGNS, Glyphs, Problem, answer, apply, careful_chain, is_right, shows_work
 from posttrain.lab.world.words import Size, base
 from posttrain.loss import likelihood, token_mean
 from posttrain.measure import mean_pass_at_k
@@ -57,7 +57,14 @@ def careful_chains(world: Glyphs, budget: Budget) -> list[Demonstration]:
 
 def wrong_chains(world: Glyphs, budget: Budget) -> list[Demonstration]:
     draw = random.Random(mix(world.seed, "spoilt"))
-    return [spoil(one, draw) for one in careful_chains(world, budget)]
+    found = [one for one in careful_chains(world, budget) if is_readable(one)]
+    return [spoil(one, draw) for one in found]
+
+
+def is_readable(one: Demonstration) -> bool:
+    """Whether it is a careful chain in every word: all are, but for those of a teacher that was hardly trained."""
+    words = chain_text(one).split()
+    return len(words) > 12 and all(word.isdigit() for word in words[1:4]) and {words[6], words[12]} <= {*SIGNS}
 
 
 def chain_text(one: Demonstration) -> str:
