@@ -32,7 +32,7 @@ from gpu_model import (
 )
 
 import posttrain as pt
-from posttrain.policy import head
+from posttrain.policy.fast import head
 from posttrain.policy.fast.generate import ROWS
 from posttrain.policy.text import Sampling, TextPolicy
 

@@ -237,8 +237,9 @@ def hard_measures(lab: Lab) -> dict[str, float]:
 def law(history: list[Metrics]) -> dict[str, float]:
     """How well the law fits a run, and how well its first steps foretell the rest, beside the last value staying."""
     seen = min(SEEN, len(history) - 1)
-    entropy = moving_mean([step["entropy"] for step in history], min(WINDOW, seen))
-    reward = moving_mean([step["reward"] for step in history], min(WINDOW, seen))
+    window = min(WINDOW, max(seen // 3, 1))
+    entropy = moving_mean([step["entropy"] for step in history], window)
+    reward = moving_mean([step["reward"] for step in history], window)
     early, rest = entropy_law(entropy[:seen], reward[:seen]), range(seen, len(entropy))
     change = np.diff([step["entropy"] for step in history])
     cov = np.array([step["covariance"] for step in history][:-1])
