@@ -18,7 +18,8 @@ from workloads import ANSWER, WORKLOADS, Workload, rewarded
 import posttrain as pt
 from posttrain import descent
 from posttrain.chat import trace
-from posttrain.policy.fast import generate, head, keys, line, load, text
+from posttrain.policy import load, text
+from posttrain.policy.fast import generate, head, keys, line
 
 
 def without_fast_pass() -> None:

@@ -103,7 +103,7 @@ def test_as_a_reward_it_keeps_the_raw_value_and_what_is_invalid():
     kept = [scores[0], scores[2], scores[3]]
     assert values(kept) == pytest.approx([1.0, 0.8, 0.0])
     assert [score.parts["raw"] for score in kept] == [0.9, 0.5, 0.4]
-    with pytest.raises(ValueError, match="`weights=policy`: .*give `reference=policy.frozen"):
+    with pytest.raises(ValueError, match="`weights=policy`: .* need `reference=policy.frozen"):
         varied(reward, weights="policy")
 
 

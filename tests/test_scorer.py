@@ -370,7 +370,7 @@ def test_two_ranks_ask_one_process_and_hear_of_its_death(judge, tmp_path):
     for rank, one in enumerate(found):
         groups = [[said(f"{rank} {i} {'a' * j}") for j in range(4)] for i in range(3)]
         assert one["scores"] == [values(model(group)) for group in groups for _ in range(2)]
-        assert f"{missing}: the folder holds no config.json" in one["missing"]
+        assert f"`model={missing}`: the folder holds no config.json" in one["missing"]
         assert f"the process of the reward model at {one['addresses'][0]} has died" in one["dead"]
     assert "killed by SIGKILL" in found[0]["dead"]
     assert gone("posttrain.serve.process", str(judge))
