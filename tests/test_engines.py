@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 import posttrain as pt
+from posttrain import tiny
 from posttrain.cli import main
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.sampler.vllm import PYTHON
 from posttrain.systems.q_rm.model import QModel
+from posttrain.systems.tomap.wording import English
 
 HERE = Path(__file__).parent
 VLLM = HERE.parent / ".venv-vllm" / "bin" / "python"
@@ -126,26 +129,38 @@ def test_a_ray_cluster_plays_and_learns(place):
 
 
 @pytest.fixture
-def persuadee(place):
-    """Bob, in a process of his own behind OpenAI's interface."""
-    command = [sys.executable, "-m", "posttrain", "serve", "--model", str(place / "base"), "--port", "0"]
-    bob = subprocess.Popen([*command, "--max-new", "6"], stderr=subprocess.PIPE, text=True)
+def persuadee(place, words):
+    """Bob, who agrees with whatever an Alice without arguments says, in a process of his own behind a port."""
+    english = English(8)
+    silent = [*english.greetings, english.silence, english.silence]
+    prompts = [
+        english.attitude(f"claim {i}", f"no claim {i}", lines, statement)
+        for i in range(4)
+        for statement in (f"claim {i}", f"no claim {i}")
+        for lines in (silent[:2], silent)
+    ]
+    agree = {"role": "assistant", "content": "<attitude>Agree</attitude>"}
+    bob = TextPolicy(tiny.network(words, 4, hidden=32, layers=2, positions=2048), words, Sampling(40))
+    tiny.warm_start(bob, itertools.cycle([pt.Demonstration((*one, agree)) for one in prompts]), 60, 4, 1e-2)
+    bob.save(place / "bob")
+    command = [sys.executable, "-m", "posttrain", "serve", "--model", str(place / "bob"), "--port", "0"]
+    served = subprocess.Popen([*command, "--max-new", "40"], stderr=subprocess.PIPE, text=True)
     try:
-        assert bob.stderr is not None
-        address = next(found[0] for line in bob.stderr if (found := re.search(r"http://\S+/v1", line)))
-        yield address
+        assert served.stderr is not None
+        yield next(found[0] for line in served.stderr if (found := re.search(r"http://\S+/v1", line)))
+        served.stderr.close()
     finally:
-        bob.terminate()
-        bob.wait()
+        served.terminate()
+        served.wait()
 
 
 @needs_vllm
 def test_a_persuadee_on_a_server_while_the_policy_samples_with_vllm(place, persuadee, monkeypatch):
     monkeypatch.setenv(PYTHON, os.environ.get(PYTHON, str(VLLM)))
     out = place / "tomap"
-    options = ["--data", str(place / "topics.jsonl"), "--persuadee", persuadee, "--turns", "2", "--most", "8"]
-    model = ["--model", str(place / "base"), "--max-new", "6", "--sampler", "vllm"]
+    options = ["--data", str(place / "topics.jsonl"), "--persuadee", persuadee, "--turns", "1", "--setting", "rl"]
+    model = ["--model", str(place / "base"), "--max-new", "40", "--most", "8", "--sampler", "vllm"]
     main(["run", "tomap", "--scale", "full", *options, *model, "--steps", "1", "--tasks", "2", "--out", str(out)])
     rollouts = list(pt.read_rollouts(out))
-    assert [len(one["turns"]) for one in rollouts] == [2, 2]
+    assert [one["facts"]["stances"] for one in rollouts] == [[0.5, 0.5]] * 2, "he agrees with a claim and its negation"
     assert json.loads((out / "run.json").read_text())["run"]["settings"]["persuadee"].startswith("server#")
