@@ -49,7 +49,7 @@ class Budget:
 
 
 FULL = Budget()
-QUICK = Budget(most_steps=4, most_items=8, most_warm=20)
+QUICK = Budget(most_steps=4, most_items=8, most_warm=40)
 
 Arm: TypeAlias = Callable[[int, Budget], Measures]
 
