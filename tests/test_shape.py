@@ -262,6 +262,33 @@ def test_the_commands_of_the_documents_parse():
                             assert option in shown.getvalue(), f"{path.name}: {line}"
 
 
+def test_the_stages_of_the_documents_take_their_options():
+    """Every option in a `posttrain run SYSTEM ...` line of the documents is an option of that stage."""
+    from posttrain.cli.bridge import options_of, spelled
+    from posttrain.cli.commands import choose
+
+    wrong = []
+    for path in DOCS:
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = line.partition("#")[0].split()
+                if (
+                    words[:2] == ["posttrain", "run"]
+                    and len(words) > 2
+                    and "my_paper" not in line
+                    and "--help" not in line
+                ):
+                    chosen = choose(words[1:])
+                    known = {spelled(name) for name in options_of(chosen.function)}
+                    known |= {spelled(f"no_{name}") for name in options_of(chosen.function)}
+                    wrong += [
+                        f"{path.name}: {w}: {line.strip()}"
+                        for w in chosen.rest
+                        if w.startswith("--") and w not in known
+                    ]
+    assert not wrong
+
+
 def test_every_logged_metric_is_in_the_glossary(make, tmp_path, monkeypatch):
     """Runs of every kind, each name they log looked up in docs/metrics.md."""
     import torch
