@@ -20,7 +20,7 @@ from torch import Tensor
 from posttrain.advantage import normalised
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least
 from posttrain.core import Advantage, Group, Reward, Score
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Lab, Smoke, trial
 from posttrain.lab.world.modes import Modes, distinct_right, is_right
 from posttrain.lab.world.words import base
@@ -111,8 +111,14 @@ def arm(power: float) -> Arm:
 
 
 ARMS = {"base": trial(Modes, None, measures), "grpo": arm(0.0), "hard first": arm(1.0)}
-CLAIMS = (
-    Claim("training teaches the hard questions", "a control", "hard accuracy", "grpo", "base", control=True),
-    Claim("hard first solves more hard questions", "the idea of this example", "hard accuracy", "hard first", "grpo"),
-    Claim("hard first costs no accuracy", "over all questions", "accuracy", "hard first", "grpo", margin=0.02),
-)
+CLAIMS = claims("""
+    training teaches the hard questions
+        ours: a control
+        hard accuracy: grpo > base
+    hard first solves more hard questions
+        paper: the idea of this example
+        hard accuracy: hard first > grpo
+    hard first costs no accuracy
+        paper: over all questions
+        accuracy: hard first > grpo - 0.02
+""")

@@ -2,13 +2,24 @@
 
 A system's module holds `ARMS`, functions of a seed that return measures, and `CLAIMS`, which compare them. Arms are
 run by `posttrain claims`, each in a process of its own, and kept on disk: none is run twice.
+
+`claims` reads them as they are written for people:
+
+    KL-Cov beats GRPO
+        paper: 7B average 40.6 against 38.6
+        accuracy: kl_cov > grpo
+    KL-Cov costs no diversity
+        ours: it was not measured; here within 0.05
+        pass@16 in [0, 1]: kl_cov > grpo - 0.05
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -59,6 +70,54 @@ class Claim:
             theirs = [float(self.baseline)] * len(seeds)
         cost = sum(values[arm][seed]["cpu_s"] for arm in set(self.arms) for seed in seeds)
         return Finding(self, list(seeds), ours, theirs, cost)
+
+
+COMPARISON = re.compile(
+    r"(?P<measure>.+?)(?: in \[(?P<least>\S+), (?P<greatest>\S+)\])?: (?P<better>.+?) (?P<sign>[<>]) "
+    r"(?:(?P<against>.+): )?(?P<baseline>.+?)(?: (?P<way>[+-]) (?P<margin>[\d.]\S*))?"
+)
+
+
+def claims(text: str) -> tuple[Claim, ...]:
+    """Claims as they are written for readers: a sentence, and indented below it where it is from and what is compared.
+
+    Where it is from begins with `paper:`, or with `ours:` for a control. The comparison is `MEASURE: ARM > ARM`, with
+    `<` where less is better. The second arm may be a number, and may have a measure of its own (`> MEASURE: ARM`).
+    ` - 0.05` after it (`+ 0.05` behind `<`) allows for as much; the other sign demands as much of a lead. The measure's
+    bounds follow its name: `MEASURE in [0, 1]: ...`. Raises ValueError that quotes the claim.
+    """
+    blocks = re.split(r"\n(?=\S)", textwrap.dedent(text).strip())
+    return tuple(claim_of([line.strip() for line in block.splitlines()]) for block in blocks)
+
+
+def claim_of(lines: Sequence[str]) -> Claim:
+    name, *middle, comparison = lines
+    source, _, says = " ".join(middle).partition(": ")
+    found = COMPARISON.fullmatch(comparison)
+    if source not in ("paper", "ours") or not says or found is None:
+        raise ValueError(
+            f"the claim {name!r}: below it stand `paper: WHAT IT SAYS` or `ours: WHAT FOR`, then MEASURE: ARM > ARM"
+        )
+    larger, margin = found["sign"] == ">", float(found["margin"] or 0)
+    return Claim(
+        name,
+        says,
+        found["measure"],
+        found["better"],
+        number_or_name(found["baseline"]),
+        against=found["against"],
+        larger=larger,
+        margin=margin if (found["way"] == "-") == larger else -margin,
+        control=source == "ours",
+        bounds=(float(found["least"]), float(found["greatest"])) if found["least"] else None,
+    )
+
+
+def number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, slots=True)

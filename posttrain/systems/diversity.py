@@ -23,7 +23,7 @@ from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Batch, Density, Group, Loss, Metrics, Reward
 from posttrain.evaluation import Evaluation
 from posttrain.kl import k3, kl_to_reference
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke, trial
 from posttrain.lab.world.modes import Modes, distinct_right, is_right
 from posttrain.lab.world.words import Size, base
@@ -259,50 +259,26 @@ ARMS = {
     "entropy bonus": arm("entropy_bonus", 0.3),
     "models": correlation,
 }
-CLAIMS = (
-    Claim(
-        "the diversity term finds more distinct solutions", "Div-Equ 75.0 to 79.3", "distinct right", "positive", "grpo"
-    ),
-    Claim(
-        "the diversity term keeps accuracy",
-        "36.7 to 64.4 with the term, to 61.0 without; here a loss of at most two points",
-        "greedy accuracy",
-        "positive",
-        "grpo",
-        margin=0.02,
-        bounds=SHARE,
-    ),
-    Claim(
-        "the diversity term raises accuracy", "64.4 against 61.0", "greedy accuracy", "positive", "grpo", bounds=SHARE
-    ),
-    Claim(
-        "the diversity term belongs on right samples only",
-        "lambda 0.01: 64.4 on right samples, 63.2 on all",
-        "greedy accuracy",
-        "positive",
-        "all samples",
-    ),
-    Claim(
-        "the diversity term is more accurate than an entropy bonus of 0.3",
-        "0.3 is the weight in the facts that we were given; no other was tried",
-        "greedy accuracy",
-        "positive",
-        "entropy bonus",
-        control=True,
-        bounds=SHARE,
-    ),
-    Claim(
-        "the diversity term adds distinct solutions at the paper's weight too",
-        "lambda 0.01 is the best that the paper tried",
-        "distinct right",
-        "positive, paper's weight",
-        "grpo",
-    ),
-    Claim(
-        "potential correlates with diversity",
-        "over 12 models with pass@1 above 0.4, R2 = 0.81",
-        "correlation",
-        "models",
-        0.0,
-    ),
-)
+CLAIMS = claims("""
+    the diversity term finds more distinct solutions
+        paper: Div-Equ 75.0 to 79.3
+        distinct right: positive > grpo
+    the diversity term keeps accuracy
+        paper: 36.7 to 64.4 with the term, to 61.0 without; here a loss of at most two points
+        greedy accuracy in [0, 1]: positive > grpo - 0.02
+    the diversity term raises accuracy
+        paper: 64.4 against 61.0
+        greedy accuracy in [0, 1]: positive > grpo
+    the diversity term belongs on right samples only
+        paper: lambda 0.01: 64.4 on right samples, 63.2 on all
+        greedy accuracy: positive > all samples
+    the diversity term is more accurate than an entropy bonus of 0.3
+        ours: 0.3 is the weight in the facts that we were given; no other was tried
+        greedy accuracy in [0, 1]: positive > entropy bonus
+    the diversity term adds distinct solutions at the paper's weight too
+        paper: lambda 0.01 is the best that the paper tried
+        distinct right: positive, paper's weight > grpo
+    potential correlates with diversity
+        paper: over 12 models with pass@1 above 0.4, R2 = 0.81
+        correlation: models > 0
+""")

@@ -22,7 +22,7 @@ from torch import Tensor
 from posttrain.advantage import normalised
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Batch, Density, Loss, Metrics, Reward
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
 from posttrain.lab.world.modes import Modes, distinct_right, is_right
 from posttrain.lab.world.words import base
@@ -259,68 +259,38 @@ ARMS = {
     "grpo, easier": arm("grpo", EASIER),
     "kl_cov, easier": arm("kl_cov", EASIER),
 }
-CLAIMS = (
-    Claim("KL-Cov beats GRPO", "7B average 40.6 against 38.6", "accuracy", "kl_cov", "grpo"),
-    Claim("Clip-Cov beats GRPO", "7B average 40.4 against 38.6", "accuracy", "clip_cov", "grpo"),
-    Claim(
-        "KL-Cov beats GRPO where answers are easier to find",
-        "a prior of 0.85, 0.10, 0.05, with which GRPO finds the rarer modes by itself",
-        "accuracy",
-        "kl_cov, easier",
-        "grpo, easier",
-        control=True,
-    ),
-    Claim("KL-Cov beats clip-higher", "40.6 against 38.8", "accuracy", "kl_cov", "clip_higher"),
-    Claim(
-        "KL-Cov beats an entropy bonus",
-        "a bonus of 5e-3 stabilises the entropy without a gain; here one weight, 0.1, untuned",
-        "accuracy",
-        "kl_cov",
-        "entropy_bonus",
-    ),
-    Claim(
-        "KL-Cov keeps more entropy than GRPO",
-        "more than ten times the baseline's at the plateau",
-        "final entropy",
-        "kl_cov",
-        "grpo",
-    ),
-    Claim(
-        "GRPO does not extend what the base model can find",
-        "an exhausted entropy is a ceiling; here pass@16 of the hard tasks, within 0.05",
-        "hard pass@16",
-        "base",
-        "grpo",
-        margin=0.05,
-    ),
-    Claim(
-        "reward follows the law of entropy",
-        "R = -a exp(H) + b in all runs (Eq. 6); here an R2 above 0.4",
-        "law R2",
-        "grpo",
-        0.4,
-    ),
-    Claim(
-        "the law, fitted to the first steps, predicts the end of training",
-        "36 steps predict the next 200 with an error of 0.9 %; here against predicting that nothing changes",
-        "law error",
-        "grpo",
-        "grpo",
-        against="staying error",
-        larger=False,
-    ),
-    Claim(
-        "the covariance of log-probability and advantage is mostly positive",
-        "in most steps (Fig. 8)",
-        "positive covariance",
-        "grpo",
-        0.5,
-    ),
-    Claim(
-        "the covariance predicts the change in entropy",
-        "dH is proportional to -Cov(log pi, A) (Theorem 2)",
-        "covariance against entropy change",
-        "grpo",
-        0.0,
-    ),
-)
+CLAIMS = claims("""
+    KL-Cov beats GRPO
+        paper: 7B average 40.6 against 38.6
+        accuracy: kl_cov > grpo
+    Clip-Cov beats GRPO
+        paper: 7B average 40.4 against 38.6
+        accuracy: clip_cov > grpo
+    KL-Cov beats GRPO where answers are easier to find
+        ours: a prior of 0.85, 0.10, 0.05, with which GRPO finds the rarer modes by itself
+        accuracy: kl_cov, easier > grpo, easier
+    KL-Cov beats clip-higher
+        paper: 40.6 against 38.8
+        accuracy: kl_cov > clip_higher
+    KL-Cov beats an entropy bonus
+        paper: a bonus of 5e-3 stabilises the entropy without a gain; here one weight, 0.1, untuned
+        accuracy: kl_cov > entropy_bonus
+    KL-Cov keeps more entropy than GRPO
+        paper: more than ten times the baseline's at the plateau
+        final entropy: kl_cov > grpo
+    GRPO does not extend what the base model can find
+        paper: an exhausted entropy is a ceiling; here pass@16 of the hard tasks, within 0.05
+        hard pass@16: base > grpo - 0.05
+    reward follows the law of entropy
+        paper: R = -a exp(H) + b in all runs (Eq. 6); here an R2 above 0.4
+        law R2: grpo > 0.4
+    the law, fitted to the first steps, predicts the end of training
+        paper: 36 steps predict the next 200 with an error of 0.9 %; here against predicting that nothing changes
+        law error: grpo < staying error: grpo
+    the covariance of log-probability and advantage is mostly positive
+        paper: in most steps (Fig. 8)
+        positive covariance: grpo > 0.5
+    the covariance predicts the change in entropy
+        paper: dH is proportional to -Cov(log pi, A) (Theorem 2)
+        covariance against entropy change: grpo > 0
+""")

@@ -21,7 +21,7 @@ from posttrain.advantage import centred, normalised
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Group, Invalid, Policy, Reward, Rollout, Score
 from posttrain.kl import k3, kl_to_reference
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke, trial
 from posttrain.lab.world.modes import Modes, likeness
 from posttrain.lab.world.words import base
@@ -305,88 +305,35 @@ ARMS = {
     "varied, std, outliers": arm(True, True, 0.0, outliers=0.12),
     "solver": solver_gain,
 }
-CLAIMS = (
-    Claim(
-        "increasing the variance converges faster than GRPO, neither divided by the deviation",
-        "a higher reward at equal steps; here without the division by the group's standard deviation",
-        "steps to 0.8",
-        "varied",
-        "grpo",
-        larger=False,
-    ),
-    Claim(
-        "increasing the variance ends higher than GRPO, neither divided by the deviation",
-        "a higher reward at equal steps; here without the division by the group's standard deviation",
-        "final quality",
-        "varied",
-        "grpo",
-    ),
-    Claim(
-        "increasing the variance under the policy's weights ends higher than GRPO, neither divided by the deviation",
-        "p_i under the initial policy, as published",
-        "final quality",
-        "varied, policy's weights",
-        "grpo",
-    ),
-    Claim(
-        "increasing the variance ends higher than GRPO divided by the deviation",
-        "against GRPO as it is usually run, on the raw reward",
-        "final quality",
-        "varied",
-        "grpo, std",
-        control=True,
-        bounds=SHARE,
-    ),
-    Claim(
-        "increasing the variance beats stretching the reward to its range",
-        "equal information: the band is known, and stretched linearly",
-        "final quality",
-        "varied",
-        "stretched",
-        control=True,
-        bounds=SHARE,
-    ),
-    Claim(
-        "with outliers, increasing the variance helps even when divided by the deviation",
-        "an outlier squeezes the other advantages (our reading)",
-        "final quality",
-        "varied, std, outliers",
-        "grpo, std, outliers",
-        bounds=SHARE,
-    ),
-    Claim(
-        "increasing the variance gains nothing when divided by the deviation",
-        "the division takes the scale out again: the raw reward does no worse, within 0.02",
-        "final quality",
-        "grpo, std",
-        "varied, std",
-        margin=0.02,
-        control=True,
-        bounds=SHARE,
-    ),
-    Claim(
-        "the variance of the reward rises",
-        "by construction; here at least tenfold",
-        "log10 variance",
-        "varied",
-        "grpo",
-        margin=-1.0,
-    ),
-    Claim(
-        "a rule's rewards of 0 and 1 cannot be spread further",
-        "the optimum has at most three values, so rules are optimal already",
-        "gain on 0 and 1",
-        "solver",
-        1e-12,
-        larger=False,
-    ),
-    Claim(
-        "a rule does as well as a reward of increased variance",
-        "why rule-based rewards work; here within 0.05",
-        "final quality",
-        "rule",
-        "varied",
-        margin=0.05,
-        bounds=SHARE,
-    ),
-)
+CLAIMS = claims("""
+    increasing the variance converges faster than GRPO, neither divided by the deviation
+        paper: a higher reward at equal steps; here without the division by the group's standard deviation
+        steps to 0.8: varied < grpo
+    increasing the variance ends higher than GRPO, neither divided by the deviation
+        paper: a higher reward at equal steps; here without the division by the group's standard deviation
+        final quality: varied > grpo
+    increasing the variance under the policy's weights ends higher than GRPO, neither divided by the deviation
+        paper: p_i under the initial policy, as published
+        final quality: varied, policy's weights > grpo
+    increasing the variance ends higher than GRPO divided by the deviation
+        ours: against GRPO as it is usually run, on the raw reward
+        final quality in [0, 1]: varied > grpo, std
+    increasing the variance beats stretching the reward to its range
+        ours: equal information: the band is known, and stretched linearly
+        final quality in [0, 1]: varied > stretched
+    with outliers, increasing the variance helps even when divided by the deviation
+        paper: an outlier squeezes the other advantages (our reading)
+        final quality in [0, 1]: varied, std, outliers > grpo, std, outliers
+    increasing the variance gains nothing when divided by the deviation
+        ours: the division takes the scale out again: the raw reward does no worse, within 0.02
+        final quality in [0, 1]: grpo, std > varied, std - 0.02
+    the variance of the reward rises
+        paper: by construction; here at least tenfold
+        log10 variance: varied > grpo + 1
+    a rule's rewards of 0 and 1 cannot be spread further
+        paper: the optimum has at most three values, so rules are optimal already
+        gain on 0 and 1: solver < 1e-12
+    a rule does as well as a reward of increased variance
+        paper: why rule-based rewards work; here within 0.05
+        final quality in [0, 1]: rule > varied - 0.05
+""")

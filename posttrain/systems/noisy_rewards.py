@@ -17,7 +17,7 @@ from typing import Any, Literal
 from posttrain.advantage import normalised
 from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
 from posttrain.core import Group, Invalid, Metrics, Reward, Rollout, Score
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
 from posttrain.lab.world.habits import Habits, is_right, shows_work
 from posttrain.lab.world.words import base
@@ -293,83 +293,35 @@ ARMS = {
         lambda seed: calibrated(each(lambda rollout: hasty_score(rollout, 0.6, seed)), WORKING, weight=1.0)
     ),
 }
-CLAIMS = (
-    Claim(
-        "rewards still teach when 40 % of them are flipped",
-        "MATH-500 72.0 with 40 % flipped, 75.9 without, from about 5",
-        "accuracy",
-        "flips 40%",
-        "base",
-    ),
-    Claim(
-        "flipping 20 % of the rewards costs little",
-        "the curve falls slowly up to 40 %; here within 0.1",
-        "accuracy",
-        "flips 20%",
-        "flips 0%",
-        margin=0.1,
-        bounds=SHARE,
-    ),
-    Claim(
-        "less noise is better: no rewards flipped against 20 %",
-        "accuracy falls as more rewards are flipped",
-        "accuracy",
-        "flips 0%",
-        "flips 20%",
-        bounds=SHARE,
-    ),
-    Claim(
-        "less noise is better: 20 % of the rewards flipped against 40 %",
-        "accuracy falls as more rewards are flipped",
-        "accuracy",
-        "flips 20%",
-        "flips 40%",
-    ),
-    Claim(
-        "rewards teach nothing when half of them are flipped",
-        "training collapses at 50 %",
-        "accuracy",
-        "base",
-        "flips 50%",
-    ),
-    Claim(
-        "flipping the rewards of single replies hardly matters",
-        "such flips only make the reward sparse; here within 0.1",
-        "accuracy",
-        "flips 40% by reply",
-        "flips 0%",
-        margin=0.1,
-    ),
-    Claim(
-        "rewarding patterns alone teaches for a while",
-        "a peak of 70.2 on MATH-500 with no reward for correctness; both peaks are the largest of 13 evaluations",
-        "peak",
-        "patterns only",
-        "flips 50%",
-    ),
-    Claim(
-        "rewarding patterns alone loses again what it taught",
-        "accuracy declines with endless re-checking; here by more than 0.1",
-        "peak",
-        "patterns only",
-        "patterns only",
-        against="accuracy",
-        margin=-0.1,
-    ),
-    Claim(
-        "rewarding patterns calibrates a noisy judge",
-        "a net win of 30 % over the judge alone, at 65 % accuracy",
-        "accuracy",
-        "judge, calibrated",
-        "judge",
-        bounds=SHARE,
-    ),
-    Claim(
-        "rewarding patterns with a weight of 1 calibrates a noisy judge",
-        "ten times the paper's weight: tried first, before the paper's own",
-        "accuracy",
-        "judge, calibrated, weight 1",
-        "judge",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    rewards still teach when 40 % of them are flipped
+        paper: MATH-500 72.0 with 40 % flipped, 75.9 without, from about 5
+        accuracy: flips 40% > base
+    flipping 20 % of the rewards costs little
+        paper: the curve falls slowly up to 40 %; here within 0.1
+        accuracy in [0, 1]: flips 20% > flips 0% - 0.1
+    less noise is better: no rewards flipped against 20 %
+        paper: accuracy falls as more rewards are flipped
+        accuracy in [0, 1]: flips 0% > flips 20%
+    less noise is better: 20 % of the rewards flipped against 40 %
+        paper: accuracy falls as more rewards are flipped
+        accuracy: flips 20% > flips 40%
+    rewards teach nothing when half of them are flipped
+        paper: training collapses at 50 %
+        accuracy: base > flips 50%
+    flipping the rewards of single replies hardly matters
+        paper: such flips only make the reward sparse; here within 0.1
+        accuracy: flips 40% by reply > flips 0% - 0.1
+    rewarding patterns alone teaches for a while
+        paper: a peak of 70.2 on MATH-500 with no reward for correctness; both peaks are the largest of 13 evaluations
+        peak: patterns only > flips 50%
+    rewarding patterns alone loses again what it taught
+        paper: accuracy declines with endless re-checking; here by more than 0.1
+        peak: patterns only > accuracy: patterns only + 0.1
+    rewarding patterns calibrates a noisy judge
+        paper: a net win of 30 % over the judge alone, at 65 % accuracy
+        accuracy in [0, 1]: judge, calibrated > judge
+    rewarding patterns with a weight of 1 calibrates a noisy judge
+        ours: ten times the paper's weight: tried first, before the paper's own
+        accuracy: judge, calibrated, weight 1 > judge
+""")

@@ -26,7 +26,7 @@ from posttrain.cli.launch import one_process
 from posttrain.cli.options import ModelOptions, named_files
 from posttrain.data import Pair, read_pairs
 from posttrain.descent import descend
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Budget, Measures, Smoke
 from posttrain.lab.world.preferences import CUES, Preferences
 from posttrain.lab.world.words import Size, base, tokenizer_of, untrained_judge
@@ -313,80 +313,44 @@ ARMS = {
     "DPO, FR": policy_arm(pair_loss(margin_loss("regularised", alpha=TINY_ALPHA))),
     "DPO, FC": policy_arm(pair_loss(margin_loss("coefficient", gamma=TINY_GAMMA))),
 }
-CLAIMS = (
-    Claim(
-        "FR shares margins more equally than Bradley-Terry",
-        "the aim of the regularisation",
-        "Jain's index",
-        "FR",
-        "BT",
-        bounds=SHARE,
-    ),
-    Claim(
-        "FC, corrected, shares margins more equally than Bradley-Terry",
-        "the aim of the coefficient",
-        "Jain's index",
-        "FC",
-        "BT",
-        bounds=SHARE,
-    ),
-    Claim(
-        "FC as published shares margins more equally than Bradley-Terry",
-        "L = u f^gamma: minimising it lowers f",
-        "Jain's index",
-        "FC as published",
-        "BT",
-        bounds=SHARE,
-    ),
-    Claim("FR costs no accuracy", "RewardBench 78.4 against 78.1", "accuracy A", "FR", "BT", margin=0.01, bounds=SHARE),
-    Claim("FC costs no accuracy", "RewardBench 77.5 against 78.1", "accuracy A", "FC", "BT", margin=0.01, bounds=SHARE),
-    Claim("FR raises accuracy on the worst kind of pair", "fairness over categories", "worst accuracy", "FR", "BT"),
-    Claim("FC raises accuracy on the worst kind of pair", "fairness over categories", "worst accuracy", "FC", "BT"),
-    Claim(
-        "FR shares margins more equally at the paper's alpha",
-        "alpha 0.1 is best",
-        "Jain's index",
-        "FR, alpha 0.1",
-        "BT",
-        bounds=SHARE,
-    ),
-    Claim(
-        "FR relies less on cues than Bradley-Terry",
-        "a bias is mitigated without being named",
-        "worth of a cue",
-        "FR, cues",
-        "BT, cues",
-        larger=False,
-    ),
-    Claim(
-        "FC relies less on cues than Bradley-Terry",
-        "a bias is mitigated without being named",
-        "worth of a cue",
-        "FC, cues",
-        "BT, cues",
-        larger=False,
-    ),
-    Claim(
-        "FR in DPO shares margins more equally than DPO",
-        "the aim of the regularisation; the paper measures win rates, 20.5 against 16.7",
-        "Jain's index",
-        "DPO, FR",
-        "DPO",
-        bounds=SHARE,
-    ),
-    Claim(
-        "FC in DPO shares margins more equally than DPO",
-        "the aim of the coefficient; the paper measures win rates, 21.1 against 16.7",
-        "Jain's index",
-        "DPO, FC",
-        "DPO",
-        bounds=SHARE,
-    ),
-    Claim(
-        "FR in DPO raises accuracy on the worst kind of pair",
-        "fairness over categories",
-        "worst accuracy",
-        "DPO, FR",
-        "DPO",
-    ),
-)
+CLAIMS = claims("""
+    FR shares margins more equally than Bradley-Terry
+        paper: the aim of the regularisation
+        Jain's index in [0, 1]: FR > BT
+    FC, corrected, shares margins more equally than Bradley-Terry
+        paper: the aim of the coefficient
+        Jain's index in [0, 1]: FC > BT
+    FC as published shares margins more equally than Bradley-Terry
+        paper: L = u f^gamma: minimising it lowers f
+        Jain's index in [0, 1]: FC as published > BT
+    FR costs no accuracy
+        paper: RewardBench 78.4 against 78.1
+        accuracy A in [0, 1]: FR > BT - 0.01
+    FC costs no accuracy
+        paper: RewardBench 77.5 against 78.1
+        accuracy A in [0, 1]: FC > BT - 0.01
+    FR raises accuracy on the worst kind of pair
+        paper: fairness over categories
+        worst accuracy: FR > BT
+    FC raises accuracy on the worst kind of pair
+        paper: fairness over categories
+        worst accuracy: FC > BT
+    FR shares margins more equally at the paper's alpha
+        paper: alpha 0.1 is best
+        Jain's index in [0, 1]: FR, alpha 0.1 > BT
+    FR relies less on cues than Bradley-Terry
+        paper: a bias is mitigated without being named
+        worth of a cue: FR, cues < BT, cues
+    FC relies less on cues than Bradley-Terry
+        paper: a bias is mitigated without being named
+        worth of a cue: FC, cues < BT, cues
+    FR in DPO shares margins more equally than DPO
+        paper: the aim of the regularisation; the paper measures win rates, 20.5 against 16.7
+        Jain's index in [0, 1]: DPO, FR > DPO
+    FC in DPO shares margins more equally than DPO
+        paper: the aim of the coefficient; the paper measures win rates, 21.1 against 16.7
+        Jain's index in [0, 1]: DPO, FC > DPO
+    FR in DPO raises accuracy on the worst kind of pair
+        paper: fairness over categories
+        worst accuracy: DPO, FR > DPO
+""")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from posttrain.core import Rollout, Task
 from posttrain.decode.decode import Decoding
 from posttrain.episode import rollout
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Measures, Smoke, trial
 from posttrain.lab.world.misconceptions import Misconceptions, Questions, conversation, share_right
 from posttrain.lab.world.words import Size, base
@@ -225,105 +225,50 @@ ARMS = {
     "BC only, snowball": bcq("clone", snowball=True),
     "ActLCD, snowball": bcq("terminal", snowball=True),
 }
-CLAIMS = (
-    Claim(
-        "DoLa surfaces facts that the model suppresses",
-        "premise: contrasting layers raises factuality where the model knows better",
-        "rare",
-        "DoLa",
-        "greedy",
-    ),
-    Claim(
-        "DoLa damages answers that greedy decoding has right",
-        "premise: an indiscriminate contrast costs correct tokens",
-        "common",
-        "greedy",
-        "DoLa",
-    ),
-    Claim("the gate beats greedy decoding", "TruthfulQA +19.81, StrategyQA +7.51", "factuality", "ActLCD", "greedy"),
-    Claim("the gate beats DoLa", "better than DoLa on five benchmarks", "factuality", "ActLCD", "DoLa"),
-    Claim(
-        "where the gate contrasts matters, not how often",
-        "against a gate that contrasts at random, equally often",
-        "factuality",
-        "ActLCD",
-        "ActLCD",
-        against="random gate",
-        control=True,
-    ),
-    Claim(
-        "the gate beats greedy decoding at an equal repetition penalty",
-        "the paper compares greedy at 1.0 with ActLCD at 1.2; here both have 1.2",
-        "factuality at 1.2",
-        "ActLCD",
-        "greedy",
-        control=True,
-    ),
-    Claim(
-        "reinforcement improves on cloning",
-        "a reward-aware classifier against its behaviour-cloning classifier alone",
-        "factuality",
-        "ActLCD",
-        "BC only",
-        control=True,
-    ),
-    Claim(
-        "the gate beats a threshold on the entropy",
-        "the simplest gate, tuned on the same facts",
-        "factuality",
-        "ActLCD",
-        "entropy gate",
-        control=True,
-    ),
-    Claim(
-        "a sequence-level reward is as good as token-level rewards",
-        "the reward of the sequence against the same sum paid token by token; within 0.02",
-        "factuality",
-        "ActLCD",
-        "ActLCD, token reward",
-        margin=0.02,
-    ),
-    Claim(
-        "the gate comes close to an oracle",
-        "the oracle has every fact right that one of the two actions has right; within 0.1",
-        "factuality",
-        "ActLCD",
-        "oracle",
-        margin=0.1,
-        control=True,
-    ),
-    Claim(
-        "learning the gate offline is as good as learning it online",
-        "the same gate by GRPO on right facts, without labels: 30,720 decisions, 6,144 offline; within 0.03",
-        "factuality",
-        "ActLCD",
-        "GRPO gate",
-        margin=0.03,
-        control=True,
-    ),
-    Claim(
-        "the gate beats greedy decoding where mistakes snowball",
-        "long-form answers: LongFact +3.30; here an answer is the next question's subject",
-        "factuality",
-        "ActLCD, snowball",
-        "greedy, snowball",
-    ),
-    Claim(
-        "the gate beats DoLa where mistakes snowball",
-        "long-form answers; here an answer is the next question's subject",
-        "factuality",
-        "ActLCD, snowball",
-        "DoLa, snowball",
-    ),
-    Claim(
-        "reinforcement improves on cloning where mistakes snowball",
-        "a sequence-level reward should know that an early mistake costs more",
-        "factuality",
-        "ActLCD, snowball",
-        "BC only, snowball",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    DoLa surfaces facts that the model suppresses
+        paper: premise: contrasting layers raises factuality where the model knows better
+        rare: DoLa > greedy
+    DoLa damages answers that greedy decoding has right
+        paper: premise: an indiscriminate contrast costs correct tokens
+        common: greedy > DoLa
+    the gate beats greedy decoding
+        paper: TruthfulQA +19.81, StrategyQA +7.51
+        factuality: ActLCD > greedy
+    the gate beats DoLa
+        paper: better than DoLa on five benchmarks
+        factuality: ActLCD > DoLa
+    where the gate contrasts matters, not how often
+        ours: against a gate that contrasts at random, equally often
+        factuality: ActLCD > random gate: ActLCD
+    the gate beats greedy decoding at an equal repetition penalty
+        ours: the paper compares greedy at 1.0 with ActLCD at 1.2; here both have 1.2
+        factuality at 1.2: ActLCD > greedy
+    reinforcement improves on cloning
+        ours: a reward-aware classifier against its behaviour-cloning classifier alone
+        factuality: ActLCD > BC only
+    the gate beats a threshold on the entropy
+        ours: the simplest gate, tuned on the same facts
+        factuality: ActLCD > entropy gate
+    a sequence-level reward is as good as token-level rewards
+        paper: the reward of the sequence against the same sum paid token by token; within 0.02
+        factuality: ActLCD > ActLCD, token reward - 0.02
+    the gate comes close to an oracle
+        ours: the oracle has every fact right that one of the two actions has right; within 0.1
+        factuality: ActLCD > oracle - 0.1
+    learning the gate offline is as good as learning it online
+        ours: the same gate by GRPO on right facts, without labels: 30,720 decisions, 6,144 offline; within 0.03
+        factuality: ActLCD > GRPO gate - 0.03
+    the gate beats greedy decoding where mistakes snowball
+        paper: long-form answers: LongFact +3.30; here an answer is the next question's subject
+        factuality: ActLCD, snowball > greedy, snowball
+    the gate beats DoLa where mistakes snowball
+        paper: long-form answers; here an answer is the next question's subject
+        factuality: ActLCD, snowball > DoLa, snowball
+    reinforcement improves on cloning where mistakes snowball
+        ours: a sequence-level reward should know that an early mistake costs more
+        factuality: ActLCD, snowball > BC only, snowball
+""")
 SMOKE = Smoke(
     {
         "laptop": ["", "--learner clone --snowball", "--learner token", "--learner grpo"],

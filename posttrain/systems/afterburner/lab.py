@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from posttrain.core import Invalid, Message, Task
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import assistant, rollout, user
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke
 from posttrain.lab.world.kata import Kata, Katas, performance_words, reply
 from posttrain.lab.world.kata_programs import FAMILIES
@@ -193,134 +193,64 @@ ARMS = {
     "grpo, no feedback": arm("grpo", feedback=False),
     "grpo, no code": arm("grpo", original=False),
 }
-CLAIMS = (
-    Claim(
-        "PASS@1 rises over iterations",
-        "37.3 to 61.7 over ten test-time iterations on Venus",
-        "pass 8",
-        "grpo",
-        "grpo",
-        against="pass 0",
-    ),
-    Claim(
-        "BEYOND-T, of time, rises over iterations",
-        "31.2 to 45.2 over ten test-time iterations on Venus",
-        "beyond time 8",
-        "grpo",
-        "grpo",
-        against="beyond time 0",
-    ),
-    Claim(
-        "BEYOND-M, of memory, rises over iterations",
-        "25.1 to 48.1 at the last iteration on Venus",
-        "beyond memory 8",
-        "grpo",
-        "grpo",
-        against="beyond memory 0",
-    ),
-    Claim(
-        "BEYOND-I, of memory integrated over time, rises over iterations",
-        "16.2 to 39.0 at the last iteration on Venus",
-        "beyond integral 8",
-        "grpo",
-        "grpo",
-        against="beyond integral 0",
-    ),
-    Claim(
-        "after iterating, GRPO's code passes more often than SFT's",
-        "61.7 against 48.7 at iteration 10",
-        "pass 8",
-        "grpo",
-        "sft",
-    ),
-    Claim(
-        "after iterating, GRPO's code passes more often than DPO's",
-        "61.7 against 51.7 at iteration 10",
-        "pass 8",
-        "grpo",
-        "dpo",
-    ),
-    Claim(
-        "after iterating, GRPO's code is faster than SFT's",
-        "45.2 against 26.8 at iteration 10",
-        "beyond time 8",
-        "grpo",
-        "sft",
-    ),
-    Claim(
-        "after iterating, GRPO's code is faster than DPO's",
-        "45.2 against 30.9 at iteration 10",
-        "beyond time 8",
-        "grpo",
-        "dpo",
-    ),
-    Claim(
-        "SFT's first answers pass more often than the base model's",
-        "46.0 against 28.0 at iteration 0",
-        "pass 0",
-        "sft",
-        "base",
-    ),
-    Claim(
-        "DPO's first answers pass more often than the base model's",
-        "43.0 against 28.0 at iteration 0",
-        "pass 0",
-        "dpo",
-        "base",
-    ),
-    Claim(
-        "SFT's first answers pass more often than GRPO's", "46.0 against 37.3 at iteration 0", "pass 0", "sft", "grpo"
-    ),
-    Claim("GRPO gains more from iterating than SFT", "24.4 against 2.7 points", "pass rise", "grpo", "sft"),
-    Claim("GRPO gains more from iterating than DPO", "24.4 against 8.7 points", "pass rise", "grpo", "dpo"),
-    Claim(
-        "GRPO keeps improving after SFT has saturated",
-        "SFT and DPO rapidly saturate, GRPO continuously optimizes; here from iteration 2 to 8, against SFT",
-        "pass late rise",
-        "grpo",
-        "sft",
-    ),
-    Claim(
-        "feedback from measurements helps GRPO",
-        "57.0 against 52.5 without it, at iteration 4",
-        "pass 8",
-        "grpo",
-        "grpo, no feedback",
-    ),
-    Claim(
-        "seeing the original code helps GRPO",
-        "57.0 against 54.2 without it, at iteration 4",
-        "pass 8",
-        "grpo",
-        "grpo, no code",
-    ),
-    Claim(
-        "iterating GRPO passes more often than the best of as many samples of SFT",
-        "nine samples of the first answer, of which the best by the same measurements is kept",
-        "pass 8",
-        "grpo",
-        "sft",
-        against="sampled, pass 8",
-        control=True,
-    ),
-    Claim(
-        "iterating GRPO gives faster code than the best of as many samples of SFT",
-        "nine samples of the first answer, of which the best by the same measurements is kept",
-        "beyond time 8",
-        "grpo",
-        "sft",
-        against="sampled, beyond time 8",
-        control=True,
-    ),
-    Claim(
-        "iterating GRPO passes more often than the best of as many samples of GRPO",
-        "nine samples of the first answer, of which the best by the same measurements is kept",
-        "pass 8",
-        "grpo",
-        "grpo",
-        against="sampled, pass 8",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    PASS@1 rises over iterations
+        paper: 37.3 to 61.7 over ten test-time iterations on Venus
+        pass 8: grpo > pass 0: grpo
+    BEYOND-T, of time, rises over iterations
+        paper: 31.2 to 45.2 over ten test-time iterations on Venus
+        beyond time 8: grpo > beyond time 0: grpo
+    BEYOND-M, of memory, rises over iterations
+        paper: 25.1 to 48.1 at the last iteration on Venus
+        beyond memory 8: grpo > beyond memory 0: grpo
+    BEYOND-I, of memory integrated over time, rises over iterations
+        paper: 16.2 to 39.0 at the last iteration on Venus
+        beyond integral 8: grpo > beyond integral 0: grpo
+    after iterating, GRPO's code passes more often than SFT's
+        paper: 61.7 against 48.7 at iteration 10
+        pass 8: grpo > sft
+    after iterating, GRPO's code passes more often than DPO's
+        paper: 61.7 against 51.7 at iteration 10
+        pass 8: grpo > dpo
+    after iterating, GRPO's code is faster than SFT's
+        paper: 45.2 against 26.8 at iteration 10
+        beyond time 8: grpo > sft
+    after iterating, GRPO's code is faster than DPO's
+        paper: 45.2 against 30.9 at iteration 10
+        beyond time 8: grpo > dpo
+    SFT's first answers pass more often than the base model's
+        paper: 46.0 against 28.0 at iteration 0
+        pass 0: sft > base
+    DPO's first answers pass more often than the base model's
+        paper: 43.0 against 28.0 at iteration 0
+        pass 0: dpo > base
+    SFT's first answers pass more often than GRPO's
+        paper: 46.0 against 37.3 at iteration 0
+        pass 0: sft > grpo
+    GRPO gains more from iterating than SFT
+        paper: 24.4 against 2.7 points
+        pass rise: grpo > sft
+    GRPO gains more from iterating than DPO
+        paper: 24.4 against 8.7 points
+        pass rise: grpo > dpo
+    GRPO keeps improving after SFT has saturated
+        paper: SFT and DPO rapidly saturate, GRPO continuously optimizes; here from iteration 2 to 8, against SFT
+        pass late rise: grpo > sft
+    feedback from measurements helps GRPO
+        paper: 57.0 against 52.5 without it, at iteration 4
+        pass 8: grpo > grpo, no feedback
+    seeing the original code helps GRPO
+        paper: 57.0 against 54.2 without it, at iteration 4
+        pass 8: grpo > grpo, no code
+    iterating GRPO passes more often than the best of as many samples of SFT
+        ours: nine samples of the first answer, of which the best by the same measurements is kept
+        pass 8: grpo > sampled, pass 8: sft
+    iterating GRPO gives faster code than the best of as many samples of SFT
+        ours: nine samples of the first answer, of which the best by the same measurements is kept
+        beyond time 8: grpo > sampled, beyond time 8: sft
+    iterating GRPO passes more often than the best of as many samples of GRPO
+        ours: nine samples of the first answer, of which the best by the same measurements is kept
+        pass 8: grpo > sampled, pass 8: grpo
+""")
 # The other stages run in tests/test_afterburner.py.
 SMOKE = Smoke({"laptop": ["", "--method dpo", "--no-feedback"]}, {"lab.PEOPLE": 8})

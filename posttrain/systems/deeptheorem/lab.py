@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from posttrain import tiny
 from posttrain.core import Rollout, Task
 from posttrain.data import Demonstration
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
 from posttrain.lab.world.theorems import Theorems, proof_marks, steps
 from posttrain.lab.world.words import Size, base
@@ -92,59 +92,29 @@ ARMS = {
     "variants": reinforcement(variants=True),
     "whole proofs": imitation(whole=True),
 }
-CLAIMS = (
-    Claim(
-        "rewarding the verdict beats imitating proofs",
-        "outcome reward 47.2 against 32.9 for SFT, 7B; here by at least 0.2",
-        "joint",
-        "variants",
-        "concise proofs",
-        margin=-0.2,
-    ),
-    Claim(
-        "contradictory variants are what makes rewarding the verdict work",
-        "the reward cannot be hacked by giving one verdict throughout; here by at least 0.2",
-        "joint",
-        "variants",
-        "true statements",
-        margin=-0.2,
-    ),
-    Claim("rewarding the verdict makes proofs longer", "longer reasoning emerges", "chain length", "variants", "base"),
-    Claim(
-        "proofs improve although only the verdict is rewarded",
-        "process score 34.0 against 25.2 for SFT, 7B; here graded by rules",
-        "process",
-        "variants",
-        "concise proofs",
-    ),
-    Claim(
-        "training on true statements alone teaches the model to answer `proved`",
-        "ours: the share of verdicts that are `proved`, of which 0.66 would be right",
-        "proved",
-        "true statements",
-        "variants",
-        control=True,
-    ),
-    Claim(
-        "rewarding the verdict beats a constant verdict",
-        "always `proved`, computed from the statements",
-        "joint",
-        "variants",
-        "variants",
-        against="always proved",
-        control=True,
-    ),
-    Claim(
-        "imitating whole proofs would do as well as rewarding the verdict",
-        "as many supervised steps, on proofs with all their steps; within 0.05",
-        "joint",
-        "whole proofs",
-        "variants",
-        margin=0.05,
-        control=True,
-        bounds=SHARE,
-    ),
-)
+CLAIMS = claims("""
+    rewarding the verdict beats imitating proofs
+        paper: outcome reward 47.2 against 32.9 for SFT, 7B; here by at least 0.2
+        joint: variants > concise proofs + 0.2
+    contradictory variants are what makes rewarding the verdict work
+        paper: the reward cannot be hacked by giving one verdict throughout; here by at least 0.2
+        joint: variants > true statements + 0.2
+    rewarding the verdict makes proofs longer
+        paper: longer reasoning emerges
+        chain length: variants > base
+    proofs improve although only the verdict is rewarded
+        paper: process score 34.0 against 25.2 for SFT, 7B; here graded by rules
+        process: variants > concise proofs
+    training on true statements alone teaches the model to answer `proved`
+        ours: the share of verdicts that are `proved`, of which 0.66 would be right
+        proved: true statements > variants
+    rewarding the verdict beats a constant verdict
+        ours: always `proved`, computed from the statements
+        joint: variants > always proved: variants
+    imitating whole proofs would do as well as rewarding the verdict
+        ours: as many supervised steps, on proofs with all their steps; within 0.05
+        joint in [0, 1]: whole proofs > variants - 0.05
+""")
 SMOKE = Smoke(
     {
         "laptop": ["", "--no-variants"],

@@ -11,7 +11,7 @@ from posttrain.advantage import raw, whitened
 from posttrain.core import Invalid, Reward, Task
 from posttrain.data import Pair
 from posttrain.evaluation import evaluate
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Measures, Smoke, trial
 from posttrain.lab.world.lookup import Lookup, is_right, token_marks
 from posttrain.lab.world.words import Size, base
@@ -132,49 +132,30 @@ ARMS = {
     "outcome RM": arm(outcome_model, tokens=False),
     "truth": arm(truth, tokens=False),
 }
-CLAIMS = (
-    Claim(
-        "Q-RM's credit for tokens learns faster than its score for the sequence",
-        "Q-values as token advantages: the control that isolates credit assignment",
-        "steps to 0.75",
-        "Q-RM",
-        "Q-RM, sequence",
-        larger=False,
-    ),
-    Claim(
-        "Q-RM's credit for tokens is more accurate after 60 steps than its score for the sequence",
-        "Q-values as token advantages, at equal steps",
-        "accuracy at 60",
-        "Q-RM",
-        "Q-RM, sequence",
-    ),
-    Claim(
-        "Q-RM beats an outcome reward model",
-        "GSM8K 72.2 against 66.3; at this size because an outcome model verifies poorly, not for its credit assignment",
-        "accuracy at 100",
-        "Q-RM",
-        "outcome RM",
-        control=True,
-    ),
-    Claim("Q-RM beats DPO-RM", "72.2 against 68.7", "accuracy at 100", "Q-RM", "DPO-RM"),
-    Claim(
-        "Q-RM is as good as a token-level process model",
-        "the paper compares with a step-level one; this one is told which tokens are wrong; within 0.05",
-        "accuracy at 100",
-        "Q-RM",
-        "process RM",
-        margin=0.05,
-    ),
-    Claim("Q-RM finds the wrong tokens", "from pairs alone; here with an AUC above 0.95", "token AUC", "Q-RM", 0.95),
-    Claim(
-        "Q-RM beats the true outcome as a reward",
-        "0 or 1 for the whole answer, at equal steps",
-        "accuracy at 100",
-        "Q-RM",
-        "truth",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    Q-RM's credit for tokens learns faster than its score for the sequence
+        paper: Q-values as token advantages: the control that isolates credit assignment
+        steps to 0.75: Q-RM < Q-RM, sequence
+    Q-RM's credit for tokens is more accurate after 60 steps than its score for the sequence
+        paper: Q-values as token advantages, at equal steps
+        accuracy at 60: Q-RM > Q-RM, sequence
+    Q-RM beats an outcome reward model
+        ours: GSM8K 72.2 against 66.3; at this size because an outcome model verifies poorly, not for its credit
+        assignment
+        accuracy at 100: Q-RM > outcome RM
+    Q-RM beats DPO-RM
+        paper: 72.2 against 68.7
+        accuracy at 100: Q-RM > DPO-RM
+    Q-RM is as good as a token-level process model
+        paper: the paper compares with a step-level one; this one is told which tokens are wrong; within 0.05
+        accuracy at 100: Q-RM > process RM - 0.05
+    Q-RM finds the wrong tokens
+        paper: from pairs alone; here with an AUC above 0.95
+        token AUC: Q-RM > 0.95
+    Q-RM beats the true outcome as a reward
+        ours: 0 or 1 for the whole answer, at equal steps
+        accuracy at 100: Q-RM > truth
+""")
 SMOKE = Smoke(
     {
         "laptop": ["", "--whole"],

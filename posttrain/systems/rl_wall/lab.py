@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
 from posttrain.lab.world.navigation import Navigation, is_right
 from posttrain.lab.world.words import Size
@@ -55,80 +55,35 @@ ARMS = {
     "base, no cue": arm(0, 100.0),
     "128 problems, no cue": arm(128, 100.0, 100),
 }
-CLAIMS = (
-    Claim(
-        "GRPO makes accuracy less dependent on temperature",
-        "temperature distillation; here by what is lost from 0.2 to 1.4",
-        "temperature dependence",
-        "128 problems",
-        "base",
-        larger=False,
-    ),
-    Claim(
-        "GRPO raises precision",
-        "pass@1 from 0.48 to 0.60, the largest over temperatures (released notebooks); here at 1.4",
-        "pass@1 at 1.4",
-        "128 problems",
-        "base",
-    ),
-    Claim(
-        "GRPO does not raise coverage",
-        "the coverage wall; here a rise of at most 0.03",
-        "coverage",
-        "base",
-        "128 problems",
-        margin=0.03,
-    ),
-    Claim(
-        "more problems break the coverage wall",
-        "the wall falls with more problems; here by at least 0.05",
-        "coverage",
-        "2000 problems",
-        "base",
-        margin=-0.05,
-    ),
-    Claim(
-        "more problems raise coverage at equal steps",
-        "2,000 problems against 128, both for 200 steps",
-        "coverage",
-        "2000 problems",
-        "128 problems, 200 steps",
-        control=True,
-        bounds=SHARE,
-    ),
-    Claim(
-        "fewer spurious cues break the coverage wall",
-        "the wall falls with less spurious correlation; here by at least 0.05",
-        "coverage",
-        "128 problems, no cue",
-        "base, no cue",
-        margin=-0.05,
-    ),
-    Claim(
-        "GRPO makes execution robust to temperature",
-        "GRPO mainly strengthens Execute; here at 1.4",
-        "execute at 1.4",
-        "128 problems",
-        "base",
-    ),
-    Claim(
-        "GRPO improves execution",
-        "at a temperature of 0.2, where sharpening alone gains little",
-        "execute at 0.2",
-        "128 problems",
-        "base",
-        control=True,
-    ),
-    Claim(
-        "GRPO does not improve the plan",
-        "GRPO does not learn to plan; here a rise of at most 0.03",
-        "plan at 0.2",
-        "base",
-        "128 problems",
-        margin=0.03,
-        bounds=SHARE,
-    ),
-)
+CLAIMS = claims("""
+    GRPO makes accuracy less dependent on temperature
+        paper: temperature distillation; here by what is lost from 0.2 to 1.4
+        temperature dependence: 128 problems < base
+    GRPO raises precision
+        paper: pass@1 from 0.48 to 0.60, the largest over temperatures (released notebooks); here at 1.4
+        pass@1 at 1.4: 128 problems > base
+    GRPO does not raise coverage
+        paper: the coverage wall; here a rise of at most 0.03
+        coverage: base > 128 problems - 0.03
+    more problems break the coverage wall
+        paper: the wall falls with more problems; here by at least 0.05
+        coverage: 2000 problems > base + 0.05
+    more problems raise coverage at equal steps
+        ours: 2,000 problems against 128, both for 200 steps
+        coverage in [0, 1]: 2000 problems > 128 problems, 200 steps
+    fewer spurious cues break the coverage wall
+        paper: the wall falls with less spurious correlation; here by at least 0.05
+        coverage: 128 problems, no cue > base, no cue + 0.05
+    GRPO makes execution robust to temperature
+        paper: GRPO mainly strengthens Execute; here at 1.4
+        execute at 1.4: 128 problems > base
+    GRPO improves execution
+        ours: at a temperature of 0.2, where sharpening alone gains little
+        execute at 0.2: 128 problems > base
+    GRPO does not improve the plan
+        paper: GRPO does not learn to plan; here a rise of at most 0.03
+        plan at 0.2 in [0, 1]: base > 128 problems - 0.03
+""")
 SMOKE = Smoke(
     {
         "laptop": ["", "--no-spurious"],

@@ -11,7 +11,7 @@ import torch
 from posttrain.data import Demonstration
 from posttrain.descent import update
 from posttrain.episode import assistant
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
 from posttrain.lab.world.glyphs import BASE, SIGNS, Glyphs, Problem, answer, apply, careful_chain, is_right, shows_work
 from posttrain.lab.world.words import Size, base
@@ -184,101 +184,47 @@ ARMS = {
     "SFT, wrong answers, + RL": arm(wrong_chains, rl=True),
     "base, second looks help": arm(second_right=1.0),
 }
-CLAIMS = (
-    Claim(
-        "SFT followed by RL beats SFT alone",
-        "both stages beat SFT-only on MathVision, MathVerse, MathVista and We-Math",
-        "mean@1",
-        "SFT + RL",
-        "SFT only",
-    ),
-    Claim(
-        "SFT followed by RL beats RL alone",
-        "both stages beat RL-only on MathVision, MathVerse, MathVista and We-Math",
-        "mean@1",
-        "SFT + RL",
-        "RL only",
-    ),
-    Claim(
-        "SFT followed by RL beats the base model",
-        "66.3 to 73.4 on MathVista, 62.9 to 70.4 on We-Math (7B)",
-        "mean@1",
-        "SFT + RL",
-        "base",
-    ),
-    Claim("SFT alone beats the base model", "SFT-only > base", "mean@1", "SFT only", "base"),
-    Claim(
-        "SFT followed by RL beats SFT alone in greedy decoding",
-        "both stages beat SFT-only; here decoded greedily",
-        "greedy",
-        "SFT + RL",
-        "SFT only",
-    ),
-    Claim(
-        "the base model reflects before any RL",
-        "aha patterns exist in the base model; here in more than 1 % of its replies",
-        "reflection",
-        "base",
-        0.01,
-    ),
-    Claim(
-        "reflection is no sign of being right",
-        "reflection does not predict accuracy: P(right | reflection) - P(right | none), here at most 0.05",
-        "reflection gap",
-        "base",
-        0.0,
-        larger=False,
-        margin=0.05,
-    ),
-    Claim(
-        "chains with wrong answers still help",
-        "structure matters more than correctness; against the base model",
-        "mean@1",
-        "SFT, wrong answers",
-        "base",
-    ),
-    Claim(
-        "RL is better after chains with wrong answers than without any",
-        "ours: the structure of chains may be what RL needs",
-        "mean@1",
-        "SFT, wrong answers, + RL",
-        "RL only",
-        control=True,
-    ),
-    Claim(
-        "chains with right answers help more than chains with wrong ones",
-        "ours: the same careful chains with their right answers",
-        "mean@1",
-        "SFT, careful",
-        "SFT, wrong answers",
-        control=True,
-    ),
-    Claim(
-        "careful chains alone do as well as SFT followed by RL",
-        "ours: SFT on the teacher's careful chains only, within 0.05 of SFT on all of its chains and then RL",
-        "mean@1",
-        "SFT, careful",
-        "SFT + RL",
-        margin=0.05,
-        control=True,
-    ),
-    Claim(
-        "RL is worth its time",
-        "ours: against SFT for as long, at its best epoch",
-        "mean@1",
-        "SFT + RL",
-        "SFT, as long",
-        control=True,
-    ),
-    Claim(
-        "the measure of reflection shows a gap where there is one",
-        "ours: a base model whose second looks are always right",
-        "reflection gap",
-        "base, second looks help",
-        "base",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    SFT followed by RL beats SFT alone
+        paper: both stages beat SFT-only on MathVision, MathVerse, MathVista and We-Math
+        mean@1: SFT + RL > SFT only
+    SFT followed by RL beats RL alone
+        paper: both stages beat RL-only on MathVision, MathVerse, MathVista and We-Math
+        mean@1: SFT + RL > RL only
+    SFT followed by RL beats the base model
+        paper: 66.3 to 73.4 on MathVista, 62.9 to 70.4 on We-Math (7B)
+        mean@1: SFT + RL > base
+    SFT alone beats the base model
+        paper: SFT-only > base
+        mean@1: SFT only > base
+    SFT followed by RL beats SFT alone in greedy decoding
+        paper: both stages beat SFT-only; here decoded greedily
+        greedy: SFT + RL > SFT only
+    the base model reflects before any RL
+        paper: aha patterns exist in the base model; here in more than 1 % of its replies
+        reflection: base > 0.01
+    reflection is no sign of being right
+        paper: reflection does not predict accuracy: P(right | reflection) - P(right | none), here at most 0.05
+        reflection gap: base < 0 + 0.05
+    chains with wrong answers still help
+        paper: structure matters more than correctness; against the base model
+        mean@1: SFT, wrong answers > base
+    RL is better after chains with wrong answers than without any
+        ours: the structure of chains may be what RL needs
+        mean@1: SFT, wrong answers, + RL > RL only
+    chains with right answers help more than chains with wrong ones
+        ours: the same careful chains with their right answers
+        mean@1: SFT, careful > SFT, wrong answers
+    careful chains alone do as well as SFT followed by RL
+        ours: SFT on the teacher's careful chains only, within 0.05 of SFT on all of its chains and then RL
+        mean@1: SFT, careful > SFT + RL - 0.05
+    RL is worth its time
+        ours: against SFT for as long, at its best epoch
+        mean@1: SFT + RL > SFT, as long
+    the measure of reflection shows a gap where there is one
+        ours: a base model whose second looks are always right
+        reflection gap: base, second looks help > base
+""")
 SMOKE = Smoke(
     {
         "laptop": ["", "--no-cold-start"],

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from posttrain.core import Score
 from posttrain.evaluation import Evaluation, evaluate
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import FULL, Arm, Budget, Measures, Smoke
 from posttrain.lab.world.balance import Balance
 from posttrain.lab.world.pictures import Size, base
@@ -108,67 +108,32 @@ ARMS = {
     "inverted, srrl": arm(plain, EVERY, inverted=True),
 }
 PICTURE = "logic@2"
-CLAIMS = (
-    Claim(
-        "reflection beats DDPO",
-        "SRRL with its rounds against DDPO's single walk, at equal iterations",
-        "logic@2",
-        "srrl",
-        "ddpo",
-        against="logic@0",
-    ),
-    Claim("SRRL beats the base model", "SRRL against Stable Diffusion", "logic@2", "srrl", "base", against="logic@0"),
-    Claim(
-        "SRRL learns what the base model's pictures do not show",
-        "unconventional phenomena (T5); here the heavy side rises",
-        "logic@2",
-        "inverted, srrl",
-        "inverted, base",
-        against="logic@0",
-    ),
-    Claim(
-        "training with rounds of reflection beats DDPO given the same rounds",
-        "what is left of the comparison when both may reflect at inference",
-        "logic@2",
-        "srrl",
-        "ddpo",
-        control=True,
-    ),
-    Claim(
-        "rounds of reflection help a model trained without them",
-        "DDPO with rounds against DDPO without",
-        "logic@2",
-        "ddpo",
-        "ddpo",
-        against="logic@0",
-        control=True,
-    ),
-    Claim(
-        "rounds of reflection help the untrained model",
-        "the base model with rounds against itself without: reflection, no reinforcement",
-        "logic@2",
-        "base",
-        "base",
-        against="logic@0",
-        control=True,
-    ),
-    Claim(
-        "training every round beats training only the last",
-        "the paper's objective against its released code",
-        "logic@2",
-        "srrl, every round",
-        "srrl",
-        control=True,
-    ),
-    Claim(
-        "branches with selection beat DDPO",
-        "the B2-DiffuRL part of the released code alone, at equal iterations and fewer UNet calls",
-        "logic@0",
-        "branches",
-        "ddpo",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    reflection beats DDPO
+        paper: SRRL with its rounds against DDPO's single walk, at equal iterations
+        logic@2: srrl > logic@0: ddpo
+    SRRL beats the base model
+        paper: SRRL against Stable Diffusion
+        logic@2: srrl > logic@0: base
+    SRRL learns what the base model's pictures do not show
+        paper: unconventional phenomena (T5); here the heavy side rises
+        logic@2: inverted, srrl > logic@0: inverted, base
+    training with rounds of reflection beats DDPO given the same rounds
+        ours: what is left of the comparison when both may reflect at inference
+        logic@2: srrl > ddpo
+    rounds of reflection help a model trained without them
+        ours: DDPO with rounds against DDPO without
+        logic@2: ddpo > logic@0: ddpo
+    rounds of reflection help the untrained model
+        ours: the base model with rounds against itself without: reflection, no reinforcement
+        logic@2: base > logic@0: base
+    training every round beats training only the last
+        ours: the paper's objective against its released code
+        logic@2: srrl, every round > srrl
+    branches with selection beat DDPO
+        ours: the B2-DiffuRL part of the released code alone, at equal iterations and fewer UNet calls
+        logic@0: branches > ddpo
+""")
 DRAWN = "--model {stable_diffusion} --data {prompts} --reward clip={clip} --denoising 3 --device cpu"
 SMOKE = Smoke(
     {

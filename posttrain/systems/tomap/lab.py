@@ -6,7 +6,7 @@ import statistics
 
 from posttrain.core import Sampler, Score, Task
 from posttrain.evaluation import Evaluation, evaluate
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
 from posttrain.lab.world.persuasion import EACH, Bob, Persuasion
 from posttrain.lab.world.words import Size, base
@@ -154,76 +154,47 @@ ARMS = {
     "black, random": arm("black_random"),
     "untrained ToMAP": arm("full", learns=False),
 }
-CLAIMS = (
-    Claim("reinforcement makes a better persuader", "13.84 against 11.76 on average", "shift", "RL", "base"),
-    Claim("ToMAP beats RL", "17.48 against 13.84 on average, 23.01 against 16.42 in training", "shift", "ToMAP", "RL"),
-    Claim(
-        "attitudes help beyond counterclaims",
-        "ToMAP against ToMAP-lite, which is not told how much Bob agrees",
-        "shift",
-        "ToMAP",
-        "ToMAP-lite",
-    ),
-    Claim(
-        "true attitudes are no worse than predicted ones", "the oracle `white` against ToMAP", "shift", "white", "ToMAP"
-    ),
-    Claim("predicted attitudes beat random ones", "ToMAP against random attitudes", "shift", "ToMAP", "black, random"),
-    Claim(
-        "ToMAP beats RL in long conversations",
-        "suited to long conversations; here six turns, after training on three",
-        "shift, 6 turns",
-        "ToMAP",
-        "RL",
-    ),
-    Claim(
-        "ToMAP keeps gaining in long conversations",
-        "suited to long conversations; here six turns against three",
-        "shift, 6 turns",
-        "ToMAP",
-        "ToMAP",
-        against="shift",
-    ),
-    Claim(
-        "training reduces repetition",
-        "repetition is reduced in training",
-        "repetition",
-        "ToMAP",
-        "untrained ToMAP",
-        larger=False,
-    ),
-    Claim(
-        "the predictor beats always guessing the commonest answer",
-        "an MLP on embeddings of statement and dialogue",
-        "predictor accuracy",
-        "untrained ToMAP",
-        "untrained ToMAP",
-        against="majority class",
-    ),
-    Claim(
-        "training teaches the form of replies",
-        "a reward for it; here the share of well-formed replies",
-        "format",
-        "ToMAP",
-        "untrained ToMAP",
-    ),
-    Claim(
-        "ToMAP learns beyond what its prompt tells it",
-        "against the base model, told all that ToMAP is told",
-        "shift",
-        "ToMAP",
-        "untrained ToMAP",
-        control=True,
-    ),
-    Claim("counterclaims help by themselves", "ToMAP-lite against RL", "shift", "ToMAP-lite", "RL", control=True),
-    Claim(
-        "attitudes still help in long conversations",
-        "ToMAP against ToMAP-lite at six turns",
-        "shift, 6 turns",
-        "ToMAP",
-        "ToMAP-lite",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    reinforcement makes a better persuader
+        paper: 13.84 against 11.76 on average
+        shift: RL > base
+    ToMAP beats RL
+        paper: 17.48 against 13.84 on average, 23.01 against 16.42 in training
+        shift: ToMAP > RL
+    attitudes help beyond counterclaims
+        paper: ToMAP against ToMAP-lite, which is not told how much Bob agrees
+        shift: ToMAP > ToMAP-lite
+    true attitudes are no worse than predicted ones
+        paper: the oracle `white` against ToMAP
+        shift: white > ToMAP
+    predicted attitudes beat random ones
+        paper: ToMAP against random attitudes
+        shift: ToMAP > black, random
+    ToMAP beats RL in long conversations
+        paper: suited to long conversations; here six turns, after training on three
+        shift, 6 turns: ToMAP > RL
+    ToMAP keeps gaining in long conversations
+        paper: suited to long conversations; here six turns against three
+        shift, 6 turns: ToMAP > shift: ToMAP
+    training reduces repetition
+        paper: repetition is reduced in training
+        repetition: ToMAP < untrained ToMAP
+    the predictor beats always guessing the commonest answer
+        paper: an MLP on embeddings of statement and dialogue
+        predictor accuracy: untrained ToMAP > majority class: untrained ToMAP
+    training teaches the form of replies
+        paper: a reward for it; here the share of well-formed replies
+        format: ToMAP > untrained ToMAP
+    ToMAP learns beyond what its prompt tells it
+        ours: against the base model, told all that ToMAP is told
+        shift: ToMAP > untrained ToMAP
+    counterclaims help by themselves
+        ours: ToMAP-lite against RL
+        shift: ToMAP-lite > RL
+    attitudes still help in long conversations
+        ours: ToMAP against ToMAP-lite at six turns
+        shift, 6 turns: ToMAP > ToMAP-lite
+""")
 SMOKE = Smoke(
     {"laptop": ["", "--setting rl", "--setting black_random"]},  # the other stages are run in tests/test_tomap.py
     {"lab.LOGGED": 20},

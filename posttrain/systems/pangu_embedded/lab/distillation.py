@@ -12,7 +12,7 @@ import torch
 from posttrain import tiny
 from posttrain.core import Ask, Reply, Task
 from posttrain.data import Demonstration
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Budget, Measures
 from posttrain.lab.world.chains import Problem, WeakStudent, is_right
 from posttrain.lab.world.words import Size, base
@@ -137,51 +137,26 @@ ARMS = {
     "all-hard": arm(hard),
     "any right chain": arm(None, shortest=False),
 }
-CLAIMS = (
-    Claim(
-        "iterations around medium complexity beat one training run on everything",
-        "iterative distillation, at equal steps",
-        "new",
-        "medium",
-        "one-shot",
-    ),
-    Claim(
-        "a balanced mix beats hard problems alone",
-        "a balanced mix beats all-easy and all-hard",
-        "new",
-        "medium",
-        "all-hard",
-    ),
-    Claim(
-        "problems of medium complexity beat random ones",
-        "ours: as many problems, chosen at random",
-        "new",
-        "medium",
-        "random",
-        control=True,
-    ),
-    Claim("merging iterations helps on new problems", "inter-iteration merging", "new", "medium, merged", "medium"),
-    Claim(
-        "merging iterations helps on old problems",
-        "inter-iteration merging",
-        "old",
-        "medium, merged",
-        "medium",
-        bounds=SHARE,
-    ),
-    Claim(
-        "the shortest right chain teaches better than any right chain",
-        "rejection sampling keeps the shortest right path",
-        "new",
-        "one-shot",
-        "any right chain",
-    ),
-    Claim(
-        "the shortest right chain teaches shorter answers than any right chain",
-        "rejection sampling keeps the shortest right path",
-        "new, extra tokens",
-        "one-shot",
-        "any right chain",
-        larger=False,
-    ),
-)
+CLAIMS = claims("""
+    iterations around medium complexity beat one training run on everything
+        paper: iterative distillation, at equal steps
+        new: medium > one-shot
+    a balanced mix beats hard problems alone
+        paper: a balanced mix beats all-easy and all-hard
+        new: medium > all-hard
+    problems of medium complexity beat random ones
+        ours: as many problems, chosen at random
+        new: medium > random
+    merging iterations helps on new problems
+        paper: inter-iteration merging
+        new: medium, merged > medium
+    merging iterations helps on old problems
+        paper: inter-iteration merging
+        old in [0, 1]: medium, merged > medium
+    the shortest right chain teaches better than any right chain
+        paper: rejection sampling keeps the shortest right path
+        new: one-shot > any right chain
+    the shortest right chain teaches shorter answers than any right chain
+        paper: rejection sampling keeps the shortest right path
+        new, extra tokens: one-shot < any right chain
+""")

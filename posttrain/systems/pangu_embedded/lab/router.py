@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from posttrain.advantage import centred, normalised
 from posttrain.core import Advantage
 from posttrain.kl import k3, kl_to_reference
-from posttrain.lab.claim import Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Lab, Measures, trial
 from posttrain.lab.world.sources import GRADES, KINDS, EvenSource, Sources, kind_of, liking, way_to_best
 from posttrain.lab.world.words import Size
@@ -98,63 +98,32 @@ ARMS = {
     "masked": masked(True),
     "unmasked": masked(False),
 }
-CLAIMS = (
-    Claim("adaptive scaling teaches more math", "no source dominates a mixed batch", "math", "adaptive", "raw"),
-    Claim("adaptive scaling teaches more code", "no source dominates a mixed batch", "code", "adaptive", "raw"),
-    Claim(
-        "adaptive scaling costs the loud source nothing",
-        "no source dominates a mixed batch; here within 0.05",
-        "general",
-        "adaptive",
-        "raw",
-        margin=0.05,
-    ),
-    Claim(
-        "without adaptive scaling one source hardly improves",
-        "only adaptive scaling improves every source; here raw rewards gain at most 0.05 in one",
-        "least gained",
-        "raw",
-        0.05,
-        larger=False,
-    ),
-    Claim(
-        "a sigmoid on the loud source alone does as well as adaptive scaling",
-        "the router in the facts squashes the reward model; here within 0.03",
-        "mean",
-        "squashed",
-        "adaptive",
-        margin=0.03,
-    ),
-    Claim(
-        "adaptive scaling beats dividing by each group's deviation",
-        "GRPO's own scaling, without a router",
-        "mean",
-        "adaptive",
-        "group deviations",
-        control=True,
-    ),
-    Claim(
-        "adaptive scaling beats a higher learning rate",
-        "raw rewards with four times the learning rate",
-        "mean",
-        "adaptive",
-        "raw, four times the rate",
-        control=True,
-    ),
-    Claim(
-        "adaptive scaling costs the loud source nothing where it is also the hard one",
-        "a base model without any skill in the loud source, which may need its scale; within 0.05",
-        "general",
-        "adaptive, unskilled",
-        "raw, unskilled",
-        margin=0.05,
-        control=True,
-    ),
-    Claim(
-        "masking keeps the KL term from dominating",
-        "zero-advantage masking, with a KL weight of 0.5",
-        "mean",
-        "masked",
-        "unmasked",
-    ),
-)
+CLAIMS = claims("""
+    adaptive scaling teaches more math
+        paper: no source dominates a mixed batch
+        math: adaptive > raw
+    adaptive scaling teaches more code
+        paper: no source dominates a mixed batch
+        code: adaptive > raw
+    adaptive scaling costs the loud source nothing
+        paper: no source dominates a mixed batch; here within 0.05
+        general: adaptive > raw - 0.05
+    without adaptive scaling one source hardly improves
+        paper: only adaptive scaling improves every source; here raw rewards gain at most 0.05 in one
+        least gained: raw < 0.05
+    a sigmoid on the loud source alone does as well as adaptive scaling
+        paper: the router in the facts squashes the reward model; here within 0.03
+        mean: squashed > adaptive - 0.03
+    adaptive scaling beats dividing by each group's deviation
+        ours: GRPO's own scaling, without a router
+        mean: adaptive > group deviations
+    adaptive scaling beats a higher learning rate
+        ours: raw rewards with four times the learning rate
+        mean: adaptive > raw, four times the rate
+    adaptive scaling costs the loud source nothing where it is also the hard one
+        ours: a base model without any skill in the loud source, which may need its scale; within 0.05
+        general: adaptive, unskilled > raw, unskilled - 0.05
+    masking keeps the KL term from dominating
+        paper: zero-advantage masking, with a KL weight of 0.5
+        mean: masked > unmasked
+""")

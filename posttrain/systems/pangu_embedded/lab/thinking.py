@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from posttrain import tiny
 from posttrain.data import Demonstration
 from posttrain.evaluation import Evaluation, evaluate
-from posttrain.lab.claim import SHARE, Claim
+from posttrain.lab.claim import claims
 from posttrain.lab.trial import Arm, Budget, Measures
 from posttrain.lab.world.chains import Chains, Mode, Problem, answers_at_once, is_right
 from posttrain.lab.world.words import Size, base
@@ -88,48 +88,20 @@ ARMS = {
     "labels of 1": arm(by_fast_answers(1, 1)),
     "labels at random": arm(at_random),
 }
-CLAIMS = (
-    Claim(
-        "automatic mode keeps the accuracy of slow mode",
-        "adaptive mode keeps accuracy with shorter chains; here within 3 points of slow mode",
-        "auto",
-        "labels of 4",
-        "labels of 4",
-        against="slow",
-        margin=0.03,
-        bounds=SHARE,
-    ),
-    Claim(
-        "automatic mode takes fewer tokens than slow mode",
-        "about half the tokens on CMMLU (v1.1)",
-        "auto tokens",
-        "labels of 4",
-        "labels of 4",
-        against="slow tokens",
-        larger=False,
-    ),
-    Claim(
-        "automatic mode is far more accurate than fast mode",
-        "by at least 20 points (a condition in the facts)",
-        "auto over fast",
-        "labels of 4",
-        0.2,
-    ),
-    Claim(
-        "labels from four fast answers beat labels from one",
-        "ours: 3 of 4 must be right, or 1 of 1, which a lucky guess can be",
-        "auto",
-        "labels of 4",
-        "labels of 1",
-        control=True,
-        bounds=SHARE,
-    ),
-    Claim(
-        "the labels help by what they know, not by how many say `fast`",
-        "ours: the same labels, given to other problems",
-        "auto",
-        "labels of 4",
-        "labels at random",
-        control=True,
-    ),
-)
+CLAIMS = claims("""
+    automatic mode keeps the accuracy of slow mode
+        paper: adaptive mode keeps accuracy with shorter chains; here within 3 points of slow mode
+        auto in [0, 1]: labels of 4 > slow: labels of 4 - 0.03
+    automatic mode takes fewer tokens than slow mode
+        paper: about half the tokens on CMMLU (v1.1)
+        auto tokens: labels of 4 < slow tokens: labels of 4
+    automatic mode is far more accurate than fast mode
+        paper: by at least 20 points (a condition in the facts)
+        auto over fast: labels of 4 > 0.2
+    labels from four fast answers beat labels from one
+        ours: 3 of 4 must be right, or 1 of 1, which a lucky guess can be
+        auto in [0, 1]: labels of 4 > labels of 1
+    the labels help by what they know, not by how many say `fast`
+        ours: the same labels, given to other problems
+        auto: labels of 4 > labels at random
+""")
