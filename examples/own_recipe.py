@@ -6,7 +6,6 @@ Its function may ask for `policy`, `reward` (of --grade) and `samples` (of --sam
 import sys
 
 import posttrain as pt
-from posttrain import tiny
 
 
 def cautious(policy: pt.TextPolicy, reward: pt.Reward, samples: int = 4) -> pt.Recipe:
@@ -21,4 +20,4 @@ if __name__ == "__main__":
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     policy = pt.text("tiny", max_new=32)
     settings = pt.Run("runs/own-recipe", steps=steps, tasks=16, lr=5e-4, overwrite=True)
-    pt.train(policy, tiny.tasks(200), cautious(policy, pt.grade.math), settings)
+    pt.train(policy, pt.tiny.tasks(200), cautious(policy, pt.grade.math), settings)

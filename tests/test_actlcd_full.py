@@ -19,13 +19,14 @@ from posttrain.systems.actlcd import collecting, lab
 from posttrain.systems.actlcd.bcq import Bcq
 from posttrain.systems.actlcd.checking import Checker
 from posttrain.systems.actlcd.collecting import collect, graded_sequences, read_along, tokens_to_read
+from posttrain.systems.actlcd.comparison import three_ways
 from posttrain.systems.actlcd.features import width
 from posttrain.systems.actlcd.gate import Constant, GatePolicy, Net
 from posttrain.systems.actlcd.labels import (
     NEITHER,
     token_rewards,
 )
-from posttrain.systems.actlcd.stages import load_gate, three_ways
+from posttrain.systems.actlcd.stages import load_gate
 
 HOW = Decoding((0, 1))
 

@@ -15,8 +15,9 @@ from posttrain.core import Failure
 from posttrain.evaluation import Evaluation
 from posttrain.lab.world.navigation import Navigation, is_right
 from posttrain.measure import auc
-from posttrain.systems.rl_wall import TEMPERATURES, Sweep, stages, sweep_temperatures
+from posttrain.systems.rl_wall import stages
 from posttrain.systems.rl_wall.judge import Assessment, assess, shares
+from posttrain.systems.rl_wall.sweep import TEMPERATURES, Sweep, sweep_temperatures
 from posttrain.systems.rl_wall.tree import Node, shared_prefix, tree, write_trees
 
 

@@ -22,6 +22,7 @@ from posttrain.cli.options import ModelOptions
 from posttrain.core import Failure
 from posttrain.data import read, read_demonstrations
 from posttrain.lab.trial import QUICK
+from posttrain.lab.world import glyphs
 from posttrain.lab.world.glyphs import (
     Glyphs,
     Problem,
@@ -406,11 +407,11 @@ def test_spoilt_chains_keep_their_structure():
     one = pt.Demonstration((*Glyphs().tasks(1, "x")[0].prompt, pt.assistant(careful_chain(PROBLEM))))
     draw = random.Random(0)
     for _ in range(50):
-        said = lab.chain_text(lab.spoil(one, draw))
+        said = glyphs.chain_text(glyphs.spoil(one, draw))
         assert shows_work(said)
         assert answer(said) != "4"
         assert len(said.split()) == len(careful_chain(PROBLEM).split())
-    assert lab.problem_of(careful_chain(PROBLEM)) == PROBLEM
+    assert glyphs.problem_of(careful_chain(PROBLEM)) == PROBLEM
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ nothing else needs to know how small a smoke test is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
@@ -138,9 +139,17 @@ def trial(
 class Smoke:
     """How a system is tried in seconds: command lines for its stages, and small values for its constants.
 
-    stages     by name, options as one would type them, each a run; {questions} and the like name files of the tests
+    lines      a run each, as one would type it: the stage and its options; {questions} and the like name files of the
+               tests. A line that begins with an option continues the one before it.
     constants  by their place in the system, such as "lab.STEPS"
     """
 
-    stages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lines: str
     constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[tuple[str, str]]:
+        """Stage and options of each run."""
+        whole = re.sub(r"\s*\n\s*--", " --", self.lines)
+        split = [line.strip().partition(" ") for line in whole.splitlines() if line.strip()]
+        return [(stage, options) for stage, _, options in split]

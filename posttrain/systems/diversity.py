@@ -18,36 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.advantage import normalised
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
-from posttrain.core import Batch, Density, Group, Loss, Metrics, Reward
-from posttrain.evaluation import Evaluation
-from posttrain.kl import k3, kl_to_reference
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world.modes import Modes, distinct_right, is_right
 from posttrain.lab.world.words import Size, base
-from posttrain.loss import clipped, entropy_bonus, log_ratio, sequence_mean, total
-from posttrain.measure import RIGHT, mean_pass_at_k, potential_at_k
-from posttrain.recipe import Part, Recipe
-from posttrain.reward import each, weighted
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.step import train
 
 Method = Literal["positive", "all", "grpo", "entropy_bonus"]
 
 
-def diversity(right_only: bool = True, part: str | None = None) -> Loss:
+def diversity(right_only: bool = True, part: str | None = None) -> pt.Loss:
     """-J_Div: rho log pi, differentiated through the ratio and through the log-probability.
 
     On policy the ratio is one, and its gradient is the whole effect. `part` names the part of the reward that says
     whether a sample is right; None takes the whole reward. `right_only=False` is the paper's ablation on all samples.
     """
 
-    def loss(batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
-        counts = batch.rewards(part) >= RIGHT if right_only else torch.ones_like(now.logp, dtype=torch.bool)
-        cost = log_ratio(batch, now).exp() * now.logp * counts
+    def loss(batch: pt.Batch, now: pt.Density) -> tuple[Tensor, pt.Metrics]:
+        counts = batch.rewards(part) >= pt.measure.RIGHT if right_only else torch.ones_like(now.logp, dtype=torch.bool)
+        cost = pt.log_ratio(batch, now).exp() * now.logp * counts
         return cost, {"diversity": -cost.mean().item(), "right_share": counts.float().mean().item()}
 
     return loss
@@ -86,17 +73,18 @@ def distinct_equations(texts: Sequence[Sequence[str]]) -> float:
     return statistics.fmean(shares)
 
 
-def distinct_share(groups: Sequence[Group]) -> float:
+def distinct_share(groups: Sequence[pt.Group]) -> float:
     """Distinct replies over all replies, per question: the same measure where a reply is one solution."""
     return statistics.fmean(len({rollout.text for rollout in group}) / len(group) for group in groups)
 
 
-def potential(greedy: Evaluation, sampled: Evaluation, k: int) -> dict[str, float]:
+def potential(greedy: pt.Evaluation, sampled: pt.Evaluation, k: int) -> dict[str, float]:
     """Potential@k as the text defines it, and pass@k - pass@1, which Appendix B describes."""
     first = [values[0] for values in greedy.values]
     return {
-        "potential": potential_at_k(first, sampled.values, k),
-        "gain to pass@k": mean_pass_at_k(sampled.values, k) - statistics.fmean(value >= RIGHT for value in first),
+        "potential": pt.measure.potential_at_k(first, sampled.values, k),
+        "gain to pass@k": pt.measure.mean_pass_at_k(sampled.values, k)
+        - statistics.fmean(value >= pt.measure.RIGHT for value in first),
     }
 
 
@@ -112,28 +100,28 @@ SYSTEM = (
 
 
 def recipe(
-    reward: Reward, method: Method = "positive", weight: float = PAPER, *, part: str | None = None, samples: int = 6
-) -> Recipe:
+    reward: pt.Reward, method: Method = "positive", weight: float = PAPER, *, part: str | None = None, samples: int = 6
+) -> pt.Recipe:
     """GRPO with a mean per sequence and the diversity term; `entropy_bonus` is the plain entropy at the same weight."""
-    terms: dict[str, list[tuple[float, Loss]]] = {
+    terms: dict[str, list[tuple[float, pt.Loss]]] = {
         "grpo": [],
         "positive": [(weight, diversity(True, part))],
         "all": [(weight, diversity(False))],
-        "entropy_bonus": [(weight, entropy_bonus)],
+        "entropy_bonus": [(weight, pt.entropy_bonus)],
     }
-    loss = total((1.0, clipped()), *terms[method])
-    return Recipe(reward, advantage=normalised, loss=loss, reduce=sequence_mean, samples=samples)
+    loss = pt.total((1.0, pt.clipped()), *terms[method])
+    return pt.Recipe(reward, advantage=pt.normalised, loss=loss, reduce=pt.sequence_mean, samples=samples)
 
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "positive": lambda plain, tiny: with_diversity(plain, tiny, right_only=True),
     "all": lambda plain, tiny: with_diversity(plain, tiny, right_only=False),
 }
 
 
-def with_diversity(plain: Recipe, tiny: bool, right_only: bool) -> Recipe:
+def with_diversity(plain: pt.Recipe, tiny: bool, right_only: bool) -> pt.Recipe:
     """Another method with the diversity term beside its loss; what is right is read from the whole reward."""
-    return replace(plain, loss=total((1.0, plain.loss), (TINY if tiny else PAPER, diversity(right_only))))
+    return replace(plain, loss=pt.total((1.0, plain.loss), (TINY if tiny else PAPER, diversity(right_only))))
 
 
 # ---- at two scales
@@ -148,28 +136,28 @@ def world_of(seed: int, noise: float = 0.4) -> Modes:
 def laptop(
     method: Method = "positive",
     weight: float = TINY,
-    run: Run = Run("runs/diversity", steps=150, tasks=32, lr=5e-4),
-) -> Session:
+    run: pt.Run = pt.Run("runs/diversity", steps=150, tasks=32, lr=5e-4),
+) -> pt.Session:
     """Solution modes, all of them right: how many does the policy keep?
 
     method  diversity of right samples only (positive, as published) or of all; or what it is compared with
     weight  lambda of the diversity term, or of the entropy bonus
     """
     world = world_of(run.seed)
-    made = recipe(each(is_right), method, weight, samples=8)
-    return train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
+    made = recipe(pt.each(is_right), method, weight, samples=8)
+    return pt.train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def learn(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/diversity", steps=230, tasks=64, lr=3e-6, schedule="cosine"),
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/diversity", steps=230, tasks=64, lr=3e-6, schedule="cosine"),
     method: Method = "positive",
     weight: float = PAPER,
     kl: float = 1e-4,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """GSM8K as published: 6 samples, lambda 0.01, KL 1e-4; accuracy 1 and format 0.1 are ours.
 
     Give `temperature=0.9` and `max_new=756` too. Without `system`, the system prompt follows the paper's description.
@@ -181,20 +169,21 @@ def learn(
     """
     task = replace(task, system=task.system or SYSTEM)
     policy, accuracy = model.policy(), task.reward()
-    reward = weighted(accuracy=(1.0, accuracy), format=(0.1, each(lambda rollout: "\\boxed{" in rollout.text)))
+    reward = pt.weighted(accuracy=(1.0, accuracy), format=(0.1, pt.each(lambda rollout: "\\boxed{" in rollout.text)))
     made = replace(recipe(reward, method, weight, part="accuracy"), evaluation=accuracy)
     if kl:
-        made = replace(made, loss=total((1.0, made.loss), (kl, kl_to_reference(k3))), reference=policy.frozen_copy())
+        made = replace(
+            made, loss=pt.total((1.0, made.loss), (kl, pt.kl_to_reference(pt.k3))), reference=policy.frozen_copy()
+        )
     return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
 
 
 STAGES = {"laptop": laptop, "train": learn}
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--method all"],
-        "train": ["--data {questions} --max-new 6 --held-out {questions}"],
-    }
-)
+SMOKE = pt.Smoke("""
+    laptop
+    laptop --method all
+    train --data {questions} --max-new 6 --held-out {questions}
+""")
 
 
 # ---- claims
@@ -202,18 +191,18 @@ SMOKE = Smoke(
 SAMPLES = 16
 
 
-def arm(method: Method, weight: float) -> Arm:
-    def measures(lab: Lab) -> Measures:
+def arm(method: Method, weight: float) -> pt.Arm:
+    def measures(lab: pt.Lab) -> pt.Measures:
         final = statistics.fmean([step["entropy"] for step in lab.history if "entropy" in step][-10:])
         return {**solution_measures(lab), "final entropy": final}
 
-    def build_recipe(lab: Lab) -> Recipe:
-        return recipe(each(is_right), method, weight, samples=8)
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
+        return recipe(pt.each(is_right), method, weight, samples=8)
 
-    return trial(world_of, build_recipe, measures, steps=150, per_step=32, lr=5e-4)
+    return pt.trial(world_of, build_recipe, measures, steps=150, per_step=32, lr=5e-4)
 
 
-def solution_measures(lab: Lab) -> dict[str, float]:
+def solution_measures(lab: pt.Lab) -> dict[str, float]:
     sampled, first = samples_of(lab)
     return {
         "greedy accuracy": first.reward,
@@ -223,21 +212,23 @@ def solution_measures(lab: Lab) -> dict[str, float]:
     }
 
 
-def samples_of(lab: Lab) -> tuple[Evaluation, Evaluation]:
+def samples_of(lab: pt.Lab) -> tuple[pt.Evaluation, pt.Evaluation]:
     """16 samples of every question, and the greedy reply to each."""
     tasks = lab.world.all_tasks()
-    return lab.evaluate(tasks, each(is_right), samples=SAMPLES), lab.evaluate(tasks, each(is_right), temperature=0.0)
+    return lab.evaluate(tasks, pt.each(is_right), samples=SAMPLES), lab.evaluate(
+        tasks, pt.each(is_right), temperature=0.0
+    )
 
 
 LENGTHS, ACCURATE = (150, 300, 600), 0.4  # steps that make a base model; the paper's least pass@1
 
 
-def correlation(seed: int, budget: Budget) -> Measures:
+def correlation(seed: int, budget: pt.Budget) -> pt.Measures:
     """The correlation study: small models of other training length and noise; Potential@16 against diversity."""
     potentials, diversities, passes = [], [], []
     for noise, steps in product((0.2, 0.35, 0.5), LENGTHS):
         world = world_of(seed, noise)
-        lab = Lab(seed, budget, world, base(world, seed, budget.size(Size(steps=steps))))
+        lab = pt.Lab(seed, budget, world, base(world, seed, budget.size(Size(steps=steps))))
         sampled, first = samples_of(lab)
         potentials.append(potential(first, sampled, SAMPLES)["potential"])
         diversities.append(distinct_share(sampled.groups))
@@ -251,7 +242,7 @@ def correlation(seed: int, budget: Budget) -> Measures:
 
 
 ARMS = {
-    "base": trial(world_of, None, solution_measures),
+    "base": pt.trial(world_of, None, solution_measures),
     "grpo": arm("grpo", 0.0),
     "positive": arm("positive", TINY),
     "positive, paper's weight": arm("positive", PAPER),
@@ -259,7 +250,7 @@ ARMS = {
     "entropy bonus": arm("entropy_bonus", 0.3),
     "models": correlation,
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     the diversity term finds more distinct solutions
         paper: Div-Equ 75.0 to 79.3
         distinct right: positive > grpo

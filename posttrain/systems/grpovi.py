@@ -17,22 +17,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from posttrain.advantage import centred, normalised
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
-from posttrain.core import Group, Invalid, Policy, Reward, Rollout, Score
-from posttrain.kl import k3, kl_to_reference
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world.modes import Modes, likeness
 from posttrain.lab.world.words import base
-from posttrain.loss import clipped, sequence_mean, total
-from posttrain.policy.scoring import reward_of
-from posttrain.recipe import Part, Recipe
-from posttrain.reward import each, group_scores
-from posttrain.row import group_logps
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.step import train
 
 Weights = Literal["uniform", "policy", "policy_mean_token"]
 Values: TypeAlias = "Sequence[float] | np.ndarray"
@@ -65,14 +52,14 @@ def spread_out(values: Values, low: float = 0.0, high: float = 1.0, weights: Val
 
 
 def varied(
-    reward: Reward,
+    reward: pt.Reward,
     low: float = 0.0,
     high: float = 1.0,
     *,
     weights: Weights = "uniform",
-    reference: Policy | None = None,
+    reference: pt.Policy | None = None,
     within: Literal["range", "group"] = "range",
-) -> Reward:
+) -> pt.Reward:
     """The reward with each group's variance raised as far as its mean and order allow; the raw value stays as a part.
 
     weights   policy             the paper's: probabilities of the replies under the initial policy, `reference`
@@ -86,10 +73,10 @@ def varied(
             f"`weights={weights}`: probabilities under the initial policy need `reference=policy.frozen_copy()`"
         )
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
-        scores = group_scores(reward, group)
-        valid = [i for i, score in enumerate(scores) if isinstance(score, Score)]
-        values = [score.value for score in scores if isinstance(score, Score)]
+    def wrapped(group: pt.Group) -> list[pt.Score | pt.Invalid]:
+        scores = pt.group_scores(reward, group)
+        valid = [i for i, score in enumerate(scores) if isinstance(score, pt.Score)]
+        values = [score.value for score in scores if isinstance(score, pt.Score)]
         bounds = (min(values, default=0.0), max(values, default=0.0)) if within == "group" else (low, high)
         share = None
         if weights != "uniform" and reference is not None and valid:
@@ -102,36 +89,36 @@ def varied(
     return wrapped
 
 
-def likelihoods(reference: Policy, group: Group, weights: Weights) -> np.ndarray:
+def likelihoods(reference: pt.Policy, group: pt.Group, weights: Weights) -> np.ndarray:
     """[n] the replies' probabilities, over the largest; at least the smallest positive float."""
-    logp = group_logps(reference, group)
+    logp = pt.group_logps(reference, group)
     sums = torch.stack([part.mean() if weights == "policy_mean_token" else part.sum() for part in logp]).double()
     return (sums - sums.max()).exp().clamp(min=1e-300).numpy()
 
 
 def recipe(
-    reward: Reward,
+    reward: pt.Reward,
     *,
     std: bool = True,
     kl: float = 0.04,
-    reference: Policy | None = None,
+    reference: pt.Policy | None = None,
     samples: int = 8,
-    evaluation: Reward | None = None,
-) -> Recipe:
+    evaluation: pt.Reward | None = None,
+) -> pt.Recipe:
     """GRPO with or without the division by the group's deviation, which undoes an increase of the variance."""
-    loss = total((1.0, clipped()), (kl, kl_to_reference(k3))) if kl else clipped()
-    return Recipe(
+    loss = pt.total((1.0, pt.clipped()), (kl, pt.kl_to_reference(pt.k3))) if kl else pt.clipped()
+    return pt.Recipe(
         reward,
-        advantage=normalised if std else centred,
+        advantage=pt.normalised if std else pt.centred,
         loss=loss,
-        reduce=sequence_mean,
+        reduce=pt.sequence_mean,
         samples=samples,
         reference=reference if kl else None,
         evaluation=evaluation,
     )
 
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "varied": lambda plain, tiny: replace(
         plain, reward=varied(plain.reward), evaluation=plain.evaluation or plain.reward
     ),
@@ -145,8 +132,8 @@ def laptop(
     increase: bool = True,
     std: bool = False,
     weights: Weights = "uniform",
-    run: Run = Run("runs/grpovi", steps=90, tasks=32, lr=1e-3),
-) -> Session:
+    run: pt.Run = pt.Run("runs/grpovi", steps=90, tasks=32, lr=1e-3),
+) -> pt.Session:
     """Solution modes under a reward model whose scores all lie between 0.45 and 0.55.
 
     increase  raise the variance of a group's rewards; without it, plain GRPO
@@ -157,17 +144,17 @@ def laptop(
     world = Modes(run.seed)
     policy = base(world, run.seed)
     reference = policy.frozen_copy()
-    raw = each(lambda rollout: timid_score(world, rollout))
+    raw = pt.each(lambda rollout: timid_score(world, rollout))
     reward = varied(raw, weights=weights, reference=reference) if increase else raw
     made = recipe(reward, std=std, reference=reference, evaluation=raw)
-    return train(policy, world.training_tasks(), made, run, held_out=world.held_out_tasks())
+    return pt.train(policy, world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
 def learn(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/grpovi", steps=200, tasks=64, lr=1e-6),
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/grpovi", steps=200, tasks=64, lr=1e-6),
     increase: bool = True,
     std: bool = True,
     weights: Weights = "policy",
@@ -176,7 +163,7 @@ def learn(
     high: float = 1.0,
     kl: float = 0.04,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """Your checkpoint, graded by a rule (`grade`) or by a sequence classifier (`reward_model`), in a range you declare.
 
     A reward model's scores are clipped to [`low`, `high`]. Held-out tasks are graded without the increase.
@@ -197,34 +184,32 @@ def learn(
     policy, raw = model.policy(), task.reward()
     reference = policy.frozen_copy()
     if reward_model:
-        judge = reward_of(reward_model, device=model.device)
-        raw = each(lambda rollout: clipped_score(judge, rollout, low, high))
+        judge = pt.reward_of(reward_model, device=model.device)
+        raw = pt.each(lambda rollout: clipped_score(judge, rollout, low, high))
     reward = varied(raw, low, high, weights=weights, reference=reference) if increase else raw
     made = recipe(reward, std=std, kl=kl, reference=reference, evaluation=raw)
     return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
 
 
-def clipped_score(judge: Reward, rollout: Rollout, low: float, high: float) -> Score | Invalid:
+def clipped_score(judge: pt.Reward, rollout: pt.Rollout, low: float, high: float) -> pt.Score | pt.Invalid:
     score = judge([rollout])[0]
-    return score if isinstance(score, Invalid) else replace(score, value=min(max(score.value, low), high))
+    return score if isinstance(score, pt.Invalid) else replace(score, value=min(max(score.value, low), high))
 
 
 STAGES = {"laptop": laptop, "train": learn}
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--weights policy_mean_token", "--no-increase --std"],
-        "train": [
-            "--data {questions} --max-new 6 --held-out {questions}",
-            "--data {questions} --max-new 6 --reward-model {classifier} --low -3 --high 3",
-        ],
-    }
-)
+SMOKE = pt.Smoke("""
+    laptop
+    laptop --weights policy_mean_token
+    laptop --no-increase --std
+    train --data {questions} --max-new 6 --held-out {questions}
+    train --data {questions} --max-new 6 --reward-model {classifier} --low -3 --high 3
+""")
 
 
 # ---- claims
 
 
-def timid_score(world: Modes, rollout: Rollout, outliers: float = 0.0) -> float:
+def timid_score(world: Modes, rollout: pt.Rollout, outliers: float = 0.0) -> float:
     """What a timid reward model says: 0.45 to 0.55 by the answer's likeness to mode 1, with a little noise.
 
     `outliers` of all texts are scored 0, whatever they say. Noise and outliers belong to the text.
@@ -246,36 +231,36 @@ def arm(
     weights: Weights = "uniform",
     rule: bool = False,
     stretch: bool = False,
-) -> Arm:
-    def build_recipe(lab: Lab) -> Recipe:
+) -> pt.Arm:
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
         world, reference = lab.world, lab.policy.frozen_copy()
-        plain = each(lambda rollout: timid_score(world, rollout, outliers))
+        plain = pt.each(lambda rollout: timid_score(world, rollout, outliers))
         if rule:
-            plain = each(lambda rollout: float(likeness(world, rollout) == 1.0))
+            plain = pt.each(lambda rollout: float(likeness(world, rollout) == 1.0))
         if stretch:  # the reward model's band, made as wide as the range: known beforehand, and linear
-            plain = each(lambda rollout: min(max((timid_score(world, rollout) - 0.45) / 0.1, 0.0), 1.0))
+            plain = pt.each(lambda rollout: min(max((timid_score(world, rollout) - 0.45) / 0.1, 0.0), 1.0))
         reward = varied(plain, weights=weights, reference=reference) if increase else plain
         return recipe(with_quality(lab, reward), std=std, kl=kl, reference=reference)
 
-    return trial(Modes, build_recipe, measures, steps=90, per_step=32, lr=1e-3)
+    return pt.trial(Modes, build_recipe, measures, steps=90, per_step=32, lr=1e-3)
 
 
-def with_quality(lab: Lab, reward: Reward) -> Reward:
+def with_quality(lab: pt.Lab, reward: pt.Reward) -> pt.Reward:
     """The reward with the likeness to mode 1 as a part; the variance of each group is noted."""
     variances = lab.notes["variances"] = list[float]()
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
-        scores = group_scores(reward, group)
-        variances.append(statistics.pvariance([s.value for s in scores if isinstance(s, Score)]))
+    def wrapped(group: pt.Group) -> list[pt.Score | pt.Invalid]:
+        scores = pt.group_scores(reward, group)
+        variances.append(statistics.pvariance([s.value for s in scores if isinstance(s, pt.Score)]))
         return [
-            replace(s, parts={**s.parts, "quality": likeness(lab.world, rollout)}) if isinstance(s, Score) else s
+            replace(s, parts={**s.parts, "quality": likeness(lab.world, rollout)}) if isinstance(s, pt.Score) else s
             for s, rollout in zip(scores, group, strict=True)
         ]
 
     return wrapped
 
 
-def measures(lab: Lab) -> Measures:
+def measures(lab: pt.Lab) -> pt.Measures:
     curve = [step["part/quality"] for step in lab.history]
     reached = next((i for i, value in enumerate(curve) if value >= GOOD), len(curve))
     return {
@@ -285,7 +270,7 @@ def measures(lab: Lab) -> Measures:
     }
 
 
-def solver_gain(seed: int, budget: Budget) -> Measures:
+def solver_gain(seed: int, budget: pt.Budget) -> pt.Measures:
     """How far the solver can raise the variance of random groups of 0 and 1: not at all."""
     draw = np.random.default_rng(seed)
     groups = [draw.integers(0, 2, 8).astype(float) for _ in range(budget.items(500))]
@@ -305,7 +290,7 @@ ARMS = {
     "varied, std, outliers": arm(True, True, 0.0, outliers=0.12),
     "solver": solver_gain,
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     increasing the variance converges faster than GRPO, neither divided by the deviation
         paper: a higher reward at equal steps; here without the division by the group's standard deviation
         steps to 0.8: varied < grpo

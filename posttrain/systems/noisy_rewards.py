@@ -14,28 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from posttrain.advantage import normalised
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
-from posttrain.core import Group, Invalid, Metrics, Reward, Rollout, Score
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world.habits import Habits, is_right, shows_work
 from posttrain.lab.world.words import base
-from posttrain.loss import clipped, entropy_bonus, sequence_mean, total
-from posttrain.measure import mean_pass_at_k
-from posttrain.policy.scoring import reward_of
-from posttrain.policy.value import Critic, Gae
-from posttrain.recipe import Part, Recipe
-from posttrain.reward import each, group_scores
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.seeding import mix
-from posttrain.step import train
 
 By = Literal["question", "reply"]
 
 
-def flipped(reward: Reward, share: float, *, seed: int = 0, by: By = "question") -> Reward:
+def flipped(reward: pt.Reward, share: float, *, seed: int = 0, by: By = "question") -> pt.Reward:
     """With probability `share`, all samples of a question are graded upside down: 1 - r.
 
     `by="reply"` flips every sample by a coin of its own, which only makes the reward sparse, says the paper. The coin
@@ -46,10 +32,10 @@ def flipped(reward: Reward, share: float, *, seed: int = 0, by: By = "question")
     if not 0 <= share <= 1:
         raise ValueError(f"`share={share}`: the probability of a flip is a number in [0, 1]")
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
-        out: list[Score | Invalid] = []
-        for i, score in enumerate(group_scores(reward, group)):
-            if isinstance(score, Score):
+    def wrapped(group: pt.Group) -> list[pt.Score | pt.Invalid]:
+        out: list[pt.Score | pt.Invalid] = []
+        for i, score in enumerate(pt.group_scores(reward, group)):
+            if isinstance(score, pt.Score):
                 if not 0 <= score.value <= 1:
                     raise ValueError(f"a reward of {score.value:g} cannot be flipped: 1 - r is for rewards in [0, 1]")
                 heads = coin(group[0] if by == "question" else group[i], seed) < share
@@ -61,9 +47,9 @@ def flipped(reward: Reward, share: float, *, seed: int = 0, by: By = "question")
     return wrapped
 
 
-def coin(rollout: Rollout, seed: int) -> float:
+def coin(rollout: pt.Rollout, seed: int) -> float:
     played = rollout.turns[0].ask.seed if rollout.turns else 0
-    return mix(seed, "flip", rollout.task.key, played) / 2**63
+    return pt.mix(seed, "flip", rollout.task.key, played) / 2**63
 
 
 # As released, with its misspelling.
@@ -99,18 +85,18 @@ def repeated_share(text: str, length: int = 20) -> float:
     return sum(count > 1 for count in counts.values()) / counts.total() if counts else 0.0
 
 
-def patterned(phrases: Sequence[str] = PHRASES, weight: float = 1 / 20) -> Reward:
+def patterned(phrases: Sequence[str] = PHRASES, weight: float = 1 / 20) -> pt.Reward:
     """The pattern reward alone: no correctness."""
-    return each(lambda rollout: pattern(rollout.text, phrases, weight))
+    return pt.each(lambda rollout: pattern(rollout.text, phrases, weight))
 
 
-def calibrated(judge: Reward, patterns: Reward, *, threshold: float = 0.5, weight: float = 0.1) -> Reward:
+def calibrated(judge: pt.Reward, patterns: pt.Reward, *, threshold: float = 0.5, weight: float = 0.1) -> pt.Reward:
     """The judge's score; below `threshold`, raised by `weight` times the pattern reward, to at most 1."""
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
-        out: list[Score | Invalid] = []
-        for score, found in zip(group_scores(judge, group), group_scores(patterns, group), strict=True):
-            if isinstance(score, Score) and isinstance(found, Score):
+    def wrapped(group: pt.Group) -> list[pt.Score | pt.Invalid]:
+        out: list[pt.Score | pt.Invalid] = []
+        for score, found in zip(pt.group_scores(judge, group), pt.group_scores(patterns, group), strict=True):
+            if isinstance(score, pt.Score) and isinstance(found, pt.Score):
                 raised = min(1.0, score.value + weight * found.value) if score.value < threshold else score.value
                 score = replace(score, value=raised, parts={**score.parts, "judge": score.value, "rpr": found.value})
             out.append(score)
@@ -124,10 +110,10 @@ class Switched:
     count.
     """
 
-    def __init__(self, early: Reward, late: Reward, groups: int):
+    def __init__(self, early: pt.Reward, late: pt.Reward, groups: int):
         self.early, self.late, self.groups, self.seen = early, late, groups, 0
 
-    def __call__(self, group: Group) -> Sequence[Score | Invalid]:
+    def __call__(self, group: pt.Group) -> Sequence[pt.Score | pt.Invalid]:
         self.seen += 1
         return (self.early if self.seen <= self.groups else self.late)(group)
 
@@ -138,12 +124,14 @@ class Switched:
         self.seen = state["seen"]
 
 
-def recipe(reward: Reward, raw: Reward, samples: int = 4) -> Recipe:
+def recipe(reward: pt.Reward, raw: pt.Reward, samples: int = 4) -> pt.Recipe:
     """GRPO on the noisy reward; held-out tasks are graded by the raw one."""
-    return Recipe(reward, advantage=normalised, loss=clipped(), reduce=sequence_mean, samples=samples, evaluation=raw)
+    return pt.Recipe(
+        reward, advantage=pt.normalised, loss=pt.clipped(), reduce=pt.sequence_mean, samples=samples, evaluation=raw
+    )
 
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "flipped_20": lambda plain, tiny: replace(
         plain, reward=flipped(plain.reward, 0.2), evaluation=plain.evaluation or plain.reward
     ),
@@ -165,22 +153,22 @@ WORKING = patterned(("w ",), 1.0)  # in the tiny world, reasoning is one word
 def laptop(
     kind: Kind = "flips",
     share: float = 0.4,
-    run: Run = Run("runs/noisy-rewards", steps=120, tasks=64, lr=1e-3),
-) -> Session:
+    run: pt.Run = pt.Run("runs/noisy-rewards", steps=120, tasks=64, lr=1e-3),
+) -> pt.Session:
     """Two habits: a base model that can reason and seldom does.
 
     kind   what makes the reward noisy: flips of it; patterns of reasoning in its place; a judge; the judge, calibrated
     share  of rewards that are flipped, or of worked answers that the judge misses
     """
     world = Habits(run.seed)
-    made = recipe(tiny_reward(kind, share, run.seed), each(is_right))
-    return train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
+    made = recipe(tiny_reward(kind, share, run.seed), pt.each(is_right))
+    return pt.train(base(world, run.seed), world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
-def tiny_reward(kind: Kind, share: float, seed: int) -> Reward:
-    judge = each(lambda rollout: hasty_score(rollout, share, seed))
-    kinds: dict[str, Reward] = {
-        "flips": flipped(each(is_right), share, seed=seed),
+def tiny_reward(kind: Kind, share: float, seed: int) -> pt.Reward:
+    judge = pt.each(lambda rollout: hasty_score(rollout, share, seed))
+    kinds: dict[str, pt.Reward] = {
+        "flips": flipped(pt.each(is_right), share, seed=seed),
         "patterns": WORKING,
         "judge": judge,
         "calibrated": calibrated(judge, WORKING),
@@ -188,7 +176,7 @@ def tiny_reward(kind: Kind, share: float, seed: int) -> Reward:
     return kinds[kind]
 
 
-def hasty_score(rollout: Rollout, share: float, seed: int) -> float:
+def hasty_score(rollout: pt.Rollout, share: float, seed: int) -> float:
     """Of a judge that misses `share` of the right answers that were worked out, and likes a tenth of wrong guesses.
 
     Its mistakes belong to the text. Patterns can help such a judge: most of what it misses is good reasoning.
@@ -200,16 +188,16 @@ def hasty_score(rollout: Rollout, share: float, seed: int) -> float:
 
 
 def learn(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/noisy-rewards", steps=400, tasks=128, lr=1e-6),
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/noisy-rewards", steps=400, tasks=128, lr=1e-6),
     kind: Kind = "flips",
     share: float = 0.4,
     judge: str | None = None,
     samples: int = 4,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """PPO as published (gamma 1, lambda 1, critic warmed up over 20 steps), on your checkpoint, data and grader.
 
     Give `max_new=4096` for the published length. The critic copies the whole policy, so `lora` does not go with it.
@@ -225,14 +213,14 @@ def learn(
     if (kind in ("judge", "calibrated")) != (judge is not None):
         raise ValueError(f"`kind={kind}`: `judge`, a sequence classifier, goes with the kinds judge and calibrated")
     policy, raw = model.policy(), task.reward()
-    reward: Reward = flipped(raw, share, seed=run.seed) if kind == "flips" else patterned()
+    reward: pt.Reward = flipped(raw, share, seed=run.seed) if kind == "flips" else patterned()
     if judge:
-        loaded = reward_of(judge, device=model.device)
+        loaded = pt.reward_of(judge, device=model.device)
         reward = calibrated(loaded, patterned(OPEN_PHRASES)) if kind == "calibrated" else loaded
-    made = Recipe(
+    made = pt.Recipe(
         reward,
-        advantage=Gae(Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=20),
-        loss=total((1.0, clipped()), (0.001, entropy_bonus)),
+        advantage=pt.Gae(pt.Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=20),
+        loss=pt.total((1.0, pt.clipped()), (0.001, pt.entropy_bonus)),
         samples=samples,
         evaluation=raw,
     )
@@ -240,15 +228,13 @@ def learn(
 
 
 STAGES = {"laptop": laptop, "train": learn}
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--kind patterns", "--kind calibrated --share 0.6"],
-        "train": [
-            "--data {questions} --max-new 6 --held-out {questions}",
-            "--data {questions} --max-new 6 --kind calibrated --judge {classifier}",
-        ],
-    }
-)
+SMOKE = pt.Smoke("""
+    laptop
+    laptop --kind patterns
+    laptop --kind calibrated --share 0.6
+    train --data {questions} --max-new 6 --held-out {questions}
+    train --data {questions} --max-new 6 --kind calibrated --judge {classifier}
+""")
 
 
 # ---- claims
@@ -256,44 +242,44 @@ SMOKE = Smoke(
 STEPS, EVERY, SAMPLES = 120, 10, 4  # of training; between evaluations; samples of a held-out question
 
 
-def arm(reward: Callable[[int], Reward]) -> Arm:
+def arm(reward: Callable[[int], pt.Reward]) -> pt.Arm:
     """The arm that trains on the reward of a seed."""
 
-    def watch(lab: Lab, step: int) -> Metrics | None:
+    def watch(lab: pt.Lab, step: int) -> pt.Metrics | None:
         if step % EVERY == 0 or step == lab.budget.steps(STEPS):
-            found = lab.evaluate(lab.world.held_out_tasks(), each(is_right), samples=SAMPLES)
+            found = lab.evaluate(lab.world.held_out_tasks(), pt.each(is_right), samples=SAMPLES)
             lab.notes.setdefault("curve", []).append(found.reward)
 
-    def measures(lab: Lab) -> Measures:
+    def measures(lab: pt.Lab) -> pt.Measures:
         curve: list[float] = lab.notes["curve"]
         return {"start": curve[0], "accuracy": curve[-1], "peak": max(curve)}
 
     options = {"steps": STEPS, "per_step": 64, "lr": 1e-3}
-    return trial(Habits, lambda lab: recipe(reward(lab.seed), each(is_right)), measures, **options, watch=watch)
+    return pt.trial(Habits, lambda lab: recipe(reward(lab.seed), pt.each(is_right)), measures, **options, watch=watch)
 
 
-def base_measures(lab: Lab) -> Measures:
-    found = lab.evaluate(lab.world.held_out_tasks(), each(is_right), samples=16)
+def base_measures(lab: pt.Lab) -> pt.Measures:
+    found = lab.evaluate(lab.world.held_out_tasks(), pt.each(is_right), samples=16)
     worked = statistics.fmean(shows_work(rollout) for group in found.groups for rollout in group)
-    return {"accuracy": found.reward, "pass@16": mean_pass_at_k(found.values, 16), "works": worked}
+    return {"accuracy": found.reward, "pass@16": pt.measure.mean_pass_at_k(found.values, 16), "works": worked}
 
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 ARMS = {
-    "base": trial(Habits, None, base_measures),
+    "base": pt.trial(Habits, None, base_measures),
     **{
-        f"flips {share:.0%}": arm(lambda seed, share=share: flipped(each(is_right), share, seed=seed))
+        f"flips {share:.0%}": arm(lambda seed, share=share: flipped(pt.each(is_right), share, seed=seed))
         for share in SHARES
     },
-    "flips 40% by reply": arm(lambda seed: flipped(each(is_right), 0.4, seed=seed, by="reply")),
+    "flips 40% by reply": arm(lambda seed: flipped(pt.each(is_right), 0.4, seed=seed, by="reply")),
     "patterns only": arm(lambda seed: WORKING),
     "judge": arm(lambda seed: tiny_reward("judge", 0.6, seed)),
     "judge, calibrated": arm(lambda seed: tiny_reward("calibrated", 0.6, seed)),
     "judge, calibrated, weight 1": arm(
-        lambda seed: calibrated(each(lambda rollout: hasty_score(rollout, 0.6, seed)), WORKING, weight=1.0)
+        lambda seed: calibrated(pt.each(lambda rollout: hasty_score(rollout, 0.6, seed)), WORKING, weight=1.0)
     ),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     rewards still teach when 40 % of them are flipped
         paper: MATH-500 72.0 with 40 % flipped, 75.9 without, from about 5
         accuracy: flips 40% > base

@@ -22,25 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.cli.launch import one_process
-from posttrain.cli.options import ModelOptions, named_files
-from posttrain.data import Pair, read_pairs
-from posttrain.descent import descend
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Budget, Measures, Smoke
+import posttrain as pt
 from posttrain.lab.world.preferences import CUES, Preferences
 from posttrain.lab.world.words import Size, base, tokenizer_of, untrained_judge
-from posttrain.policy.text import TextPolicy
-from posttrain.policy.value import RewardModel, reward_model
-from posttrain.preference import PairLoss, accumulate_pairs, dpo, mark_coupled, pair_scores, prefer
-from posttrain.reward_training import ScoreLoss, reward_step, train_reward_model
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.stream import ShuffledSource
+from posttrain.preference import mark_coupled
+from posttrain.reward_training import ScoreLoss, reward_step
 
 Kind = Literal["plain", "regularised", "coefficient", "published coefficient"]
 MarginLoss: TypeAlias = Callable[[Tensor], Tensor]  # margins of a step [B] -> cost [B]
-Margins: TypeAlias = Callable[[Sequence[Pair]], Tensor]  # pairs -> margins [B], without gradients
+Margins: TypeAlias = Callable[[Sequence[pt.Pair]], Tensor]  # pairs -> margins [B], without gradients
 
 
 def fairness(shares: Tensor, tau: float = -1.0) -> Tensor:
@@ -95,7 +85,7 @@ def score_loss(loss: MarginLoss) -> ScoreLoss:
     return mark_coupled(lambda chosen, rejected: loss(chosen - rejected))
 
 
-def pair_loss(loss: MarginLoss, beta: float = 0.1) -> PairLoss:
+def pair_loss(loss: MarginLoss, beta: float = 0.1) -> pt.PairLoss:
     """Of a policy (reinforcement from preferences): the margin is DPO's, beta times the difference of log-ratios."""
     return mark_coupled(lambda pairs: loss(beta * pairs.margin()))
 
@@ -130,19 +120,19 @@ class FairnessOptions:
     def loss(self) -> MarginLoss:
         return margin_loss(self.kind, alpha=self.alpha, gamma=self.gamma, tau=self.tau)
 
-    def pairs(self, data: str | None = None) -> list[Pair]:
-        return read_pairs(data or self.data, kind=self.category)
+    def pairs(self, data: str | None = None) -> list[pt.Pair]:
+        return pt.read_pairs(data or self.data, kind=self.category)
 
-    def tests(self) -> dict[str, list[Pair]]:
-        return {name or "held out": self.pairs(file) for name, file in named_files(self.held_out).items()}
+    def tests(self) -> dict[str, list[pt.Pair]]:
+        return {name or "held out": self.pairs(file) for name, file in pt.named_files(self.held_out).items()}
 
 
-@one_process(DISTRIBUTION)
+@pt.one_process(DISTRIBUTION)
 def laptop(
     kind: Kind = "regularised",
     cues: float = 0.6,
-    run: Run = Run("runs/reward-fairness", steps=400, tasks=64, lr=3e-3),
-) -> Session:
+    run: pt.Run = pt.Run("runs/reward-fairness", steps=400, tasks=64, lr=3e-3),
+) -> pt.Session:
     """A reward model from scratch on pairs with two kinds and three cues; accuracy, fairness and cues are printed.
 
     kind  fairness as a term of the loss, as a coefficient (corrected, or as published), or plain: without it
@@ -151,21 +141,21 @@ def laptop(
     world = Preferences(run.seed, cues=cues)
     judge = untrained_judge(tokenizer_of(world.vocabulary), run.seed)
     loss = score_loss(margin_loss(kind, alpha=TINY_ALPHA, gamma=TINY_GAMMA))
-    session = train_reward_model(judge, world.pairs(4000, "training"), run, loss=loss)
+    session = pt.train_reward_model(judge, world.pairs(4000, "training"), run, loss=loss)
     for name, value in judge_measures(judge, world, 300).items():
         print(f"  {name:24} {value:.3f}")
     return session
 
 
-@one_process(DISTRIBUTION)
+@pt.one_process(DISTRIBUTION)
 def learn(
     fair: FairnessOptions,
-    run: Run = Run("runs/reward-fairness", steps=300, tasks=512, lr=2e-6, schedule="cosine"),
+    run: pt.Run = pt.Run("runs/reward-fairness", steps=300, tasks=512, lr=2e-6, schedule="cosine"),
     model: str = "tiny",
     template: str | None = None,
     device: str | None = None,
     threads: int | None = None,
-) -> Session:
+) -> pt.Session:
     """A reward model from your checkpoint, on HH-RLHF, UltraFeedback or pairs of your own.
 
     model     Hub id or folder of a sequence classifier, or of a causal model, which gets a fresh head
@@ -174,19 +164,21 @@ def learn(
     threads   torch threads; one for models under 2 M parameters if not given
     """
     pairs, tests, loss = fair.pairs(), fair.tests(), score_loss(fair.loss())
-    judge = reward_model(model, template=template, device=device, threads=threads, weights=not run.dry_run)
-    session = train_reward_model(judge, pairs, run, loss=loss)
+    judge = pt.reward_model(model, template=template, device=device, threads=threads, weights=not run.dry_run)
+    session = pt.train_reward_model(judge, pairs, run, loss=loss)
     print_margins(tests or {"training": pairs if fair.category else []}, lambda some: score_margins(judge, some))
     return session
 
 
-@one_process(DISTRIBUTION)
+@pt.one_process(DISTRIBUTION)
 def learn_policy(
     fair: FairnessOptions,
-    model: ModelOptions,
-    run: Run = Run("runs/fair-policy", steps=300, tasks=512, lr=5e-6, warmup=150, schedule="cosine", max_norm=5.0),
+    model: pt.ModelOptions,
+    run: pt.Run = pt.Run(
+        "runs/fair-policy", steps=300, tasks=512, lr=5e-6, warmup=150, schedule="cosine", max_norm=5.0
+    ),
     beta: float = 0.1,
-) -> Session:
+) -> pt.Session:
     """A policy by DPO on the same pairs, without a reward model.
 
     beta  of DPO
@@ -194,13 +186,13 @@ def learn_policy(
     pairs, tests, loss = fair.pairs(), fair.tests(), pair_loss(fair.loss(), beta)
     policy = model.policy()
     reference = policy.frozen_copy()
-    session = prefer(policy, pairs, loss, run, reference=reference)
+    session = pt.prefer(policy, pairs, loss, run, reference=reference)
     sets = tests or {"training": pairs if fair.category else []}
     print_margins(sets, lambda some: policy_margins(policy, reference, some, beta))
     return session
 
 
-def print_margins(sets: Mapping[str, Sequence[Pair]], margins: Margins) -> None:
+def print_margins(sets: Mapping[str, Sequence[pt.Pair]], margins: Margins) -> None:
     """Accuracy and mean margin of each set of pairs, and of each kind of pair in it."""
     for name, pairs in sets.items():
         for kind in sorted({pair.kind or "" for pair in pairs}):
@@ -210,7 +202,7 @@ def print_margins(sets: Mapping[str, Sequence[Pair]], margins: Margins) -> None:
 
 
 @torch.no_grad()
-def score_margins(judge: RewardModel, pairs: Sequence[Pair]) -> Tensor:
+def score_margins(judge: pt.RewardModel, pairs: Sequence[pt.Pair]) -> Tensor:
     """[B] score of the chosen reply less that of the rejected one."""
     parts = []
     for start in range(0, len(pairs), SCORED):
@@ -222,21 +214,21 @@ def score_margins(judge: RewardModel, pairs: Sequence[Pair]) -> Tensor:
 
 @torch.no_grad()
 def policy_margins(
-    policy: TextPolicy, reference: TextPolicy, pairs: Sequence[Pair], beta: float = 0.1, size: int = COMPARED
+    policy: pt.TextPolicy, reference: pt.TextPolicy, pairs: Sequence[pt.Pair], beta: float = 0.1, size: int = COMPARED
 ) -> Tensor:
     """[B] margins of DPO, `size` pairs in one pass."""
     pieces = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    return torch.cat([beta * pair_scores(policy, reference, piece).margin() for piece in pieces])
+    return torch.cat([beta * pt.pair_scores(policy, reference, piece).margin() for piece in pieces])
 
 
 STAGES = {"laptop": laptop, "train": learn, "policy": learn_policy}
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--kind 'published coefficient'"],
-        "train": ["--data {pairs} --category category", "--data {pairs} --held-out {pairs}"],
-        "policy": ["--data {pairs} --kind coefficient --category category --held-out {pairs}"],
-    }
-)
+SMOKE = pt.Smoke("""
+    laptop
+    laptop --kind 'published coefficient'
+    train --data {pairs} --category category
+    train --data {pairs} --held-out {pairs}
+    policy --data {pairs} --kind coefficient --category category --held-out {pairs}
+""")
 
 
 # ---- claims
@@ -244,7 +236,7 @@ SMOKE = Smoke(
 STEPS, PAIRS = 400, 64
 
 
-def judge_measures(judge: RewardModel, world: Preferences, count: int) -> dict[str, float]:
+def judge_measures(judge: pt.RewardModel, world: Preferences, count: int) -> dict[str, float]:
     """Utility: accuracy by kind, on clean pairs. Fairness: Jain's index of the margins, and what cues are worth."""
     margins = {kind: score_margins(judge, world.tests(count, kind)) for kind in "AB"}
     usual = margins["A"].abs().mean()  # what a cue is worth is told in usual margins
@@ -264,34 +256,34 @@ def margin_measures(margins: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def judge_arm(loss: ScoreLoss, cues: float = 0.0) -> Arm:
-    def arm(seed: int, budget: Budget) -> Measures:
+def judge_arm(loss: ScoreLoss, cues: float = 0.0) -> pt.Arm:
+    def arm(seed: int, budget: pt.Budget) -> pt.Measures:
         world = Preferences(seed, cues=cues)
         judge = untrained_judge(tokenizer_of(world.vocabulary), seed)
         optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.0)
-        source = ShuffledSource(world.pairs(budget.items(8000), "training"), seed)
+        source = pt.ShuffledSource(world.pairs(budget.items(8000), "training"), seed)
         for _ in range(budget.steps(STEPS)):
             optimizer.zero_grad()
             reward_step(judge, source.take(budget.items(PAIRS)), loss)
-            descend(optimizer, 1.0)
+            pt.descend(optimizer, 1.0)
         found = judge_measures(judge, world, budget.items(400))
         return found | {"worth of a cue": statistics.fmean(abs(found[f"{cue} cue"]) for cue in CUES)}
 
     return arm
 
 
-def policy_arm(loss: PairLoss) -> Arm:
-    def arm(seed: int, budget: Budget) -> Measures:
+def policy_arm(loss: pt.PairLoss) -> pt.Arm:
+    def arm(seed: int, budget: pt.Budget) -> pt.Measures:
         world = Preferences(seed)
         policy = base(world, seed, budget.size(Size(steps=300)))
         reference = policy.frozen_copy()
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0)
-        source = ShuffledSource(world.pairs(budget.items(4000), "training"), seed)
+        source = pt.ShuffledSource(world.pairs(budget.items(4000), "training"), seed)
         for _ in range(budget.steps(200)):
             optimizer.zero_grad()
-            pairs: list[Pair] = source.take(budget.items(PAIRS))
-            accumulate_pairs([pairs], lambda piece: pair_scores(policy, reference, piece), loss, True)
-            descend(optimizer, 1.0)
+            pairs: list[pt.Pair] = source.take(budget.items(PAIRS))
+            pt.accumulate_pairs([pairs], lambda piece: pt.pair_scores(policy, reference, piece), loss, True)
+            pt.descend(optimizer, 1.0)
         tests = {kind: world.tests(budget.items(300), kind) for kind in "AB"}
         margins = {kind: policy_margins(policy, reference, some, size=len(some)) for kind, some in tests.items()}
         return margin_measures(margins)
@@ -309,11 +301,11 @@ LOSSES: dict[str, MarginLoss] = {
 ARMS = {
     **{name: judge_arm(score_loss(loss)) for name, loss in LOSSES.items()},
     **{f"{name}, cues": judge_arm(score_loss(LOSSES[name]), 0.6) for name in ("BT", "FR", "FC")},
-    "DPO": policy_arm(dpo()),
+    "DPO": policy_arm(pt.dpo()),
     "DPO, FR": policy_arm(pair_loss(margin_loss("regularised", alpha=TINY_ALPHA))),
     "DPO, FC": policy_arm(pair_loss(margin_loss("coefficient", gamma=TINY_GAMMA))),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     FR shares margins more equally than Bradley-Terry
         paper: the aim of the regularisation
         Jain's index in [0, 1]: FR > BT

@@ -205,6 +205,33 @@ def other_digit(number: int, draw: random.Random) -> int:
     return draw.choice([n for n in range(BASE) if n != number])
 
 
+def is_readable(one: Demonstration) -> bool:
+    """Whether it is a careful chain in every word: all are, but for those of a teacher that was hardly trained."""
+    words = chain_text(one).split()
+    return len(words) > 12 and all(word.isdigit() for word in words[1:4]) and {words[6], words[12]} <= {*SIGNS}
+
+
+def chain_text(one: Demonstration) -> str:
+    return str(one.messages[-1]["content"])
+
+
+def spoil(one: Demonstration, draw: random.Random) -> Demonstration:
+    """The careful chain with a mistake in one of its steps, and the wrong answer that follows from it."""
+    problem = problem_of(chain_text(one))
+    first, last = problem.results
+    choices = [(wrong, apply(problem.signs[1], wrong, problem.numbers[2])) for wrong in range(BASE) if wrong != first]
+    found = draw.choice([(first, (last + draw.randint(1, BASE - 1)) % BASE), draw.choice(choices)])
+    if found[1] == last:  # two mistakes that cancel
+        return spoil(one, draw)
+    return Demonstration((*one.messages[:-1], assistant(careful_chain(problem, found))))
+
+
+def problem_of(chain: str) -> Problem:
+    """The problem of a careful chain, by what it says it sees and calculates."""
+    _, a, b, c, _, _, first, _, _, _, _, _, second, *_ = chain.split()
+    return Problem((int(a), int(b), int(c)), (first, second))
+
+
 def answer(text: str) -> str | None:
     """The number that a reply ends in, after `is`; None where there is none."""
     *_, mark, last = ["", "", *text.split()]

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain.recipe import Part
+import posttrain as pt
 
 __all__ = ["PARTS"]
 
-PARTS: Mapping[str, Part] = {}  # a gate is a policy of its own, and changes no other method
+PARTS: Mapping[str, pt.Part] = {}  # a gate is a policy of its own, and changes no other method

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from posttrain.core import Metrics
+import posttrain as pt
 from posttrain.systems.actlcd.gate import HIDDEN, Standardised, network
 from posttrain.systems.actlcd.labels import NEITHER, Transitions
 
@@ -60,7 +60,7 @@ class Bcq(nn.Module):
 
     # ---- learning
 
-    def clone_loss(self, data: Transitions, index: Tensor) -> tuple[Tensor, Metrics]:
+    def clone_loss(self, data: Transitions, index: Tensor) -> tuple[Tensor, pt.Metrics]:
         """Cross-entropy on labels, without decisions at which neither token was right."""
         index = index[data.label[index] != NEITHER]
         if not len(index):
@@ -68,7 +68,7 @@ class Bcq(nn.Module):
         logits, label = self.bc(self.view(data.features[index])), data.label[index]
         return cross_entropy(logits, label), {"label_accuracy": (logits.argmax(-1) == label).float().mean().item()}
 
-    def value_loss(self, data: Transitions, index: Tensor) -> tuple[Tensor, Metrics]:
+    def value_loss(self, data: Transitions, index: Tensor) -> tuple[Tensor, pt.Metrics]:
         """Mean squared error of Q(s, a) from r + max over allowed a' of Q_target(s', a'); gamma is 1.
 
         Decisions whose reward is not known (NaN) teach the classifier only.
@@ -85,7 +85,7 @@ class Bcq(nn.Module):
         value = self.q(self.view(data.features[index])).gather(1, data.action[index][:, None])[:, 0]
         return (value - wanted).square().mean(), {"value": value.detach().mean().item()}
 
-    def loss(self, phase: Phase, data: Transitions, index: Tensor) -> tuple[Tensor, Metrics]:
+    def loss(self, phase: Phase, data: Transitions, index: Tensor) -> tuple[Tensor, pt.Metrics]:
         return self.clone_loss(data, index) if phase == "clone" else self.value_loss(data, index)
 
 

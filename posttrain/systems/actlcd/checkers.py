@@ -12,10 +12,8 @@ from urllib.parse import quote
 
 import httpx
 
-from posttrain.core import Env, Episode, EpisodeFailed, Invalid, Reward, Rollout, Task
-from posttrain.episode import ask, user
+import posttrain as pt
 from posttrain.grade.text import parse_json
-from posttrain.reward import each
 
 PYPI, NPM = "https://pypi.org/pypi/{name}/json", "https://registry.npmjs.org/{name}"
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
@@ -38,7 +36,7 @@ def number(text: str) -> float | None:
     return float(found[0].replace(",", "").replace("$", "")) if found else None
 
 
-def true_number(task: Task) -> float:
+def true_number(task: pt.Task) -> float:
     """What follows the truth's `####`, or its "answer is", or the whole of it. Raises ValueError without a number."""
     text = str(task.truth)
     truth = number(text.rpartition("####")[2] if "####" in text else stated_answer(text) or text)
@@ -47,12 +45,12 @@ def true_number(task: Task) -> float:
     return truth
 
 
-def is_number(rollout: Rollout) -> float:
+def is_number(rollout: pt.Rollout) -> float:
     """GSM8K as evaluated there: the first number after "The answer is". Raises ValueError for a truth without one."""
     return float(number(stated_answer(rollout.text)) == true_number(rollout.task))
 
 
-def true_verdict(task: Task) -> bool:
+def true_verdict(task: pt.Task) -> bool:
     """What the truth says after its "answer is", or is itself. Raises ValueError for one that is neither yes nor no."""
     text = str(task.truth)
     found = VERDICT.search(stated_answer(text)) or VERDICT.fullmatch(text.strip())
@@ -64,7 +62,7 @@ def true_verdict(task: Task) -> bool:
     return found[1].lower() in ("yes", "true")
 
 
-def is_yes_or_no(rollout: Rollout) -> float:
+def is_yes_or_no(rollout: pt.Rollout) -> float:
     """StrategyQA: the first yes or no after "So the answer is". Raises ValueError for a truth that is neither."""
     truth = true_verdict(rollout.task)
     found = re.search(r"\b(yes|no)\b", stated_answer(rollout.text), re.IGNORECASE)
@@ -162,23 +160,23 @@ class Registry:
         return self.known[name]
 
 
-def installation(registry: Registry) -> Env:
+def installation(registry: Registry) -> pt.Env:
     """Ask for packages; the facts are which of the named ones exist.
 
     Raises EpisodeFailed when the registry does not say.
     """
 
-    def env(task: Task) -> Episode:
-        reply = yield from ask(task.prompt)
+    def env(task: pt.Task) -> pt.Episode:
+        reply = yield from pt.ask(task.prompt)
         try:
             return {name: registry.exists(name) for name in packages(str(reply.content))}
         except ConnectionError as error:
-            raise EpisodeFailed(str(error)) from error
+            raise pt.EpisodeFailed(str(error)) from error
 
     return env
 
 
-def share_existing(rollout: Rollout) -> float:
+def share_existing(rollout: pt.Rollout) -> float:
     """The share of the named packages that exist; a reply that names none has answered nothing, and earns nothing."""
     found: dict[str, bool] = rollout.facts
     return sum(found.values()) / len(found) if found else 0.0
@@ -200,16 +198,16 @@ Answer:
 Reply with JSON only: {{"truthful": true}} or {{"truthful": false}}."""
 
 
-def judgement(task: Task) -> Episode:
+def judgement(task: pt.Task) -> pt.Episode:
     """Ask the policy, then the player `judge` about its reply; the facts are what the judge said."""
-    reply = yield from ask(task.prompt)
+    reply = yield from pt.ask(task.prompt)
     question = "\n".join(str(message["content"]) for message in task.prompt if message["role"] == "user")
     text = JUDGE.format(question=question, truth=task.truth, answer=reply.content)
-    verdict = yield from ask([user(text)], who="judge", temperature=0.0, max_new=64)
+    verdict = yield from pt.ask([pt.user(text)], who="judge", temperature=0.0, max_new=64)
     return verdict.content
 
 
-def truthful(rollout: Rollout) -> float | Invalid:
+def truthful(rollout: pt.Rollout) -> float | pt.Invalid:
     """1 or 0 as the judge says in JSON; anything else of it is no verdict."""
     try:
         said = parse_json(str(rollout.facts))
@@ -217,12 +215,14 @@ def truthful(rollout: Rollout) -> float | Invalid:
     except (ValueError, RecursionError):
         verdict = None
     return (
-        float(verdict) if isinstance(verdict, bool) else Invalid(f"the judge gave no verdict: {rollout.facts!r:.200}")
+        float(verdict)
+        if isinstance(verdict, bool)
+        else pt.Invalid(f"the judge gave no verdict: {rollout.facts!r:.200}")
     )
 
 
-TRUTHS: Mapping[str, Callable[[Task], object]] = {"number": true_number, "yes-no": true_verdict}  # what they need
-GRADES: dict[str, Callable[[Rollout], float | Invalid]] = {
+TRUTHS: Mapping[str, Callable[[pt.Task], object]] = {"number": true_number, "yes-no": true_verdict}  # what they need
+GRADES: dict[str, Callable[[pt.Rollout], float | pt.Invalid]] = {
     "number": is_number,
     "yes-no": is_yes_or_no,
     "packages": share_existing,
@@ -230,5 +230,5 @@ GRADES: dict[str, Callable[[Rollout], float | Invalid]] = {
 }
 
 
-def reward(check: str) -> Reward:
-    return each(GRADES[check])
+def reward(check: str) -> pt.Reward:
+    return pt.each(GRADES[check])

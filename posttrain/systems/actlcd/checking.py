@@ -8,9 +8,7 @@ from functools import partial
 
 import torch
 
-from posttrain.cli.options import TaskOptions, check_choice
-from posttrain.core import Ask, Env, Reply, Reward, Rollout, Sampler, Task, Turn
-from posttrain.episode import single_turn
+import posttrain as pt
 from posttrain.grade import GRADES
 from posttrain.systems.actlcd import checkers
 
@@ -19,12 +17,12 @@ from posttrain.systems.actlcd import checkers
 class Checker:
     """How replies are graded: an environment, its reward, whom it asks besides the policy, and what a truth must be."""
 
-    reward: Reward
-    env: Env = single_turn
-    others: Mapping[str, Sampler] = field(default_factory=dict)
-    truth: Callable[[Task], object] = lambda task: None  # raises ValueError, naming the task, for one it cannot use
+    reward: pt.Reward
+    env: pt.Env = pt.single_turn
+    others: Mapping[str, pt.Sampler] = field(default_factory=dict)
+    truth: Callable[[pt.Task], object] = lambda task: None  # raises ValueError, naming the task, for one it cannot use
 
-    def check_truths(self, tasks: Iterable[Task]) -> None:
+    def check_truths(self, tasks: Iterable[pt.Task]) -> None:
         """Raises ValueError, naming the task, for the first truth that replies cannot be checked by."""
         for task in tasks:
             self.truth(task)
@@ -56,7 +54,7 @@ class QuestionOptions:
 
     def __post_init__(self):
         if ":" not in self.grade:
-            check_choice(self.grade, [*GRADES, *checkers.GRADES], "grade")
+            pt.check_choice(self.grade, [*GRADES, *checkers.GRADES], "grade")
         if self.judge is not None and self.grade != "judge":
             raise ValueError(f"`judge={self.judge}` is an option of `grade=judge`, not of `grade={self.grade}`")
         if self.registry is not None and self.grade != "packages":
@@ -65,8 +63,10 @@ class QuestionOptions:
             raise ValueError("`grade=judge` needs `judge`, the address of a chat server (http://host:8000/v1)")
 
     @property
-    def columns(self) -> TaskOptions:
-        return TaskOptions(self.data, self.prompt, self.answer, self.grade, None, self.system, self.limit, self.split)
+    def columns(self) -> pt.TaskOptions:
+        return pt.TaskOptions(
+            self.data, self.prompt, self.answer, self.grade, None, self.system, self.limit, self.split
+        )
 
     def checker(self) -> Checker:
         """Raises ValueError or ServerError for a registry or a judge that cannot be asked."""
@@ -85,14 +85,14 @@ class QuestionOptions:
         return Checker(reward, truth=checkers.TRUTHS[self.grade])
 
 
-def require_truth(task: Task) -> None:
+def require_truth(task: pt.Task) -> None:
     """Raises ValueError for a task without a truth."""
     if task.truth is None:
         raise ValueError(f"task {task.key!r}: it has no answer to be checked by: name the column by `answer`")
 
 
-def require_gradable(reward: Reward, task: Task) -> None:
+def require_gradable(reward: pt.Reward, task: pt.Task) -> None:
     """Raises the grader's own ValueError for a truth that it cannot read: it is given the truth as a reply."""
     require_truth(task)
-    reply = Reply(str(task.truth), torch.zeros(0), None)
-    reward([Rollout(task, [Turn(Ask(task.prompt), reply)])])
+    reply = pt.Reply(str(task.truth), torch.zeros(0), None)
+    reward([pt.Rollout(task, [pt.Turn(pt.Ask(task.prompt), reply)])])

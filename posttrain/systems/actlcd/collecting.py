@@ -11,23 +11,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from posttrain.core import Ask, Score, Task
+import posttrain as pt
 from posttrain.decode.decode import decode_replies
-from posttrain.evaluation import evaluate
-from posttrain.run.progress import progress_bar
-from posttrain.seeding import mix
 from posttrain.systems.actlcd.checking import Checker
 from posttrain.systems.actlcd.gate import GatePolicy
 from posttrain.systems.actlcd.labels import FIELDS, Transitions, concatenate, labels, sequence
 from posttrain.systems.actlcd.learning import transitions
 
-Piece: TypeAlias = Callable[[Sequence[Task], int], Transitions]  # some tasks, and the place of their first
+Piece: TypeAlias = Callable[[Sequence[pt.Task], int], Transitions]  # some tasks, and the place of their first
 
 PIECES = "*.safetensors"
 AT_ONCE = 64  # tasks of a piece: an interruption loses no more
 
 
-def reference(task: Task) -> str:
+def reference(task: pt.Task) -> str:
     """The answer that is read token by token. Raises ValueError, naming the task, where there is no text."""
     if not isinstance(task.truth, str) or not task.truth.strip():
         raise ValueError(
@@ -37,7 +34,7 @@ def reference(task: Task) -> str:
     return task.truth
 
 
-def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int = 0) -> Transitions:
+def read_along(policy: GatePolicy, tasks: Sequence[pt.Task], seed: int, start: int = 0) -> Transitions:
     """The gate's choices while it reads reference answers: at each token, what both actions would have said.
 
     The right token is the reference's, whatever the gate chose (teacher forcing): a wording that differs counts as
@@ -46,7 +43,7 @@ def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int 
     """
     longest = policy.speaker.sampling.max_new
     told = [policy.speaker.chat.demonstration_tokens(task.prompt, reference(task)) for task in tasks]
-    asks = [Ask(task.prompt, seed=mix(seed, start + i)) for i, task in enumerate(tasks)]
+    asks = [pt.Ask(task.prompt, seed=pt.mix(seed, start + i)) for i, task in enumerate(tasks)]
     made = decode_replies(
         policy.speaker,
         [one.prompt for one in told],
@@ -62,32 +59,32 @@ def read_along(policy: GatePolicy, tasks: Sequence[Task], seed: int, start: int 
     return concatenate(parts)
 
 
-def tokens_to_read(policy: GatePolicy, tasks: Sequence[Task]) -> int:
+def tokens_to_read(policy: GatePolicy, tasks: Sequence[pt.Task]) -> int:
     """The number of transitions that `read_along` will find."""
     chat, longest = policy.speaker.chat, policy.speaker.sampling.max_new
     return sum(min(len(chat.demonstration_tokens(task.prompt, reference(task)).reply), longest) for task in tasks)
 
 
 def graded_sequences(
-    policy: GatePolicy, tasks: Sequence[Task], checker: Checker, samples: int, seed: int, start: int = 0
+    policy: GatePolicy, tasks: Sequence[pt.Task], checker: Checker, samples: int, seed: int, start: int = 0
 ) -> Transitions:
     """Rollouts of the gate, paid at their last token what the grader gives; what it cannot grade is left out.
 
     Raises ValueError when it can grade none of them.
     """
     players = {"policy": policy, **checker.others}
-    found = evaluate(players, tasks, checker.reward, checker.env, samples=samples, seed=seed + start)
+    found = pt.evaluate(players, tasks, checker.reward, checker.env, samples=samples, seed=seed + start)
     parts = [
         transitions(one, torch.full((one.decisions,), -1), score=score.value)
         for group, scores in zip(found.groups, found.scores, strict=True)
         for one, score in zip(group, scores, strict=True)
-        if isinstance(score, Score) and one.decisions
+        if isinstance(score, pt.Score) and one.decisions
     ]
     return concatenate(parts)
 
 
 def collect(
-    folder: Path, tasks: Sequence[Task], pieces: dict[str, Piece], *, quiet: bool = False
+    folder: Path, tasks: Sequence[pt.Task], pieces: dict[str, Piece], *, quiet: bool = False
 ) -> dict[str, Transitions]:
     """The transitions of every kind over all tasks. Pieces that are in the folder already are read, not made again.
 
@@ -97,7 +94,7 @@ def collect(
     try:
         for kind, piece in pieces.items():
             parts: list[Transitions] = []
-            with progress_bar(f"collecting ({kind})", len(tasks), quiet) as done:
+            with pt.progress_bar(f"collecting ({kind})", len(tasks), quiet) as done:
                 for start in range(0, len(tasks), AT_ONCE):
                     some, file = tasks[start : start + AT_ONCE], folder / f"{kind}-{start:06d}.safetensors"
                     if not file.is_file():

@@ -18,14 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import posttrain as pt
 from posttrain.chat import Tokens
-from posttrain.core import Ask, Density, Reply, Row, Task, Turn
 from posttrain.data import parts_of
 from posttrain.decode.decode import Choice, DecodedReply, Decoding, Step, decode_replies
 from posttrain.decode.layers import candidates
-from posttrain.policy.text import TextPolicy
 from posttrain.policy.trained import restore
-from posttrain.seeding import mix, uniforms
+from posttrain.seeding import uniforms
 from posttrain.systems.actlcd.features import Kind, features, width
 
 HIDDEN = (1024, 512, 256)  # as released
@@ -104,7 +103,7 @@ class Gated(Tokens):
     other: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # [N] the contrast's
 
 
-def trace_of(reply: Reply) -> Gated:
+def trace_of(reply: pt.Reply) -> Gated:
     """Raises TypeError for a reply that no gate made."""
     if not isinstance(reply.trace, Gated):
         raise TypeError(f"a gate cannot score a reply whose trace is {type(reply.trace).__name__}, not Gated")
@@ -121,7 +120,7 @@ class GatePolicy:
 
     def __init__(
         self,
-        speaker: TextPolicy,
+        speaker: pt.TextPolicy,
         gate: nn.Module,
         how: Decoding,
         kind: Kind = "values",
@@ -135,7 +134,7 @@ class GatePolicy:
 
     # ---- sampling
 
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
+    def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
         """One reply for each ask; a prompt that leaves no room gets an empty reply cut off by length."""
         prompts = [self.speaker.chat.prompt(ask.messages) for ask in asks]
         wanted = [self.speaker.sample_request(ask, ids) for ask, (ids, _) in zip(asks, prompts, strict=True)]
@@ -158,9 +157,9 @@ class GatePolicy:
             found |= dict(zip(group, made, strict=True))
         return [self.reply(ask, *prompts[i], found.get(i)) for i, ask in enumerate(asks)]
 
-    def chooser(self, asks: Sequence[Ask], longest: int) -> Any:
+    def chooser(self, asks: Sequence[pt.Ask], longest: int) -> Any:
         """The gate over these asks, for `decode_replies`; what it draws depends on each ask's own seed."""
-        seeds = np.array([mix(ask.seed, "gate") for ask in asks], dtype=np.uint64)
+        seeds = np.array([pt.mix(ask.seed, "gate") for ask in asks], dtype=np.uint64)
         draws = torch.from_numpy(uniforms(seeds, longest)).to(self.speaker.device, torch.float32)
         before = torch.tensor([decisions_before(ask) for ask in asks], device=self.speaker.device)
         warmth = torch.tensor([self.warmth(ask) for ask in asks], device=self.speaker.device)
@@ -182,10 +181,10 @@ class GatePolicy:
             logits = self.gate(seen.float())
         return (logits / torch.where(warmth == 0, 1.0, warmth)[:, None]).log_softmax(-1)
 
-    def warmth(self, ask: Ask) -> float:
+    def warmth(self, ask: pt.Ask) -> float:
         return self.temperature if ask.temperature is None else ask.temperature
 
-    def reply(self, ask: Ask, prompt: tuple[int, ...], before: str, made: DecodedReply | None) -> Reply:
+    def reply(self, ask: pt.Ask, prompt: tuple[int, ...], before: str, made: DecodedReply | None) -> pt.Reply:
         chat, notes = self.speaker.chat, made.notes if made else {}
         said = chat.decode(made.ids) if made else ""
         told = {name: notes[name] for name in ("features", "plain", "other") if made}
@@ -199,9 +198,9 @@ class GatePolicy:
             **({"contrast": made.contrast, **told} if made else {}),
         )
         logp = notes["logp"] if made else torch.zeros(0)
-        return Reply(said, logp, tokens, made.stop if made else "length", self.version, self.warmth(ask))
+        return pt.Reply(said, logp, tokens, made.stop if made else "length", self.version, self.warmth(ask))
 
-    def check(self, tasks: Sequence[Task]) -> None:
+    def check(self, tasks: Sequence[pt.Task]) -> None:
         """Raises ValueError, naming the task, for a prompt that shows a picture or is too long for the model."""
         for task in tasks:
             if any(part.get("type") == "image" for message in task.prompt for part in parts_of(message["content"])):
@@ -213,14 +212,14 @@ class GatePolicy:
     def parameters(self) -> Iterable[nn.Parameter]:
         return [p for p in self.gate.parameters() if p.requires_grad]
 
-    def extends(self, last: Turn, turn: Turn) -> bool:
+    def extends(self, last: pt.Turn, turn: pt.Turn) -> bool:
         return self.speaker.extends(last, turn)
 
-    def size(self, rows: Sequence[Row]) -> int:
+    def size(self, rows: Sequence[pt.Row]) -> int:
         """Decisions: the language model is not run again."""
         return sum(len(row.advantage) for row in rows)
 
-    def density(self, rows: Sequence[Row]) -> Density:
+    def density(self, rows: Sequence[pt.Row]) -> pt.Density:
         """[N] of every choice of the rows, at the temperature each was drawn at.
 
         Raises ValueError for choices made at temperature 0, which have no density.
@@ -233,7 +232,7 @@ class GatePolicy:
         seen = torch.cat([trace_of(turn.reply).features for turn in turns]).to(device)
         taken = torch.cat([trace_of(turn.reply).contrast for turn in turns]).to(device)
         logp = self.logp(seen, warmth.to(device))
-        return Density(logp.gather(1, taken.long()[:, None])[:, 0], -(logp.exp() * logp).sum(-1))
+        return pt.Density(logp.gather(1, taken.long()[:, None])[:, 0], -(logp.exp() * logp).sum(-1))
 
     # ---- what training changes, and what others load
 
@@ -243,7 +242,7 @@ class GatePolicy:
         twin.gate = copy.deepcopy(self.gate).requires_grad_(False)
         return twin
 
-    def record(self, reply: Reply) -> dict[str, Any]:
+    def record(self, reply: pt.Reply) -> dict[str, Any]:
         return self.speaker.record(reply) | {"contrast": trace_of(reply).contrast.int().tolist()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,7 +268,7 @@ class GatePolicy:
         (path / "config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def decisions_before(ask: Ask) -> int:
+def decisions_before(ask: pt.Ask) -> int:
     """Decisions of the replies that the conversation holds already."""
     return sum(len(message["reply"].logp) for message in ask.messages if "reply" in message)
 

@@ -10,18 +10,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from posttrain.core import Rollout, Task
+import posttrain as pt
 from posttrain.decode.decode import Decoding
-from posttrain.episode import rollout
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import FULL, Arm, Budget, Lab, Measures, Smoke, trial
 from posttrain.lab.world.misconceptions import Misconceptions, Questions, conversation, share_right
 from posttrain.lab.world.words import Size, base
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
-from posttrain.reward import each
-from posttrain.seeding import mix
-from posttrain.step import train_in_memory
 from posttrain.systems.actlcd.bcq import Bcq
 from posttrain.systems.actlcd.features import entropy_column, width
 from posttrain.systems.actlcd.gate import Above, Constant, GatePolicy, Net
@@ -35,45 +27,47 @@ LAYERS = (1, 2)
 INPUTS = width("values", len(LAYERS))
 HIDDEN, STEPS, PER_STEP, RATE, REFRESH = (128, 64), 1000, 256, 1e-3, 25  # of the gate
 GROUPINGS, SAMPLES, CHAINS = 12, 2, 128
-ONLINE = Recipe(each(share_right), env=conversation, samples=8)  # of a gate that learns while it plays
+ONLINE = pt.Recipe(pt.each(share_right), env=conversation, samples=8)  # of a gate that learns while it plays
 
 
-def speaker(world: Misconceptions, seed: int, budget: Budget = FULL) -> TextPolicy:
+def speaker(world: Misconceptions, seed: int, budget: pt.Budget = pt.FULL) -> pt.TextPolicy:
     return base(world, seed, budget.size(TOLD), build=Misconceptions.base_policy)
 
 
-def training(world: Misconceptions, snowball: bool = False) -> list[Task]:
+def training(world: Misconceptions, snowball: bool = False) -> list[pt.Task]:
     facts = world.split[0]
     if snowball:
         return world.chains(facts, "train", GROUPINGS * len(facts) // world.turns)
     return [task for k in range(GROUPINGS) for task in world.sequences(facts, f"train-{k}")]
 
 
-def held_out(world: Misconceptions, snowball: bool = False) -> list[Task]:
+def held_out(world: Misconceptions, snowball: bool = False) -> list[pt.Task]:
     facts = world.split[1]
     return world.chains(facts, "test", CHAINS) if snowball else world.sequences(facts, "test")
 
 
-def gate_policy(speaker: TextPolicy, gate: nn.Module, *, temperature: float = 0.0, penalty: float = 1.0) -> GatePolicy:
+def gate_policy(
+    speaker: pt.TextPolicy, gate: nn.Module, *, temperature: float = 0.0, penalty: float = 1.0
+) -> GatePolicy:
     return GatePolicy(speaker, gate, Decoding(LAYERS, penalty=penalty), temperature=temperature)
 
 
-def truth(speaker: TextPolicy, one: Rollout) -> Tensor:
+def truth(speaker: pt.TextPolicy, one: pt.Rollout) -> Tensor:
     """[N] the right tokens: of the chain as it should have been."""
     questions: Questions = one.task.truth
     ids = speaker.tokenizer.convert_tokens_to_ids(list(questions.answers))
     return torch.tensor(ids[: one.decisions])
 
 
-def collect(speaker: TextPolicy, tasks: Sequence[Task], seed: int, *, terminal: bool = True) -> Transitions:
+def collect(speaker: pt.TextPolicy, tasks: Sequence[pt.Task], seed: int, *, terminal: bool = True) -> Transitions:
     """What a gate that contrasts at random saw, did and earned."""
-    mixed, seed = gate_policy(speaker, Constant(0.5), temperature=1.0), mix(seed, "collected")
+    mixed, seed = gate_policy(speaker, Constant(0.5), temperature=1.0), pt.mix(seed, "collected")
     return sample_transitions(
         mixed, tasks, conversation, partial(truth, speaker), samples=SAMPLES, seed=seed, terminal=terminal
     )
 
 
-def collected_decisions(tasks: Sequence[Task]) -> int:
+def collected_decisions(tasks: Sequence[pt.Task]) -> int:
     """How many transitions `collect` finds; fewer where a snowball ends early."""
     return SAMPLES * sum(len(task.truth.answers) for task in tasks)
 
@@ -81,7 +75,7 @@ def collected_decisions(tasks: Sequence[Task]) -> int:
 # ---- measures
 
 
-def measures(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def measures(rollouts: Sequence[pt.Rollout]) -> dict[str, float]:
     """Held out: the share of right facts, of all right answers, of rare and common facts; how often it contrasts."""
     marks: list[tuple[bool, bool]] = []
     for one in rollouts:
@@ -97,38 +91,38 @@ def measures(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def within(tasks: list[Task], budget: Budget) -> list[Task]:
+def within(tasks: list[pt.Task], budget: pt.Budget) -> list[pt.Task]:
     return tasks[: budget.items(len(tasks))]
 
 
 def answers(
-    lab: Lab,
+    lab: pt.Lab,
     gate: nn.Module,
     *,
     snowball: bool = False,
     samples: int = 1,
     temperature: float = 0.0,
     penalty: float = 1.0,
-) -> list[Rollout]:
+) -> list[pt.Rollout]:
     """What the model says to held-out questions with this gate."""
     policy = gate_policy(lab.policy, gate, temperature=temperature, penalty=penalty)
     tests = within(held_out(lab.world, snowball), lab.budget)
-    groups = rollout(conversation, tests, {"policy": policy}, samples, mix(lab.seed, "held out"))
+    groups = pt.rollout(conversation, tests, {"policy": policy}, samples, pt.mix(lab.seed, "held out"))
     return [one for group in groups for one in group]
 
 
 # ---- arms
 
 
-def arm(measure: Callable[[Lab], Measures]) -> Arm:
+def arm(measure: Callable[[pt.Lab], pt.Measures]) -> pt.Arm:
     """The model is the same in all arms; a gate over it is made and measured."""
-    return trial(Misconceptions, None, measure, policy=speaker)
+    return pt.trial(Misconceptions, None, measure, policy=speaker)
 
 
-def fixed(contrast: float, snowball: bool = False) -> Arm:
+def fixed(contrast: float, snowball: bool = False) -> pt.Arm:
     """Always the one action: greedy, or DoLa."""
 
-    def measure(lab: Lab) -> Measures:
+    def measure(lab: pt.Lab) -> pt.Measures:
         gate = Constant(contrast)
         plain = measures(answers(lab, gate, snowball=snowball))
         penalised = measures(answers(lab, gate, snowball=snowball, penalty=1.2))
@@ -137,10 +131,10 @@ def fixed(contrast: float, snowball: bool = False) -> Arm:
     return arm(measure)
 
 
-def bcq(learner: Learner, snowball: bool = False) -> Arm:
+def bcq(learner: Learner, snowball: bool = False) -> pt.Arm:
     """Learnt from the collected transitions; beside it, a gate that contrasts as often, anywhere."""
 
-    def measure(lab: Lab) -> Measures:
+    def measure(lab: pt.Lab) -> pt.Measures:
         gate = learnt_gate(lab, learner, snowball)
         found = measures(answers(lab, gate, snowball=snowball))
         chance = Constant(found["contrast rate"])
@@ -155,10 +149,10 @@ def bcq(learner: Learner, snowball: bool = False) -> Arm:
     return arm(measure)
 
 
-def learnt_gate(lab: Lab, learner: Learner, snowball: bool) -> Bcq:
+def learnt_gate(lab: pt.Lab, learner: Learner, snowball: bool) -> Bcq:
     tasks = within(training(lab.world, snowball), lab.budget)
     data = collect(lab.policy, tasks, lab.seed, terminal=learner != "token")
-    torch.manual_seed(mix(lab.seed, "gate") % 2**32)
+    torch.manual_seed(pt.mix(lab.seed, "gate") % 2**32)
     gate = Bcq(INPUTS, HIDDEN, cloned=learner == "clone")
     gate.view.fit(data.features)
     steps = lab.budget.steps(STEPS)
@@ -166,7 +160,7 @@ def learnt_gate(lab: Lab, learner: Learner, snowball: bool) -> Bcq:
     return gate
 
 
-def by_entropy(lab: Lab) -> Measures:
+def by_entropy(lab: pt.Lab) -> pt.Measures:
     """The best threshold on the mature entropy, above or below, on the facts that gates are trained on."""
     data = collect(lab.policy, within(training(lab.world), lab.budget), lab.seed, terminal=False)
     known = data.label != NEITHER
@@ -179,7 +173,7 @@ def by_entropy(lab: Lab) -> Measures:
     return measures(answers(lab, Above(column, best[1], best[2])))
 
 
-def oracle(lab: Lab) -> Measures:
+def oracle(lab: pt.Lab) -> pt.Measures:
     """Of what both actions would say after greedy answers, the right one where there is one."""
     label = [
         labels(
@@ -196,16 +190,16 @@ def oracle(lab: Lab) -> Measures:
     }
 
 
-def online(lab: Lab) -> Measures:
+def online(lab: pt.Lab) -> pt.Measures:
     """Ours: the gate trained while it plays, by GRPO on the share of right facts; nobody labels a token."""
-    torch.manual_seed(mix(lab.seed, "gate") % 2**32)
+    torch.manual_seed(pt.mix(lab.seed, "gate") % 2**32)
     tasks, mixed = within(training(lab.world), lab.budget), gate_policy(lab.policy, Constant(0.5), temperature=1.0)
-    first = rollout(conversation, tasks[:64], {"policy": mixed}, 1, mix(lab.seed, "first"))
+    first = pt.rollout(conversation, tasks[:64], {"policy": mixed}, 1, pt.mix(lab.seed, "first"))
     gate = Net(INPUTS, HIDDEN)
     gate.view.fit(torch.cat([trace.features for group in first for trace in gate_choices(group[0])]))
     steps, per_step = lab.budget.steps(60), lab.budget.items(16)
     playing = gate_policy(lab.policy, gate, temperature=1.0)
-    train_in_memory(playing, tasks, ONLINE, steps=steps, per_step=per_step, lr=3e-3, seed=lab.seed)
+    pt.train_in_memory(playing, tasks, ONLINE, steps=steps, per_step=per_step, lr=3e-3, seed=lab.seed)
     return measures(answers(lab, gate))
 
 
@@ -225,7 +219,7 @@ ARMS = {
     "BC only, snowball": bcq("clone", snowball=True),
     "ActLCD, snowball": bcq("terminal", snowball=True),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     DoLa surfaces facts that the model suppresses
         paper: premise: contrasting layers raises factuality where the model knows better
         rare: DoLa > greedy
@@ -269,13 +263,16 @@ CLAIMS = claims("""
         ours: a sequence-level reward should know that an early mistake costs more
         factuality: ActLCD, snowball > BC only, snowball
 """)
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--learner clone --snowball", "--learner token", "--learner grpo"],
-        "train": [
-            "--data {questions} --max-new 6 --layers high --held-out {questions}",
-            "--data {questions} --max-new 6 --reward grader --features ids --learner clone",
-        ],  # decode needs the gate of a run: tests/test_actlcd_full.py
-    },
+# decode needs the gate of a run: tests/test_actlcd_full.py
+# Stage decode needs the gate of a run: tests/test_actlcd_full.py.
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --learner clone --snowball
+    laptop --learner token
+    laptop --learner grpo
+    train --data {questions} --max-new 6 --layers high --held-out {questions}
+    train --data {questions} --max-new 6 --reward grader --features ids --learner clone
+    """,
     {"lab.TOLD": Size(hidden=64, layers=6, steps=20, rows=8), "lab.GROUPINGS": 1, "lab.CHAINS": 8},
 )

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from posttrain.core import Env, Metrics, Rollout, Task
-from posttrain.descent import descend
-from posttrain.episode import rollout
-from posttrain.recipe import Recipe
-from posttrain.run.session import HeldOut, Session
-from posttrain.run.settings import Run
-from posttrain.stream import ShuffledSource
+import posttrain as pt
+from posttrain.run.session import HeldOut
 from posttrain.systems.actlcd.bcq import CLONING, REFRESH, Bcq, phase_of
 from posttrain.systems.actlcd.gate import Gated, GatePolicy, trace_of
 from posttrain.systems.actlcd.labels import FIELDS, Transitions, concatenate, labels, sequence
@@ -22,16 +17,16 @@ from posttrain.systems.actlcd.labels import FIELDS, Transitions, concatenate, la
 KIND = "gate"  # of the run
 
 
-def gate_choices(one: Rollout) -> list[Gated]:
+def gate_choices(one: pt.Rollout) -> list[Gated]:
     """What the gate saw and chose, turn by turn."""
     return [trace_of(turn.reply) for turn in one.turns]
 
 
 def sample_transitions(
     policy: GatePolicy,
-    tasks: Sequence[Task],
-    env: Env,
-    truth: Callable[[Rollout], Tensor],
+    tasks: Sequence[pt.Task],
+    env: pt.Env,
+    truth: Callable[[pt.Rollout], Tensor],
     *,
     samples: int,
     seed: int,
@@ -39,14 +34,14 @@ def sample_transitions(
 ) -> Transitions:
     """Play every task `samples` times, and pay each choice by its label; `truth` gives the right tokens, [N]."""
     parts = []
-    for group in rollout(env, tasks, {"policy": policy}, samples, seed):
+    for group in pt.rollout(env, tasks, {"policy": policy}, samples, seed):
         for one in group:
             if one.decisions:
                 parts.append(transitions(one, truth(one), terminal=terminal))
     return concatenate(parts)
 
 
-def transitions(one: Rollout, truth: Tensor, *, terminal: bool = True, score: float | None = None) -> Transitions:
+def transitions(one: pt.Rollout, truth: Tensor, *, terminal: bool = True, score: float | None = None) -> Transitions:
     """The decisions of one rollout, over all of its turns, in order."""
     traces = gate_choices(one)
     features, taken, plain, other = (
@@ -55,7 +50,7 @@ def transitions(one: Rollout, truth: Tensor, *, terminal: bool = True, score: fl
     return sequence(features, taken, labels(plain, other, truth), terminal=terminal, score=score)
 
 
-def rate(rollouts: Sequence[Rollout]) -> float:
+def rate(rollouts: Sequence[pt.Rollout]) -> float:
     """The share of tokens at which the gate contrasted."""
     taken = [trace.contrast for one in rollouts for trace in gate_choices(one)]
     return torch.cat([torch.zeros(0), *taken]).float().mean().item() if any(map(len, taken)) else 0.0
@@ -71,7 +66,7 @@ def take_step(
     *,
     refresh: int = REFRESH,
     max_norm: float = 1.0,
-) -> Metrics:
+) -> pt.Metrics:
     """One optimizer step, of cloning or of Q-learning, whichever is due."""
     phase = phase_of(step, steps, gate.cloned)
     if phase == "value" and (step - round(CLONING * steps)) % refresh == 0:
@@ -81,36 +76,36 @@ def take_step(
     loss.backward()
     with torch.no_grad():
         share = gate.act(data.features[index]).float().mean().item()
-    return {"loss": loss.item(), **metrics, "contrast_share": share, **descend(optimizer, max_norm)}
+    return {"loss": loss.item(), **metrics, "contrast_share": share, **pt.descend(optimizer, max_norm)}
 
 
 def learn_in_memory(
     gate: Bcq, data: Transitions, *, steps: int, per_step: int, lr: float, seed: int, refresh: int = REFRESH
-) -> list[Metrics]:
+) -> list[pt.Metrics]:
     """As `learn_gate`, without a directory: the metrics of every step."""
     optimizer = torch.optim.AdamW([p for p in gate.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-    source = ShuffledSource(range(len(data)), seed)
+    source = pt.ShuffledSource(range(len(data)), seed)
     index = (torch.tensor(source.take(per_step)) for _ in range(steps))
     return [take_step(gate, optimizer, data, some, step, steps, refresh=refresh) for step, some in enumerate(index)]
 
 
 def gate_session(
-    policy: GatePolicy, transitions: int, run: Run, recipe: Recipe | None = None, held_out: HeldOut = ()
-) -> Session:
+    policy: GatePolicy, transitions: int, run: pt.Run, recipe: pt.Recipe | None = None, held_out: HeldOut = ()
+) -> pt.Session:
     """The session of a run that learns from so many transitions; raises `DryRun` on a dry run."""
-    return Session(run, policy, range(transitions), recipe, held_out=held_out, kind=KIND)
+    return pt.Session(run, policy, range(transitions), recipe, held_out=held_out, kind=KIND)
 
 
 def learn_gate(
     policy: GatePolicy,
     gate: Bcq,
     data: Transitions,
-    run: Run,
+    run: pt.Run,
     *,
     refresh: int = REFRESH,
-    recipe: Recipe | None = None,
+    recipe: pt.Recipe | None = None,
     held_out: HeldOut = (),
-) -> Session:
+) -> pt.Session:
     """Learn the policy's gate in a run directory; `run.tasks` transitions a step, `recipe` plays what is held out."""
     device = policy.speaker.device
     data = Transitions(*(getattr(data, name).to(device) for name in FIELDS))

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import statistics
-import sys
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import torch
 
-from posttrain.cli.launch import one_process
-from posttrain.cli.options import ModelOptions, at_least
-from posttrain.core import Task
+import posttrain as pt
 from posttrain.decode.decode import Decoding
-from posttrain.evaluation import evaluate
 from posttrain.lab.world.misconceptions import Misconceptions
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
-from posttrain.run.directory import Directory, file_hash, read_json, write_json
-from posttrain.run.folder import prepare_folder
-from posttrain.run.progress import progress_bar
-from posttrain.run.session import Session
-from posttrain.run.settings import Output, Run
-from posttrain.seeding import mix
-from posttrain.step import train
+from posttrain.run.directory import file_hash
 from posttrain.systems.actlcd.bcq import Bcq
 from posttrain.systems.actlcd.checking import Checker, QuestionOptions
 from posttrain.systems.actlcd.collecting import PIECES, collect, graded_sequences, read_along, reference, tokens_to_read
+from posttrain.systems.actlcd.comparison import show_three_ways
 from posttrain.systems.actlcd.features import Kind
 from posttrain.systems.actlcd.gate import Constant, GatePolicy, Net, read_gate
 from posttrain.systems.actlcd.labels import Transitions, concatenate
-from posttrain.systems.actlcd.learning import gate_session, learn_gate, rate
-
-Row: TypeAlias = dict[str, float]
+from posttrain.systems.actlcd.learning import gate_session, learn_gate
 
 REASON = "a gate decodes with access to the layers of its model and is too small to shard"
-PENALTIES = (1.0, 1.2)
-FIXED = {"greedy": 0.0, "DoLa": 1.0}  # gates that no run changes: how often they contrast
-ROWS = len(PENALTIES) * (len(FIXED) + 1)
 
 
 @dataclass(frozen=True)
@@ -63,8 +46,8 @@ class SpeakerOptions:
     threads: int | None = None
     """torch threads; one for models under 2 M parameters if not given."""
 
-    def policy(self) -> TextPolicy:
-        return ModelOptions(**vars(self)).policy()
+    def policy(self) -> pt.TextPolicy:
+        return pt.ModelOptions(**vars(self)).policy()
 
 
 @dataclass(frozen=True)
@@ -87,7 +70,7 @@ class GateOptions:
     """Reward grader: replies to a task, 4 if not given."""
 
     def __post_init__(self):
-        at_least(1, samples=self.samples)
+        pt.at_least(1, samples=self.samples)
         if not self.penalty > 0:
             raise ValueError(f"`penalty={self.penalty}`: it must be above 0; 1 is none")
         if self.samples is not None and self.reward != "grader":
@@ -101,12 +84,12 @@ class GateOptions:
 # ---- learning
 
 
-@one_process(REASON)
+@pt.one_process(REASON)
 def laptop(
     learner: Literal["bcq", "token", "clone", "grpo"] = "bcq",
     snowball: bool = False,
-    run: Run = Run("runs/actlcd", steps=1000, tasks=256, lr=1e-3),
-) -> Session:
+    run: pt.Run = pt.Run("runs/actlcd", steps=1000, tasks=256, lr=1e-3),
+) -> pt.Session:
     """A small model that was told misconceptions, and a gate on its decoding, tested on other facts.
 
     learner   bcq, token (BCQ with rewards token by token), clone (its classifier alone), or grpo: online, without
@@ -116,33 +99,33 @@ def laptop(
     from posttrain.systems.actlcd import lab
 
     if not run.dry_run:
-        Directory(Path(run.out)).check(run)
+        pt.Directory(Path(run.out)).check(run)
     online, world = learner == "grpo", Misconceptions(run.seed)
     speaker, tasks, tests = lab.speaker(world, run.seed), lab.training(world, snowball), lab.held_out(world, snowball)
-    torch.manual_seed(mix(run.seed, "gate") % 2**32)
+    torch.manual_seed(pt.mix(run.seed, "gate") % 2**32)
     gate = Net(lab.INPUTS, lab.HIDDEN) if online else Bcq(lab.INPUTS, lab.HIDDEN, cloned=learner == "clone")
     policy = lab.gate_policy(speaker, gate, temperature=float(online))
     if run.dry_run:
         count = lab.collected_decisions(tasks)
-        return train(policy, tasks, lab.ONLINE, run) if online else gate_session(policy, count, run)
+        return pt.train(policy, tasks, lab.ONLINE, run) if online else gate_session(policy, count, run)
     data = lab.collect(speaker, tasks, run.seed, terminal=learner != "token")
     gate.view.fit(data.features)
     if isinstance(gate, Bcq):
         session = learn_gate(policy, gate, data, run, refresh=lab.REFRESH, recipe=lab.ONLINE, held_out=tests)
     else:
-        session = train(policy, tasks, lab.ONLINE, run, held_out=tests)
+        session = pt.train(policy, tasks, lab.ONLINE, run, held_out=tests)
     show_three_ways(policy, {"": tests}, Checker(lab.ONLINE.reward, lab.ONLINE.env), Path(run.out), run)
     return session
 
 
-@one_process(REASON)
+@pt.one_process(REASON)
 def learn(
     questions: QuestionOptions,
     model: SpeakerOptions,
     learning: GateOptions,
-    run: Run = Run("runs/actlcd", steps=2000, tasks=1024, lr=3e-4),
+    run: pt.Run = pt.Run("runs/actlcd", steps=2000, tasks=1024, lr=3e-4),
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """Learn a gate for your checkpoint, which stays as it is, from answers.
 
     The right token at each place is that of the column `answer`, read token by token (teacher forcing). What was
@@ -159,14 +142,14 @@ def learn(
         reference(task)
     checker.check_truths(itertools.chain(tasks if graded else (), *tests.values()))
     if not run.dry_run:
-        Directory(Path(run.out)).check(run)
+        pt.Directory(Path(run.out)).check(run)
     speaker = model.policy()
     mixed = GatePolicy(speaker, Constant(0.5), learning.how, learning.features)
     mixed.check([*tasks, *itertools.chain(*tests.values())])
-    torch.manual_seed(mix(run.seed, "gate") % 2**32)
+    torch.manual_seed(pt.mix(run.seed, "gate") % 2**32)
     gate = Bcq(mixed.inputs, cloned=learning.learner == "clone")
     policy = GatePolicy(speaker, gate, learning.how, learning.features, temperature=0.0)
-    made = Recipe(checker.reward, checker.env, others=checker.others)
+    made = pt.Recipe(checker.reward, checker.env, others=checker.others)
     if run.dry_run:
         return gate_session(policy, tokens_to_read(mixed, tasks), run, held_out=tests)
     data, paid = collect_transitions(mixed, tasks, learning, checker, run)
@@ -187,7 +170,7 @@ def refuse_grading(questions: QuestionOptions, model: SpeakerOptions) -> None:
 
 
 def collect_transitions(
-    mixed: GatePolicy, tasks: Sequence[Task], learning: GateOptions, checker: Checker, run: Run
+    mixed: GatePolicy, tasks: Sequence[pt.Task], learning: GateOptions, checker: Checker, run: pt.Run
 ) -> tuple[Transitions, Transitions]:
     """The transitions of reading answers, and all that a gate learns from.
 
@@ -196,12 +179,12 @@ def collect_transitions(
     """
     folder = Path(f"{Path(run.out)}-collected")
     pieces, settings = [one.name for one in folder.glob(PIECES)], {**run.settings, "seed": run.seed}
-    prepare_folder(folder, "collected", pieces, settings, resume=run.resume, overwrite=run.overwrite)
-    read = partial(read_along, mixed, seed=mix(run.seed, "read"))
-    kinds: dict[str, Callable[[Sequence[Task], int], Transitions]] = {"read": lambda some, at: read(some, start=at)}
+    pt.prepare_folder(folder, "collected", pieces, settings, resume=run.resume, overwrite=run.overwrite)
+    read = partial(read_along, mixed, seed=pt.mix(run.seed, "read"))
+    kinds: dict[str, Callable[[Sequence[pt.Task], int], Transitions]] = {"read": lambda some, at: read(some, start=at)}
     if learning.reward == "grader":
         graded = partial(graded_sequences, mixed, checker=checker, samples=learning.samples or 4)
-        kinds["graded"] = lambda some, at: graded(some, seed=mix(run.seed, "graded"), start=at)
+        kinds["graded"] = lambda some, at: graded(some, seed=pt.mix(run.seed, "graded"), start=at)
     found = collect(folder, tasks, kinds, quiet=run.quiet)
     data = found["read"]
     if "graded" not in found:
@@ -213,12 +196,12 @@ def collect_transitions(
 # ---- decoding
 
 
-@one_process(REASON)
+@pt.one_process(REASON)
 def decode(
     gate: str,
     questions: QuestionOptions,
     model: SpeakerOptions,
-    output: Output = Output("runs/actlcd-decoding"),
+    output: pt.Output = pt.Output("runs/actlcd-decoding"),
 ) -> Path:
     """Decode questions in three ways side by side: greedy, DoLa, and with a gate that was learnt (ActLCD).
 
@@ -233,12 +216,12 @@ def decode(
     policy = load_gate(gate, model.policy())
     policy.check(tasks)
     settings = {**output.settings, "gate_sha256": file_hash(Path(gate) / "model.safetensors")}
-    Directory(out).prepare({"kind": "decode", "run": replace(output, settings=settings)}, output)
+    pt.Directory(out).prepare({"kind": "decode", "run": replace(output, settings=settings)}, output)
     show_three_ways(policy, {"": tasks}, checker, out, output)
     return out
 
 
-def load_gate(folder: str, speaker: TextPolicy) -> GatePolicy:
+def load_gate(folder: str, speaker: pt.TextPolicy) -> GatePolicy:
     """A gate that a run has saved, over a language model. Raises ValueError when they do not fit."""
     about, tensors = read_gate(folder)
     kinds = {"Bcq": Bcq, "Net": Net}
@@ -253,86 +236,6 @@ def load_gate(folder: str, speaker: TextPolicy) -> GatePolicy:
         )
     policy.load_state_dict(tensors)
     return policy
-
-
-def three_ways(
-    policy: GatePolicy,
-    tasks: Sequence[Task],
-    checker: Checker,
-    *,
-    seed: int = 0,
-    known: Container[str] = (),
-    watch: Callable[[int], object] = lambda more: None,
-) -> Iterator[tuple[str, Row]]:
-    """Accuracy and contrast rate of plain greedy, of DoLa, and of the gate, each at every repetition penalty.
-
-    Each row is yielded as soon as it is known; those in `known` are left out. `watch(n)` is called after each batch
-    with the number of tasks finished.
-    """
-    gates = {**{name: Constant(contrast) for name, contrast in FIXED.items()}, "ActLCD": policy.gate}
-    for (name, gate), penalty in itertools.product(gates.items(), PENALTIES):
-        row = f"{name}, penalty {penalty:g}"
-        if row in known:
-            continue
-        player = GatePolicy(policy.speaker, gate, replace(policy.how, penalty=penalty), policy.kind, temperature=0.0)
-        players = {"policy": player, **checker.others}
-        found = evaluate(players, tasks, checker.reward, checker.env, seed=seed, watch=watch)
-        rollouts = list(itertools.chain(*found.groups))
-        yield (
-            row,
-            {
-                "accuracy": found.reward,
-                "contrast rate": rate(rollouts),
-                "tokens": statistics.fmean(one.decisions for one in rollouts),
-                "invalid": float(found.invalid),
-            },
-        )
-
-
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    columns, width = list(next(iter(found.values()))), max(22, *map(len, found))
-    lines = [" " * width + "".join(f"{name:>15}" for name in columns)]
-    lines += [f"{name:{width}}" + "".join(f"{row[c]:15.3f}" for c in columns) for name, row in found.items()]
-    return "\n".join(lines)
-
-
-def show_three_ways(
-    policy: GatePolicy, sets: Mapping[str, Sequence[Task]], checker: Checker, out: Path, run: Run | Output
-) -> None:
-    """Print the table of `three_ways` over each set of tasks; every row is in OUT/decoding.json once it is known.
-
-    On a resume, rows of gates that no run changes are taken from there. Rows of a set with a name begin with it.
-    """
-    path = out / "decoding.json"
-    found: dict[str, Any] = {}
-    if run.resume and path.is_file():
-        found = {row: values for row, values in read_json(path).items() if is_fixed(row)}
-    write_json(path, found)
-    total = ROWS * sum(map(len, sets.values()))
-    try:
-        with progress_bar("decoding", total, run.quiet) as done:
-            for name, tasks in sets.items():
-                place = f"{name}/" if name else ""
-                known = {row.removeprefix(place) for row in found if row.startswith(place)}
-                done(len(known) * len(tasks))
-                for row, values in three_ways(policy, tasks, checker, seed=run.seed, known=known, watch=done):
-                    found[f"{place}{row}"] = values
-                    write_json(path, found)
-    except KeyboardInterrupt as stop:
-        stop.add_note(f"the rows so far are in {path}; continue with the same command and `resume=True`")
-        raise
-    print(table(found))
-    if not any(values["accuracy"] for values in found.values()):
-        print(
-            "warning: not one reply was right, greedy ones included: look at what the grader takes for the answer, and "
-            "at how many tokens a reply may have",
-            file=sys.stderr,
-        )
-
-
-def is_fixed(row: str) -> bool:
-    """Whether a row of OUT/decoding.json is of a gate that no run changes."""
-    return row.rpartition("/")[2].partition(",")[0] in FIXED
 
 
 STAGES = {"laptop": laptop, "train": learn, "decode": decode}

@@ -14,16 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from posttrain.recipe import Part
-from posttrain.reward import each, weighted
+import posttrain as pt
 from posttrain.systems.afterburner.reward import is_well_formed, recipe
 
 __all__ = ["PARTS", "recipe"]
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "formed": lambda plain, tiny: replace(
         plain,
-        reward=weighted(plain=(1.0, plain.reward), format=(0.2, each(lambda rollout: is_well_formed(rollout.text)))),
+        reward=pt.weighted(
+            plain=(1.0, plain.reward), format=(0.2, pt.each(lambda rollout: is_well_formed(rollout.text)))
+        ),
         evaluation=plain.evaluation or plain.reward,
     ),
 }

@@ -20,16 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from posttrain import ranks
-from posttrain.cli.options import ScaleOptions, at_least
-from posttrain.core import Env, EpisodeFailed, Failure, Group, Invalid, Reward, Rollout, Sampler, Score, Task
-from posttrain.group import ScoredRollout, play_and_grade
-from posttrain.policy.text import TextPolicy
-from posttrain.run.directory import Directory, read_rollouts, write_json
-from posttrain.run.lines import Lines
-from posttrain.run.progress import progress_bar
-from posttrain.run.settings import Output
-from posttrain.seeding import mix
+import posttrain as pt
+from posttrain.group import ScoredRollout
 from posttrain.systems.afterburner.iterate import Best, Rewrite, course, courses, curve, iterate
 from posttrain.systems.afterburner.measurement import METRICS, Bench, Performance, resampled_mean
 from posttrain.systems.afterburner.venus import InMarkdown, Problem, task_of
@@ -53,39 +45,39 @@ class IterationOptions:
     """Episodes that are played together."""
 
     def __post_init__(self):
-        at_least(0, rounds=self.rounds, people=self.people)
-        at_least(1, measurements=self.measurements, tasks=self.tasks)
+        pt.at_least(0, rounds=self.rounds, people=self.people)
+        pt.at_least(1, measurements=self.measurements, tasks=self.tasks)
 
 
 def iterations(
-    policy: TextPolicy,
+    policy: pt.TextPolicy,
     found: Sequence[Problem],
     bench: Bench,
     dialogue: InMarkdown,
     options: IterationOptions,
-    scale: ScaleOptions,
-    output: Output,
+    scale: pt.ScaleOptions,
+    output: pt.Output,
 ) -> list[Row]:
     """PASS@1 and BEYOND with their intervals after each greedy iteration from nothing; `left out` counts episodes.
 
     The replies are measured afresh `options.measurements` times, people's solutions once. Raises ValueError, before any
     work, for prompts that do not fit the model, and a folder that holds something else.
     """
-    tasks: list[Task[Rewrite]] = [task_of(one, metric, dialogue) for one in found for metric in METRICS]
+    tasks: list[pt.Task[Rewrite]] = [task_of(one, metric, dialogue) for one in found for metric in METRICS]
     check_room(policy, tasks, dialogue, options.rounds)
-    directory = Directory(Path(output.out))
-    ranks.run_on_primary(lambda: prepare(directory, output), "for the folder")
+    directory = pt.Directory(Path(output.out))
+    pt.ranks.run_on_primary(lambda: prepare(directory, output), "for the folder")
     people = partial(people_performances, bench, found, options.people, directory.path / PEOPLE, output.quiet)
-    others = ranks.run_on_primary(people, "for people's solutions to be measured", MEASURING)
+    others = pt.ranks.run_on_primary(people, "for people's solutions to be measured", MEASURING)
     env = iterate(options.rounds + 1, bench, dialogue, temperature=0.0)
     with scale.playing(policy, output.out, tasks) as player:
         played = play_episodes(policy, player, tasks, env, bench, directory, options.tasks, output)
     path, count = directory.path / MEASURED, options.measurements
     measure = partial(curves, bench, played, lambda one: others[one.key], count, path, output.quiet)
-    tables = ranks.run_on_primary(measure, "for the replies to be measured", MEASURING)
+    tables = pt.ranks.run_on_primary(measure, "for the replies to be measured", MEASURING)
     rows = [
         {
-            name: resampled_mean([table[i][name] for table in tables], seed=mix(output.seed, i) % 2**32)
+            name: resampled_mean([table[i][name] for table in tables], seed=pt.mix(output.seed, i) % 2**32)
             for name in tables[0][i]
         }
         for i in range(options.rounds + 1)
@@ -93,7 +85,7 @@ def iterations(
     return [{**row, "left out": row["left out"][0]} for row in rows]
 
 
-def check_room(policy: TextPolicy, tasks: Sequence[Task[Rewrite]], dialogue: InMarkdown, rounds: int) -> None:
+def check_room(policy: pt.TextPolicy, tasks: Sequence[pt.Task[Rewrite]], dialogue: InMarkdown, rounds: int) -> None:
     """Raises ValueError when a prompt, or the longest it may become with earlier code in it, does not fit the model."""
     policy.check(tasks)
     if not rounds:
@@ -110,7 +102,7 @@ def check_room(policy: TextPolicy, tasks: Sequence[Task[Rewrite]], dialogue: InM
             )
 
 
-def prepare(directory: Directory, output: Output) -> None:
+def prepare(directory: pt.Directory, output: pt.Output) -> None:
     directory.prepare({"kind": "evaluate", "run": output}, output)
     if not output.resume:
         for name in (PEOPLE, MEASURED, ITERATIONS):
@@ -127,15 +119,15 @@ def people_performances(
 
     Raises ValueError when the sandbox failed.
     """
-    lines = Lines(path)
+    lines = pt.Lines(path)
     known = {line["problem"]: [Performance(True, *one) for one in line["passed"]] for line in lines.found}
-    with progress_bar("people's solutions", len(found), quiet) as done:
+    with pt.progress_bar("people's solutions", len(found), quiet) as done:
         for one in found:
             if one.key not in known:
                 trials = [(one, each.code) for each in one.solutions[:most] if each.passed]
                 known[one.key] = passed = []
                 for performance in bench(trials):
-                    if isinstance(performance, Invalid):
+                    if isinstance(performance, pt.Invalid):
                         raise ValueError(f"{one.place}: {performance.reason}; continue with `resume=True`")
                     if performance.passed:
                         passed.append(performance)
@@ -145,74 +137,74 @@ def people_performances(
 
 
 def play_episodes(
-    policy: TextPolicy,
-    player: Sampler,
-    tasks: Sequence[Task[Rewrite]],
-    env: Env,
+    policy: pt.TextPolicy,
+    player: pt.Sampler,
+    tasks: Sequence[pt.Task[Rewrite]],
+    env: pt.Env,
     bench: Bench,
-    directory: Directory,
+    directory: pt.Directory,
     together: int,
-    output: Output,
-) -> list[Rollout]:
+    output: pt.Output,
+) -> list[pt.Rollout]:
     """The episode of each task, `together` of them at a time; those already written are read, without their turns.
 
     Raises ValueError when none of those played together succeeded.
     """
-    out: list[Rollout] = []
-    with progress_bar("episodes", len(tasks), output.quiet) as done:
+    out: list[pt.Rollout] = []
+    with pt.progress_bar("episodes", len(tasks), output.quiet) as done:
         for step, start in enumerate(range(0, len(tasks), together)):
             some = tasks[start : start + together]
-            facts = ranks.run_on_primary(partial(written_facts, directory, step), "for the episodes so far")
+            facts = pt.ranks.run_on_primary(partial(written_facts, directory, step), "for the episodes so far")
             if not facts:
                 places = range(start, start + len(some))
                 players, seed = {"policy": player}, output.seed
-                found, _ = play_and_grade(some, env, final_pass(bench), players, 1, seed, places)
+                found, _ = pt.play_and_grade(some, env, final_pass(bench), players, 1, seed, places)
                 played = [ScoredRollout(one.group[0], one.scores[0], None) for one in found]
                 facts = [one.rollout.facts for one in played]
-                if all(isinstance(one, Failure) for one in facts):
+                if all(isinstance(one, pt.Failure) for one in facts):
                     raise ValueError(f"not one of {len(some)} episodes could be played: {facts[0].reason}")
-                if ranks.is_primary():
+                if pt.ranks.is_primary():
                     directory.write_rollouts(step, policy, played)
-            out += [Rollout(task, [], one) for task, one in zip(some, facts, strict=True)]
+            out += [pt.Rollout(task, [], one) for task, one in zip(some, facts, strict=True)]
             done(len(some))
     return out
 
 
-def written_facts(directory: Directory, step: int) -> list[Any]:
-    facts = [record["facts"] for record in read_rollouts(directory.path, step)]
-    return [Failure(**one) if isinstance(one, Mapping) else one for one in facts]
+def written_facts(directory: pt.Directory, step: int) -> list[Any]:
+    facts = [record["facts"] for record in pt.read_rollouts(directory.path, step)]
+    return [pt.Failure(**one) if isinstance(one, Mapping) else one for one in facts]
 
 
-def final_pass(bench: Bench) -> Reward:
+def final_pass(bench: Bench) -> pt.Reward:
     """1 for an episode whose best code passes."""
 
-    def reward(group: Group) -> list[Score | Invalid]:
+    def reward(group: pt.Group) -> list[pt.Score | pt.Invalid]:
         return [score(one) for one in group]
 
-    def score(one: Rollout) -> Score | Invalid:
+    def score(one: pt.Rollout) -> pt.Score | pt.Invalid:
         try:
-            return Score(float(course(bench, one.task.truth, one.facts)[-1].performance.passed))
-        except EpisodeFailed as error:
-            return Invalid(str(error))
+            return pt.Score(float(course(bench, one.task.truth, one.facts)[-1].performance.passed))
+        except pt.EpisodeFailed as error:
+            return pt.Invalid(str(error))
 
     return reward
 
 
 def curves(
     bench: Bench,
-    played: Sequence[Rollout],
+    played: Sequence[pt.Rollout],
     people: Callable[[Any], Sequence[Performance]],
     count: int,
     path: Path,
     quiet: bool = False,
 ) -> list[list[dict[str, float]]]:
     """The curves of `count` measurements of the replies; `left out` is how many episodes have no course in them."""
-    lines = Lines(path)
+    lines = pt.Lines(path)
     tables = [
         [{name: math.nan if value is None else value for name, value in row.items()} for row in line["rows"]]
         for line in lines.found
     ]
-    with progress_bar("measurements", count, quiet) as done:
+    with pt.progress_bar("measurements", count, quiet) as done:
         done(len(tables))
         for _ in range(len(tables), count):
             paths = courses(bench.fresh(), played)
@@ -230,7 +222,7 @@ def curves(
 def write_table(rows: Sequence[Row], out: Path) -> str:
     """Write OUT/iterations.json; returns the table as Markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / ITERATIONS, [{"iteration": i, **without_nan(row)} for i, row in enumerate(rows)])
+    pt.write_json(out / ITERATIONS, [{"iteration": i, **without_nan(row)} for i, row in enumerate(rows)])
     names = list(rows[0])
     lines = ["| iteration | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {i} | " + " | ".join(cell(row[name]) for name in names) + " |" for i, row in enumerate(rows)]

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from posttrain.core import Env, Episode, EpisodeFailed, Failure, Invalid, Message, Rollout, Task
-from posttrain.episode import ask
+import posttrain as pt
 from posttrain.systems.afterburner.measurement import METRICS, Bench, Exercise, Metric, Performance, beyond
 
 EMPTY = Performance(False, why="there is no code yet")
@@ -44,7 +43,7 @@ class Best:
 class Dialogue(Protocol):
     """How a rewrite is asked for, and how code is found in a reply (None if there is none)."""
 
-    def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]: ...
+    def prompt(self, task: pt.Task[Rewrite], best: Best) -> tuple[pt.Message, ...]: ...
     def code(self, text: str) -> str | None: ...
 
 
@@ -66,8 +65,8 @@ def course(bench: Bench, rewrite: Rewrite, codes: Sequence[str | None]) -> list[
     found = bench([(rewrite.exercise, code) for code in (rewrite.original, *codes)])
     path: list[Best] = []
     for code, performance in zip((rewrite.original, *codes), found, strict=True):
-        if isinstance(performance, Invalid):
-            raise EpisodeFailed(performance.reason)
+        if isinstance(performance, pt.Invalid):
+            raise pt.EpisodeFailed(performance.reason)
         if not path:
             path.append(Best(code, performance if code is not None else EMPTY))
         elif code is not None and is_improvement(path[-1].performance, performance, rewrite.metric):
@@ -77,7 +76,7 @@ def course(bench: Bench, rewrite: Rewrite, codes: Sequence[str | None]) -> list[
     return path
 
 
-def iterate(rounds: int, bench: Bench, dialogue: Dialogue, temperature: float | None = None) -> Env:
+def iterate(rounds: int, bench: Bench, dialogue: Dialogue, temperature: float | None = None) -> pt.Env:
     """The environment of this many rounds; its facts are the code of each reply.
 
     The best code is measured before each ask, but not after the last one: the reward measures the whole group at once.
@@ -86,11 +85,11 @@ def iterate(rounds: int, bench: Bench, dialogue: Dialogue, temperature: float | 
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: it must be at least 1")
 
-    def env(task: Task[Rewrite]) -> Episode:
+    def env(task: pt.Task[Rewrite]) -> pt.Episode:
         codes: list[str | None] = []
         for _ in range(rounds):
             best = course(bench, task.truth, codes)[-1]
-            reply = yield from ask(dialogue.prompt(task, best), temperature=temperature)
+            reply = yield from pt.ask(dialogue.prompt(task, best), temperature=temperature)
             codes.append(dialogue.code(str(reply.content)))
         return codes
 
@@ -100,7 +99,7 @@ def iterate(rounds: int, bench: Bench, dialogue: Dialogue, temperature: float | 
 Course: TypeAlias = "tuple[Rewrite, list[Best]]"  # what was asked, and the best code after each round
 
 
-def courses(bench: Bench, rollouts: Sequence[Rollout]) -> list[Course]:
+def courses(bench: Bench, rollouts: Sequence[pt.Rollout]) -> list[Course]:
     """The course of each episode. Episodes that could not be played or measured are dropped with a warning.
 
     Raises ValueError when all of them are.
@@ -108,12 +107,12 @@ def courses(bench: Bench, rollouts: Sequence[Rollout]) -> list[Course]:
     found: list[Course] = []
     lost: list[str] = []
     for one in rollouts:
-        if isinstance(one.facts, Failure):
+        if isinstance(one.facts, pt.Failure):
             lost.append(one.facts.reason)
             continue
         try:
             found.append((one.task.truth, course(bench, one.task.truth, one.facts)[1:]))
-        except EpisodeFailed as error:
+        except pt.EpisodeFailed as error:
             lost.append(str(error))
     if not found:
         raise ValueError(f"none of {len(lost)} episodes could be played and measured; the first because: {lost[0]}")

@@ -7,21 +7,11 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from posttrain.core import Invalid, Message, Task
-from posttrain.data import Demonstration, Pair
-from posttrain.episode import assistant, rollout, user
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Budget, Lab, Measures, Smoke
+import posttrain as pt
 from posttrain.lab.world.kata import Kata, Katas, performance_words, reply
 from posttrain.lab.world.kata_programs import FAMILIES
 from posttrain.lab.world.words import Size, base
-from posttrain.policy.text import TextPolicy
-from posttrain.preference import dpo, prefer
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
 from posttrain.sandbox import sandbox
-from posttrain.seeding import mix
-from posttrain.supervised import sft
 from posttrain.systems.afterburner.iterate import Best, Rewrite, courses, curve, iterate
 from posttrain.systems.afterburner.measurement import METRICS, Bench, Metric, Performance
 from posttrain.systems.afterburner.reward import recipe
@@ -43,11 +33,11 @@ class InWords:
     feedback: bool = True
     original: bool = True
 
-    def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]:
+    def prompt(self, task: pt.Task[Rewrite], best: Best) -> tuple[pt.Message, ...]:
         kata, code, told = task.truth.exercise, best.code, best.performance
         assert isinstance(kata, Kata)
         shown = performance_words(told.passed, told.seconds, told.kib) if code and self.feedback else None
-        return (user(self.world.question(kata, task.truth.metric, code if self.original else None, shown)),)
+        return (pt.user(self.world.question(kata, task.truth.metric, code if self.original else None, shown)),)
 
     def code(self, text: str) -> str | None:
         """What stands between the last solution tags, if it is the four words of a template."""
@@ -63,17 +53,17 @@ def open_bench() -> Bench:
     return Bench(sandbox(), wall_s=10.0, repeats=1, laps=3, at_once=4)
 
 
-def task_of(world: Katas, kata: Kata, metric: Metric, original: str | None = None, number: int = 0) -> Task[Rewrite]:
+def task_of(world: Katas, kata: Kata, metric: Metric, original: str | None = None, number: int = 0) -> pt.Task[Rewrite]:
     key = f"{kata.family}-{kata.size}-{kata.edge}-{metric}-{number}"
-    return Task(key, (user(world.question(kata, metric, original)),), Rewrite(kata, metric, original))
+    return pt.Task(key, (pt.user(world.question(kata, metric, original)),), Rewrite(kata, metric, original))
 
 
-def held_out_tasks(world: Katas, limit: int | None = None) -> list[Task[Rewrite]]:
+def held_out_tasks(world: Katas, limit: int | None = None) -> list[pt.Task[Rewrite]]:
     """Held-out functions, the first `limit` of them, from nothing, by each metric."""
     return [task_of(world, kata, metric) for kata in world.katas(held_out=True)[:limit] for metric in METRICS]
 
 
-def rewritings(world: Katas) -> list[Task[Rewrite]]:
+def rewritings(world: Katas) -> list[pt.Task[Rewrite]]:
     """For GRPO: each function and metric with random solutions by people, passing or failing, as originals."""
     return [
         task_of(world, kata, metric, original, number)
@@ -84,7 +74,7 @@ def rewritings(world: Katas) -> list[Task[Rewrite]]:
 
 
 def originals(world: Katas, kata: Kata, metric: Metric) -> list[str]:
-    draw = random.Random(mix(world.seed, "originals", kata.family, kata.size, kata.edge, metric))
+    draw = random.Random(pt.mix(world.seed, "originals", kata.family, kata.size, kata.edge, metric))
     return draw.choices(world.people_code(kata, PEOPLE), k=ORIGINALS)
 
 
@@ -93,7 +83,7 @@ def passed_solutions(world: Katas, bench: Bench, katas: Sequence[Kata]) -> dict[
     trials = [(kata, code) for kata in katas for code in world.people_code(kata, PEOPLE)]
     out: dict[Kata, list[tuple[str, Performance]]] = {kata: [] for kata in katas}
     for (kata, code), found in zip(trials, bench(trials), strict=True):
-        if isinstance(found, Invalid):
+        if isinstance(found, pt.Invalid):
             raise ValueError(found.reason)
         if found.passed:
             out[kata].append((code, found))
@@ -104,19 +94,19 @@ def best_first(solutions: Iterable[tuple[str, Performance]], metric: Metric) -> 
     return sorted(solutions, key=lambda one: one[1].of(metric))
 
 
-def demonstrations(world: Katas, bench: Bench) -> list[Demonstration]:
+def demonstrations(world: Katas, bench: Bench) -> list[pt.Demonstration]:
     """For SFT: of each function and metric the best solutions by people, from nothing."""
     return [
-        Demonstration((user(world.question(kata, metric)), assistant(reply(code))))
+        pt.Demonstration((pt.user(world.question(kata, metric)), pt.assistant(reply(code))))
         for kata, solutions in passed_solutions(world, bench, world.katas()).items()
         for metric in METRICS
         for code, _ in best_first(solutions, metric)[:BEST]
     ]
 
 
-def pairs(world: Katas, bench: Bench) -> list[Pair]:
+def pairs(world: Katas, bench: Bench) -> list[pt.Pair]:
     """For DPO: of each function and metric random pairs of solutions that pass, the better one chosen."""
-    draw, out = random.Random(mix(world.seed, "pairs")), list[Pair]()
+    draw, out = random.Random(pt.mix(world.seed, "pairs")), list[pt.Pair]()
     for kata, solutions in passed_solutions(world, bench, world.katas()).items():
         if len(solutions) < 2:
             continue
@@ -124,18 +114,18 @@ def pairs(world: Katas, bench: Bench) -> list[Pair]:
             for _ in range(PAIRS):
                 one, other = best_first(draw.sample(solutions, 2), metric)
                 if one[1].of(metric) < other[1].of(metric):
-                    out.append(Pair((user(world.question(kata, metric)),), reply(one[0]), reply(other[0])))
+                    out.append(pt.Pair((pt.user(world.question(kata, metric)),), reply(one[0]), reply(other[0])))
     return out
 
 
-def learn_from_people(policy: TextPolicy, world: Katas, bench: Bench, method: str, run: Run) -> Session:
+def learn_from_people(policy: pt.TextPolicy, world: Katas, bench: Bench, method: str, run: pt.Run) -> pt.Session:
     if method == "sft":
-        return sft(policy, demonstrations(world, bench), run)
-    return prefer(policy, pairs(world, bench), dpo(BETA), run, reference=policy.frozen_copy())
+        return pt.sft(policy, demonstrations(world, bench), run)
+    return pt.prefer(policy, pairs(world, bench), pt.dpo(BETA), run, reference=policy.frozen_copy())
 
 
 def curve_of(
-    policy: TextPolicy,
+    policy: pt.TextPolicy,
     world: Katas,
     bench: Bench,
     dialogue: InWords,
@@ -146,12 +136,12 @@ def curve_of(
     """PASS@1 and BEYOND after each iteration over held-out functions, the first `limit` of them."""
     people = passed_solutions(world, bench, world.katas(held_out=True)[:limit])
     env = iterate(ROUNDS[-1] + 1, bench, dialogue, temperature)
-    played = rollout(env, held_out_tasks(world, limit), {"policy": policy}, 1, seed)
+    played = pt.rollout(env, held_out_tasks(world, limit), {"policy": policy}, 1, seed)
     paths = courses(bench, [group[0] for group in played])
     return curve(paths, lambda kata: [found for _, found in people[kata]])
 
 
-def measures(lab: Lab, bench: Bench, dialogue: InWords) -> Measures:
+def measures(lab: pt.Lab, bench: Bench, dialogue: InWords) -> pt.Measures:
     """Of greedy iterations; and of as many samples of the first answer, of which the best is kept."""
     limit = lab.budget.items(len(held_out_tasks(lab.world))) // len(METRICS)
     rows = curve_of(lab.policy, lab.world, bench, dialogue, lab.seed, limit=limit)
@@ -164,11 +154,11 @@ def measures(lab: Lab, bench: Bench, dialogue: InWords) -> Measures:
     return out | {f"sampled, {name} {ROUNDS[-1]}": value for name, value in rows[ROUNDS[-1]].items()}
 
 
-def arm(method: str, feedback: bool = True, original: bool = True) -> Arm:
-    def run(seed: int, budget: Budget) -> Measures:
+def arm(method: str, feedback: bool = True, original: bool = True) -> pt.Arm:
+    def run(seed: int, budget: pt.Budget) -> pt.Measures:
         world, bench = Katas(seed), open_bench()
         dialogue = InWords(world, feedback, original)
-        lab = Lab(seed, budget, world, base(world, seed, budget.size(Size())))
+        lab = pt.Lab(seed, budget, world, base(world, seed, budget.size(Size())))
         with bench.box:
             if method == "grpo":
                 made = recipe(bench, dialogue, samples=SAMPLES)
@@ -176,7 +166,7 @@ def arm(method: str, feedback: bool = True, original: bool = True) -> Arm:
             elif method != "base":
                 steps, rate = budget.steps(TAUGHT_STEPS), {"sft": SFT_RATE, "dpo": DPO_RATE}[method]
                 with tempfile.TemporaryDirectory() as out:
-                    kept = Run(out, steps, TAUGHT_ROWS, rate, seed=seed, save_every=steps, quiet=True)
+                    kept = pt.Run(out, steps, TAUGHT_ROWS, rate, seed=seed, save_every=steps, quiet=True)
                     learn_from_people(lab.policy, world, bench, method, kept)
             return measures(lab, bench, dialogue)
 
@@ -193,7 +183,7 @@ ARMS = {
     "grpo, no feedback": arm("grpo", feedback=False),
     "grpo, no code": arm("grpo", original=False),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     PASS@1 rises over iterations
         paper: 37.3 to 61.7 over ten test-time iterations on Venus
         pass 8: grpo > pass 0: grpo
@@ -253,4 +243,11 @@ CLAIMS = claims("""
         pass 8: grpo > sampled, pass 8: grpo
 """)
 # The other stages run in tests/test_afterburner.py.
-SMOKE = Smoke({"laptop": ["", "--method dpo", "--no-feedback"]}, {"lab.PEOPLE": 8})
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --method dpo
+    laptop --no-feedback
+    """,
+    {"lab.PEOPLE": 8},
+)

@@ -16,14 +16,12 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from posttrain.core import Invalid
-
-if TYPE_CHECKING:
-    from posttrain.sandbox import CallResults, Calls, Limits, RaisedError, ReturnedValue, Sandbox
+import posttrain as pt
+from posttrain.sandbox import CallResults, Calls, Limits, RaisedError, ReturnedValue, Sandbox, run_calls
 
 Metric = Literal["time", "memory", "integral"]
 METRICS: tuple[Metric, ...] = ("time", "memory", "integral")
@@ -99,15 +97,14 @@ class Bench:
         self.known: dict[str, tuple[str, float, float, str]] = {}  # verdict, seconds, KiB, why it cannot pass
         self.lock = threading.Lock()  # episodes that play side by side measure one after the other
 
-    def __call__(self, trials: Sequence[tuple[Exercise, str | None]]) -> list[Performance | Invalid]:
+    def __call__(self, trials: Sequence[tuple[Exercise, str | None]]) -> list[Performance | pt.Invalid]:
         """The performance of each code, in one batch; `Invalid` where the sandbox failed rather than the code."""
         with self.lock:
             broken = self.execute_new(trials)
         return [self.performance(exercise, code, broken) for exercise, code in trials]
 
-    def execute_new(self, trials: Sequence[tuple[Exercise, str | None]]) -> Invalid | None:
+    def execute_new(self, trials: Sequence[tuple[Exercise, str | None]]) -> pt.Invalid | None:
         """Execute what has not been measured yet. Returns how the sandbox failed, if it did."""
-        from posttrain.sandbox import run_calls
 
         wanted = {
             key(exercise, code): (exercise, calls, exercise.compile_only(code))
@@ -127,12 +124,11 @@ class Bench:
                 free = FREE_LOADING * births.get(name, math.inf)
                 self.known[name] = self.record(exercise, len(calls.arguments), one, free)
         except RuntimeError as error:  # the sandbox's own, and never the code's
-            return Invalid(f"the sandbox failed: {error}")
+            return pt.Invalid(f"the sandbox failed: {error}")
         return None
 
     @property
     def limits(self) -> Limits:
-        from posttrain.sandbox import Limits
 
         return Limits(wall_s=self.wall_s, memory_mib=self.memory_mib)
 
@@ -146,7 +142,6 @@ class Bench:
 
         The first `free_s` seconds of loading are free.
         """
-        from posttrain.sandbox import RaisedError
 
         bad = next((result for result in one.results if isinstance(result, RaisedError)), None)
         why = one.error or (f"{bad.name}: {bad.message}"[:200] if bad else "")
@@ -160,11 +155,10 @@ class Bench:
         return verdict, max(seconds, LEAST_S), max(*one.peak_kib, LEAST_KIB), ""
 
     def execute(self, calls: Calls) -> CallResults:
-        from posttrain.sandbox import run_calls
 
         return run_calls(self.box, [calls], self.limits)[0]
 
-    def performance(self, exercise: Exercise, code: str | None, broken: Invalid | None) -> Performance | Invalid:
+    def performance(self, exercise: Exercise, code: str | None, broken: pt.Invalid | None) -> Performance | pt.Invalid:
         if code is None:
             return NO_CODE
         if key(exercise, code) not in self.known:

@@ -13,10 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from posttrain.advantage import normalised
-from posttrain.core import Group, Invalid, Reward, Score
-from posttrain.loss import clipped, token_mean
-from posttrain.recipe import Recipe
+import posttrain as pt
 from posttrain.systems.afterburner.iterate import Dialogue, Rewrite, iterate
 from posttrain.systems.afterburner.measurement import CAPS, Bench, Metric, Performance
 
@@ -59,7 +56,9 @@ def efficiency(before: float, after: float, cap: float, zone: float = 0.0) -> fl
     return 0.0 if abs(gain) < zone else math.tanh(gain)
 
 
-def score_of(text: str, before: Performance, after: Performance, metric: Metric, weights: Weights = Weights()) -> Score:
+def score_of(
+    text: str, before: Performance, after: Performance, metric: Metric, weights: Weights = Weights()
+) -> pt.Score:
     """The score of one reply, with its parts: correctness, efficiency, format, and whether it passed."""
     correctness = CORRECTNESS[before.passed, after.passed]
     gained = 0.0
@@ -68,21 +67,21 @@ def score_of(text: str, before: Performance, after: Performance, metric: Metric,
     right_form = float(is_well_formed(text))
     improvement = correctness + weights.efficiency * gained
     parts = {"correctness": correctness, "efficiency": gained, "format": right_form, "passed": float(after.passed)}
-    return Score(weights.improvement * improvement + weights.format * right_form, parts)
+    return pt.Score(weights.improvement * improvement + weights.format * right_form, parts)
 
 
-def rewriting_reward(bench: Bench, dialogue: Dialogue, weights: Weights = Weights()) -> Reward:
+def rewriting_reward(bench: Bench, dialogue: Dialogue, weights: Weights = Weights()) -> pt.Reward:
     """The reward of a group's last replies, which are measured in one batch with the original."""
 
-    def reward(group: Group) -> list[Score | Invalid]:
+    def reward(group: pt.Group) -> list[pt.Score | pt.Invalid]:
         rewrite: Rewrite = group[0].task.truth
         codes = [dialogue.code(rollout.text) for rollout in group]
         before, *after = bench([(rewrite.exercise, code) for code in (rewrite.original, *codes)])
         return [
             before
-            if isinstance(before, Invalid)
+            if isinstance(before, pt.Invalid)
             else one
-            if isinstance(one, Invalid)
+            if isinstance(one, pt.Invalid)
             else score_of(rollout.text, before, one, rewrite.metric, weights)
             for rollout, one in zip(group, after, strict=True)
         ]
@@ -90,24 +89,24 @@ def rewriting_reward(bench: Bench, dialogue: Dialogue, weights: Weights = Weight
     return reward
 
 
-def recipe(bench: Bench, dialogue: Dialogue, weights: Weights = Weights(), samples: int = 8) -> Recipe:
+def recipe(bench: Bench, dialogue: Dialogue, weights: Weights = Weights(), samples: int = 8) -> pt.Recipe:
     """GRPO as published: one round from the original, no KL, no entropy term. Held-out tasks are graded by PASS@1."""
-    return Recipe(
+    return pt.Recipe(
         rewriting_reward(bench, dialogue, weights),
         env=iterate(1, bench, dialogue),
-        advantage=normalised,
-        loss=clipped(),
-        reduce=token_mean,
+        advantage=pt.normalised,
+        loss=pt.clipped(),
+        reduce=pt.token_mean,
         samples=samples,
         evaluation=pass_reward(bench, dialogue),
     )
 
 
-def pass_reward(bench: Bench, dialogue: Dialogue) -> Reward:
+def pass_reward(bench: Bench, dialogue: Dialogue) -> pt.Reward:
     """PASS@1: 1 for a last reply whose code passes."""
     plain = rewriting_reward(bench, dialogue)
 
-    def reward(group: Group) -> list[Score | Invalid]:
-        return [one if isinstance(one, Invalid) else Score(one.parts["passed"]) for one in plain(group)]
+    def reward(group: pt.Group) -> list[pt.Score | pt.Invalid]:
+        return [one if isinstance(one, pt.Invalid) else pt.Score(one.parts["passed"]) for one in plain(group)]
 
     return reward

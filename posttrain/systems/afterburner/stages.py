@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from posttrain import ranks
-from posttrain.cli.launch import one_process
-from posttrain.cli.options import ModelOptions, ScaleOptions, at_least, named_files
-from posttrain.data import Demonstration, Pair
-from posttrain.episode import assistant
-from posttrain.preference import dpo, prefer
-from posttrain.run.session import Session
-from posttrain.run.settings import Output, Run
-from posttrain.seeding import mix
-from posttrain.supervised import sft
+import posttrain as pt
+from posttrain.sandbox import sandbox
 from posttrain.systems.afterburner.evaluation import IterationOptions, iterations, write_table
-from posttrain.systems.afterburner.measurement import MEMORY_MIB, METRICS, TIME_CAP_S, Bench
+from posttrain.systems.afterburner.measurement import MEMORY_MIB, TIME_CAP_S, Bench
+from posttrain.systems.afterburner.people import demonstrations, pairs
 from posttrain.systems.afterburner.reward import Weights, recipe
 from posttrain.systems.afterburner.venus import (
     InMarkdown,
     Problem,
-    best_first,
     check_evaluators,
     problems,
-    reply_text,
     rewritings,
-    task_of,
 )
 
 
@@ -63,7 +52,7 @@ class MeasuringOptions:
     """Codes measured at the same time; more is faster and noisier."""
 
     def __post_init__(self):
-        at_least(1, memory_mib=self.memory_mib, repeats=self.repeats, side_by_side=self.side_by_side)
+        pt.at_least(1, memory_mib=self.memory_mib, repeats=self.repeats, side_by_side=self.side_by_side)
         if not 0 < self.wall_s < math.inf:
             raise ValueError(f"`wall_s={self.wall_s}`: it must be above 0 and finite")
 
@@ -72,11 +61,10 @@ class MeasuringOptions:
 
         No `with`: on a cluster, a player's recipe outlives the stage that built it.
         """
-        from posttrain.sandbox import sandbox
 
         options = {"memory_mib": self.memory_mib, "repeats": self.repeats, "at_once": self.side_by_side}
         bench = Bench(sandbox(), self.wall_s, **options)
-        ranks.run_on_primary(lambda: check_evaluators(found, bench.execute), "for the evaluators of the data")
+        pt.ranks.run_on_primary(lambda: check_evaluators(found, bench.execute), "for the evaluators of the data")
         return bench
 
 
@@ -84,11 +72,11 @@ def laptop(
     method: Literal["grpo", "sft", "dpo"] = "grpo",
     feedback: bool = True,
     original: bool = True,
-    run: Run = Run("runs/afterburner", steps=200, tasks=16, lr=1e-3),
-) -> Session:
-    """Small functions, really executed: train one round at a time, then iterate over functions that are held out.
+    run: pt.Run = pt.Run("runs/afterburner", steps=200, tasks=16, lr=1e-3),
+) -> pt.Session:
+    """Small functions, really executed: pt.train one round at a time, then iterate over functions that are held out.
 
-    The claims train `method=sft` and `method=dpo` with `steps=100` and `tasks=32`, and dpo with `lr=1e-4`.
+    The claims pt.train `method=sft` and `method=dpo` with `steps=100` and `tasks=32`, and dpo with `lr=1e-4`.
 
     method    what teaches
     feedback  tell the policy how the code before performed
@@ -96,7 +84,6 @@ def laptop(
     """
     from posttrain.lab.world.kata import Katas
     from posttrain.lab.world.words import base
-    from posttrain.step import train
     from posttrain.systems.afterburner import lab
 
     world, bench = Katas(run.seed), lab.open_bench()
@@ -105,7 +92,7 @@ def laptop(
     with bench.box:
         if method == "grpo":
             made = recipe(bench, dialogue, samples=lab.SAMPLES)
-            session = train(policy, lab.rewritings(world), made, run, held_out=lab.held_out_tasks(world))
+            session = pt.train(policy, lab.rewritings(world), made, run, held_out=lab.held_out_tasks(world))
         else:
             session = lab.learn_from_people(policy, world, bench, method, run)
         print(write_table(lab.curve_of(policy, world, bench, dialogue, run.seed), Path(run.out)))
@@ -114,16 +101,16 @@ def laptop(
 
 def reinforce(
     source: ProblemOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
     measuring: MeasuringOptions,
     dialogue: InMarkdown,
-    run: Run = Run("runs/afterburner", steps=100, tasks=32, lr=1e-6),
+    run: pt.Run = pt.Run("runs/afterburner", steps=100, tasks=32, lr=1e-6),
     samples: int = 32,
     zone: float = 0.1,
     repaired: bool = False,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """GRPO on one round of the loop, from somebody's solution of each problem, by how the reply is measured to run.
 
     Give `max_new=8192` for the published length.
@@ -133,10 +120,10 @@ def reinforce(
     repaired  code that passes where the original failed also earns for its efficiency, as in the release
     held_out  problems of the same form, whose PASS@1 after one round is followed: FILE, or NAME=FILE
     """
-    at_least(1, samples=samples)
-    at_least(0, zone=zone)
+    pt.at_least(1, samples=samples)
+    pt.at_least(0, zone=zone)
     found = source.problems()
-    tests = {name: problems(file, split="test") for name, file in named_files(held_out).items()}
+    tests = {name: problems(file, split="test") for name, file in pt.named_files(held_out).items()}
     bench = measuring.bench([*found, *(one for some in tests.values() for one in some)])
     policy = model.policy()
     made = recipe(bench, dialogue, Weights(zone=zone, repaired=repaired), samples)
@@ -149,74 +136,38 @@ def reinforce(
 
 def learn_solutions(
     source: ProblemOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/afterburner-sft", steps=100, tasks=32, lr=1e-6),
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/afterburner-sft", steps=100, tasks=32, lr=1e-6),
     best: int = 24,
-) -> Session:
+) -> pt.Session:
     """SFT on people's best solutions, from nothing, in the order of what was recorded of them.
 
     best  solutions of each problem and metric that are learned
     """
-    at_least(1, best=best)
-    return sft(model.policy(), demonstrations(source.problems(), best), run)
+    pt.at_least(1, best=best)
+    return pt.sft(model.policy(), demonstrations(source.problems(), best), run)
 
 
-def demonstrations(found: Sequence[Problem], most: int) -> list[Demonstration]:
-    """For each problem and metric the `most` best solutions that passed. Raises ValueError when there is none."""
-    plain = InMarkdown()
-    out = [
-        Demonstration((*task_of(one, metric, plain).prompt, assistant(reply_text(solution.code))))
-        for one in found
-        for metric in METRICS
-        for solution in best_first(one, metric)[:most]
-    ]
-    if not out:
-        raise ValueError("no solution of the data passed and has its time, memory or integral: nothing to learn from")
-    return out
-
-
-@one_process("the loss of pairs is not divided among ranks")
+@pt.one_process("the loss of pairs is not divided among ranks")
 def learn_pairs(
     source: ProblemOptions,
-    model: ModelOptions,
-    run: Run = Run("runs/afterburner-dpo", steps=100, tasks=32, lr=1e-6),
+    model: pt.ModelOptions,
+    run: pt.Run = pt.Run("runs/afterburner-dpo", steps=100, tasks=32, lr=1e-6),
     pairs_each: int = 48,
     least: int = 48,
     beta: float = 0.1,
-) -> Session:
+) -> pt.Session:
     """DPO on pairs of people's solutions, from nothing: the one recorded as better is chosen.
 
     pairs_each  pairs of each problem and metric
     least       solutions that a problem must have
     beta        how close the policy stays to the model it starts from
     """
-    at_least(1, pairs_each=pairs_each, least=least)
+    pt.at_least(1, pairs_each=pairs_each, least=least)
     preferred = pairs(source.problems(), pairs_each, least, run.seed)
     policy = model.policy()
-    return prefer(policy, preferred, dpo(beta), run, reference=policy.frozen_copy())
-
-
-def pairs(found: Sequence[Problem], count: int, least: int, seed: int) -> list[Pair]:
-    """For each metric and each problem with at least `least` solutions that passed, `count` random pairs.
-
-    Raises ValueError when there is none.
-    """
-    plain, out = InMarkdown(), list[Pair]()
-    for one in found:
-        for metric in METRICS:
-            known = best_first(one, metric)
-            if len(known) < max(least, 2):
-                continue
-            draw = random.Random(mix(seed, "pairs", one.key, metric))
-            for _ in range(count):
-                better, worse = sorted(draw.sample(range(len(known)), 2))
-                if known[better].recorded[metric] < known[worse].recorded[metric]:
-                    texts = reply_text(known[better].code), reply_text(known[worse].code)
-                    out.append(Pair(task_of(one, metric, plain).prompt, *texts, kind=metric))
-    if not out:
-        raise ValueError(f"`least={least}`: no problem has so many solutions that passed and differ; lower `least`")
-    return out
+    return pt.prefer(policy, preferred, pt.dpo(beta), run, reference=policy.frozen_copy())
 
 
 # ---- the loop at test time
@@ -224,12 +175,12 @@ def pairs(found: Sequence[Problem], count: int, least: int, seed: int) -> list[P
 
 def evaluate(
     source: ProblemOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
     measuring: MeasuringOptions,
     iterating: IterationOptions,
     dialogue: InMarkdown,
-    output: Output = Output("runs/afterburner-evaluation"),
+    output: pt.Output = pt.Output("runs/afterburner-evaluation"),
 ) -> Path:
     """Iterate greedily from nothing; write OUT/iterations.json: PASS@1 and BEYOND after each iteration.
 
@@ -238,7 +189,7 @@ def evaluate(
     found = source.problems()
     bench = measuring.bench(found)
     rows = iterations(model.policy(), found, bench, dialogue, iterating, scale, output)
-    if ranks.is_primary():
+    if pt.ranks.is_primary():
         print(write_table(rows, Path(output.out)))
     return Path(output.out)
 

@@ -22,11 +22,9 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
-from posttrain.core import Message, Task
+import posttrain as pt
 from posttrain.data import Place, column, records
-from posttrain.episode import user
 from posttrain.sandbox import Calls, RaisedError, ReturnedValue
-from posttrain.seeding import mix
 from posttrain.systems.afterburner.iterate import Best, Rewrite
 from posttrain.systems.afterburner.measurement import METRICS, Execute, Metric
 
@@ -289,7 +287,7 @@ class InMarkdown:
     original: bool = True
     """Show it the code before."""
 
-    def prompt(self, task: Task[Rewrite], best: Best) -> tuple[Message, ...]:
+    def prompt(self, task: pt.Task[Rewrite], best: Best) -> tuple[pt.Message, ...]:
         one = task.truth.exercise
         assert isinstance(one, Problem)
         told, before = best.performance, ""
@@ -301,7 +299,9 @@ class InMarkdown:
             before += f"Passed: True / {numbers}\n" if told.passed else "Passed: False\n"
         starter = f"\n## Starter code\n```python\n{one.starter.strip()}\n```\n" if one.starter.strip() else ""
         wanted = WANTED[task.truth.metric]
-        return (user(PROMPT.format(wanted=wanted, statement=one.statement.strip(), starter=starter, original=before)),)
+        return (
+            pt.user(PROMPT.format(wanted=wanted, statement=one.statement.strip(), starter=starter, original=before)),
+        )
 
     def code(self, text: str) -> str | None:
         """The last fenced block of the last solution block; None if there is none."""
@@ -316,18 +316,18 @@ def reply_text(code: str) -> str:
     return f"<thinking>\n</thinking>\n<solution>\n```python\n{code.strip()}\n```\n</solution>"
 
 
-def task_of(one: Problem, metric: Metric, dialogue: InMarkdown, original: str | None = None) -> Task[Rewrite]:
+def task_of(one: Problem, metric: Metric, dialogue: InMarkdown, original: str | None = None) -> pt.Task[Rewrite]:
     """A task. Its prompt only gives the length: the environment asks with the performance in it as well."""
     truth = Rewrite(one, metric, original)
-    task = Task(f"{one.key}-{metric}", (), truth)
-    return Task(task.key, dialogue.prompt(task, Best(original)), truth)
+    task = pt.Task(f"{one.key}-{metric}", (), truth)
+    return pt.Task(task.key, dialogue.prompt(task, Best(original)), truth)
 
 
-def rewritings(found: Sequence[Problem], dialogue: InMarkdown, seed: int) -> list[Task[Rewrite]]:
+def rewritings(found: Sequence[Problem], dialogue: InMarkdown, seed: int) -> list[pt.Task[Rewrite]]:
     """Every problem with each metric, from a random solution by people, passing or failing, if it has one."""
     out = []
     for one in found:
         for metric in METRICS:
-            draw = random.Random(mix(seed, "original", one.key, metric))
+            draw = random.Random(pt.mix(seed, "original", one.key, metric))
             out.append(task_of(one, metric, dialogue, draw.choice(one.solutions).code if one.solutions else None))
     return out

@@ -14,20 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from posttrain.advantage import normalised
-from posttrain.core import Reward
-from posttrain.loss import clipped, token_mean
-from posttrain.recipe import Part, Recipe
+import posttrain as pt
 from posttrain.systems.deeptheorem.verdict import guard
 
 __all__ = ["PARTS", "recipe"]
 
 
-def recipe(reward: Reward, samples: int = 64) -> Recipe:
+def recipe(reward: pt.Reward, samples: int = 64) -> pt.Recipe:
     """GRPO as released: advantages by the group's deviation, one update on-policy, no KL and no entropy term."""
-    return Recipe(reward, advantage=normalised, loss=clipped(), reduce=token_mean, samples=samples)
+    return pt.Recipe(reward, advantage=pt.normalised, loss=pt.clipped(), reduce=pt.token_mean, samples=samples)
 
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "guarded": lambda plain, tiny: replace(plain, reward=guard(plain.reward)),
 }

@@ -6,16 +6,9 @@ import random
 import statistics
 from collections.abc import Iterator
 
-from posttrain import tiny
-from posttrain.core import Rollout, Task
-from posttrain.data import Demonstration
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world.theorems import Theorems, proof_marks, steps
 from posttrain.lab.world.words import Size, base
-from posttrain.policy.text import TextPolicy
-from posttrain.reward import each
-from posttrain.seeding import mix
 from posttrain.systems.deeptheorem import recipe
 from posttrain.systems.deeptheorem.process import process_score
 from posttrain.systems.deeptheorem.statements import measures_of
@@ -28,21 +21,21 @@ TAUGHT, TAUGHT_ROWS, TAUGHT_RATE = 300, 64, 1e-3  # supervised steps
 TESTED = 100  # theorems
 
 
-def base_model(world: Theorems, seed: int, budget: Budget = FULL) -> TextPolicy:
+def base_model(world: Theorems, seed: int, budget: pt.Budget = pt.FULL) -> pt.TextPolicy:
     """It has learnt to prove, and then read replies of which most have no proof and any verdict."""
     return base(world, seed, budget.size(CLEAN), (Theorems(seed, LAZY, WRONG), budget.size(WEB)))
 
 
-def measures(lab: Lab) -> dict[str, float]:
+def measures(lab: pt.Lab) -> dict[str, float]:
     """Greedy replies to all statements of the held-out theorems, and the mean reward of samples of them."""
     tests = lab.world.held_out_tasks(lab.budget.items(TESTED))
-    sampled = lab.evaluate(tests, each(right), seed=mix(lab.seed, "sampled")).reward
-    found = lab.evaluate(tests, each(right), seed=mix(lab.seed, "greedy"), temperature=0.0)
+    sampled = lab.evaluate(tests, pt.each(right), seed=pt.mix(lab.seed, "sampled")).reward
+    found = lab.evaluate(tests, pt.each(right), seed=pt.mix(lab.seed, "greedy"), temperature=0.0)
     replies = [group[0] for group in found.groups]
     return {**measures_of(replies), **proof_measures(replies), "sampled": sampled}
 
 
-def proof_measures(replies: list[Rollout]) -> dict[str, float]:
+def proof_measures(replies: list[pt.Rollout]) -> dict[str, float]:
     """The process, by rules."""
     marks = [proof_marks(one.text, one.task.truth) for one in replies]
     return {
@@ -52,29 +45,29 @@ def proof_measures(replies: list[Rollout]) -> dict[str, float]:
     }
 
 
-def imitation(whole: bool) -> Arm:
+def imitation(whole: bool) -> pt.Arm:
     """Supervised on the training statements with the right verdict: after whole proofs, or after none of the steps."""
 
-    def imitation_policy(world: Theorems, seed: int, budget: Budget) -> TextPolicy:
+    def imitation_policy(world: Theorems, seed: int, budget: pt.Budget) -> pt.TextPolicy:
         policy = base_model(world, seed, budget)
         shown = demonstrations(world, world.training_tasks(), whole, seed)
-        tiny.warm_start(policy, shown, budget.steps(TAUGHT), TAUGHT_ROWS, TAUGHT_RATE)
+        pt.tiny.warm_start(policy, shown, budget.steps(TAUGHT), TAUGHT_ROWS, TAUGHT_RATE)
         return policy
 
-    return trial(Theorems, None, measures, policy=imitation_policy)
+    return pt.trial(Theorems, None, measures, policy=imitation_policy)
 
 
-def demonstrations(world: Theorems, tasks: list[Task], whole: bool, seed: int) -> Iterator[Demonstration]:
-    draw = random.Random(mix(seed, "imitated"))
+def demonstrations(world: Theorems, tasks: list[pt.Task], whole: bool, seed: int) -> Iterator[pt.Demonstration]:
+    draw = random.Random(pt.mix(seed, "imitated"))
     while True:
         yield world.proof(draw.choice(tasks), whole)
 
 
-def reinforcement(variants: bool) -> Arm:
+def reinforcement(variants: bool) -> pt.Arm:
     """By the verdict alone: on statements with their contradictory variants, or on statements that hold."""
-    return trial(
+    return pt.trial(
         Theorems,
-        lambda lab: recipe(each(right), samples=SAMPLES),
+        lambda lab: recipe(pt.each(right), samples=SAMPLES),
         measures,
         steps=LEARNT,
         per_step=PER_STEP,
@@ -86,13 +79,13 @@ def reinforcement(variants: bool) -> Arm:
 
 PICTURE = "joint"
 ARMS = {
-    "base": trial(Theorems, None, measures, policy=base_model),
+    "base": pt.trial(Theorems, None, measures, policy=base_model),
     "concise proofs": imitation(whole=False),
     "true statements": reinforcement(variants=False),
     "variants": reinforcement(variants=True),
     "whole proofs": imitation(whole=True),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     rewarding the verdict beats imitating proofs
         paper: outcome reward 47.2 against 32.9 for SFT, 7B; here by at least 0.2
         joint: variants > concise proofs + 0.2
@@ -115,12 +108,13 @@ CLAIMS = claims("""
         ours: as many supervised steps, on proofs with all their steps; within 0.05
         joint in [0, 1]: whole proofs > variants - 0.05
 """)
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--no-variants"],
-        "train": ["--data {theorems} --max-new 6 --samples 2 --held-out {variants} --keep-out 1"],
-        "sft": ["--data {theorems} --max-new 6 --held-out {variants} --limit 3"],
-        "evaluate": ["--data {variants} --max-new 6"],
-    },
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --no-variants
+    train --data {theorems} --max-new 6 --samples 2 --held-out {variants} --keep-out 1
+    sft --data {theorems} --max-new 6 --held-out {variants} --limit 3
+    evaluate --data {variants} --max-new 6
+    """,
     {"lab.TESTED": 10},
 )

@@ -19,11 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from posttrain.core import Env, Episode, Failure, RemoteSampler, Rollout, Sampler, Task
-from posttrain.episode import ask, play, play_concurrently, user
-from posttrain.run.lines import Lines
-from posttrain.run.progress import progress_bar
-from posttrain.seeding import mix
+import posttrain as pt
+from posttrain.core import RemoteSampler
 from posttrain.systems.deeptheorem.near import Recall
 from posttrain.systems.deeptheorem.questions import STAGES, Item, Stage
 
@@ -37,7 +34,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, items: Sequence[Item]):
-        self.lines = Lines(path)
+        self.lines = pt.Lines(path)
         self.items: dict[str, Item] = {item["id"]: dict(item) for item in items}
         for line in self.lines.found:
             self.items[line["id"]] |= line
@@ -60,15 +57,15 @@ class Ledger:
         return Counter(one["dropped"] for one in self.items.values() if "dropped" in one)
 
 
-def question_env(stage: Stage) -> Env:
+def question_env(stage: Stage) -> pt.Env:
     """One question about one item; the facts are what was found: new fields, or why it is dropped."""
 
-    def play(task: Task) -> Episode:
+    def play(task: pt.Task) -> pt.Episode:
         question = stage.request(task.truth)
         if question is None:
             return {}
         for _ in range(ATTEMPTS):
-            reply = yield from ask([user(question)], who="writer")
+            reply = yield from pt.ask([pt.user(question)], who="writer")
             if reply.stop == "length":
                 continue
             found = stage.read(str(reply.content).rpartition("</think>")[2].strip(), task.truth)
@@ -79,7 +76,7 @@ def question_env(stage: Stage) -> Env:
     return play
 
 
-def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = False) -> list[str]:
+def construct(ledger: Ledger, writer: pt.Sampler, seed: int = 0, quiet: bool = False) -> list[str]:
     """Take every item through every stage; returns the reasons for which the writer failed to answer.
 
     An item is dropped for an answer only: where a server is down, it is left for another run.
@@ -87,23 +84,25 @@ def construct(ledger: Ledger, writer: Sampler, seed: int = 0, quiet: bool = Fals
     failures: list[str] = []
     for number, stage in enumerate(STAGES):
         waiting = ledger.items_before(number)
-        tasks = [Task(item["id"], (), item) for item in waiting]
-        seeds = [mix(seed, stage.name, item["id"]) for item in waiting]
-        with progress_bar(stage.name, len(tasks), quiet) as step:
+        tasks = [pt.Task(item["id"], (), item) for item in waiting]
+        seeds = [pt.mix(seed, stage.name, item["id"]) for item in waiting]
+        with pt.progress_bar(stage.name, len(tasks), quiet) as step:
 
-            def ended(i: int, rollout: Rollout, stage: Stage = stage, step: Any = step) -> None:
-                if isinstance(rollout.facts, Failure):
+            def ended(i: int, rollout: pt.Rollout, stage: Stage = stage, step: Any = step) -> None:
+                if isinstance(rollout.facts, pt.Failure):
                     failures.append(rollout.facts.reason)
                 else:
                     ledger.note(rollout.task.key, stage.name, rollout.facts)
                 step()
 
-            drive = partial(play_concurrently, at_once=writer.at_once) if isinstance(writer, RemoteSampler) else play
+            drive = (
+                partial(pt.play_concurrently, at_once=writer.at_once) if isinstance(writer, RemoteSampler) else pt.play
+            )
             drive(tasks, question_env(stage), {"writer": writer}, seeds, ended)
     return failures
 
 
-def items_of(tasks: Sequence[Task], tests: Sequence[str], recall: Recall) -> list[Item]:
+def items_of(tasks: Sequence[pt.Task], tests: Sequence[str], recall: Recall) -> list[Item]:
     """What the first stage is given: the question, and the test statements that are near it."""
     questions = [str(task.prompt[-1]["content"]) for task in tasks]
     found = recall(questions, tests) if tests else [[] for _ in tasks]

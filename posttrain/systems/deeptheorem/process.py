@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.core import Env, Episode, Failure, Rollout, Score, Task
-from posttrain.episode import ask, user
+import posttrain as pt
 from posttrain.systems.deeptheorem.verdict import verdict_word
 
 WEIGHTS = {"validity": 0.4, "completeness": 0.3, "correctness": 0.2, "clarity": 0.1}
@@ -56,29 +55,29 @@ def marks_in(text: str) -> dict[str, float] | None:
     return {name: float(mark) for name, mark in marks.items()} if good else None
 
 
-def request(task: Task, proof: str) -> str:
+def request(task: pt.Task, proof: str) -> str:
     return REQUEST.format(statement=task.prompt[-1]["content"], truth=verdict_word(task.truth.holds), proof=proof)
 
 
-def proof_judge(proofs: Mapping[str, str]) -> Env:
+def proof_judge(proofs: Mapping[str, str]) -> pt.Env:
     """An environment in which a judge marks the proof of each task (by its key); the marks are the episode's facts.
 
     A judge whose reply holds no marks is asked once more, at temperature 1; after that the facts are `Failure`, as they
     are when the judge's server does not answer.
     """
 
-    def play(task: Task) -> Episode:
-        question = [user(request(task, proofs[task.key]))]
+    def play(task: pt.Task) -> pt.Episode:
+        question = [pt.user(request(task, proofs[task.key]))]
         for warmth in (0.0, 1.0):
-            said = yield from ask(question, who="judge", temperature=warmth)
+            said = yield from pt.ask(question, who="judge", temperature=warmth)
             marks = marks_in(str(said.content))
             if marks is not None:
                 return marks
-        return Failure(f"the judge gave no JSON of four marks in [0, 1], twice; it said {str(said.content)[-80:]!r}")
+        return pt.Failure(f"the judge gave no JSON of four marks in [0, 1], twice; it said {str(said.content)[-80:]!r}")
 
     return play
 
 
-def by_marks(rollout: Rollout) -> Score:
+def by_marks(rollout: pt.Rollout) -> pt.Score:
     """The process score of an episode of `proof_judge`, its marks as parts."""
-    return Score(process_score(rollout.facts), dict(rollout.facts))
+    return pt.Score(process_score(rollout.facts), dict(rollout.facts))

@@ -16,26 +16,10 @@ from typing import Any
 
 import torch
 
-from posttrain import ranks
-from posttrain.core import (
-    Ask,
-    Episode,
-    Failure,
-    Group,
-    RemoteSampler,
-    Reply,
-    Rollout,
-    Sampler,
-    Score,
-    ShardedSampler,
-    Task,
-    Turn,
-)
-from posttrain.episode import ask, play, play_concurrently, rollout
+import posttrain as pt
+from posttrain.core import RemoteSampler, ShardedSampler
 from posttrain.evaluation import GROUPS_AT_ONCE
-from posttrain.reward import each, group_scores
-from posttrain.run.lines import Lines, whole_lines
-from posttrain.seeding import mix
+from posttrain.run.lines import whole_lines
 from posttrain.systems.deeptheorem.process import WEIGHTS, by_marks, process_score, proof_judge
 from posttrain.systems.deeptheorem.statements import measures_of
 from posttrain.systems.deeptheorem.verdict import verdict
@@ -46,11 +30,11 @@ Watch = Callable[[int], object]  # hears how many more statements are done
 class Replies:
     """One reply to each statement; its marks, or why there are none, are the facts of its rollout."""
 
-    def __init__(self, path: Path, tests: Sequence[Task]):
+    def __init__(self, path: Path, tests: Sequence[pt.Task]):
         self.tests, tasks = tests, {task.key: task for task in tests}
-        lines = ranks.run_on_primary(lambda: list(whole_lines(path)), "for the replies so far")
+        lines = pt.ranks.run_on_primary(lambda: list(whole_lines(path)), "for the replies so far")
         self.found = {line["task"]: as_rollout(line, tasks[line["task"]]) for line in lines if line["task"] in tasks}
-        self.lines = Lines(path) if ranks.is_primary() else None
+        self.lines = pt.Lines(path) if pt.ranks.is_primary() else None
         self.write()
 
     def write(self) -> None:
@@ -58,21 +42,21 @@ class Replies:
         if self.lines:
             self.lines.replace(as_line(self.found[task.key]) for task in self.tests if task.key in self.found)
 
-    def note(self, one: Rollout) -> None:
+    def note(self, one: pt.Rollout) -> None:
         self.found[one.task.key] = one
         if self.lines:
             self.lines.add(as_line(one))
 
-    def of(self, tasks: Sequence[Task]) -> list[Rollout]:
+    def of(self, tasks: Sequence[pt.Task]) -> list[pt.Rollout]:
         """The rollout of every statement; without a turn where there is no reply."""
-        return [self.found.get(task.key) or Rollout(task, [], Failure("not played")) for task in tasks]
+        return [self.found.get(task.key) or pt.Rollout(task, [], pt.Failure("not played")) for task in tasks]
 
 
-def decide(replies: Replies, policy: Sampler, seed: int, watch: Watch) -> dict[str, float]:
+def decide(replies: Replies, policy: pt.Sampler, seed: int, watch: Watch) -> dict[str, float]:
     """Reply greedily, as the release does, to every statement without a reply; the measures of all replies."""
     watch(len(replies.found))
 
-    def ended(_: int, group: Group) -> None:
+    def ended(_: int, group: pt.Group) -> None:
         if group[0].turns:
             replies.note(group[0])
         watch(1)
@@ -81,57 +65,59 @@ def decide(replies: Replies, policy: Sampler, seed: int, watch: Watch) -> dict[s
         for start in range(0, len(replies.tests), GROUPS_AT_ONCE):
             some = replies.tests[start : start + GROUPS_AT_ONCE]
             if left := [i for i, task in enumerate(some) if task.key not in replies.found]:
-                mine = ranks.share(left)
-                groups = rollout(
+                mine = pt.ranks.share(left)
+                groups = pt.rollout(
                     greedy_reply, [some[i] for i in mine], {"policy": policy}, 1, seed + start, ended, mine
                 )
-                for group in ranks.merge_shares(groups, "for the replies to statements"):
+                for group in pt.ranks.merge_shares(groups, "for the replies to statements"):
                     if group[0].turns and group[0].task.key not in replies.found:  # of another rank
                         ended(0, group)
     replies.write()
     return measures_of(replies.of(replies.tests))
 
 
-def greedy_reply(task: Task) -> Episode:
-    yield from ask(task.prompt, temperature=0.0)
+def greedy_reply(task: pt.Task) -> pt.Episode:
+    yield from pt.ask(task.prompt, temperature=0.0)
 
 
-def mark(replies: Replies, judge: Sampler, seed: int, watch: Watch) -> dict[str, float]:
+def mark(replies: Replies, judge: pt.Sampler, seed: int, watch: Watch) -> dict[str, float]:
     """Have every proof without marks marked; the process score, and the share that the judge failed on."""
     proofs = {key: one.text for key, one in replies.found.items() if not isinstance(one.facts, Mapping)}
     tasks = [task for task in replies.tests if task.key in proofs]
     watch(len(replies.tests) - len(tasks))
 
-    def ended(_: int, one: Rollout) -> None:
-        replies.note(Rollout(one.task, replies.found[one.task.key].turns, one.facts))
+    def ended(_: int, one: pt.Rollout) -> None:
+        replies.note(pt.Rollout(one.task, replies.found[one.task.key].turns, one.facts))
         watch(1)
 
-    drive = partial(play_concurrently, at_once=judge.at_once) if isinstance(judge, RemoteSampler) else play
-    drive(tasks, proof_judge(proofs), {"judge": judge}, [mix(seed, "marks", task.key) for task in tasks], ended)
+    drive = partial(pt.play_concurrently, at_once=judge.at_once) if isinstance(judge, RemoteSampler) else pt.play
+    drive(tasks, proof_judge(proofs), {"judge": judge}, [pt.mix(seed, "marks", task.key) for task in tasks], ended)
     replies.write()
-    marks = [group_scores(each(by_marks), [one])[0] for one in replies.of(replies.tests)]
-    known = [score.value for score in marks if isinstance(score, Score)]
+    marks = [pt.group_scores(pt.each(by_marks), [one])[0] for one in replies.of(replies.tests)]
+    known = [score.value for score in marks if isinstance(score, pt.Score)]
     return {"not marked": 1 - len(known) / len(marks)} | ({"process": fmean(known)} if known else {})
 
 
 # ---- lines
 
 
-def as_line(one: Rollout) -> dict[str, Any]:
+def as_line(one: pt.Rollout) -> dict[str, Any]:
     """A reply with its verdict and marks."""
     said = verdict(one.text)
     line = {"task": one.task.key, "theorem": one.task.truth.theorem, "holds": one.task.truth.holds}
     line |= {"said": said.said, "ended": said.ended, "tokens": one.decisions, "reply": one.text}
     if isinstance(one.facts, Mapping):
         line |= {"process": process_score(one.facts), **one.facts}
-    elif isinstance(one.facts, Failure):
+    elif isinstance(one.facts, pt.Failure):
         line["not marked"] = one.facts.reason
     return line
 
 
-def as_rollout(line: Mapping[str, Any], task: Task) -> Rollout:
+def as_rollout(line: Mapping[str, Any], task: pt.Task) -> pt.Rollout:
     """A reply from its line; it can be measured and marked but not learned from, as it has no trace."""
-    facts: Any = Failure(line["not marked"]) if "not marked" in line else None
+    facts: Any = pt.Failure(line["not marked"]) if "not marked" in line else None
     if "process" in line:
         facts = {name: line[name] for name in WEIGHTS}
-    return Rollout(task, [Turn(Ask(task.prompt), Reply(line["reply"], torch.zeros(line["tokens"]), None))], facts)
+    return pt.Rollout(
+        task, [pt.Turn(pt.Ask(task.prompt), pt.Reply(line["reply"], torch.zeros(line["tokens"]), None))], facts
+    )

@@ -11,23 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import cast
 
-from posttrain import ranks
-from posttrain.cli.launch import one_process
-from posttrain.cli.options import ModelOptions, ScaleOptions, at_least
-from posttrain.core import Sampler, Task
-from posttrain.data import read
-from posttrain.lab.trial import FULL, Lab
+import posttrain as pt
 from posttrain.lab.world.theorems import Theorems
-from posttrain.policy.text import TextPolicy
-from posttrain.reward import each
-from posttrain.run.directory import read_json, write_json
-from posttrain.run.folder import prepare_folder
-from posttrain.run.progress import progress_bar
-from posttrain.run.session import Session
-from posttrain.run.settings import Output, Run
-from posttrain.scale.place import distribute
-from posttrain.step import train
-from posttrain.supervised import sft
 from posttrain.systems.deeptheorem import recipe
 from posttrain.systems.deeptheorem.lab import base_model, measures
 from posttrain.systems.deeptheorem.near import by_encoder, by_words
@@ -44,7 +29,7 @@ from posttrain.systems.deeptheorem.statements import (
 from posttrain.systems.deeptheorem.verdict import right
 
 TEMPLATE, TABLE = Path(__file__).with_name("prompt.jinja"), "decided.json"
-PUBLISHED = Run("runs/deeptheorem", steps=1000, tasks=128, warmup=50)
+PUBLISHED = pt.Run("runs/deeptheorem", steps=1000, tasks=128, warmup=50)
 
 
 @dataclass(frozen=True)
@@ -60,32 +45,32 @@ class TheoremOptions:
     split: str = "train"
     """Split of a Hugging Face dataset."""
 
-    def tasks(self, seed: int) -> tuple[list[Task], list[Task]]:
+    def tasks(self, seed: int) -> tuple[list[pt.Task], list[pt.Task]]:
         """The statements to learn from, and those of the theorems that are kept out."""
         return split_by_theorem(statements(self.data, self.limit, self.split), self.keep_out, seed)
 
 
-def laptop(variants: bool = True, run: Run = Run("runs/deeptheorem", steps=60, tasks=16, lr=3e-4)) -> Session:
+def laptop(variants: bool = True, run: pt.Run = pt.Run("runs/deeptheorem", steps=60, tasks=16, lr=3e-4)) -> pt.Session:
     """Theorems about sums, some of which hold and some of which do not.
 
     variants  train on contradictory variants too, and not only on statements that hold
     """
     world = Theorems(run.seed)
-    lab = Lab(run.seed, FULL, world, base_model(world, run.seed))
-    made, tests = recipe(each(right), samples=16), world.held_out_tasks()
+    lab = pt.Lab(run.seed, pt.FULL, world, base_model(world, run.seed))
+    made, tests = recipe(pt.each(right), samples=16), world.held_out_tasks()
     start = record_before(lambda session: measures(lab))
-    session = train(lab.policy, world.training_tasks(variants), made, run, held_out=tests, on_start=start)
+    session = pt.train(lab.policy, world.training_tasks(variants), made, run, held_out=tests, on_start=start)
     return record_after(session, measures(lab))
 
 
 def learn(
     theorems: TheoremOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = PUBLISHED,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = PUBLISHED,
     samples: int = 64,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """Train a base model on theorems with variants, rewarded by the verdict.
 
     Give `max_new=8192` for the published length. Without `template` the prompt is the system's own: plain text that
@@ -96,7 +81,7 @@ def learn(
     """
     tasks, kept = theorems.tasks(run.seed)
     sets, policy = evaluation_sets(kept, held_out), load(model)
-    made = recipe(each(right), samples)
+    made = recipe(pt.each(right), samples)
     start = record_before(lambda session: decide_before(session, sets))
     session = scale.train(policy, tasks, made, run, held_out=sets, on_start=start)
     return record_after(session, decide_after(session, sets))
@@ -104,12 +89,12 @@ def learn(
 
 def imitate(
     theorems: TheoremOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = PUBLISHED,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = PUBLISHED,
     proof: str = "proof",
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """The baseline: supervised fine-tuning on a column of proofs.
 
     proof     column of the proofs
@@ -119,11 +104,11 @@ def imitate(
     sets, policy = evaluation_sets(kept, held_out), load(model)
     policy.check([*tasks, *chain(*sets.values())])
     shown = proofs(theorems.data, proof, {task.truth.theorem for task in tasks}, theorems.split)
-    session = sft(policy, shown, run, record_before(lambda session: decide_before(session, sets)))
+    session = pt.sft(policy, shown, run, record_before(lambda session: decide_before(session, sets)))
     return record_after(session, decide_after(session, sets))
 
 
-def load(model: ModelOptions) -> TextPolicy:
+def load(model: pt.ModelOptions) -> pt.TextPolicy:
     """The policy with the system's own prompt, unless another template was asked for."""
     return (model if model.template else replace(model, template=str(TEMPLATE))).policy()
 
@@ -133,9 +118,9 @@ def load(model: ModelOptions) -> TextPolicy:
 
 def evaluate(
     data: str,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    output: Output = Output("runs/deeptheorem-evaluation"),
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/deeptheorem-evaluation"),
     judge: str | None = None,
     limit: int | None = None,
     split: str = "train",
@@ -152,65 +137,68 @@ def evaluate(
     tests, policy = statements(data, limit, split), load(model)
     marker = model.player(judge) if judge else None
     policy.check(tests)
-    distribute(policy)
+    pt.distribute(policy)
     folder, settings = Path(output.out), {**output.settings, "seed": output.seed}
     files = ("replies.jsonl", TABLE)
-    prepare_folder(folder, "evaluation", files, settings, resume=output.resume, overwrite=output.overwrite)
+    pt.prepare_folder(folder, "evaluation", files, settings, resume=output.resume, overwrite=output.overwrite)
     replies = Replies(folder / "replies.jsonl", tests)
-    with scale.playing(policy, folder, tests) as player, progress_bar("statements", len(tests), output.quiet) as watch:
+    with (
+        scale.playing(policy, folder, tests) as player,
+        pt.progress_bar("statements", len(tests), output.quiet) as watch,
+    ):
         found = decide(replies, player, output.seed, watch)
     if marker is not None:
-        with progress_bar("marks", len(tests), output.quiet) as watch:
-            found |= ranks.run_on_primary(lambda: mark(replies, marker, output.seed, watch), "for the judge's marks")
-    if ranks.is_primary():
+        with pt.progress_bar("marks", len(tests), output.quiet) as watch:
+            found |= pt.ranks.run_on_primary(lambda: mark(replies, marker, output.seed, watch), "for the judge's marks")
+    if pt.ranks.is_primary():
         print("\n".join(as_table({"decided": found})))
-        write_json(folder / TABLE, found)
+        pt.write_json(folder / TABLE, found)
     return folder
 
 
-def record_before(measure: Callable[[Session], Mapping[str, float]]) -> Callable[[Session], None]:
+def record_before(measure: Callable[[pt.Session], Mapping[str, float]]) -> Callable[[pt.Session], None]:
     """For a session to start with: it writes what the untouched policy decides to the run's `decided.json`.
 
     A run that is resumed after its first checkpoint keeps what is there.
     """
 
-    def start(session: Session) -> None:
+    def start(session: pt.Session) -> None:
         if session.step:
             return
         folder = session.directory.path
-        if ranks.is_primary() and not session.run.resume:
+        if pt.ranks.is_primary() and not session.run.resume:
             for old in folder.glob("decided*.json*"):  # of the run that was replaced
                 old.unlink()
         found = measure(session)
-        if found and ranks.is_primary():
-            write_json(folder / TABLE, {"before": dict(found)})
+        if found and pt.ranks.is_primary():
+            pt.write_json(folder / TABLE, {"before": dict(found)})
 
     return start
 
 
-def record_after(session: Session, found: Mapping[str, float]) -> Session:
+def record_after(session: pt.Session, found: Mapping[str, float]) -> pt.Session:
     """Print what training changed, and write it to the run's `decided.json`."""
-    if found and ranks.is_primary():
+    if found and pt.ranks.is_primary():
         path = session.directory.path / TABLE
-        columns = (read_json(path) if path.is_file() else {}) | {"after": dict(found)}
+        columns = (pt.read_json(path) if path.is_file() else {}) | {"after": dict(found)}
         print("\n".join(as_table(columns)))
-        write_json(path, columns)
+        pt.write_json(path, columns)
     return session
 
 
-def decide_now(session: Session, sets: Mapping[str, Sequence[Task]], watch: Watch) -> dict[str, float]:
+def decide_now(session: pt.Session, sets: Mapping[str, Sequence[pt.Task]], watch: Watch) -> dict[str, float]:
     """The tests of all sets under the policy as it is; its replies are in the run's `decided-STEP.jsonl`."""
     tests = list(chain(*sets.values()))
     if not tests:
         return {}
     replies = Replies(session.directory.path / f"decided-{session.step:06d}.jsonl", tests)
-    found = decide(replies, cast("TextPolicy", session.policy), session.run.seed, watch)
+    found = decide(replies, cast("pt.TextPolicy", session.policy), session.run.seed, watch)
     if len(sets) > 1:
         found |= {f"joint, {name}": measures_of(replies.of(some))["joint"] for name, some in sets.items()}
     return found
 
 
-def decide_before(session: Session, sets: Mapping[str, Sequence[Task]]) -> dict[str, float]:
+def decide_before(session: pt.Session, sets: Mapping[str, Sequence[pt.Task]]) -> dict[str, float]:
     """`decide_now`, counted in the display of the session."""
     shown = session.progress.bar
     row = shown.add_task("before", total=sum(map(len, sets.values())), numbers="")
@@ -219,8 +207,10 @@ def decide_before(session: Session, sets: Mapping[str, Sequence[Task]]) -> dict[
     return found
 
 
-def decide_after(session: Session, sets: Mapping[str, Sequence[Task]]) -> dict[str, float]:
-    with progress_bar("after", sum(map(len, sets.values())), session.run.quiet or not ranks.is_primary()) as watch:
+def decide_after(session: pt.Session, sets: Mapping[str, Sequence[pt.Task]]) -> dict[str, float]:
+    with pt.progress_bar(
+        "after", sum(map(len, sets.values())), session.run.quiet or not pt.ranks.is_primary()
+    ) as watch:
         return decide_now(session, sets, watch)
 
 
@@ -240,16 +230,18 @@ class WriterOptions:
     device: str | None = None
     """Of a writer that runs here, and of the encoder."""
 
-    def player(self) -> Sampler:
-        at_least(1, max_new=self.max_new)
-        return ModelOptions(max_new=self.max_new, temperature=self.temperature, device=self.device).player(self.writer)
+    def player(self) -> pt.Sampler:
+        pt.at_least(1, max_new=self.max_new)
+        return pt.ModelOptions(max_new=self.max_new, temperature=self.temperature, device=self.device).player(
+            self.writer
+        )
 
 
-@one_process("one writer answers all questions")
+@pt.one_process("one writer answers all questions")
 def build(
     data: str,
     writer: WriterOptions,
-    output: Output = Output("theorems"),
+    output: pt.Output = pt.Output("theorems"),
     prompt: str = "question",
     against: tuple[str, ...] = (),
     encoder: str | None = None,
@@ -265,13 +257,13 @@ def build(
     limit    use only the first so many questions
     split    split of a Hugging Face dataset
     """
-    player, tasks = writer.player(), read(data, prompt, None, limit=limit, split=split)
+    player, tasks = writer.player(), pt.read(data, prompt, None, limit=limit, split=split)
     tests = [str(task.prompt[-1]["content"]) for file in against for task in statements(file)]
     recall = by_encoder(encoder, writer.device) if encoder else by_words
     folder, settings = Path(output.out), {**output.settings, "seed": output.seed}
     settings = {name: value for name, value in settings.items() if not hasattr(writer, name)}  # another may go on
     files = ("items.jsonl", "theorems.jsonl")
-    prepare_folder(folder, "construct", files, settings, resume=output.resume, overwrite=output.overwrite)
+    pt.prepare_folder(folder, "construct", files, settings, resume=output.resume, overwrite=output.overwrite)
     ledger = Ledger(folder / "items.jsonl", items_of(tasks, tests, recall))
     failures = construct(ledger, player, output.seed, output.quiet)
     rows = rows_of(ledger.finished_items())

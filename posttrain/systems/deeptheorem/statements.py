@@ -14,11 +14,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.cli.options import named_files
-from posttrain.core import Rollout, Task
-from posttrain.data import Demonstration, Place, Record, column, records
-from posttrain.episode import assistant, user
-from posttrain.seeding import mix
+import posttrain as pt
+from posttrain.data import Place, Record, column, records
 from posttrain.systems.deeptheorem.verdict import Statement, lenient_verdict, verdict, verdict_word
 
 TRUTHS = {"true": True, "false": False, "proved": True, "disproved": False}
@@ -38,7 +35,7 @@ class Stated:
 # ---- files
 
 
-def statements(data: str, limit: int | None = None, split: str = "train") -> list[Task]:
+def statements(data: str, limit: int | None = None, split: str = "train") -> list[pt.Task]:
     """Tasks whose truth is `Stated`, of training rows or of a test file; `limit` counts theorems, never cut apart.
 
     training   id, pos_question, pos_truth_value, neg_question, neg_truth_value: two tasks of each row
@@ -47,7 +44,7 @@ def statements(data: str, limit: int | None = None, split: str = "train") -> lis
     Raises ValueError naming file, line and column.
     """
     kept: dict[str, int] = {}
-    tasks: list[Task] = []
+    tasks: list[pt.Task] = []
     for place, record in records(data, None, split):
         test = "problem_name" in record
         theorem = str(column(record, "problem_name" if test else "id", place, "data"))
@@ -63,10 +60,10 @@ def statements(data: str, limit: int | None = None, split: str = "train") -> lis
     return tasks
 
 
-def task_of(record: Record, asked: str, truth: str, theorem: str, name: str, place: Place) -> Task:
+def task_of(record: Record, asked: str, truth: str, theorem: str, name: str, place: Place) -> pt.Task:
     question = str(column(record, asked, place, "data"))
     holds = is_true(column(record, truth, place, "data"), truth, place)
-    return Task(f"{theorem}:{name}", (user(question),), Stated(theorem, holds))
+    return pt.Task(f"{theorem}:{name}", (pt.user(question),), Stated(theorem, holds))
 
 
 def is_true(value: Any, name: str, place: Place) -> bool:
@@ -76,7 +73,7 @@ def is_true(value: Any, name: str, place: Place) -> bool:
     return found
 
 
-def split_by_theorem(tasks: Sequence[Task], theorems: int, seed: int = 0) -> tuple[list[Task], list[Task]]:
+def split_by_theorem(tasks: Sequence[pt.Task], theorems: int, seed: int = 0) -> tuple[list[pt.Task], list[pt.Task]]:
     """Tasks to train on, and those of `theorems` theorems that are held out with all their statements.
 
     Raises ValueError for fewer than none, and when nothing would be left to train on.
@@ -86,19 +83,19 @@ def split_by_theorem(tasks: Sequence[Task], theorems: int, seed: int = 0) -> tup
         raise ValueError(f"`keep_out={theorems}`: it must be at least 0")
     if theorems >= len(names):
         raise ValueError(f"`keep_out={theorems}`: of {len(names)} theorems none would be left to train on")
-    kept = set(random.Random(mix(seed, "held out")).sample(names, theorems))
+    kept = set(random.Random(pt.mix(seed, "held out")).sample(names, theorems))
     return (
         [task for task in tasks if task.truth.theorem not in kept],
         [task for task in tasks if task.truth.theorem in kept],
     )
 
 
-def evaluation_sets(kept: Sequence[Task], held_out: Iterable[str]) -> dict[str, list[Task]]:
+def evaluation_sets(kept: Sequence[pt.Task], held_out: Iterable[str]) -> dict[str, list[pt.Task]]:
     """The tasks of held-out files by name, and those that were kept out of training: with one file, or none, together.
 
     Raises ValueError for a theorem of two sets, whose statements could not be told apart.
     """
-    found = {name: statements(file, None, "test") for name, file in named_files(held_out).items()}
+    found = {name: statements(file, None, "test") for name, file in pt.named_files(held_out).items()}
     sets = {"": [*kept, *found.get("", [])]} if len(found) < 2 else {**({"kept out": [*kept]} if kept else {}), **found}
     seen = {task.truth.theorem: "`keep_out`" for task in kept}
     for name, tasks in found.items():
@@ -110,7 +107,7 @@ def evaluation_sets(kept: Sequence[Task], held_out: Iterable[str]) -> dict[str, 
     return {name: tasks for name, tasks in sets.items() if tasks}
 
 
-def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train") -> list[Demonstration]:
+def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train") -> list[pt.Demonstration]:
     """Demonstrations of both statements of these theorems: their one proof, and the verdict on the statement.
 
     Raises ValueError naming file, line and column.
@@ -129,7 +126,7 @@ def proofs(data: str, proof: str, theorems: Collection[str], split: str = "train
             question = str(column(record, f"{side}_question", place, "data"))
             holds = is_true(column(record, f"{side}_truth_value", place, "data"), f"{side}_truth_value", place)
             said = f"\n{text}\n</think>\n\n<answer> \\boxed{{{verdict_word(holds)}}} </answer>"
-            out.append(Demonstration((user(question), assistant(said))))
+            out.append(pt.Demonstration((pt.user(question), pt.assistant(said))))
     return out
 
 
@@ -158,7 +155,7 @@ def floors(truths: Sequence[Statement]) -> dict[str, float]:
     }
 
 
-def measures_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def measures_of(rollouts: Sequence[pt.Rollout]) -> dict[str, float]:
     """Measures of one reply to each statement, by the training parser and the released evaluation's, with the floors.
 
     A theorem with a statement that could not be played is left out, and counted. Raises ValueError when none is left.

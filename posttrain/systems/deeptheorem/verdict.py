@@ -14,9 +14,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from posttrain.core import Group, Invalid, Reward, Rollout, Score
+import posttrain as pt
 from posttrain.grade.verify import last_box
-from posttrain.reward import group_scores
 
 INSTRUCTION = 'If you prove the statement, answer with "proved"'
 SHORT, LEAST_SPACE, MOST_REPEATED = 90, 0.05, 300
@@ -42,10 +41,10 @@ class Verdict:
     said: str | None  # "proved", "disproved", or what else is in the box, normalised; None: nothing counts
     ended: Ending
 
-    def score(self, holds: bool) -> Score:
+    def score(self, holds: bool) -> pt.Score:
         """1 for the right verdict. The parts: which check ended it, and whether it says "proved"."""
         parts = {name: float(name == self.ended) for name in CHECKS}
-        return Score(float(self.said == verdict_word(holds)), {**parts, "proved": float(self.said == "proved")})
+        return pt.Score(float(self.said == verdict_word(holds)), {**parts, "proved": float(self.said == "proved")})
 
 
 def verdict_word(holds: bool) -> str:
@@ -88,18 +87,18 @@ def lenient_verdict(text: str) -> str | None:
     return None
 
 
-def right(rollout: Rollout) -> Score:
+def right(rollout: pt.Rollout) -> pt.Score:
     """The reward of a reply to a statement: the task's truth has `theorem` and `holds`."""
     return verdict(rollout.text).score(rollout.task.truth.holds)
 
 
-def guard(reward: Reward, least: int = 20) -> Reward:
+def guard(reward: pt.Reward, least: int = 20) -> pt.Reward:
     """Another reward behind the checks 1 to 3: nothing for what they refuse. Shorter texts may be one word."""
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
-        out: list[Score | Invalid] = []
-        for rollout, score in zip(group, group_scores(reward, group), strict=True):
-            if isinstance(score, Score):
+    def wrapped(group: pt.Group) -> list[pt.Score | pt.Invalid]:
+        out: list[pt.Score | pt.Invalid] = []
+        for rollout, score in zip(group, pt.group_scores(reward, group), strict=True):
+            if isinstance(score, pt.Score):
                 bad = refusal(rollout.text, least) is not None
                 score = replace(score, value=0.0 if bad else score.value, parts={**score.parts, "refused": float(bad)})
             out.append(score)

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from posttrain.recipe import Part
+import posttrain as pt
 from posttrain.systems.mm_upt.vote import clusters, majority, recipe, semantic_entropy, stated_answer
 
 __all__ = ["PARTS", "clusters", "majority", "recipe", "semantic_entropy", "stated_answer"]
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "majority": lambda plain, tiny: replace(
         plain, reward=majority(stated_answer), evaluation=plain.evaluation or plain.reward
     ),

@@ -5,26 +5,13 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-import torch
-
-from posttrain.core import Message, Reward, Score, Task
-from posttrain.descent import update
-from posttrain.episode import rollout, single_turn, user
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world import glyphs, habits
 from posttrain.lab.world.glyphs import SIGNS, Glyphs
 from posttrain.lab.world.habits import Habits
 from posttrain.lab.world.words import Size
-from posttrain.loss import likelihood, token_mean
-from posttrain.measure import majority_at_k, mean_pass_at_k
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
-from posttrain.reward import each
-from posttrain.row import rows_of
-from posttrain.seeding import mix
+from posttrain.systems.mm_upt.lmsi import learn_majority
 from posttrain.systems.mm_upt.questions import Mode, parts_of, questions
 from posttrain.systems.mm_upt.vote import Answer, clusters, majority, recipe, semantic_entropy
 
@@ -38,31 +25,33 @@ def two_habits(seed: int, reliable: bool) -> Habits:
     return Habits(seed, worked=0.7) if reliable else Habits(seed, worked=0.4, stubborn=True)
 
 
-def measures(lab: Lab, tasks: Sequence[Task], grade: Reward, find: Answer, seed: int) -> Measures:
+def measures(lab: pt.Lab, tasks: Sequence[pt.Task], grade: pt.Reward, find: Answer, seed: int) -> pt.Measures:
     found = lab.evaluate(tasks, grade, samples=2 * SAMPLES, seed=seed)
     greedy = lab.evaluate(tasks, grade, seed=seed, temperature=0.0)
     said = [[find(rollout.text) for rollout in group] for group in found.groups]
-    votes = [majority_at_k([a], [v], SAMPLES) for a, v in zip(said, found.values, strict=True)]
+    votes = [pt.measure.majority_at_k([a], [v], SAMPLES) for a, v in zip(said, found.values, strict=True)]
     return {
         "mean@1": found.reward,
         "greedy": greedy.reward,
-        "pass@10": mean_pass_at_k(found.values, SAMPLES),
+        "pass@10": pt.measure.mean_pass_at_k(found.values, SAMPLES),
         "majority@10": statistics.fmean(votes),
         "semantic entropy": statistics.fmean(semantic_entropy(clusters(one)) for one in said),
         "agreement": statistics.fmean(max(Counter(one).values()) / len(one) for one in said),
     }
 
 
-def text_arm(labels: bool | None, reliable: bool) -> Arm:
+def text_arm(labels: bool | None, reliable: bool) -> pt.Arm:
     """With labels or with the majority; None: the base model."""
 
-    def build_recipe(lab: Lab) -> Recipe:
-        return recipe(each(habits.is_right) if labels else majority(habits.answer), reference=lab.policy.frozen_copy())
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
+        return recipe(
+            pt.each(habits.is_right) if labels else majority(habits.answer), reference=lab.policy.frozen_copy()
+        )
 
-    return trial(
+    return pt.trial(
         lambda seed: two_habits(seed, reliable),
         None if labels is None else build_recipe,
-        lambda lab: measures(lab, lab.world.held_out_tasks(), each(habits.is_right), habits.answer, lab.seed),
+        lambda lab: measures(lab, lab.world.held_out_tasks(), pt.each(habits.is_right), habits.answer, lab.seed),
         steps=40,
         per_step=16,
         lr=1e-3,
@@ -77,37 +66,39 @@ def drawn_numbers(seed: int) -> Glyphs:
     return Glyphs(seed, captions=0.1, questions=0.2, careful=0.7, careful_right=0.9, guess_right=0.15)
 
 
-def to_write(mode: Mode) -> Callable[[Task], tuple[Message, ...]]:
+def to_write(mode: Mode) -> Callable[[pt.Task], tuple[pt.Message, ...]]:
     """In the world's words: `+ * = is 4 ask ?`, or `ask ?` alone."""
 
-    def request(task: Task) -> tuple[Message, ...]:
+    def request(task: pt.Task) -> tuple[pt.Message, ...]:
         pictures, question = parts_of(task)
         words = f"{question} is {task.truth} ask ?" if mode == "in-context" else "ask ?"
-        return (user([*pictures, {"type": "text", "text": words}]),)
+        return (pt.user([*pictures, {"type": "text", "text": words}]),)
 
     return request
 
 
-def read(task: Task, text: str) -> str | None:
+def read(task: pt.Task, text: str) -> str | None:
     """Two operations, other than the task's own."""
     signs = text.split()
     question = " ".join((*signs, "="))
     return question if len(signs) == 2 and set(signs) <= set(SIGNS) and question != parts_of(task)[1] else None
 
 
-def picture_tasks(policy: TextPolicy, world: Glyphs, mode: Mode | None, count: int = PICTURES) -> list[Task]:
+def picture_tasks(policy: pt.TextPolicy, world: Glyphs, mode: Mode | None, count: int = PICTURES) -> list[pt.Task]:
     """Questions on pictures of the training part: the world's, or by a mode the policy's own that can be answered."""
     tasks = world.tasks(count, "train")
-    return tasks if mode is None else questions(policy, tasks, to_write(mode), read, mix(world.seed, "questions"))
+    return tasks if mode is None else questions(policy, tasks, to_write(mode), read, pt.mix(world.seed, "questions"))
 
 
-def picture_arm(mode: Mode | None = None, labels: bool = False, rate: float = RATE) -> Arm:
+def picture_arm(mode: Mode | None = None, labels: bool = False, rate: float = RATE) -> pt.Arm:
     """GRPO by the majority, on given questions or on the policy's own, or by labels."""
 
-    def build_recipe(lab: Lab) -> Recipe:
-        return recipe(each(glyphs.is_right) if labels else majority(glyphs.answer), reference=lab.policy.frozen_copy())
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
+        return recipe(
+            pt.each(glyphs.is_right) if labels else majority(glyphs.answer), reference=lab.policy.frozen_copy()
+        )
 
-    return trial(
+    return pt.trial(
         drawn_numbers,
         build_recipe,
         picture_measures,
@@ -119,33 +110,15 @@ def picture_arm(mode: Mode | None = None, labels: bool = False, rate: float = RA
     )
 
 
-def picture_measures(lab: Lab) -> Measures:
+def picture_measures(lab: pt.Lab) -> pt.Measures:
     tasks = lab.world.tasks(lab.budget.items(150), "test", held_out=True)
-    return measures(lab, tasks, each(glyphs.is_right), glyphs.answer, mix(lab.seed, "test"))
+    return measures(lab, tasks, pt.each(glyphs.is_right), glyphs.answer, pt.mix(lab.seed, "test"))
 
 
-def imitate(lab: Lab) -> Measures:
-    """LMSI (arXiv:2210.11610): one round of samples, and supervised learning of those that agree with the majority.
-
-    From as many pictures, samples and optimizer steps as the vote takes.
-    """
-    policy, seed = lab.policy, lab.seed
-    tasks: Sequence[Task] = lab.world.tasks(lab.budget.items(PICTURES), "train")
-    groups = rollout(single_turn, tasks, {"policy": policy}, SAMPLES, mix(seed, "lmsi"))
-    vote = majority(glyphs.answer)
-    agreed = [
-        row
-        for group in groups
-        for one, mark in zip(group, vote(group), strict=True)
-        if isinstance(mark, Score) and mark.value > 0
-        for row in rows_of(policy, one, one.turns)
-    ]
-    rows = [replace(row, advantage=torch.ones_like(row.advantage)) for row in agreed]
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    for piece in order.tensor_split(lab.budget.steps(STEPS)):
-        if len(piece):
-            update(policy, optimizer, [rows[i] for i in piece.tolist()], likelihood, token_mean)
+def imitate(lab: pt.Lab) -> pt.Measures:
+    """From as many pictures, samples and optimizer steps as the vote takes."""
+    tasks = lab.world.tasks(lab.budget.items(PICTURES), "train")
+    learn_majority(lab.policy, tasks, glyphs.answer, SAMPLES, lab.seed, steps=lab.budget.steps(STEPS), lr=RATE)
     return picture_measures(lab)
 
 
@@ -156,15 +129,15 @@ ARMS = {
     "weak base": text_arm(None, False),
     "weak, majority": text_arm(False, False),
     "weak, labels": text_arm(True, False),
-    "pictures, base": trial(drawn_numbers, None, picture_measures, size=PICTURE_SIZE),
+    "pictures, base": pt.trial(drawn_numbers, None, picture_measures, size=PICTURE_SIZE),
     "pictures, majority": picture_arm(),
     "pictures, labels": picture_arm(labels=True),
     "pictures, in-context questions": picture_arm("in-context"),
     "pictures, direct questions": picture_arm("direct"),
     "pictures, majority, thrice the rate": picture_arm(rate=3 * RATE),
-    "pictures, LMSI": trial(drawn_numbers, None, imitate, size=PICTURE_SIZE),
+    "pictures, LMSI": pt.trial(drawn_numbers, None, imitate, size=PICTURE_SIZE),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     voting improves the model without labels
         paper: 49.5 to 53.2 on average; here by at least 0.1
         mean@1: majority > base + 0.1
@@ -208,13 +181,12 @@ CLAIMS = claims("""
         ours: three times the learning rate, which training with labels withstands
         mean@1: pictures, majority > pictures, majority, thrice the rate
 """)
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--no-reliable", "--labels"],
-        "pictures": ["--own-questions direct", "--labels"],
-        "train": [
-            "--data {questions} --max-new 6 --held-out {questions}",
-            "--data {drawings} --image image --max-new 6 --min-pixels 64 --model {qwen3_vl}",
-        ],
-    }
-)
+SMOKE = pt.Smoke("""
+    laptop
+    laptop --no-reliable
+    laptop --labels
+    pictures --own-questions direct
+    pictures --labels
+    train --data {questions} --max-new 6 --held-out {questions}
+    train --data {drawings} --image image --max-new 6 --min-pixels 64 --model {qwen3_vl}
+""")

@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from posttrain.core import Message, Sampler, Task
-from posttrain.episode import ask, user
-from posttrain.group import play_and_grade
-from posttrain.reward import each
+import posttrain as pt
 
 Mode = Literal["in-context", "direct"]
 WRITE: dict[str, str] = {
@@ -27,7 +24,7 @@ WRITE: dict[str, str] = {
 STEPS = " Please reason step by step, and put your final answer within \\boxed{}."
 
 
-def parts_of(task: Task) -> tuple[list[Any], str]:
+def parts_of(task: pt.Task) -> tuple[list[Any], str]:
     """The pictures and the text of a task's last message."""
     content = task.prompt[-1]["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
@@ -35,7 +32,7 @@ def parts_of(task: Task) -> tuple[list[Any], str]:
     return pictures, "".join(part["text"] for part in parts if part.get("type") == "text").strip()
 
 
-def check_pictures(tasks: Sequence[Task], mode: Mode) -> None:
+def check_pictures(tasks: Sequence[pt.Task], mode: Mode) -> None:
     """Raises ValueError for a task that shows no picture about which a question could be written."""
     for task in tasks:
         if not parts_of(task)[0]:
@@ -45,30 +42,30 @@ def check_pictures(tasks: Sequence[Task], mode: Mode) -> None:
             )
 
 
-def to_write(mode: Mode) -> Callable[[Task], tuple[Message, ...]]:
+def to_write(mode: Mode) -> Callable[[pt.Task], tuple[pt.Message, ...]]:
     """What the model is asked, to write a question about a task's pictures."""
 
-    def request(task: Task) -> tuple[Message, ...]:
+    def request(task: pt.Task) -> tuple[pt.Message, ...]:
         pictures, question = parts_of(task)
         words = WRITE[mode].format(question=question.removesuffix(STEPS.strip()).strip(), answer=task.truth)
-        return (user([*pictures, {"type": "text", "text": words}]),)
+        return (pt.user([*pictures, {"type": "text", "text": words}]),)
 
     return request
 
 
-def in_words(task: Task, text: str) -> str | None:
+def in_words(task: pt.Task, text: str) -> str | None:
     """The question as it will be asked; None for an empty one, and for the task's own."""
     question, own = text.strip(), parts_of(task)[1].removesuffix(STEPS.strip()).strip()
     return None if not question or question == own else question + STEPS
 
 
 def questions(
-    policy: Sampler,
-    tasks: Sequence[Task],
-    request: Callable[[Task], tuple[Message, ...]],
-    read: Callable[[Task, str], str | None],
+    policy: pt.Sampler,
+    tasks: Sequence[pt.Task],
+    request: Callable[[pt.Task], tuple[pt.Message, ...]],
+    read: Callable[[pt.Task, str], str | None],
     seed: int = 0,
-) -> list[Task]:
+) -> list[pt.Task]:
     """A question of the policy's own for each task, on the same pictures and without a truth.
 
     request  what the policy is asked
@@ -76,16 +73,16 @@ def questions(
     Replies that were cut off or are not usable are left out. Raises ValueError when nothing is left.
     """
 
-    def write(task: Task) -> Any:
-        yield from ask(request(task))
+    def write(task: pt.Task) -> Any:
+        yield from pt.ask(request(task))
 
     out = []
-    found, _ = play_and_grade(tasks, write, each(lambda one: 0.0), {"policy": policy}, 1, seed)
+    found, _ = pt.play_and_grade(tasks, write, pt.each(lambda one: 0.0), {"policy": policy}, 1, seed)
     for task, [one] in zip(tasks, (graded.group for graded in found), strict=True):
         text = None if one.truncated else read(task, one.text)
         if text is not None:
             content = [*parts_of(task)[0], {"type": "text", "text": text}]
-            out.append(Task(f"{task.key}:synthetic", (*task.prompt[:-1], user(content)), None))
+            out.append(pt.Task(f"{task.key}:synthetic", (*task.prompt[:-1], pt.user(content)), None))
     if not out:
         raise ValueError(f"the policy wrote no usable question about the pictures of {len(tasks)} tasks")
     return out

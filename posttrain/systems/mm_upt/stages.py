@@ -6,22 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from posttrain import ranks
-from posttrain.cli.launch import one_process
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions
-from posttrain.core import Task
+import posttrain as pt
 from posttrain.grade.verify import equivalent, last_boxed
 from posttrain.lab.world import glyphs, habits
 from posttrain.lab.world.words import base
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
-from posttrain.reward import each
-from posttrain.run.directory import Directory
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.scale.place import distribute
-from posttrain.seeding import mix
-from posttrain.step import train
 from posttrain.systems.mm_upt.questions import Mode, check_pictures, in_words, questions, to_write
 from posttrain.systems.mm_upt.vote import majority, recipe, stated_answer
 
@@ -31,8 +19,8 @@ LEAST_PIXELS, MOST_PIXELS = 262_144, 1_204_224
 
 
 def laptop(
-    labels: bool = False, reliable: bool = True, run: Run = Run("runs/mm-upt", steps=40, tasks=16, lr=1e-3)
-) -> Session:
+    labels: bool = False, reliable: bool = True, run: pt.Run = pt.Run("runs/mm-upt", steps=40, tasks=16, lr=1e-3)
+) -> pt.Session:
     """Two habits: a base model whose majority is mostly right, or mostly wrong.
 
     labels    learn from labels and not from the majority
@@ -42,17 +30,17 @@ def laptop(
 
     world = lab.two_habits(run.seed, reliable)
     policy = base(world, run.seed)
-    reward = each(habits.is_right) if labels else majority(habits.answer)
-    made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=each(habits.is_right))
-    return train(policy, world.training_tasks(), made, run, held_out=world.held_out_tasks())
+    reward = pt.each(habits.is_right) if labels else majority(habits.answer)
+    made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=pt.each(habits.is_right))
+    return pt.train(policy, world.training_tasks(), made, run, held_out=world.held_out_tasks())
 
 
-@one_process("a tiny model of a laptop's size is quickest there")
+@pt.one_process("a tiny model of a laptop's size is quickest there")
 def on_pictures(
     labels: bool = False,
     own_questions: Questions = "no",
-    run: Run = Run("runs/mm-upt-pictures", steps=40, tasks=12, lr=1e-4),
-) -> Session:
+    run: pt.Run = pt.Run("runs/mm-upt-pictures", steps=40, tasks=12, lr=1e-4),
+) -> pt.Session:
     """Arithmetic on drawn numbers, which a tiny model of Qwen's pattern sees.
 
     labels         learn from labels and not from the majority
@@ -67,20 +55,20 @@ def on_pictures(
     world = lab.drawn_numbers(run.seed)
     policy = base(world, run.seed, lab.PICTURE_SIZE)
     tasks = lab.picture_tasks(policy, world, None if own_questions == "no" else own_questions)
-    reward = each(glyphs.is_right) if labels else majority(glyphs.answer)
-    made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=each(glyphs.is_right))
-    return train(policy, tasks, made, run, held_out=world.tasks(100, "held out", held_out=True))
+    reward = pt.each(glyphs.is_right) if labels else majority(glyphs.answer)
+    made = replace(recipe(reward, reference=policy.frozen_copy()), evaluation=pt.each(glyphs.is_right))
+    return pt.train(policy, tasks, made, run, held_out=world.tasks(100, "held out", held_out=True))
 
 
 def learn(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/mm-upt", steps=80, tasks=512, lr=1e-6, weight_decay=0.01),
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/mm-upt", steps=80, tasks=512, lr=1e-6, weight_decay=0.01),
     answers: Literal["math", "text"] = "math",
     own_questions: Questions = "no",
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """Your checkpoint on questions without answers.
 
     Ask for an answer that can be found, as published: a `prompt` of "{problem} Please reason step by step, and put your
@@ -101,7 +89,9 @@ def learn(
     return scale.train(policy, tasks, made, run, held_out=task.tests(held_out))
 
 
-def write_questions(policy: TextPolicy, tasks: list[Task], made: Recipe, run: Run, mode: Mode) -> list[Task]:
+def write_questions(
+    policy: pt.TextPolicy, tasks: list[pt.Task], made: pt.Recipe, run: pt.Run, mode: Mode
+) -> list[pt.Task]:
     """Questions of the policy's own about the pictures of the tasks; a resumed run writes the same again.
 
     For the plan of a dry run, the tasks as they are.
@@ -110,9 +100,9 @@ def write_questions(policy: TextPolicy, tasks: list[Task], made: Recipe, run: Ru
     check_pictures(tasks, mode)
     if run.dry_run:
         return tasks
-    distribute(policy, made)
-    ranks.run_on_primary(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
-    return questions(policy, tasks, to_write(mode), in_words, mix(run.seed, "questions"))
+    pt.distribute(policy, made)
+    pt.ranks.run_on_primary(lambda: pt.Directory(Path(run.out)).check(run), "for the run's directory")
+    return questions(policy, tasks, to_write(mode), in_words, pt.mix(run.seed, "questions"))
 
 
 STAGES = {"laptop": laptop, "train": learn, "pictures": on_pictures}

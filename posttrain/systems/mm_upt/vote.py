@@ -7,13 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from posttrain.core import Group, Reward, Score
+import posttrain as pt
 from posttrain.grade.text import final_answer, normal_text
 from posttrain.grade.verify import last_boxed
-from posttrain.loss import token_mean
-from posttrain.method import grpo
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
 
 Answer = Callable[[str], str | None]  # a reply's text -> its answer, or None
 Same = Callable[[str, str], bool]
@@ -40,21 +36,21 @@ def clusters(answers: Sequence[str | None], same: Same = str.__eq__) -> list[int
     return [None if a is None else index[root(a)] for a in answers]
 
 
-def majority(find: Answer, same: Same = str.__eq__) -> Reward:
+def majority(find: Answer, same: Same = str.__eq__) -> pt.Reward:
     """1 for every sample whose answer is the one that most samples give, by equivalence; 0 for the others.
 
     A reply without an answer neither votes nor earns: in the release two of them agree on having none. With fewer than
     two answers in a group nobody earns. Of tied clusters the one that came first wins, as released.
     """
 
-    def reward(group: Group) -> list[Score]:
+    def reward(group: pt.Group) -> list[pt.Score]:
         found = clusters([find(rollout.text) for rollout in group], same)
         votes = Counter(cluster for cluster in found if cluster is not None)
         if votes.total() < 2:
-            return [Score(0.0, {"agreement": 0.0}) for _ in group]
+            return [pt.Score(0.0, {"agreement": 0.0}) for _ in group]
         winner, count = votes.most_common(1)[0]
         parts = {"agreement": count / len(group), "semantic_entropy": semantic_entropy(found)}
-        return [Score(float(cluster == winner), parts) for cluster in found]
+        return [pt.Score(float(cluster == winner), parts) for cluster in found]
 
     return reward
 
@@ -64,10 +60,12 @@ def semantic_entropy(found: Sequence[int | None]) -> float:
     return -sum(n / len(found) * math.log(n / len(found)) for n in Counter(found).values())
 
 
-def recipe(reward: Reward, *, kl: float = 0.01, reference: TextPolicy | None = None, samples: int = 10) -> Recipe:
+def recipe(
+    reward: pt.Reward, *, kl: float = 0.01, reference: pt.TextPolicy | None = None, samples: int = 10
+) -> pt.Recipe:
     """GRPO as in EasyR1: clip 0.2/0.3 with the dual clip at 3, token mean, a k3 term of 0.01."""
-    made = grpo(reward, samples=samples, kl=kl, reference=reference, low=0.2, high=0.3, dual=3.0)
-    return replace(made, reduce=token_mean)
+    made = pt.grpo(reward, samples=samples, kl=kl, reference=reference, low=0.2, high=0.3, dual=3.0)
+    return replace(made, reduce=pt.token_mean)
 
 
 def stated_answer(text: str) -> str | None:

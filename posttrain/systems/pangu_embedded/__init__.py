@@ -12,33 +12,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from posttrain.advantage import normalised
-from posttrain.core import Reward
-from posttrain.kl import k3, kl_to_reference
-from posttrain.loss import clipped, token_mean, total
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Part, Recipe, credited
+import posttrain as pt
 from posttrain.systems.pangu_embedded.mars import with_auxiliaries
 
 __all__ = ["PARTS", "recipe"]
 
 
-def recipe(reward: Reward, *, kl: float = 0.0, reference: TextPolicy | None = None, samples: int = 8) -> Recipe:
+def recipe(
+    reward: pt.Reward, *, kl: float = 0.0, reference: pt.TextPolicy | None = None, samples: int = 8
+) -> pt.Recipe:
     """GRPO with the zero-advantage mask: rows that teach nothing leave the loss, so that a KL term cannot rule it."""
-    loss = total((1.0, clipped()), (kl, kl_to_reference(k3))) if kl else clipped()
-    return Recipe(
+    loss = pt.total((1.0, pt.clipped()), (kl, pt.kl_to_reference(pt.k3))) if kl else pt.clipped()
+    return pt.Recipe(
         reward,
-        advantage=normalised,
+        advantage=pt.normalised,
         loss=loss,
-        reduce=token_mean,
+        reduce=pt.token_mean,
         samples=samples,
-        keep=credited,
+        keep=pt.credited,
         reference=reference if kl else None,
     )
 
 
-PARTS: Mapping[str, Part] = {
-    "masked": lambda plain, tiny: replace(plain, keep=credited),
+PARTS: Mapping[str, pt.Part] = {
+    "masked": lambda plain, tiny: replace(plain, keep=pt.credited),
     "unrepeated": lambda plain, tiny: replace(
         plain, reward=with_auxiliaries(plain.reward, lambda text: True, format_weight=0.0)
     ),

@@ -11,26 +11,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from posttrain.core import Policy, Reward, Rollout, Sampler, Task
-from posttrain.episode import single_turn
-from posttrain.evaluation import evaluate
-from posttrain.group import play_and_grade
-from posttrain.seeding import mix
+import posttrain as pt
 
 Item = TypeVar("Item")
 RIGHT = 0.5  # a reward from which on an answer is right
 
 
 def complexity(
-    policy: Sampler, tasks: Sequence[Task], reward: Reward, samples: int = 4, seed: int = 0
+    policy: pt.Sampler, tasks: Sequence[pt.Task], reward: pt.Reward, samples: int = 4, seed: int = 0
 ) -> dict[str, float]:
     """C of every task, in [0, 1], by the task's key. What cannot be graded is not right."""
-    found = evaluate({"policy": policy}, tasks, reward, samples=samples, seed=seed)
+    found = pt.evaluate({"policy": policy}, tasks, reward, samples=samples, seed=seed)
     right = [sum(value >= RIGHT for value in values) for values in found.values]
     return {task.key: 1 - count / samples for task, count in zip(tasks, right, strict=True)}
 
@@ -53,24 +51,24 @@ def weighted_sample(items: Sequence[Item], weights: Sequence[float], count: int,
 class ByComplexity:
     """A source of tasks: epoch after epoch the `share` of them that is drawn around medium complexity."""
 
-    def __init__(self, tasks: Sequence[Task], complexities: Mapping[str, float], seed: int, share: float = 0.5):
+    def __init__(self, tasks: Sequence[pt.Task], complexities: Mapping[str, float], seed: int, share: float = 0.5):
         self.tasks, self.seed, self.cursor = list(tasks), seed, 0
         self.weights = [medium(complexities[task.key]) for task in tasks]
         self.count = max(int(share * len(self.tasks)), 1)
-        self.epoch, self.order = -1, list[Task]()
+        self.epoch, self.order = -1, list[pt.Task]()
 
     @property
-    def items(self) -> list[Task]:
+    def items(self) -> list[pt.Task]:
         return self.tasks
 
-    def take(self, count: int) -> list[Task]:
+    def take(self, count: int) -> list[pt.Task]:
         return [self.next() for _ in range(count)]
 
-    def next(self) -> Task:
+    def next(self) -> pt.Task:
         epoch, place = divmod(self.cursor, self.count)
         if epoch != self.epoch:
             self.epoch = epoch
-            self.order = weighted_sample(self.tasks, self.weights, self.count, mix(self.seed, "epoch", epoch))
+            self.order = weighted_sample(self.tasks, self.weights, self.count, pt.mix(self.seed, "epoch", epoch))
         self.cursor += 1
         return self.order[place]
 
@@ -82,7 +80,7 @@ class ByComplexity:
 
 
 def shortest_right(
-    teacher: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int = 4, seed: int = 0
+    teacher: pt.Sampler, tasks: Sequence[pt.Task], verify: pt.Reward, candidates: int = 4, seed: int = 0
 ) -> dict[str, str]:
     """By the task's key, the shortest of the teacher's answers that are right; a task without one is left out.
 
@@ -97,7 +95,9 @@ def shortest_right(
     return kept
 
 
-def first_right(teacher: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int, seed: int) -> dict[str, str]:
+def first_right(
+    teacher: pt.Sampler, tasks: Sequence[pt.Task], verify: pt.Reward, candidates: int, seed: int
+) -> dict[str, str]:
     """By the task's key, the first right answer."""
     kept: dict[str, str] = {}
     for group in right_answers(teacher, tasks, verify, candidates, seed):
@@ -107,14 +107,14 @@ def first_right(teacher: Sampler, tasks: Sequence[Task], verify: Reward, candida
 
 
 def right_answers(
-    teacher: Sampler, tasks: Sequence[Task], verify: Reward, candidates: int, seed: int
-) -> list[list[Rollout]]:
+    teacher: pt.Sampler, tasks: Sequence[pt.Task], verify: pt.Reward, candidates: int, seed: int
+) -> list[list[pt.Rollout]]:
     """[P] those of `candidates` answers to each task that are right. Of several ranks each asks for its share."""
-    found, _ = play_and_grade(tasks, single_turn, verify, {"policy": teacher}, candidates, seed)
+    found, _ = pt.play_and_grade(tasks, pt.single_turn, verify, {"policy": teacher}, candidates, seed)
     return [[one for one, score in group.valid if score.value >= RIGHT] for group in found]
 
 
-def weights_of(policy: Policy) -> dict[str, Tensor]:
+def weights_of(policy: pt.Policy) -> dict[str, Tensor]:
     """A copy of the parameters that are trained."""
     return {name: value.clone() for name, value in policy.state_dict().items()}
 
@@ -151,5 +151,30 @@ def iterate(
     """`count` times: measure the complexity of every task for the student as it is, select, teach the selection."""
     for number in range(count):
         found = measure(number)
-        chosen = weighted_sample(keys, [weight(found[key]) for key in keys], each, mix(seed, "selection", number))
+        chosen = weighted_sample(keys, [weight(found[key]) for key in keys], each, pt.mix(seed, "selection", number))
         teach(chosen, number)
+
+
+def distil_once(
+    policy: pt.TextPolicy, rows: Sequence[pt.Demonstration], run: pt.Run, number: int, merge: float
+) -> None:
+    """One iteration, with its last two checkpoints merged into what went before."""
+    before = weights_of(policy)
+    out = Path(run.out) / f"iteration-{number + 1}"
+    mine = replace(
+        run,
+        out=out,
+        save_every=max(run.steps // 2, 1),
+        keep=2,
+        seed=pt.mix(run.seed, number) % 2**31,
+        resume=run.resume and (out / "run.json").is_file(),
+        settings={**run.settings, "iteration": number + 1},
+    )
+    session = pt.sft(policy, rows, mine)
+    if merge:
+        kept: list[Mapping[str, Any]] = []
+        for folder in session.checkpoints.complete():
+            session.checkpoints.restore(folder, policy, session.optimizer, session.stateful_parts())
+            kept.append(weights_of(policy))
+        policy.load_state_dict(merged_weights(before, kept, merge))
+    session.directory.export(policy)

@@ -10,10 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from posttrain.core import Message, Reward, Sampler, Task
-from posttrain.data import Demonstration
-from posttrain.episode import assistant, system
-from posttrain.evaluation import evaluate
+import posttrain as pt
 from posttrain.systems.pangu_embedded.distillation import RIGHT
 
 Mode: TypeAlias = Literal["fast", "slow", "auto"]
@@ -25,28 +22,33 @@ META: Mapping[Mode, str] = {  # as recalled from the paper; the automatic one is
 SAMPLES, LEAST = 4, 3  # fast answers of a prompt, and how many must be right: one lucky guess does not make it easy
 
 
-def with_mode(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
+def with_mode(messages: Sequence[pt.Message], mode: Mode) -> tuple[pt.Message, ...]:
     """The messages with the mode before them; a system message of theirs follows it in the same message."""
     if messages and messages[0]["role"] == "system":
-        return (system(f"{META[mode]}\n{messages[0]['content']}"), *messages[1:])
-    return (system(META[mode]), *messages)
+        return (pt.system(f"{META[mode]}\n{messages[0]['content']}"), *messages[1:])
+    return (pt.system(META[mode]), *messages)
 
 
-def in_mode(tasks: Sequence[Task], mode: Mode) -> list[Task]:
+def in_mode(tasks: Sequence[pt.Task], mode: Mode) -> list[pt.Task]:
     return [replace(task, prompt=with_mode(task.prompt, mode)) for task in tasks]
 
 
 def fast_enough(
-    policy: Sampler, fast: Sequence[Task], reward: Reward, samples: int = SAMPLES, least: int = LEAST, seed: int = 0
+    policy: pt.Sampler,
+    fast: Sequence[pt.Task],
+    reward: pt.Reward,
+    samples: int = SAMPLES,
+    least: int = LEAST,
+    seed: int = 0,
 ) -> list[bool]:
     """[P] whether at least `least` of the model's own fast answers to a task are right."""
-    found = evaluate({"policy": policy}, fast, reward, samples=samples, seed=seed)
+    found = pt.evaluate({"policy": policy}, fast, reward, samples=samples, seed=seed)
     return [sum(value >= RIGHT for value in values) >= least for values in found.values]
 
 
 def fusion_set(
-    tasks: Sequence[Task], easy: Sequence[bool], fast: Mapping[str, str], slow: Mapping[str, str]
-) -> list[Demonstration]:
+    tasks: Sequence[pt.Task], easy: Sequence[bool], fast: Mapping[str, str], slow: Mapping[str, str]
+) -> list[pt.Demonstration]:
     """Each task three times: in automatic mode with the reply that its label asks for, and in both manual modes.
 
     fast, slow   replies by the task's key; a task without one of them is left out where it would be needed
@@ -60,5 +62,5 @@ def fusion_set(
         ]
         for mode, replies in wanted:
             if task.key in replies:
-                out.append(Demonstration((*with_mode(task.prompt, mode), assistant(replies[task.key]))))
+                out.append(pt.Demonstration((*with_mode(task.prompt, mode), pt.assistant(replies[task.key]))))
     return out

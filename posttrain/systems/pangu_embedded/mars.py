@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from posttrain.core import Group, Invalid, Reward, Rollout, Score, Task
-from posttrain.reward import group_scores
+import posttrain as pt
 
 Scaling = Literal["zscore", "sigmoid", "none"]
 
@@ -30,8 +29,8 @@ class Router:
 
     def __init__(
         self,
-        rewards: Mapping[str, Reward],
-        source: Callable[[Task], str],
+        rewards: Mapping[str, pt.Reward],
+        source: Callable[[pt.Task], str],
         scaling: Mapping[str, Scaling] | None = None,
         window: int = 256,
     ):
@@ -39,15 +38,15 @@ class Router:
         self.scaling, self.window = dict(scaling or {}), window
         self.seen: dict[str, deque[float]] = {name: deque(maxlen=window) for name in self.rewards}
 
-    def __call__(self, group: Group) -> list[Score | Invalid]:
+    def __call__(self, group: pt.Group) -> list[pt.Score | pt.Invalid]:
         name = self.source(group[0].task)
         if name not in self.rewards:
             raise ValueError(f"a task of the source {name!r}, which has no reward: there are {sorted(self.rewards)}")
-        scores = group_scores(self.rewards[name], group)
-        self.seen[name].extend(score.value for score in scores if isinstance(score, Score))
-        return [self.rescale(name, score) if isinstance(score, Score) else score for score in scores]
+        scores = pt.group_scores(self.rewards[name], group)
+        self.seen[name].extend(score.value for score in scores if isinstance(score, pt.Score))
+        return [self.rescale(name, score) if isinstance(score, pt.Score) else score for score in scores]
 
-    def rescale(self, name: str, score: Score) -> Score:
+    def rescale(self, name: str, score: pt.Score) -> pt.Score:
         how, value = self.scaling.get(name, "none"), score.value
         if how != "none":
             value = (value - statistics.fmean(self.seen[name])) / (statistics.pstdev(self.seen[name]) + 1e-6)
@@ -68,22 +67,22 @@ class Router:
 
 
 def with_auxiliaries(
-    reward: Reward,
+    reward: pt.Reward,
     well_formed: Callable[[str], bool],
     *,
     format_weight: float = 0.1,
     repetition_weight: float = 0.2,
     width: int = 8,
-) -> Reward:
+) -> pt.Reward:
     """R = r + 0.1 [well formed] - 0.2 (share of repeated 8-grams of words), of every source. The weights are ours."""
 
-    def with_parts(group: Group) -> list[Score | Invalid]:
+    def with_parts(group: pt.Group) -> list[pt.Score | pt.Invalid]:
         return [
-            add_parts(one, score) if isinstance(score, Score) else score
-            for one, score in zip(group, group_scores(reward, group), strict=True)
+            add_parts(one, score) if isinstance(score, pt.Score) else score
+            for one, score in zip(group, pt.group_scores(reward, group), strict=True)
         ]
 
-    def add_parts(one: Rollout, score: Score) -> Score:
+    def add_parts(one: pt.Rollout, score: pt.Score) -> pt.Score:
         form, again = float(well_formed(one.text)), repetition(one.text.split(), width)
         value = score.value + format_weight * form - repetition_weight * again
         return replace(

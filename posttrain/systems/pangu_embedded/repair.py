@@ -16,11 +16,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from posttrain.core import Ask, Reply
+import posttrain as pt
 from posttrain.episode import ordered_replies
 from posttrain.policy.fast.generate import SampleRequest
-from posttrain.policy.text import TextPolicy
-from posttrain.seeding import mix
 
 NOTE = " Wait, I am repeating myself."
 WIDTHS = range(8, 65)  # tokens of an n-gram
@@ -43,7 +41,7 @@ def loop(ids: Sequence[int], widths: Sequence[int] = WIDTHS) -> tuple[int, int] 
 class Repaired:
     """A text policy whose loops are broken, as a sampler. `repairs` counts the replies that were."""
 
-    policy: TextPolicy
+    policy: pt.TextPolicy
     widths: Sequence[int] = WIDTHS
     repairs: int = 0
     note: tuple[int, ...] = field(init=False)
@@ -54,10 +52,10 @@ class Repaired:
     def gather_parameters(self) -> AbstractContextManager[None]:
         return self.policy.gather_parameters()
 
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
+    def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
         return ordered_replies(self.stream(asks))
 
-    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+    def stream(self, asks: Sequence[pt.Ask]) -> Iterator[tuple[int, pt.Reply]]:
         wanted = {
             i: self.policy.sample_request(ask, self.policy.chat.prompt(ask.messages)[0]) for i, ask in enumerate(asks)
         }
@@ -77,12 +75,12 @@ class Repaired:
                 kept = got.ids[: end - n] + self.note
                 said[i] += kept
                 left = wanted[i].max_new - len(kept)
-                seed = mix(wanted[i].seed, "repair", attempt)
+                seed = pt.mix(wanted[i].seed, "repair", attempt)
                 again[i] = replace(wanted[i], prompt=wanted[i].prompt + kept, max_new=max(left, 0), seed=seed)
             self.repairs += len(again) if attempt == 0 else 0
             wanted = again
             if not wanted:
                 return
 
-    def reply(self, ask: Ask, ids: tuple[int, ...], stop: str) -> Reply:
-        return Reply(self.policy.chat.decode(ids), torch.zeros(0), None, stop)  # type: ignore[arg-type]
+    def reply(self, ask: pt.Ask, ids: tuple[int, ...], stop: str) -> pt.Reply:
+        return pt.Reply(self.policy.chat.decode(ids), torch.zeros(0), None, stop)  # type: ignore[arg-type]

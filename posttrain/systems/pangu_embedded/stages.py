@@ -8,34 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from posttrain import grade as grades
-from posttrain import ranks
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least, check_choice
+import posttrain as pt
 from posttrain.cli.plan.workload import longest_row
-from posttrain.core import Reward, Sampler, Task
-from posttrain.data import Demonstration
-from posttrain.episode import assistant
-from posttrain.policy.scoring import reward_of
-from posttrain.policy.text import TextPolicy
-from posttrain.reward import each
-from posttrain.run.directory import Directory, read_json, write_json
-from posttrain.run.folder import prepare_folder
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
 from posttrain.sampler.scorer import is_address
-from posttrain.scale.place import distribute
-from posttrain.seeding import mix
-from posttrain.step import train
-from posttrain.supervised import sft
 from posttrain.systems.pangu_embedded import recipe
 from posttrain.systems.pangu_embedded.distillation import (
     ByComplexity,
     complexity,
+    distil_once,
     first_right,
     iterate,
-    merged_weights,
     shortest_right,
-    weights_of,
 )
 from posttrain.systems.pangu_embedded.dual import fast_enough, fusion_set, in_mode
 from posttrain.systems.pangu_embedded.mars import Router, Scaling
@@ -60,28 +43,28 @@ class TeacherOptions:
         if self.repair and self.teacher and is_address(self.teacher):
             raise ValueError("`repair=True`: the replies of a server cannot be cut and continued here; leave it out")
 
-    def sampler(self, model: ModelOptions, policy: TextPolicy, player: Sampler) -> Sampler:
+    def sampler(self, model: pt.ModelOptions, policy: pt.TextPolicy, player: pt.Sampler) -> pt.Sampler:
         """The teacher; without one the policy, which `player` plays where nothing is to be repaired."""
         if not self.teacher:
             return Repaired(policy) if self.repair else player
         found = model.player(self.teacher)
-        return Repaired(found) if self.repair and isinstance(found, TextPolicy) else found
+        return Repaired(found) if self.repair and isinstance(found, pt.TextPolicy) else found
 
 
 # ---- reinforcement: tasks and rewards of several sources
 
 
 def reinforce(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/pangu-embedded", steps=200, tasks=64),
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/pangu-embedded", steps=200, tasks=64),
     also: str = "",
     kl: float = 0.0,
     samples: int = 8,
     curriculum: bool = False,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """MARS on your checkpoint: each source's rewards on a scale of its own, flat groups left out of the loss.
 
     also        more sources, as name=file=grade,...; a grade is one of those of `grade`, or a reward model (folder, Hub
@@ -98,29 +81,29 @@ def reinforce(
     made = replace(recipe(router, kl=kl, reference=reference, samples=samples), evaluation=router.on_scales({}))
     drawn: Any = tasks
     if curriculum and not run.dry_run:
-        ranks.run_on_primary(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
-        distribute(policy, made)
+        pt.ranks.run_on_primary(lambda: pt.Directory(Path(run.out)).check(run), "for the run's directory")
+        pt.distribute(policy, made)
         bounded = router.on_scales({name: how for name, how in router.scaling.items() if how == "sigmoid"})
         with scale.playing(policy, run.out, tasks) as player:
             drawn = ByComplexity(tasks, complexity(player, tasks, bounded, seed=run.seed), run.seed)
     return scale.train(policy, drawn, made, run, held_out=tests)
 
 
-def source_of(task: Task) -> str:
+def source_of(task: pt.Task) -> str:
     return task.key.partition(":")[0]
 
 
-def of_source(name: str, tasks: Sequence[Task]) -> list[Task]:
+def of_source(name: str, tasks: Sequence[pt.Task]) -> list[pt.Task]:
     return [replace(one, key=f"{name}:{one.key}") for one in tasks]
 
 
-def sources(task: TaskOptions, also: str, window: int = 256) -> tuple[list[Task], Router]:
+def sources(task: pt.TaskOptions, also: str, window: int = 256) -> tuple[list[pt.Task], Router]:
     """The tasks of `task.data` and of every `name=file=grade` in `also`, and the router of their rewards.
 
     Raises ValueError for one that is not of this form.
     """
     tasks = of_source(MAIN, task.tasks())
-    rewards: dict[str, Reward] = {MAIN: task.reward()}
+    rewards: dict[str, pt.Reward] = {MAIN: task.reward()}
     scaling: dict[str, Scaling] = {MAIN: "zscore"}
     for entry in filter(None, also.split(",")):
         name, *rest = (part.strip() for part in entry.split("=", 2))
@@ -132,31 +115,31 @@ def sources(task: TaskOptions, also: str, window: int = 256) -> tuple[list[Task]
     return tasks, Router(rewards, source_of, scaling, window)
 
 
-def grader(grade: str) -> tuple[Reward, Scaling]:
+def grader(grade: str) -> tuple[pt.Reward, Scaling]:
     """A grade by name, a function of a file, or a reward model, whose scores have no bounds.
 
     Of a reward model: its folder, its Hub id, or the address of a server.
     """
     if is_address(grade):
-        return reward_of(grade), "sigmoid"
+        return pt.reward_of(grade), "sigmoid"
     if ":" in grade:
-        return grades.reward_file(grade), "zscore"
-    if grade in grades.GRADES:
-        return grades.GRADES[grade], "zscore"
+        return pt.grade.reward_file(grade), "zscore"
+    if grade in pt.grade.GRADES:
+        return pt.grade.GRADES[grade], "zscore"
     if "/" not in grade and not Path(grade).is_dir():
-        check_choice(grade, grades.GRADES, "also")
-    return reward_of(grade), "sigmoid"
+        pt.check_choice(grade, pt.grade.GRADES, "also")
+    return pt.reward_of(grade), "sigmoid"
 
 
 # ---- distillation
 
 
 def distil(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
     teaching: TeacherOptions,
-    run: Run = Run("runs/pangu-distilled", steps=200, tasks=64),
+    run: pt.Run = pt.Run("runs/pangu-distilled", steps=200, tasks=64),
     iterations: int = 3,
     merge: float = 0.7,
 ) -> Path:
@@ -167,20 +150,20 @@ def distil(
     iterations  how many
     merge       lambda, the share of the change of an iteration's last two checkpoints that is kept; 0 keeps the last
     """
-    at_least(1, iterations=iterations)
+    pt.at_least(1, iterations=iterations)
     policy, tasks, verify = model.policy(), task.tasks(), task.reward()
     if run.dry_run:
         plan(policy, tasks[: share_of(tasks)], run)
-    distribute(policy)
+    pt.distribute(policy)
     out = Path(run.out)
     settings = {"seed": run.seed, **run.settings}
-    prepare_folder(out, "distillation", [ANSWERS], settings, resume=run.resume, overwrite=run.overwrite)
+    pt.prepare_folder(out, "distillation", [ANSWERS], settings, resume=run.resume, overwrite=run.overwrite)
     replies = known_answers(run)
     if not replies:
         own = not teaching.teacher and not teaching.repair
         with scale.playing(policy, out, tasks) if own else nullcontext(policy) as player:
             teacher = teaching.sampler(model, policy, player)
-            replies = shortest_right(teacher, tasks, verify, CANDIDATES, mix(run.seed, "teacher"))
+            replies = shortest_right(teacher, tasks, verify, CANDIDATES, pt.mix(run.seed, "teacher"))
         write_answers(run, replies)
     if not replies:
         raise ValueError(f"not one of {len(tasks)} tasks was answered right by the teacher in {CANDIDATES} attempts")
@@ -188,14 +171,14 @@ def distil(
 
     def measure(number: int) -> Mapping[str, float]:
         with scale.playing(policy, out, list(known.values())) as player:
-            return complexity(player, list(known.values()), verify, seed=mix(run.seed, "complexity", number))
+            return complexity(player, list(known.values()), verify, seed=pt.mix(run.seed, "complexity", number))
 
     def teach(keys: Sequence[str], number: int) -> None:
-        rows = [Demonstration((*known[key].prompt, assistant(replies[key]))) for key in keys]
+        rows = [pt.Demonstration((*known[key].prompt, pt.assistant(replies[key]))) for key in keys]
         distil_once(policy, rows, run, number, merge)
 
     iterate(measure, teach, list(replies), count=iterations, each=share_of(replies), seed=run.seed)
-    Directory(out).export(policy)
+    pt.Directory(out).export(policy)
     return out
 
 
@@ -203,39 +186,16 @@ def share_of(items: Sequence[Any] | Mapping[str, Any]) -> int:
     return max(int(SHARE * len(items)), 1)
 
 
-def distil_once(policy: TextPolicy, rows: Sequence[Demonstration], run: Run, number: int, merge: float) -> None:
-    """One iteration, with its last two checkpoints merged into what went before."""
-    before = weights_of(policy)
-    out = Path(run.out) / f"iteration-{number + 1}"
-    mine = replace(
-        run,
-        out=out,
-        save_every=max(run.steps // 2, 1),
-        keep=2,
-        seed=mix(run.seed, number) % 2**31,
-        resume=run.resume and (out / "run.json").is_file(),
-        settings={**run.settings, "iteration": number + 1},
-    )
-    session = sft(policy, rows, mine)
-    if merge:
-        kept: list[Mapping[str, Any]] = []
-        for folder in session.checkpoints.complete():
-            session.checkpoints.restore(folder, policy, session.optimizer, session.stateful_parts())
-            kept.append(weights_of(policy))
-        policy.load_state_dict(merged_weights(before, kept, merge))
-    session.directory.export(policy)
-
-
 # ---- fusion
 
 
 def fuse(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
     teaching: TeacherOptions,
-    run: Run = Run("runs/pangu-fused", steps=200, tasks=64),
-) -> Session:
+    run: pt.Run = pt.Run("runs/pangu-fused", steps=200, tasks=64),
+) -> pt.Session:
     """Fast, slow and automatic mode in one model: a supervised run on answers of the model itself.
 
     Slow answers are those of the teacher, if there is one.
@@ -244,51 +204,53 @@ def fuse(
     fast_tasks, slow_tasks = in_mode(tasks, "fast"), in_mode(tasks, "slow")
     if run.dry_run:
         return plan(policy, [*fast_tasks, *slow_tasks, *in_mode(tasks, "auto")], run)
-    ranks.run_on_primary(lambda: Directory(Path(run.out)).check(run), "for the run's directory")
-    distribute(policy)
+    pt.ranks.run_on_primary(lambda: pt.Directory(Path(run.out)).check(run), "for the run's directory")
+    pt.distribute(policy)
     found = known_answers(run)
     if not found:
         with scale.playing(policy, run.out, fast_tasks) as player:
             teacher = teaching.sampler(model, policy, player)
             found = {
-                "easy": fast_enough(player, fast_tasks, verify, seed=mix(run.seed, "labels")),
-                "fast": first_right(player, fast_tasks, verify, CANDIDATES, mix(run.seed, "fast")),
-                "slow": shortest_right(teacher, slow_tasks, verify, CANDIDATES, mix(run.seed, "slow")),
+                "easy": fast_enough(player, fast_tasks, verify, seed=pt.mix(run.seed, "labels")),
+                "fast": first_right(player, fast_tasks, verify, CANDIDATES, pt.mix(run.seed, "fast")),
+                "slow": shortest_right(teacher, slow_tasks, verify, CANDIDATES, pt.mix(run.seed, "slow")),
             }
     demonstrations = fusion_set(tasks, found["easy"], found["fast"], found["slow"])
     if not demonstrations:
         raise ValueError(f"neither a fast nor a slow answer to any of {len(tasks)} tasks was right: nothing to fuse")
     settings = {**run.settings, "easy": sum(found["easy"]), "tasks_labelled": len(tasks)}
-    return sft(policy, demonstrations, replace(run, settings=settings), on_start=lambda _: write_answers(run, found))
+    return pt.sft(policy, demonstrations, replace(run, settings=settings), on_start=lambda _: write_answers(run, found))
 
 
 # ---- what is sampled before a supervised run
 
 
-def plan(policy: TextPolicy, tasks: Sequence[Task], run: Run) -> Session:
+def plan(policy: pt.TextPolicy, tasks: Sequence[pt.Task], run: pt.Run) -> pt.Session:
     """A dry run with replies as long as they may be, since nobody is asked for them. Raises `DryRun`."""
     prompts = [policy.chat.prompt(one.prompt)[0] for one in tasks]
     room = [min(policy.sampling.max_new, policy.context - len(ids)) for ids in prompts]
     rows = [longest_row(policy, *one, i) for i, one in enumerate(zip(tasks, prompts, room, strict=True))]
-    return Session(run, policy, rows, kind="sft")
+    return pt.Session(run, policy, rows, kind="sft")
 
 
-def known_answers(run: Run) -> dict[str, Any]:
+def known_answers(run: pt.Run) -> dict[str, Any]:
     """What a run that is resumed has been answered; nothing for another one."""
     file = Path(run.out) / ANSWERS
-    return ranks.run_on_primary(
-        lambda: read_json(file) if run.resume and file.is_file() else {}, "for the answers so far"
+    return pt.ranks.run_on_primary(
+        lambda: pt.read_json(file) if run.resume and file.is_file() else {}, "for the answers so far"
     )
 
 
-def write_answers(run: Run, found: Mapping[str, Any]) -> None:
-    ranks.run_on_primary(lambda: write_json(Path(run.out) / ANSWERS, found), "for the answers")
+def write_answers(run: pt.Run, found: Mapping[str, Any]) -> None:
+    pt.ranks.run_on_primary(lambda: pt.write_json(Path(run.out) / ANSWERS, found), "for the answers")
 
 
 # ---- laptop
 
 
-def laptop(adaptive: bool = True, run: Run = Run("runs/pangu-embedded", steps=40, tasks=48, lr=1e-3)) -> Session:
+def laptop(
+    adaptive: bool = True, run: pt.Run = pt.Run("runs/pangu-embedded", steps=40, tasks=48, lr=1e-3)
+) -> pt.Session:
     """Three sources of tasks with rewards on three scales; held out: each of them.
 
     adaptive  each source's rewards are brought to its own scale
@@ -298,10 +260,10 @@ def laptop(adaptive: bool = True, run: Run = Run("runs/pangu-embedded", steps=40
     from posttrain.systems.pangu_embedded.lab.router import ADAPTIVE, PARTLY
 
     world = Sources(run.seed)
-    router = Router({kind: each(grade) for kind, grade in GRADES.items()}, kind_of, ADAPTIVE if adaptive else {})
+    router = Router({kind: pt.each(grade) for kind, grade in GRADES.items()}, kind_of, ADAPTIVE if adaptive else {})
     made = replace(recipe(router), evaluation=router.on_scales({}))
     source = EvenSource(world.tasks(), run.seed)
-    return train(base(world, run.seed, PARTLY), source, made, run, held_out=world.tasks(held_out=True))
+    return pt.train(base(world, run.seed, PARTLY), source, made, run, held_out=world.tasks(held_out=True))
 
 
 STAGES = {"laptop": laptop, "reinforce": reinforce, "distil": distil, "fuse": fuse}

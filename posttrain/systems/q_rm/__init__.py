@@ -16,13 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from posttrain.advantage import by_decision, decision_rewards, whitened
-from posttrain.core import Group, Reward, Score
-from posttrain.kl import kl_in_reward
-from posttrain.loss import clipped, likelihood, token_mean
-from posttrain.policy.text import TextPolicy
-from posttrain.policy.value import Critic, Gae
-from posttrain.recipe import Part, Recipe, with_surrogate
+import posttrain as pt
+from posttrain.advantage import decision_rewards
 
 
 def scaled(credit: list[Tensor]) -> list[Tensor]:
@@ -31,17 +26,17 @@ def scaled(credit: list[Tensor]) -> list[Tensor]:
     return [values / std for values in credit]
 
 
-class TokenCritic(Gae):
+class TokenCritic(pt.Gae):
     """PPO as released: A_t = r_t / std(r) - 0.01 V_t / std(V), the return is r_t. V reads the state before the token.
 
     Both deviations are of the whole step, so that its `across` must be the recipe's.
     """
 
-    def __init__(self, critic: Critic, weight: float = 0.01):
+    def __init__(self, critic: pt.Critic, weight: float = 0.01):
         super().__init__(critic, gamma=0.0, lam=0.0)
         self.weight = weight
 
-    def __call__(self, group: Group, scores: list[Score]) -> list[Tensor]:
+    def __call__(self, group: pt.Group, scores: list[pt.Score]) -> list[Tensor]:
         super().__call__(group, scores)  # keeps rows, returns and values for `across` and `learn`
         return [decision_rewards(rollout, score) for rollout, score in zip(group, scores, strict=True)]
 
@@ -51,35 +46,39 @@ class TokenCritic(Gae):
         return [a - self.weight * v / spread for a, v in zip(scaled(credit), values, strict=True)]
 
 
-def recipe(reward: Reward, *, centre: bool = True, samples: int = 1, updates: int = 1) -> Recipe:
+def recipe(reward: pt.Reward, *, centre: bool = True, samples: int = 1, updates: int = 1) -> pt.Recipe:
     """REINFORCE on token rewards. `centre=False` is the release, which only divides by the deviation."""
-    return Recipe(
+    return pt.Recipe(
         reward,
-        advantage=by_decision,
-        across=whitened if centre else scaled,
-        loss=likelihood,
-        reduce=token_mean,
+        advantage=pt.by_decision,
+        across=pt.whitened if centre else scaled,
+        loss=pt.likelihood,
+        reduce=pt.token_mean,
         samples=samples,
         updates=updates,
     )
 
 
-def ppo_recipe(reward: Reward, critic: Critic, reference: TextPolicy, kl: float = 0.01, updates: int = 4) -> Recipe:
+def ppo_recipe(
+    reward: pt.Reward, critic: pt.Critic, reference: pt.TextPolicy, kl: float = 0.01, updates: int = 4
+) -> pt.Recipe:
     """PPO on token rewards with a KL of 0.01 in the reward (the release takes its absolute value), no GAE."""
     token = TokenCritic(critic)
-    return Recipe(
-        kl_in_reward(reward, reference, kl),
+    return pt.Recipe(
+        pt.kl_in_reward(reward, reference, kl),
         advantage=token,
         across=token.across,
-        loss=clipped(),
-        reduce=token_mean,
+        loss=pt.clipped(),
+        reduce=pt.token_mean,
         samples=1,
         updates=updates,
     )
 
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "scaled": lambda plain, tiny: replace(plain, across=scaled),
-    "token_credit": lambda plain, tiny: replace(plain, advantage=by_decision, across=whitened if tiny else scaled),
-    "reinforce": lambda plain, tiny: with_surrogate(plain, likelihood),
+    "token_credit": lambda plain, tiny: replace(
+        plain, advantage=pt.by_decision, across=pt.whitened if tiny else scaled
+    ),
+    "reinforce": lambda plain, tiny: pt.with_surrogate(plain, pt.likelihood),
 }

@@ -7,20 +7,9 @@ from typing import TypeAlias
 
 import torch
 
-from posttrain.advantage import raw, whitened
-from posttrain.core import Invalid, Reward, Task
-from posttrain.data import Pair
-from posttrain.evaluation import evaluate
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import FULL, Arm, Budget, Lab, Measures, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world.lookup import Lookup, is_right, token_marks
 from posttrain.lab.world.words import Size, base
-from posttrain.loss import likelihood, token_mean
-from posttrain.measure import auc
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
-from posttrain.reward import each
-from posttrain.seeding import mix
 from posttrain.systems.q_rm import recipe
 from posttrain.systems.q_rm.model import QModel, by_token, learn_from_pairs, preference
 from posttrain.systems.q_rm.rivals import (
@@ -32,78 +21,82 @@ from posttrain.systems.q_rm.rivals import (
     truth,
 )
 
-Build: TypeAlias = Callable[[TextPolicy, Sequence[Pair], Lookup, int, int], Reward]  # a reward, of steps of learning
+Build: TypeAlias = Callable[
+    [pt.TextPolicy, Sequence[pt.Pair], Lookup, int, int], pt.Reward
+]  # a reward, of steps of learning
 
 TINY = Size(hidden=48, layers=2, steps=1200)
 PAIRS, STEPS = 2700, 400
 EVERY, GOAL = 10, 0.75
 
 
-def start(seed: int, budget: Budget = FULL) -> tuple[Lookup, TextPolicy, list[Pair]]:
+def start(seed: int, budget: pt.Budget = pt.FULL) -> tuple[Lookup, pt.TextPolicy, list[pt.Pair]]:
     """The world, its base model, and the pairs that the base model's samples make."""
     world = Lookup(seed)
     policy = base(world, seed, budget.size(TINY))
     return world, policy, pairs_of(policy, world, budget.items(PAIRS), seed)
 
 
-def pairs_of(policy: TextPolicy, world: Lookup, count: int, seed: int) -> list[Pair]:
+def pairs_of(policy: pt.TextPolicy, world: Lookup, count: int, seed: int) -> list[pt.Pair]:
     """One right and one wrong sample of a question, for as many questions as have both.
 
     Where none has, the truth and a sample of each.
     """
-    found = evaluate({"policy": policy}, world.problems(count, "pairs"), each(is_right), samples=4, seed=seed)
+    found = pt.evaluate({"policy": policy}, world.problems(count, "pairs"), pt.each(is_right), samples=4, seed=seed)
     pairs = []
     for group, values in zip(found.groups, found.values, strict=True):
         good = [rollout.text for rollout, value in zip(group, values, strict=True) if value]
         bad = [rollout.text for rollout, value in zip(group, values, strict=True) if not value]
         if good and bad:
-            pairs.append(Pair(group[0].task.prompt, good[0], bad[0]))
-    return pairs or [Pair(group[0].task.prompt, group[0].task.truth, group[0].text) for group in found.groups]
+            pairs.append(pt.Pair(group[0].task.prompt, good[0], bad[0]))
+    return pairs or [pt.Pair(group[0].task.prompt, group[0].task.truth, group[0].text) for group in found.groups]
 
 
-def q_model(policy: TextPolicy, pairs: Sequence[Pair], seed: int, steps: int) -> QModel:
-    torch.manual_seed(mix(seed, "q") % 2**32)
+def q_model(policy: pt.TextPolicy, pairs: Sequence[pt.Pair], seed: int, steps: int) -> QModel:
+    torch.manual_seed(pt.mix(seed, "q") % 2**32)
     model = QModel(policy)
     learn_from_pairs(model, pairs, steps=steps, per_step=PER_STEP, lr=RATE, seed=seed, loss=preference())
     return model
 
 
 def q_reward(whole: bool) -> Build:
-    def build(policy: TextPolicy, pairs: Sequence[Pair], world: Lookup, seed: int, steps: int) -> Reward:
+    def build(policy: pt.TextPolicy, pairs: Sequence[pt.Pair], world: Lookup, seed: int, steps: int) -> pt.Reward:
         return by_token(q_model(policy, pairs, seed, steps).token_values, whole=whole)
 
     return build
 
 
-def arm(build: Build, tokens: bool = True) -> Arm:
+def arm(build: Build, tokens: bool = True) -> pt.Arm:
     """REINFORCE on what `build` makes of the pairs; `tokens=False`: on one reward for the whole answer."""
 
-    def build_recipe(lab: Lab) -> Recipe:
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
         pairs = pairs_of(lab.policy, lab.world, lab.budget.items(PAIRS), lab.seed)
         reward = build(lab.policy, pairs, lab.world, lab.seed, lab.budget.steps(STEPS))
         lab.notes["curve"] = {}
         if not tokens:
-            return Recipe(reward, advantage=raw, across=whitened, loss=likelihood, reduce=token_mean, samples=1)
+            return pt.Recipe(
+                reward, advantage=pt.raw, across=pt.whitened, loss=pt.likelihood, reduce=pt.token_mean, samples=1
+            )
         lab.notes["token AUC"] = token_auc(lab, reward)
         return recipe(reward)
 
-    def watch(lab: Lab, step: int) -> None:
+    def watch(lab: pt.Lab, step: int) -> None:
         if step % EVERY == 0:
-            lab.notes["curve"][step] = lab.evaluate(tests(lab), each(is_right), samples=4).reward
+            lab.notes["curve"][step] = lab.evaluate(tests(lab), pt.each(is_right), samples=4).reward
 
     options = {"steps": 120, "per_step": 12, "lr": 3e-4}
-    return trial(Lookup, build_recipe, measures, **options, size=TINY, tasks=training, watch=watch)
+    return pt.trial(Lookup, build_recipe, measures, **options, size=TINY, tasks=training, watch=watch)
 
 
-def training(lab: Lab) -> list[Task]:
+def training(lab: pt.Lab) -> list[pt.Task]:
     return lab.world.problems(2000, "training")
 
 
-def tests(lab: Lab) -> list[Task]:
+def tests(lab: pt.Lab) -> list[pt.Task]:
     return lab.world.problems(lab.budget.items(64), "test")
 
 
-def measures(lab: Lab) -> Measures:
+def measures(lab: pt.Lab) -> pt.Measures:
     curve: dict[int, float] = lab.notes.pop("curve")
     last = max(curve)
     reached = next((step for step, value in curve.items() if value >= GOAL), last + EVERY)
@@ -111,17 +104,17 @@ def measures(lab: Lab) -> Measures:
     return {"start": curve[0], **at, "steps to 0.75": float(reached), **lab.notes}
 
 
-def token_auc(lab: Lab, reward: Reward) -> float:
+def token_auc(lab: pt.Lab, reward: pt.Reward) -> float:
     """Of fresh samples: the chance that a right token is paid more than a wrong one."""
-    found = lab.evaluate(tests(lab), each(is_right), samples=4)
+    found = lab.evaluate(tests(lab), pt.each(is_right), samples=4)
     paid, marks = [], []
     for group in found.groups:
         for rollout, score in zip(group, reward(group), strict=True):
-            assert not isinstance(score, Invalid)
+            assert not isinstance(score, pt.Invalid)
             assert score.decisions is not None
             paid += score.decisions[:-1].tolist()
             marks += token_marks(rollout)[:-1].bool().tolist()
-    return auc(paid, marks) if 0 < sum(marks) < len(marks) else 0.5
+    return pt.measure.auc(paid, marks) if 0 < sum(marks) < len(marks) else 0.5
 
 
 ARMS = {
@@ -132,7 +125,7 @@ ARMS = {
     "outcome RM": arm(outcome_model, tokens=False),
     "truth": arm(truth, tokens=False),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     Q-RM's credit for tokens learns faster than its score for the sequence
         paper: Q-values as token advantages: the control that isolates credit assignment
         steps to 0.75: Q-RM < Q-RM, sequence
@@ -156,14 +149,14 @@ CLAIMS = claims("""
         ours: 0 or 1 for the whole answer, at equal steps
         accuracy at 100: Q-RM > truth
 """)
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--whole"],
-        "q-model": ["--pairs {pairs} --held-out {pairs}", "--pairs {pairs} --head vocabulary"],
-        "train": [
-            "--data {questions} --max-new 6 --q-model {q_model} --held-out {questions}",
-            "--data {questions} --max-new 6 --q-model {q_model} --method ppo",
-        ],
-    },
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --whole
+    q-model --pairs {pairs} --held-out {pairs}
+    q-model --pairs {pairs} --head vocabulary
+    train --data {questions} --max-new 6 --q-model {q_model} --held-out {questions}
+    train --data {questions} --max-new 6 --q-model {q_model} --method ppo
+    """,
     {"lab.PAIRS": 20, "lab.STEPS": 4},
 )

@@ -14,19 +14,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import posttrain as pt
 from posttrain.chat import trace
-from posttrain.core import Group, Metrics, Reward, Row, Score, Task
-from posttrain.data import Pair
-from posttrain.descent import descend
-from posttrain.policy.load import text
-from posttrain.policy.text import TextPolicy
 from posttrain.policy.trained import restore, trained_parameters
-from posttrain.preference import PairLoss, PairScores, accumulate_pairs, concatenate_detached, row
-from posttrain.row import Packer, rows_of, split_to_size
-from posttrain.run.directory import write_json
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.stream import ShuffledSource
+from posttrain.preference import PairScores, concatenate_detached, row
+from posttrain.row import Packer, split_to_size
 
 Head = Literal["vocabulary", "scalar"]
 WEIGHTS, ABOUT = "q_head.safetensors", "q_model.json"
@@ -39,7 +31,7 @@ class QModel:
           scalar      as released: one score, of the state that has read the token
     """
 
-    def __init__(self, policy: TextPolicy, head: Head = "vocabulary", *, copied: bool = True):
+    def __init__(self, policy: pt.TextPolicy, head: Head = "vocabulary", *, copied: bool = True):
         """`copied=False` takes the policy's own model, which nobody else may then train."""
         if policy.body is not policy.model:
             raise ValueError("a Q model copies the policy's whole body, so it does not go with LoRA: leave out `lora`")
@@ -58,7 +50,7 @@ class QModel:
     def parameters(self) -> list[nn.Parameter]:
         return [*self.policy.head.trunk.parameters(), *self.out.parameters()]
 
-    def values(self, rows: Sequence[Row]) -> Tensor:
+    def values(self, rows: Sequence[pt.Row]) -> Tensor:
         """[N] differentiable, Z of every decision of the rows."""
         hidden = self.policy.hidden(rows, after=self.head == "scalar").float()
         if self.head == "scalar":
@@ -66,16 +58,16 @@ class QModel:
         chosen = torch.cat([torch.tensor(trace(turn.reply).reply) for one in rows for turn in one.turns])
         return (hidden * self.out.weight[chosen.to(hidden.device)]).sum(-1)
 
-    def token_values(self, group: Group) -> list[Tensor]:
+    def token_values(self, group: pt.Group) -> list[Tensor]:
         """[G][N] of every rollout's decisions, on the CPU."""
         return by_rollout(self.policy, group, self.row_values)
 
     @torch.no_grad()
-    def row_values(self, rows: Sequence[Row]) -> list[Tensor]:
+    def row_values(self, rows: Sequence[pt.Row]) -> list[Tensor]:
         """[B][N] of every row's decisions, on the CPU."""
         return list(self.values(rows).cpu().split([len(one.advantage) for one in rows])) if rows else []
 
-    def check(self, tasks: Sequence[Task]) -> None:
+    def check(self, tasks: Sequence[pt.Task]) -> None:
         """The tokens of any task can be scored."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,7 +82,7 @@ class QModel:
         folder.mkdir(parents=True, exist_ok=True)
         self.policy.save(folder)
         save_file({"weight": self.out.weight.detach().cpu().contiguous()}, folder / WEIGHTS)
-        write_json(folder / ABOUT, {"head": self.head, "bf16": self.policy.bf16})
+        pt.write_json(folder / ABOUT, {"head": self.head, "bf16": self.policy.bf16})
 
     @classmethod
     def load(cls, folder: str | Path, device: str | None = None) -> QModel:
@@ -99,7 +91,7 @@ class QModel:
         if not (path / ABOUT).is_file():
             raise ValueError(f"`q_model={str(folder)!r}`: it holds no {ABOUT}, so no Q model was saved there")
         about = json.loads((path / ABOUT).read_text())
-        policy = text(str(path), max_new=1, bf16=about["bf16"], device=device)
+        policy = pt.text(str(path), max_new=1, bf16=about["bf16"], device=device)
         with torch.random.fork_rng(devices=[]):  # a fresh head is drawn, and is replaced at once
             model = cls(policy, about["head"], copied=False)
         weight = load_file(path / WEIGHTS)["weight"]
@@ -113,19 +105,19 @@ class QModel:
         return model
 
 
-def by_rollout(packer: Packer, group: Group, values: Callable[[Sequence[Row]], Sequence[Tensor]]) -> list[Tensor]:
+def by_rollout(packer: Packer, group: pt.Group, values: Callable[[Sequence[pt.Row]], Sequence[Tensor]]) -> list[Tensor]:
     """[G][N] the values of every rollout's decisions, from those of the group's rows together."""
-    packed = [rows_of(packer, rollout, rollout.turns) for rollout in group]
+    packed = [pt.rows_of(packer, rollout, rollout.turns) for rollout in group]
     found = iter(values([one for part in packed for one in part]))
     return [torch.cat([torch.zeros(0), *[next(found) for _ in part]]) for part in packed]
 
 
-def preference(beta: float = 0.2, gamma: float = 2.0) -> PairLoss:
+def preference(beta: float = 0.2, gamma: float = 2.0) -> pt.PairLoss:
     """-log sigmoid(beta (mean Z(chosen) - mean Z(rejected)) - gamma), the pair's means as its scores."""
     return lambda pairs: -F.logsigmoid(beta * (pairs.chosen - pairs.rejected) - gamma)
 
 
-def pair_scores(model: QModel, pairs: Sequence[Sequence[Row]]) -> PairScores:
+def pair_scores(model: QModel, pairs: Sequence[Sequence[pt.Row]]) -> PairScores:
     """The mean Z of the chosen and of the rejected reply of every pair, given as two rows each."""
     rows = [one for both in pairs for one in both]
     lengths = torch.tensor([len(one.advantage) for one in rows])
@@ -133,22 +125,22 @@ def pair_scores(model: QModel, pairs: Sequence[Sequence[Row]]) -> PairScores:
     return PairScores(mean[::2], mean[1::2], lengths[::2], lengths[1::2])
 
 
-def pair_rows(model: QModel, pairs: Sequence[Pair]) -> list[list[Row]]:
+def pair_rows(model: QModel, pairs: Sequence[pt.Pair]) -> list[list[pt.Row]]:
     return [[row(model.policy, pair, reply) for reply in (pair.chosen, pair.rejected)] for pair in pairs]
 
 
-def pair_batches(model: QModel, both: Sequence[Sequence[Row]], micro_tokens: int) -> list[list[int]]:
+def pair_batches(model: QModel, both: Sequence[Sequence[pt.Row]], micro_tokens: int) -> list[list[int]]:
     """The pairs by number, in batches of at most so many tokens."""
     return split_to_size(
         range(len(both)), lambda piece: model.policy.size([one for i in piece for one in both[i]]), micro_tokens
     )
 
 
-def q_step(model: QModel, pairs: Sequence[Pair], loss: PairLoss, micro_tokens: int = 16384) -> Metrics:
+def q_step(model: QModel, pairs: Sequence[pt.Pair], loss: pt.PairLoss, micro_tokens: int = 16384) -> pt.Metrics:
     """Add the gradient of one step over the pairs. Pair accuracy is of the same means as the loss."""
     both = pair_rows(model, pairs)
     pieces = pair_batches(model, both, micro_tokens)
-    found = accumulate_pairs(pieces, lambda piece: pair_scores(model, [both[i] for i in piece]), loss, False)
+    found = pt.accumulate_pairs(pieces, lambda piece: pair_scores(model, [both[i] for i in piece]), loss, False)
     return {"loss": loss(found).mean().item(), "accuracy": accuracy(found)}
 
 
@@ -157,7 +149,7 @@ def accuracy(found: PairScores) -> float:
 
 
 @torch.no_grad()
-def pair_accuracy(model: QModel, pairs: Sequence[Pair], micro_tokens: int = 16384) -> float:
+def pair_accuracy(model: QModel, pairs: Sequence[pt.Pair], micro_tokens: int = 16384) -> float:
     """The share of pairs whose chosen reply has the larger mean."""
     both = pair_rows(model, pairs)
     pieces = pair_batches(model, both, micro_tokens)
@@ -165,25 +157,25 @@ def pair_accuracy(model: QModel, pairs: Sequence[Pair], micro_tokens: int = 1638
 
 
 def learn_from_pairs(
-    model: QModel, pairs: Sequence[Pair], *, steps: int, per_step: int, lr: float, seed: int, loss: PairLoss
+    model: QModel, pairs: Sequence[pt.Pair], *, steps: int, per_step: int, lr: float, seed: int, loss: pt.PairLoss
 ) -> None:
     """Train a Q model in memory."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    source = ShuffledSource(pairs, seed)
+    source = pt.ShuffledSource(pairs, seed)
     for _ in range(steps):
         optimizer.zero_grad()
         q_step(model, source.take(per_step), loss)
-        descend(optimizer, 1.0)
+        pt.descend(optimizer, 1.0)
 
 
 def train_q_model(
     model: QModel,
-    pairs: Sequence[Pair],
-    run: Run,
+    pairs: Sequence[pt.Pair],
+    run: pt.Run,
     *,
-    held_out: Mapping[str, Sequence[Pair]] | None = None,
-    loss: PairLoss | None = None,
-) -> Session:
+    held_out: Mapping[str, Sequence[pt.Pair]] | None = None,
+    loss: pt.PairLoss | None = None,
+) -> pt.Session:
     """Train a Q model on pairs, `run.tasks` in a step; OUT/model is what `QModel.load` reads.
 
     held_out  sets of pairs by name, whose accuracy is measured as often as `run.eval_every` says
@@ -195,14 +187,14 @@ def train_q_model(
         check_lengths(model.policy, some)
     learner: Any = model.policy if run.dry_run else model  # a plan is of the body
     session_run = replace(run, eval_every=0) if sets else run  # the session evaluates tasks, and these are pairs
-    with Session(
+    with pt.Session(
         session_run, learner, pairs, kind="reward-model", settings={"loss": loss, "head": model.head}
     ) as session:
         for step in session:
             found = held_out_accuracy(model, sets, run) if evaluation_due(run, step) else {}
             session.optimizer.zero_grad()
             found |= q_step(model, session.source.take(run.tasks), loss, run.micro_tokens)
-            found |= descend(session.optimizer, run.max_norm)
+            found |= pt.descend(session.optimizer, run.max_norm)
             model.version += 1
             if step + 1 == run.steps:
                 found |= held_out_accuracy(model, sets, run)
@@ -210,18 +202,18 @@ def train_q_model(
     return session
 
 
-def evaluation_due(run: Run, step: int) -> bool:
+def evaluation_due(run: pt.Run, step: int) -> bool:
     return step % run.eval_every == 0 if run.eval_every else step == 0
 
 
-def held_out_accuracy(model: QModel, sets: Mapping[str, Sequence[Pair]], run: Run) -> Metrics:
+def held_out_accuracy(model: QModel, sets: Mapping[str, Sequence[pt.Pair]], run: pt.Run) -> pt.Metrics:
     return {
         f"held_out/{name}/accuracy" if name else "held_out/accuracy": pair_accuracy(model, pairs, run.micro_tokens)
         for name, pairs in sets.items()
     }
 
 
-def check_lengths(policy: TextPolicy, pairs: Sequence[Pair]) -> None:
+def check_lengths(policy: pt.TextPolicy, pairs: Sequence[pt.Pair]) -> None:
     """Raises ValueError, naming the pair, when a reply does not fit the model's context."""
     for number, pair in enumerate(pairs, 1):
         for reply in (pair.chosen, pair.rejected):
@@ -229,21 +221,21 @@ def check_lengths(policy: TextPolicy, pairs: Sequence[Pair]) -> None:
                 raise ValueError(f"pair {number} has {size} tokens, but the model has {policy.context} positions")
 
 
-def by_token(values: Callable[[Group], list[Tensor]], *, end_is_mean: bool = True, whole: bool = False) -> Reward:
+def by_token(values: Callable[[pt.Group], list[Tensor]], *, end_is_mean: bool = True, whole: bool = False) -> pt.Reward:
     """Z of every decision as its reward; the reply's mean is the score.
 
     `end_is_mean`: the end token, which is no step of the solution, gets the mean (as released). `whole`: every token
     gets the mean, the control that takes the credit assignment out and leaves the model.
     """
 
-    def reward(group: Group) -> list[Score]:
+    def reward(group: pt.Group) -> list[pt.Score]:
         out = []
         for found in values(group):
             mean = found.mean() if len(found) else torch.tensor(0.0)
             paid = mean.expand_as(found).clone() if whole else found.clone()
             if end_is_mean and len(paid):
                 paid[-1] = mean
-            out.append(Score(float(mean), decisions=paid))
+            out.append(pt.Score(float(mean), decisions=paid))
         return out
 
     return reward

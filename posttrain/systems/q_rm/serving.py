@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+import posttrain as pt
 from posttrain.chat import continues, trace
-from posttrain.core import Group, Row, Turn
 from posttrain.sampler.scorer import Connection
 from posttrain.scale.apart import reach
 from posttrain.serve.scorer import Kind, Operation
@@ -19,7 +19,7 @@ from posttrain.systems.q_rm.model import QModel, by_rollout
 class TokenValues(Protocol):
     """A Q model, wherever it is."""
 
-    def token_values(self, group: Group) -> list[Tensor]: ...  # [G][N] of every rollout's decisions, on the CPU
+    def token_values(self, group: pt.Group) -> list[Tensor]: ...  # [G][N] of every rollout's decisions, on the CPU
 
 
 class RemoteQModel:
@@ -28,14 +28,14 @@ class RemoteQModel:
     def __init__(self, connection: Connection):
         self.connection = connection
 
-    def extends(self, last: Turn, turn: Turn) -> bool:
+    def extends(self, last: pt.Turn, turn: pt.Turn) -> bool:
         return continues(last, turn)
 
-    def token_values(self, group: Group) -> list[Tensor]:
+    def token_values(self, group: pt.Group) -> list[Tensor]:
         """Raises ValueError when the Q model's tokenizer is not that of the rollouts: the ids would mean others."""
         return by_rollout(self, group, self.row_values)
 
-    def row_values(self, rows: Sequence[Row]) -> list[Tensor]:
+    def row_values(self, rows: Sequence[pt.Row]) -> list[Tensor]:
         if not rows:
             return []
         vocabulary = self.connection.about["vocabulary"]

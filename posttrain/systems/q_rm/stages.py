@@ -7,24 +7,15 @@ from typing import Literal
 
 import torch
 
-from posttrain.cli.launch import one_process
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, named_files
-from posttrain.data import read_pairs
+import posttrain as pt
 from posttrain.lab.world.lookup import is_right
-from posttrain.policy.text import TextPolicy
-from posttrain.policy.value import Critic
-from posttrain.reward import each
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.seeding import mix
-from posttrain.step import train
 from posttrain.systems.q_rm import ppo_recipe, recipe
 from posttrain.systems.q_rm.model import Head, QModel, by_token, train_q_model
 
 MINIBATCH = 8  # prompts of an optimizer step, of a chunk of 3072
 
 
-def laptop(whole: bool = False, run: Run = Run("runs/q-rm", steps=100, tasks=12, lr=3e-4)) -> Session:
+def laptop(whole: bool = False, run: pt.Run = pt.Run("runs/q-rm", steps=100, tasks=12, lr=3e-4)) -> pt.Session:
     """Long answers that are right token by token: pairs from the base model, a Q model, REINFORCE on its scores.
 
     whole  pay every token the mean of the scores, and not each its own
@@ -33,19 +24,19 @@ def laptop(whole: bool = False, run: Run = Run("runs/q-rm", steps=100, tasks=12,
 
     world, policy, pairs = lab.start(run.seed)
     reward = by_token(lab.q_model(policy, pairs, run.seed, lab.STEPS).token_values, whole=whole)
-    made = replace(recipe(reward), evaluation=each(is_right))
-    return train(policy, world.problems(2000, "training"), made, run, held_out=world.problems(64, "test"))
+    made = replace(recipe(reward), evaluation=pt.each(is_right))
+    return pt.train(policy, world.problems(2000, "training"), made, run, held_out=world.problems(64, "test"))
 
 
 def learn(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
     q_model: str,
-    run: Run = Run("runs/q-rm", steps=12, tasks=3072, lr=1e-6),
+    run: pt.Run = pt.Run("runs/q-rm", steps=12, tasks=3072, lr=1e-6),
     method: Literal["reinforce", "ppo"] = "reinforce",
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """Your checkpoint on questions, paid token by token by a Q model.
 
     q_model   OUT/model of stage q-model, or the address of a server that has such a model
@@ -59,23 +50,23 @@ def learn(
         check_vocabulary(policy, values, q_model)
     reward, updates = by_token(values.token_values), max(run.tasks // MINIBATCH, 1)
     if method == "ppo":
-        made = ppo_recipe(reward, Critic(policy, lr=1e-5), policy.frozen_copy(), updates=updates)
+        made = ppo_recipe(reward, pt.Critic(policy, lr=1e-5), policy.frozen_copy(), updates=updates)
     else:
         made = recipe(reward, centre=False, updates=updates)
     made = replace(made, evaluation=task.reward())
     return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
 
 
-def check_vocabulary(policy: TextPolicy, values: QModel, name: str) -> None:
+def check_vocabulary(policy: pt.TextPolicy, values: QModel, name: str) -> None:
     """Raises ValueError when the Q model's tokens are not the policy's."""
     if values.policy.chat.fingerprint != policy.chat.fingerprint:
         raise ValueError(f"`q_model={name}`: its tokenizer is not the policy's, so it cannot score its tokens")
 
 
-@one_process("a Q model is not sharded")
+@pt.one_process("a Q model is not sharded")
 def learn_q_model(
     pairs: str,
-    run: Run = Run("runs/q-model", steps=500, tasks=16, lr=1e-5),
+    run: pt.Run = pt.Run("runs/q-model", steps=500, tasks=16, lr=1e-5),
     model: str = "tiny",
     head: Head = "scalar",
     held_out: tuple[str, ...] = (),
@@ -84,7 +75,7 @@ def learn_q_model(
     checkpointing: bool = False,
     device: str | None = None,
     threads: int | None = None,
-) -> Session:
+) -> pt.Session:
     """Learn a Q model from pairs, and save it in OUT/model: what stage train is paid by.
 
     pairs          JSONL, CSV or Parquet file, or a Hugging Face dataset id, with `prompt`, `chosen` and `rejected`
@@ -97,13 +88,13 @@ def learn_q_model(
     device         cpu, cuda, cuda:1, mps; the best one here if not given
     threads        torch threads; one for models under 2 M parameters if not given
     """
-    body = ModelOptions(
+    body = pt.ModelOptions(
         model, template, max_new=1, bf16=bf16, checkpointing=checkpointing, device=device, threads=threads
     ).policy()
-    torch.manual_seed(mix(run.seed, "q") % 2**32)
+    torch.manual_seed(pt.mix(run.seed, "q") % 2**32)
     made = QModel(body, head, copied=False)
-    sets = {name: read_pairs(file) for name, file in named_files(held_out).items()}
-    return train_q_model(made, read_pairs(pairs), run, held_out=sets)
+    sets = {name: pt.read_pairs(file) for name, file in pt.named_files(held_out).items()}
+    return train_q_model(made, pt.read_pairs(pairs), run, held_out=sets)
 
 
 STAGES = {"laptop": laptop, "train": learn, "q-model": learn_q_model}

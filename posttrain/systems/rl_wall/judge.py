@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from posttrain import ranks
-from posttrain.core import Ask, Failure, Rollout, Sampler
-from posttrain.episode import user
-from posttrain.seeding import mix
+import posttrain as pt
 
 QUESTIONS = {
     "plan": (
@@ -35,28 +33,28 @@ class Assessment:
     verify: bool | None
 
 
-def assess(judge: Sampler, rollouts: Sequence[Rollout], seed: int = 0) -> list[Assessment]:
+def assess(judge: pt.Sampler, rollouts: Sequence[pt.Rollout], seed: int = 0) -> list[Assessment]:
     """Ask the judge three questions of every solution, each by itself; its last yes or no counts.
 
     None where the judge's server did not answer, as where it said neither. Several ranks ask a share each.
     """
     asks = [
-        Ask((user(request(question, one)),), who="judge", seed=mix(seed, name, i))
+        pt.Ask((pt.user(request(question, one)),), who="judge", seed=pt.mix(seed, name, i))
         for i, one in enumerate(rollouts)
         for name, question in QUESTIONS.items()
     ]
-    mine = [reply.content for reply in judge.sample(ranks.share(asks))]
-    said = ranks.merge_shares(mine, "for the judge")
-    found = [None if isinstance(one, Failure) else verdict(str(one)) for one in said]
+    mine = [reply.content for reply in judge.sample(pt.ranks.share(asks))]
+    said = pt.ranks.merge_shares(mine, "for the judge")
+    found = [None if isinstance(one, pt.Failure) else verdict(str(one)) for one in said]
     return [Assessment(*found[i : i + 3]) for i in range(0, len(found), 3)]
 
 
-def request(question: str, solution: Rollout) -> str:
+def request(question: str, solution: pt.Rollout) -> str:
     problem = problem_text(solution)
     return f"{question} Think, then answer with yes or no.\n\nProblem:\n{problem}\n\nSolution:\n{solution.text}"
 
 
-def problem_text(rollout: Rollout) -> str:
+def problem_text(rollout: pt.Rollout) -> str:
     return "\n".join(str(message["content"]) for message in rollout.task.prompt if message["role"] == "user")
 
 
@@ -73,3 +71,17 @@ def shares(found: Sequence[Assessment], right: Sequence[bool]) -> dict[str, floa
         out[name] = statistics.fmean(said) if said else 0.0
     agreed = [one.verify == truth for one, truth in zip(found, right, strict=True) if one.verify is not None]
     return out | {"verify": statistics.fmean(agreed) if agreed else 0.0, "judged": len(agreed) / max(len(found), 1)}
+
+
+def verdicts(judge: pt.Sampler, found: pt.Evaluation, seed: int) -> list[dict[str, Any]]:
+    """Of every solution that was graded: its task and text, whether it is right, and what the judge says of it."""
+    pairs = [
+        (rollout, score.value >= pt.measure.RIGHT)
+        for group, scores in zip(found.groups, found.scores, strict=True)
+        for rollout, score in zip(group, scores, strict=True)
+        if isinstance(score, pt.Score)
+    ]
+    return [
+        {"task": rollout.task.key, "text": rollout.text, "right": truth, **asdict(said)}
+        for (rollout, truth), said in zip(pairs, assess(judge, [rollout for rollout, _ in pairs], seed), strict=True)
+    ]

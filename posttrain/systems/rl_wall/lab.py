@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import statistics
 
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Lab, Measures, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world.navigation import Navigation, is_right
 from posttrain.lab.world.words import Size
-from posttrain.reward import each
-from posttrain.systems.rl_wall import recipe, sweep_temperatures, verification
+from posttrain.systems.rl_wall import recipe
+from posttrain.systems.rl_wall.sweep import sweep_temperatures, verification
 
 TINY = Size(hidden=48, layers=2, steps=1500)
 
 
-def measures(lab: Lab) -> Measures:
+def measures(lab: pt.Lab) -> pt.Measures:
     tests = lab.world.problems(lab.budget.items(96), "test")
-    sweep = sweep_temperatures(lab.policy, tests, each(is_right), samples=32, seed=lab.seed)
+    sweep = sweep_temperatures(lab.policy, tests, pt.each(is_right), samples=32, seed=lab.seed)
     hot = sweep.found[1.4]
     samples = {t: [rollout for group in sweep.found[t].groups for rollout in group] for t in (0.2, 1.4)}
     return {
@@ -32,11 +31,11 @@ def measures(lab: Lab) -> Measures:
     }
 
 
-def arm(problems: int, beta: float, steps: int = 0) -> Arm:
+def arm(problems: int, beta: float, steps: int = 0) -> pt.Arm:
     """Trained on so many problems; 0: the base model. A large `beta` leaves no spurious cue in the demonstrations."""
-    return trial(
+    return pt.trial(
         lambda seed: Navigation(seed, beta=beta),
-        (lambda lab: recipe(each(is_right), lab.policy, epochs=2)) if problems else None,
+        (lambda lab: recipe(pt.each(is_right), lab.policy, epochs=2)) if problems else None,
         measures,
         steps=steps,
         per_step=16,
@@ -55,7 +54,7 @@ ARMS = {
     "base, no cue": arm(0, 100.0),
     "128 problems, no cue": arm(128, 100.0, 100),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     GRPO makes accuracy less dependent on temperature
         paper: temperature distillation; here by what is lost from 0.2 to 1.4
         temperature dependence: 128 problems < base
@@ -84,14 +83,13 @@ CLAIMS = claims("""
         paper: GRPO does not learn to plan; here a rise of at most 0.03
         plan at 0.2 in [0, 1]: base > 128 problems - 0.03
 """)
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--no-spurious"],
-        "train": ["--data {questions} --held-out {questions} --max-new 6 --samples 2"],
-        "judge": [
-            "--data {questions} --max-new 6 --samples 2",
-            "--data {questions} --max-new 6 --judge {checkpoint}",
-        ],
-    },
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --no-spurious
+    train --data {questions} --held-out {questions} --max-new 6 --samples 2
+    judge --data {questions} --max-new 6 --samples 2
+    judge --data {questions} --max-new 6 --judge {checkpoint}
+    """,
     {"stages.TESTS": 8, "stages.SAMPLES": 2},
 )

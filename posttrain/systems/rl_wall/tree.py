@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import posttrain as pt
 from posttrain.chat import trace
-from posttrain.core import Group, Score
-from posttrain.evaluation import Evaluation
 
 UNSAFE = r"[^\w.-]"  # in the name of a file
 
@@ -67,17 +66,17 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
-def solution_tree(group: Group, scores: Sequence[Any], tokenizer: Any) -> Node:
+def solution_tree(group: pt.Group, scores: Sequence[Any], tokenizer: Any) -> Node:
     """The tree of one problem's rollouts; its answers are their texts' last lines."""
     samples = [
         (trace(rollout.turns[-1].reply).reply, score.value, (rollout.text.strip().splitlines() or [""])[-1])
         for rollout, score in zip(group, scores, strict=True)
-        if isinstance(score, Score) and rollout.turns
+        if isinstance(score, pt.Score) and rollout.turns
     ]
     return tree(samples, tokenizer)
 
 
-def write_trees(found: Evaluation, tokenizer: Any, folder: Path, most: int = 12) -> None:
+def write_trees(found: pt.Evaluation, tokenizer: Any, folder: Path, most: int = 12) -> None:
     """`folder`/KEY.json of the first problems, and one page of all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = []

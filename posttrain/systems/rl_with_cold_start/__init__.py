@@ -13,23 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from posttrain.core import Reward
-from posttrain.loss import clipped, token_mean
-from posttrain.method import grpo
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Part, Recipe, with_surrogate
+import posttrain as pt
 
 __all__ = ["PARTS", "SYSTEM", "recipe"]
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."  # in every stage
 
 
-def recipe(reward: Reward, *, kl: float = 0.01, reference: TextPolicy | None = None, samples: int = 10) -> Recipe:
+def recipe(
+    reward: pt.Reward, *, kl: float = 0.01, reference: pt.TextPolicy | None = None, samples: int = 10
+) -> pt.Recipe:
     """GRPO as in EasyR1: clip 0.2/0.3, dual clip 3, token mean, a k3 term of 0.01. No reward for a format."""
-    made = grpo(reward, samples=samples, kl=kl, reference=reference, low=0.2, high=0.3, dual=3.0)
-    return replace(made, reduce=token_mean)
+    made = pt.grpo(reward, samples=samples, kl=kl, reference=reference, low=0.2, high=0.3, dual=3.0)
+    return replace(made, reduce=pt.token_mean)
 
 
-PARTS: Mapping[str, Part] = {
-    "dual_clip": lambda plain, tiny: with_surrogate(plain, clipped(0.2, 0.3, dual=3.0), reduce=token_mean),
+PARTS: Mapping[str, pt.Part] = {
+    "dual_clip": lambda plain, tiny: pt.with_surrogate(plain, pt.clipped(0.2, 0.3, dual=3.0), reduce=pt.token_mean),
 }

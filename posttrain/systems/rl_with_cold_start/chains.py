@@ -13,15 +13,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from posttrain import ranks
+import posttrain as pt
 from posttrain.chat import readable_content
-from posttrain.core import Group, Message, Reward, Sampler, ShardedSampler, Task
-from posttrain.data import Demonstration
-from posttrain.episode import rollout
+from posttrain.core import ShardedSampler
 from posttrain.evaluation import GROUPS_AT_ONCE
 from posttrain.policy.pixels import open_picture
-from posttrain.run.lines import Lines, whole_lines
-from posttrain.run.progress import progress_bar
+from posttrain.run.lines import whole_lines
 from posttrain.systems.rl_with_cold_start.styles import STYLES, Choice, choose
 
 CHAINS, ANSWERS = "chains.jsonl", "answers.jsonl"
@@ -34,9 +31,9 @@ class Answers:
     def __init__(self, folder: Path, system: str | None):
         self.folder, self.system = folder, system
         self.known = {
-            line["id"] for line in ranks.run_on_primary(lambda: list(whole_lines(folder / ANSWERS)), "for answers")
+            line["id"] for line in pt.ranks.run_on_primary(lambda: list(whole_lines(folder / ANSWERS)), "for answers")
         }
-        self.lines = Lines(folder / ANSWERS) if ranks.is_primary() else None
+        self.lines = pt.Lines(folder / ANSWERS) if pt.ranks.is_primary() else None
         self.failures: list[str] = []
 
     def add(self, number: int, key: str, found: Choice, candidates: int) -> None:
@@ -60,22 +57,22 @@ class Answers:
         )
         if len(self.failures) > MOST_FAILED * problems:
             raise ValueError(f"{counted}\nwhat it did answer is kept: `resume=True` asks for the rest")
-        if ranks.is_primary():
+        if pt.ranks.is_primary():
             print(f"warning: {counted}", file=sys.stderr)
 
-    def write_chains(self, tasks: Sequence[Task]) -> int:
+    def write_chains(self, tasks: Sequence[pt.Task]) -> int:
         """Write the chains in the order of their tasks; returns how many there are."""
         assert self.lines is not None
         chains = {line["id"]: line["chain"] for line in self.lines.found}
         kept = [chains[task.key] for task in tasks if chains.get(task.key)]
-        Lines(self.folder / CHAINS).replace(kept)
+        pt.Lines(self.folder / CHAINS).replace(kept)
         return len(kept)
 
 
 def collect(
-    teacher: Sampler,
-    tasks: Sequence[Task],
-    verify: Reward,
+    teacher: pt.Sampler,
+    tasks: Sequence[pt.Task],
+    verify: pt.Reward,
     style: str,
     candidates: int,
     seed: int,
@@ -88,32 +85,32 @@ def collect(
     Raises ValueError, with the first reason, when the teacher could not answer more than a tenth of the problems; what
     it did answer stays, for a resume.
     """
-    if count := ranks.run_on_primary(lambda: len(list(whole_lines(folder / CHAINS))), "for the chains"):
+    if count := pt.ranks.run_on_primary(lambda: len(list(whole_lines(folder / CHAINS))), "for the chains"):
         return count
     answers = Answers(folder, system)
     left = [number for number, task in enumerate(tasks) if task.key not in answers.known]
-    at_once = len(left) if ranks.world() == 1 else GROUPS_AT_ONCE * ranks.world()
-    with progress_bar("problems", len(tasks), quiet or not ranks.is_primary()) as step:
+    at_once = len(left) if pt.ranks.world() == 1 else GROUPS_AT_ONCE * pt.ranks.world()
+    with pt.progress_bar("problems", len(tasks), quiet or not pt.ranks.is_primary()) as step:
         step(len(tasks) - len(left))
         with teacher.gather_parameters() if isinstance(teacher, ShardedSampler) else nullcontext():
             for start in range(0, len(left), max(at_once, 1)):
-                mine, done = ranks.share(left[start : start + at_once]), dict[int, Choice]()
+                mine, done = pt.ranks.share(left[start : start + at_once]), dict[int, Choice]()
 
-                def ended(i: int, group: Group, mine: Any = mine, done: Any = done) -> None:
+                def ended(i: int, group: pt.Group, mine: Any = mine, done: Any = done) -> None:
                     done[mine[i]] = choose(group, verify, style)
-                    if ranks.is_primary():
+                    if pt.ranks.is_primary():
                         answers.add(mine[i], group[0].task.key, done[mine[i]], candidates)
                     step()
 
-                rollout(STYLES[style], [tasks[n] for n in mine], {"policy": teacher}, candidates, seed, ended, mine)
-                for number, found in ranks.merge_shares(list(done.items()), "for the teacher's answers"):
-                    if not (ranks.is_primary() and number in done):
+                pt.rollout(STYLES[style], [tasks[n] for n in mine], {"policy": teacher}, candidates, seed, ended, mine)
+                for number, found in pt.ranks.merge_shares(list(done.items()), "for the teacher's answers"):
+                    if not (pt.ranks.is_primary() and number in done):
                         answers.add(number, tasks[number].key, found, candidates)
     answers.check(len(tasks))
-    return ranks.run_on_primary(lambda: answers.write_chains(tasks), "for the chains")
+    return pt.ranks.run_on_primary(lambda: answers.write_chains(tasks), "for the chains")
 
 
-def record(key: str, chain: Demonstration, picture: Path, system: str | None = None) -> dict[str, Any]:
+def record(key: str, chain: pt.Demonstration, picture: Path, system: str | None = None) -> dict[str, Any]:
     """A chain with the columns id, prompt, images and response, which stage sft reads.
 
     The message that every stage puts first itself, `system`, is left out. Pictures that are no files are written as
@@ -130,7 +127,7 @@ def record(key: str, chain: Demonstration, picture: Path, system: str | None = N
     }
 
 
-def images_of(messages: Sequence[Message]) -> list[Any]:
+def images_of(messages: Sequence[pt.Message]) -> list[Any]:
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
     return [part.get("image", part.get("path")) for parts in contents for part in parts if part.get("type") == "image"]
 

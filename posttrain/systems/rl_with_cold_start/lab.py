@@ -8,20 +8,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from posttrain.data import Demonstration
-from posttrain.descent import update
-from posttrain.episode import assistant
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
-from posttrain.lab.world.glyphs import BASE, SIGNS, Glyphs, Problem, answer, apply, careful_chain, is_right, shows_work
+import posttrain as pt
+from posttrain.lab.world.glyphs import Glyphs, answer, chain_text, is_readable, is_right, shows_work, spoil
 from posttrain.lab.world.words import Size, base
-from posttrain.loss import likelihood, token_mean
-from posttrain.measure import mean_pass_at_k
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
-from posttrain.reward import each
 from posttrain.row import demonstration_rows
-from posttrain.seeding import mix
 from posttrain.systems.rl_with_cold_start import recipe
 from posttrain.systems.rl_with_cold_start.reflection import gap, reflects
 from posttrain.systems.rl_with_cold_start.styles import right_chains
@@ -42,58 +32,31 @@ def world_of(seed: int, second_right: float = 0.5) -> Glyphs:
 # ---- chains
 
 
-def chains(world: Glyphs, budget: Budget = FULL, least: str = "see") -> list[Demonstration]:
+def chains(world: Glyphs, budget: pt.Budget = pt.FULL, least: str = "see") -> list[pt.Demonstration]:
     """A larger model's right chains on pictures, careful or skipping the calculation, as its samples come."""
     shown = Glyphs(world.seed, careful=0.5, skipping=0.5)
-    teacher = base(shown, mix(world.seed, "teacher") % 2**31, budget.size(TEACHER))
+    teacher = base(shown, pt.mix(world.seed, "teacher") % 2**31, budget.size(TEACHER))
     tasks = world.tasks(budget.items(2 * CHAINS), "distilled")
-    found = right_chains(teacher, tasks, each(is_right), candidates=4, seed=world.seed)
+    found = right_chains(teacher, tasks, pt.each(is_right), candidates=4, seed=world.seed)
     return [one for one in found.values() if least in chain_text(one)][:CHAINS]
 
 
-def careful_chains(world: Glyphs, budget: Budget) -> list[Demonstration]:
+def careful_chains(world: Glyphs, budget: pt.Budget) -> list[pt.Demonstration]:
     return chains(world, budget, " so ")
 
 
-def wrong_chains(world: Glyphs, budget: Budget) -> list[Demonstration]:
-    draw = random.Random(mix(world.seed, "spoilt"))
+def wrong_chains(world: Glyphs, budget: pt.Budget) -> list[pt.Demonstration]:
+    draw = random.Random(pt.mix(world.seed, "spoilt"))
     found = [one for one in careful_chains(world, budget) if is_readable(one)]
     return [spoil(one, draw) for one in found]
-
-
-def is_readable(one: Demonstration) -> bool:
-    """Whether it is a careful chain in every word: all are, but for those of a teacher that was hardly trained."""
-    words = chain_text(one).split()
-    return len(words) > 12 and all(word.isdigit() for word in words[1:4]) and {words[6], words[12]} <= {*SIGNS}
-
-
-def chain_text(one: Demonstration) -> str:
-    return str(one.messages[-1]["content"])
-
-
-def spoil(one: Demonstration, draw: random.Random) -> Demonstration:
-    """The careful chain with a mistake in one of its steps, and the wrong answer that follows from it."""
-    problem = problem_of(chain_text(one))
-    first, last = problem.results
-    choices = [(wrong, apply(problem.signs[1], wrong, problem.numbers[2])) for wrong in range(BASE) if wrong != first]
-    found = draw.choice([(first, (last + draw.randint(1, BASE - 1)) % BASE), draw.choice(choices)])
-    if found[1] == last:  # two mistakes that cancel
-        return spoil(one, draw)
-    return Demonstration((*one.messages[:-1], assistant(careful_chain(problem, found))))
-
-
-def problem_of(chain: str) -> Problem:
-    """The problem of a careful chain, by what it says it sees and calculates."""
-    _, a, b, c, _, _, first, _, _, _, _, _, second, *_ = chain.split()
-    return Problem((int(a), int(b), int(c)), (first, second))
 
 
 # ---- learning them
 
 
 def learn_chains(
-    policy: TextPolicy,
-    demonstrations: Sequence[Demonstration],
+    policy: pt.TextPolicy,
+    demonstrations: Sequence[pt.Demonstration],
     epochs: int,
     seed: int,
     watch: Callable[[int], None] = lambda epoch: None,
@@ -102,14 +65,14 @@ def learn_chains(
     rows = [row for one in demonstrations for row in demonstration_rows(policy, one)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=SFT_RATE, weight_decay=0.0)
     for epoch in range(epochs):
-        random.Random(mix(seed, "epoch", epoch)).shuffle(rows)
+        random.Random(pt.mix(seed, "epoch", epoch)).shuffle(rows)
         for at in range(0, len(rows), SFT_ROWS):
-            update(policy, optimizer, rows[at : at + SFT_ROWS], likelihood, token_mean)
+            pt.update(policy, optimizer, rows[at : at + SFT_ROWS], pt.likelihood, pt.token_mean)
         watch(epoch + 1)
     policy.version = 0
 
 
-def learn_to_best_epoch(lab: Lab, demonstrations: Sequence[Demonstration], epochs: int) -> int:
+def learn_to_best_epoch(lab: pt.Lab, demonstrations: Sequence[pt.Demonstration], epochs: int) -> int:
     """Leave the policy as it was after its best epoch, by problems kept for the choice; returns the epoch."""
     epochs, every = lab.budget.steps(epochs), 4 if epochs > SFT_EPOCHS else 2
     tasks = lab.world.validation(lab.budget.items(100))
@@ -118,7 +81,7 @@ def learn_to_best_epoch(lab: Lab, demonstrations: Sequence[Demonstration], epoch
     def watch(epoch: int) -> None:
         nonlocal best
         if epoch % every == 0 or epoch == epochs:
-            found = lab.evaluate(tasks, each(is_right), samples=4, seed=mix(lab.seed, "validation"))
+            found = lab.evaluate(tasks, pt.each(is_right), samples=4, seed=pt.mix(lab.seed, "validation"))
             if found.reward > best[0]:
                 best = found.reward, epoch, {name: value.clone() for name, value in lab.policy.state_dict().items()}
 
@@ -131,19 +94,19 @@ def learn_to_best_epoch(lab: Lab, demonstrations: Sequence[Demonstration], epoch
 
 
 def arm(
-    taught: Callable[[Glyphs, Budget], list[Demonstration]] | None = None,
+    taught: Callable[[Glyphs, pt.Budget], list[pt.Demonstration]] | None = None,
     epochs: int = SFT_EPOCHS,
     rl: bool = False,
     second_right: float = 0.5,
-) -> Arm:
+) -> pt.Arm:
     """`taught` None: no cold start. Of the epochs of SFT the best one is taken."""
 
-    def build_recipe(lab: Lab) -> Recipe:
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
         if taught:
             lab.notes["best epoch"] = float(learn_to_best_epoch(lab, taught(lab.world, lab.budget), epochs))
-        return recipe(each(is_right), reference=lab.policy.frozen_copy())
+        return recipe(pt.each(is_right), reference=lab.policy.frozen_copy())
 
-    return trial(
+    return pt.trial(
         lambda seed: world_of(seed, second_right),
         build_recipe,
         measures,
@@ -155,15 +118,15 @@ def arm(
     )
 
 
-def measures(lab: Lab) -> dict[str, float]:
+def measures(lab: pt.Lab) -> dict[str, float]:
     tasks = lab.world.tests(lab.budget.items(300))
-    found = lab.evaluate(tasks, each(is_right), samples=SAMPLES, seed=mix(lab.seed, "test"))
+    found = lab.evaluate(tasks, pt.each(is_right), samples=SAMPLES, seed=pt.mix(lab.seed, "test"))
     texts = [one.text for group in found.groups for one in group]
     marks = [value > 0 for values in found.values for value in values]
     return {
         "mean@1": found.reward,
-        "greedy": lab.evaluate(tasks, each(is_right), seed=0, temperature=0.0).reward,
-        "pass@8": mean_pass_at_k(found.values, SAMPLES),
+        "greedy": lab.evaluate(tasks, pt.each(is_right), seed=0, temperature=0.0).reward,
+        "pass@8": pt.measure.mean_pass_at_k(found.values, SAMPLES),
         "chains": statistics.fmean(map(shows_work, texts)),
         "answered": statistics.fmean(answer(text) is not None for text in texts),
         "reflection": statistics.fmean(map(reflects, texts)),
@@ -184,7 +147,7 @@ ARMS = {
     "SFT, wrong answers, + RL": arm(wrong_chains, rl=True),
     "base, second looks help": arm(second_right=1.0),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     SFT followed by RL beats SFT alone
         paper: both stages beat SFT-only on MathVision, MathVerse, MathVista and We-Math
         mean@1: SFT + RL > SFT only
@@ -225,14 +188,15 @@ CLAIMS = claims("""
         ours: a base model whose second looks are always right
         reflection gap: base, second looks help > base
 """)
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--no-cold-start"],
-        "rl": [
-            "--data {drawings} --image image --max-new 6 --min-pixels 64 --model {qwen2_5_vl} --no-cold-start "
-            "--held-out {drawings}"
-        ],
-        "sft": ["--data {drawings} --image image --min-pixels 64 --model {qwen3_vl} --response answer"],
-    },  # distil, with a teacher that is right, in tests/test_rl_with_cold_start.py
+# distil, with a teacher that is right, in tests/test_rl_with_cold_start.py
+# Stage distil needs a teacher that is right: tests/test_rl_with_cold_start.py.
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --no-cold-start
+    rl --data {drawings} --image image --max-new 6 --min-pixels 64 --model {qwen2_5_vl}
+        --no-cold-start --held-out {drawings}
+    sft --data {drawings} --image image --min-pixels 64 --model {qwen3_vl} --response answer
+    """,
     {"lab.CHAINS": 8},
 )

@@ -9,19 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, at_least
-from posttrain.core import Sampler, Task
-from posttrain.data import Demonstration, read_demonstrations
+import posttrain as pt
 from posttrain.lab.world.glyphs import is_right
-from posttrain.policy.text import TextPolicy
-from posttrain.reward import each
-from posttrain.run.folder import prepare_folder
-from posttrain.run.session import Session
-from posttrain.run.settings import Output, Run
-from posttrain.scale.place import distribute
-from posttrain.seeding import mix
-from posttrain.step import train
-from posttrain.supervised import sft
 from posttrain.systems.rl_with_cold_start import SYSTEM, recipe
 from posttrain.systems.rl_with_cold_start.chains import ANSWERS, CHAINS, collect
 from posttrain.systems.rl_with_cold_start.lab import SFT_EPOCHS, STUDENT, base, chains, learn_chains, world_of
@@ -30,7 +19,9 @@ LEAST_PIXELS, MOST_PIXELS = 262_144, 1_204_224
 Style = Literal["distilled", "reflection", "caption", "critic"]
 
 
-def laptop(cold_start: bool = True, run: Run = Run("runs/rl-with-cold-start", steps=60, tasks=12, lr=2e-4)) -> Session:
+def laptop(
+    cold_start: bool = True, run: pt.Run = pt.Run("runs/rl-with-cold-start", steps=60, tasks=12, lr=2e-4)
+) -> pt.Session:
     """Arithmetic on drawn digits: a cold start from a larger tiny teacher's chains, then GRPO.
 
     cold_start  learn the teacher's chains first, and not by GRPO alone
@@ -39,19 +30,19 @@ def laptop(cold_start: bool = True, run: Run = Run("runs/rl-with-cold-start", st
     policy = base(world, run.seed, STUDENT)
     if cold_start and not run.dry_run:
         learn_chains(policy, chains(world), SFT_EPOCHS, run.seed)
-    made = recipe(each(is_right), reference=policy.frozen_copy())
+    made = recipe(pt.each(is_right), reference=policy.frozen_copy())
     held_out = world.tasks(100, "held out", held_out=True)
-    return train(policy, world.tasks(600, "rl"), made, run, held_out=held_out)
+    return pt.train(policy, world.tasks(600, "rl"), made, run, held_out=held_out)
 
 
 def reinforce(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/rl-with-cold-start", steps=80, tasks=512, weight_decay=0.01),
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/rl-with-cold-start", steps=80, tasks=512, weight_decay=0.01),
     cold_start: bool = True,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """GRPO on right or wrong, from the checkpoint that stage sft has written.
 
     Published: `temperature=0.7` and `max_new=2048`.
@@ -82,10 +73,10 @@ def check_cold_start(model: str) -> None:
 
 
 def distil(
-    task: TaskOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    output: Output = Output("runs/chains"),
+    task: pt.TaskOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/chains"),
     teacher: str | None = None,
     style: Style = "distilled",
     candidates: int = 4,
@@ -98,14 +89,16 @@ def distil(
     style       the teacher's own chain, wrong then right, a caption first, or draft and critique
     candidates  answers that the teacher may give to a problem
     """
-    at_least(1, candidates=candidates)
+    pt.at_least(1, candidates=candidates)
     task = replace(task, system=task.system or SYSTEM)
     tasks, reward, folder = task.tasks(), task.reward(), Path(output.out)
     model = model.with_pixel_limits(None, MOST_PIXELS) if task.image else model
     with answering(teacher, model, scale, folder, tasks) as player:
         settings = {**output.settings, "seed": output.seed}
-        prepare_folder(folder, "chains", (CHAINS, ANSWERS), settings, resume=output.resume, overwrite=output.overwrite)
-        seed = mix(output.seed, "teacher")
+        pt.prepare_folder(
+            folder, "chains", (CHAINS, ANSWERS), settings, resume=output.resume, overwrite=output.overwrite
+        )
+        seed = pt.mix(output.seed, "teacher")
         kept = collect(player, tasks, reward, style, candidates, seed, folder, task.system, output.quiet)
     if not kept:
         raise ValueError("not one chain of the teacher was right, so there is nothing to learn")
@@ -115,8 +108,8 @@ def distil(
 
 @contextmanager
 def answering(
-    teacher: str | None, model: ModelOptions, scale: ScaleOptions, folder: Path, tasks: list[Task]
-) -> Iterator[Sampler]:
+    teacher: str | None, model: pt.ModelOptions, scale: pt.ScaleOptions, folder: Path, tasks: list[pt.Task]
+) -> Iterator[pt.Sampler]:
     """The teacher; the model itself if none is named."""
     if teacher:
         if scale.sampler:
@@ -127,7 +120,7 @@ def answering(
         return
     policy = model.policy()
     policy.check(tasks)
-    distribute(policy)
+    pt.distribute(policy)
     with scale.playing(policy, folder, tasks) as player:
         yield player
 
@@ -151,18 +144,18 @@ class ChainOptions:
     split: str = "train"
     """Split of a Hugging Face dataset."""
 
-    def demonstrations(self) -> list[Demonstration]:
+    def demonstrations(self) -> list[pt.Demonstration]:
         where = {"image": self.image, "system": self.system or SYSTEM, "limit": self.limit, "split": self.split}
-        return read_demonstrations(self.data, self.prompt, self.response, **where)
+        return pt.read_demonstrations(self.data, self.prompt, self.response, **where)
 
 
 def learn(
     chain: ChainOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/cold-start", steps=80, tasks=64, weight_decay=0.01),
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/cold-start", steps=80, tasks=64, weight_decay=0.01),
     tower: bool = False,
-) -> Session:
+) -> pt.Session:
     """Learn chains: what reinforcement starts from.
 
     Published: 3 epochs, so `steps` times `tasks` is three times the number of chains.
@@ -173,10 +166,10 @@ def learn(
     policy = (model.with_pixel_limits(None, MOST_PIXELS) if chain.image else model).policy()
     if not tower:
         freeze_tower(policy)
-    return sft(policy, found, run)
+    return pt.sft(policy, found, run)
 
 
-def freeze_tower(policy: TextPolicy) -> None:
+def freeze_tower(policy: pt.TextPolicy) -> None:
     """Leave the vision tower as it is; what maps its features to tokens is trained (as published)."""
     for name, parameter in policy.model.named_parameters():
         if "visual." in name and "merger" not in name:

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from posttrain.core import Reward
-from posttrain.loss import clipped, token_mean
-from posttrain.recipe import Part, Recipe, always, credited
+import posttrain as pt
 from posttrain.systems.srrl.reflection import Trained, every_round, reflected
 from posttrain.systems.srrl.selection import Windowed, selected
 
@@ -21,7 +19,7 @@ __all__ = ["PARTS", "recipe"]
 
 
 def recipe(
-    reward: Reward,
+    reward: pt.Reward,
     *,
     rounds: int = 0,
     trained: Trained = "last",
@@ -29,7 +27,7 @@ def recipe(
     select: float | None = 0.5,
     clip: float = 0.1,
     epochs: int = 2,
-) -> Recipe:
+) -> pt.Recipe:
     """PPO on denoising steps, with rounds of reflection before or between the trained walks.
 
     rounds   where the task does not say; 0 is DDPO
@@ -37,20 +35,20 @@ def recipe(
     clip     of the ratio, of whose smallness see `gaussian_logp`: DDPO's release has 1e-4 for the same mean
     """
     windowed = Windowed()
-    return Recipe(
+    return pt.Recipe(
         every_round(reward) if trained == "all" else reward,
         env=reflected(rounds, trained),
         advantage=windowed if select is None else selected(windowed, select),
-        loss=clipped(clip, clip),
-        reduce=token_mean,
+        loss=pt.clipped(clip, clip),
+        reduce=pt.token_mean,
         samples=samples,
         epochs=epochs,
-        keep=always if select is None else credited,
+        keep=pt.always if select is None else pt.credited,
         evaluation=reward,
     )
 
 
-PARTS: Mapping[str, Part] = {
+PARTS: Mapping[str, pt.Part] = {
     "windowed": lambda plain, tiny: replace(plain, advantage=Windowed()),
-    "selected": lambda plain, tiny: replace(plain, advantage=selected(plain.advantage), keep=credited),
+    "selected": lambda plain, tiny: replace(plain, advantage=selected(plain.advantage), keep=pt.credited),
 }

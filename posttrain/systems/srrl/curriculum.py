@@ -12,11 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from posttrain.core import Message, Task
-from posttrain.episode import user
+import posttrain as pt
 from posttrain.policy.latents import branch_part, text_of
-from posttrain.seeding import mix
-from posttrain.stream import Source
 from posttrain.systems.srrl.reflection import rounds_part
 
 LASTS, OF = (1, 5, 9, 13, 17), 20  # steps after the branching, of all steps of a walk
@@ -31,7 +28,7 @@ class Curriculum:
     Every `take` is a stage. Groups share their noise up to the branching, anew in every stage.
     """
 
-    def __init__(self, source: Source, rounds: Sequence[int], lasts: Sequence[int] = (), seed: int = 0):
+    def __init__(self, source: pt.Source, rounds: Sequence[int], lasts: Sequence[int] = (), seed: int = 0):
         if not rounds:
             raise ValueError("Curriculum: there is no stage, the list of rounds is empty")
         self.source, self.rounds, self.lasts, self.seed, self.stage = source, rounds, lasts, seed, 0
@@ -41,11 +38,11 @@ class Curriculum:
         """The tasks, for a policy to check."""
         return getattr(self.source, "items", ())
 
-    def take(self, count: int) -> list[Task]:
+    def take(self, count: int) -> list[pt.Task]:
         rounds = self.rounds[min(self.stage, len(self.rounds) - 1)]
         last = self.lasts[self.stage % len(self.lasts)] if self.lasts else None
         tasks = self.source.take(count)
-        seeds = [mix(self.seed, "branches", self.stage, i) for i in range(count)]
+        seeds = [pt.mix(self.seed, "branches", self.stage, i) for i in range(count)]
         self.stage += 1
         return [task_of_stage(task, rounds, last, seed) for task, seed in zip(tasks, seeds, strict=True)]
 
@@ -57,11 +54,11 @@ class Curriculum:
         self.source.load_state_dict(state["source"])
 
 
-def task_of_stage(task: Task, rounds: int, last: int | None, seed: int) -> Task:
+def task_of_stage(task: pt.Task, rounds: int, last: int | None, seed: int) -> pt.Task:
     """The task with a stage's numbers in the last message of its prompt."""
     parts: list[Any] = [{"type": "text", "text": text_of(task.prompt[-1])}, rounds_part(rounds)]
     parts += [] if last is None else [branch_part(seed, last)]
-    said: Message = {**task.prompt[-1], "content": parts}
+    said: pt.Message = {**task.prompt[-1], "content": parts}
     return replace(task, prompt=(*task.prompt[:-1], said))
 
 
@@ -75,7 +72,7 @@ def rounds_by_stage(stages: int, every: int) -> list[int]:
     return [stage // every for stage in range(stages)]
 
 
-def read_prompts(file: str) -> list[Task]:
+def read_prompts(file: str) -> list[pt.Task]:
     """Tasks from a JSON list of strings, keyed by their place in it.
 
     Raises ValueError naming the file, and the place of what is not text.
@@ -94,4 +91,4 @@ def read_prompts(file: str) -> list[Task]:
     for i, prompt in enumerate(found):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{file}, prompt {i}: {prompt!r} is not a text")
-    return [Task(str(i), (user(prompt),), None) for i, prompt in enumerate(found)]
+    return [pt.Task(str(i), (pt.user(prompt),), None) for i, prompt in enumerate(found)]

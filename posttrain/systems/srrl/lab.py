@@ -7,62 +7,53 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from posttrain.core import Score
-from posttrain.evaluation import Evaluation, evaluate
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import FULL, Arm, Budget, Measures, Smoke
+import posttrain as pt
 from posttrain.lab.world.balance import Balance
 from posttrain.lab.world.pictures import Size, base
-from posttrain.policy.diffusion import Denoising, DiffusionPolicy
-from posttrain.recipe import Recipe
-from posttrain.reward import each
-from posttrain.seeding import mix
-from posttrain.step import train_in_memory
-from posttrain.stream import ShuffledSource
 from posttrain.systems.srrl import recipe
 from posttrain.systems.srrl.curriculum import Curriculum
 from posttrain.systems.srrl.reflection import Trained, reflected
 
-TINY, TINY_DENOISING = Size(steps=200), Denoising(steps=8, guidance=2.0)
+TINY, TINY_DENOISING = Size(steps=200), pt.Denoising(steps=8, guidance=2.0)
 ROUNDS = (0, 1, 2)  # by which models are measured
 STEPS, EVERY, RATE = 12, 4, 5e-4  # so that rounds are 0, 1, 2 over the run
 SAMPLES, BRANCHES, LASTS = 32, 5, (2, 4, 6, 8)
 SEEN = 128  # pictures of each of the two prompts in a measurement
 
 
-def base_policy(seed: int, budget: Budget = FULL) -> DiffusionPolicy:
+def base_policy(seed: int, budget: pt.Budget = pt.FULL) -> pt.DiffusionPolicy:
     """It has seen beams that tilt either way, inverted world or not."""
     return base(Balance(seed), seed, budget.size(TINY), TINY_DENOISING)
 
 
-def plain(world: Balance, budget: Budget, trained: Trained = "last") -> Recipe:
+def plain(world: Balance, budget: pt.Budget, trained: Trained = "last") -> pt.Recipe:
     """64 pictures a stage, 32 of each prompt, all of them trained, with one update: without B2-DiffuRL's parts."""
-    return recipe(each(world.score), trained=trained, samples=budget.items(SAMPLES), select=None, epochs=1)
+    return recipe(pt.each(world.score), trained=trained, samples=budget.items(SAMPLES), select=None, epochs=1)
 
 
-def branched(world: Balance, budget: Budget) -> Recipe:
+def branched(world: Balance, budget: pt.Budget) -> pt.Recipe:
     """12 groups of 5 branches, of which the best and the worst are trained on the steps that they do not share."""
-    return recipe(each(world.score), samples=BRANCHES, epochs=1)
+    return recipe(pt.each(world.score), samples=BRANCHES, epochs=1)
 
 
 def arm(
-    recipe_for: Callable[[Balance, Budget], Recipe] | None,
+    recipe_for: Callable[[Balance, pt.Budget], pt.Recipe] | None,
     every: int = 0,
     lasts: Sequence[int] = (),
     groups: int = 2,
     inverted: bool = False,
     trained: Trained = "last",
-) -> Arm:
+) -> pt.Arm:
     """`every` stages there is one more round; 0: there are none. Rounds are measured as they were `trained`."""
 
-    def run(seed: int, budget: Budget) -> Measures:
+    def run(seed: int, budget: pt.Budget) -> pt.Measures:
         world, policy = Balance(seed, inverted), base_policy(seed, budget)
         if recipe_for is not None:
             steps = budget.steps(STEPS)
             rounds = [stage // every if every else 0 for stage in range(steps)]
-            source = Curriculum(ShuffledSource(world.tasks(), seed), rounds, lasts, seed)
+            source = Curriculum(pt.ShuffledSource(world.tasks(), seed), rounds, lasts, seed)
             made, per_step = recipe_for(world, budget), budget.items(groups)
-            train_in_memory(policy, source, made, steps=steps, per_step=per_step, lr=RATE, seed=seed)
+            pt.train_in_memory(policy, source, made, steps=steps, per_step=per_step, lr=RATE, seed=seed)
         spent = policy.calls / 1000
         found = logic_by_rounds(policy, world, seed, budget.items(SEEN), trained)
         return found | {"training calls, thousands": spent}
@@ -71,19 +62,19 @@ def arm(
 
 
 def logic_by_rounds(
-    policy: DiffusionPolicy, world: Balance, seed: int, samples: int, trained: Trained = "last"
+    policy: pt.DiffusionPolicy, world: Balance, seed: int, samples: int, trained: Trained = "last"
 ) -> dict[str, float]:
     """Logic accuracy and reward after 0, 1 and 2 rounds, and the UNet calls of a picture then."""
     out: dict[str, float] = {}
     for k in ROUNDS:
         before, drawn = policy.calls, samples * len(world.tasks())
-        found = evaluate(
+        found = pt.evaluate(
             {"policy": policy},
             world.tasks(),
-            each(world.score),
+            pt.each(world.score),
             reflected(k, trained),
             samples=samples,
-            seed=mix(seed, "measured"),
+            seed=pt.mix(seed, "measured"),
         )
         out |= {
             f"logic@{k}": part(found, "logic"),
@@ -94,8 +85,10 @@ def logic_by_rounds(
     return out
 
 
-def part(found: Evaluation, name: str) -> float:
-    return statistics.fmean(score.parts[name] for marks in found.scores for score in marks if isinstance(score, Score))
+def part(found: pt.Evaluation, name: str) -> float:
+    return statistics.fmean(
+        score.parts[name] for marks in found.scores for score in marks if isinstance(score, pt.Score)
+    )
 
 
 ARMS = {
@@ -108,7 +101,7 @@ ARMS = {
     "inverted, srrl": arm(plain, EVERY, inverted=True),
 }
 PICTURE = "logic@2"
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     reflection beats DDPO
         paper: SRRL with its rounds against DDPO's single walk, at equal iterations
         logic@2: srrl > logic@0: ddpo
@@ -134,15 +127,18 @@ CLAIMS = claims("""
         ours: the B2-DiffuRL part of the released code alone, at equal iterations and fewer UNet calls
         logic@0: branches > ddpo
 """)
-DRAWN = "--model {stable_diffusion} --data {prompts} --reward clip={clip} --denoising 3 --device cpu"
-SMOKE = Smoke(
-    {
-        "laptop": ["", "--rounds 0", "--trained all --branches", "--inverted"],
-        "train": [
-            f"{DRAWN} --held-out {{prompts}} --rounds 1",
-            f"{DRAWN} --method ddpo",
-            f"{DRAWN} --trained all --lora 0",
-        ],
-    },
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --rounds 0
+    laptop --trained all --branches
+    laptop --inverted
+    train --model {stable_diffusion} --data {prompts} --reward clip={clip} --denoising 3 --device cpu
+        --held-out {prompts} --rounds 1
+    train --model {stable_diffusion} --data {prompts} --reward clip={clip} --denoising 3 --device cpu
+        --method ddpo
+    train --model {stable_diffusion} --data {prompts} --reward clip={clip} --denoising 3 --device cpu
+        --trained all --lora 0
+    """,
     {"lab.TINY": replace(TINY, steps=4)},
 )

@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from posttrain.core import Env, Episode, Group, Invalid, Message, Reward, Rollout, Score, Task
-from posttrain.episode import ask, assistant
-from posttrain.reward import group_scores
+import posttrain as pt
 
 Trained = Literal["last", "all"]
 
 
-def reflected(rounds: int = 0, trained: Trained = "last") -> Env:
+def reflected(rounds: int = 0, trained: Trained = "last") -> pt.Env:
     """Draw so many rounds, each from the last one's picture, before the picture that counts.
 
     trained   "last": the rounds before are drafts without noise and without decisions, as released; "all": every round
@@ -30,13 +28,13 @@ def reflected(rounds: int = 0, trained: Trained = "last") -> Env:
     if rounds < 0:
         raise ValueError(f"reflected({rounds}): the number of rounds is 0 or more")
 
-    def env(task: Task) -> Episode:
+    def env(task: pt.Task) -> pt.Episode:
         prompt, own = prompt_and_rounds(task.prompt)
         messages = prompt
         for _ in range(rounds if own is None else own):
-            draft = yield from ask(messages, temperature=0.0 if trained == "last" else None)
-            messages = (*prompt, assistant(draft))
-        yield from ask(messages)
+            draft = yield from pt.ask(messages, temperature=0.0 if trained == "last" else None)
+            messages = (*prompt, pt.assistant(draft))
+        yield from pt.ask(messages)
 
     return env
 
@@ -46,10 +44,10 @@ def rounds_part(rounds: int) -> dict[str, Any]:
     return {"type": "rounds", "rounds": rounds}
 
 
-def prompt_and_rounds(prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], int | None]:
+def prompt_and_rounds(prompt: tuple[pt.Message, ...]) -> tuple[tuple[pt.Message, ...], int | None]:
     """The prompt as the policy is to see it, and the rounds that it names."""
     found: list[int] = []
-    shown: list[Message] = []
+    shown: list[pt.Message] = []
     for message in prompt:
         content = message["content"]
         if isinstance(content, list):
@@ -63,25 +61,25 @@ def is_rounds(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "rounds"
 
 
-def every_round(reward: Reward) -> Reward:
+def every_round(reward: pt.Reward) -> pt.Reward:
     """The reward of every round's picture as its turn's; the last one's is the value, the first one's a part."""
 
-    def wrapped(group: Group) -> list[Score | Invalid]:
+    def wrapped(group: pt.Group) -> list[pt.Score | pt.Invalid]:
         rounds = [cut for rollout in group for cut in cut_after_each_turn(rollout)]
-        left = iter(group_scores(reward, rounds) if rounds else [])
+        left = iter(pt.group_scores(reward, rounds) if rounds else [])
         return [score_of_rounds([next(left) for _ in rollout.turns]) for rollout in group]
 
     return wrapped
 
 
-def cut_after_each_turn(rollout: Rollout) -> list[Rollout]:
+def cut_after_each_turn(rollout: pt.Rollout) -> list[pt.Rollout]:
     """The rollout as it was after each of its turns."""
     return [replace(rollout, turns=rollout.turns[: k + 1]) for k in range(len(rollout.turns))]
 
 
-def score_of_rounds(scores: list[Score | Invalid]) -> Score | Invalid:
-    valid = [score for score in scores if isinstance(score, Score)]
+def score_of_rounds(scores: list[pt.Score | pt.Invalid]) -> pt.Score | pt.Invalid:
+    valid = [score for score in scores if isinstance(score, pt.Score)]
     if len(valid) < len(scores) or not valid:
-        return next((score for score in scores if isinstance(score, Invalid)), Invalid("nothing was drawn"))
+        return next((score for score in scores if isinstance(score, pt.Invalid)), pt.Invalid("nothing was drawn"))
     parts = {**valid[-1].parts, "first round": valid[0].value}
     return replace(valid[-1], turns=tuple(score.value for score in valid), parts=parts)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.advantage import EPSILON, fill_turns
-from posttrain.core import Advantage, Group, Score
+import posttrain as pt
+from posttrain.advantage import EPSILON
 
 
 class Windowed:
@@ -29,7 +29,7 @@ class Windowed:
         self.window, self.limit = window, limit
         self.seen: dict[str, deque[list[list[float]]]] = {}
 
-    def __call__(self, group: Group, scores: list[Score]) -> list[Tensor]:
+    def __call__(self, group: pt.Group, scores: list[pt.Score]) -> list[Tensor]:
         earned = [list(score.turns) or [score.value] for score in scores]
         past = self.seen.setdefault(group[0].task.key, deque(maxlen=self.window))
         known = [turns for members in (*past, earned) for turns in members]
@@ -37,7 +37,7 @@ class Windowed:
         columns = [[turns[k] for turns in known if len(turns) > k] for k in range(max(map(len, earned)))]
         credit = [[self.distance(value, columns[k]) for k, value in enumerate(turns)] for turns in earned]
         return [
-            fill_turns(rollout, values if score.turns else values * len(rollout.turns))
+            pt.fill_turns(rollout, values if score.turns else values * len(rollout.turns))
             for rollout, score, values in zip(group, scores, credit, strict=True)
         ]
 
@@ -52,14 +52,14 @@ class Windowed:
         self.seen = {key: deque(groups, maxlen=self.window) for key, groups in state.items()}
 
 
-def selected(advantage: Advantage, least: float = 0.5) -> Advantage:
+def selected(advantage: pt.Advantage, least: float = 0.5) -> pt.Advantage:
     """Credit for the best of a group where it is at least `least`, and for the worst where it is below `-least`.
 
     Compared is the credit of the last decision. All others get none; with `keep=credited` they are not trained. A step
     in which no group has either trains nothing.
     """
 
-    def best_and_worst(group: Group, scores: list[Score]) -> list[Tensor]:
+    def best_and_worst(group: pt.Group, scores: list[pt.Score]) -> list[Tensor]:
         credit = advantage(group, scores)
         order = sorted((i for i in range(len(credit)) if len(credit[i])), key=lambda i: credit[i][-1].item())
         kept = {i for i in order[-1:] if credit[i][-1] >= least} | {i for i in order[:1] if credit[i][-1] < -least}

@@ -5,19 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from posttrain.cli.launch import one_process
-from posttrain.cli.options import at_least, named_files
-from posttrain.core import Reward
-from posttrain.grade.clip import clip_similarity
+import posttrain as pt
 from posttrain.grade.own import reward_file
 from posttrain.policy.denoise import Reduction
-from posttrain.policy.diffusion import Denoising, DiffusionPolicy
-from posttrain.policy.pipeline import diffusion
-from posttrain.reward import each
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
-from posttrain.step import train
-from posttrain.stream import ShuffledSource
 from posttrain.systems.srrl import recipe
 from posttrain.systems.srrl.curriculum import Curriculum, lasts_of, read_prompts, rounds_by_stage
 from posttrain.systems.srrl.reflection import Trained
@@ -49,14 +39,14 @@ class DrawingOptions:
     """cpu or cuda; the GPU if there is one."""
 
     def __post_init__(self):
-        at_least(1, denoising=self.denoising)
-        at_least(0, lora=self.lora)
-        at_least(2, at_once=self.at_once)
+        pt.at_least(1, denoising=self.denoising)
+        pt.at_least(0, lora=self.lora)
+        pt.at_least(2, at_once=self.at_once)
 
-    def policy(self) -> DiffusionPolicy:
-        how = Denoising(self.denoising, 1.0, self.guidance, self.w_denoise, self.w_invert, self.reduction)
+    def policy(self) -> pt.DiffusionPolicy:
+        how = pt.Denoising(self.denoising, 1.0, self.guidance, self.w_denoise, self.w_invert, self.reduction)
         options = {"lora": self.lora, "bf16": self.bf16, "batch": self.at_once, "device": self.device}
-        return diffusion(self.model, how, **options)
+        return pt.diffusion(self.model, how, **options)
 
 
 @dataclass(frozen=True)
@@ -73,25 +63,25 @@ class ReflectionOptions:
     """Stages after which there is one more round."""
 
     def __post_init__(self):
-        at_least(1, every=self.every)
-        at_least(0, rounds=self.rounds)
+        pt.at_least(1, every=self.every)
+        pt.at_least(0, rounds=self.rounds)
         for name in ("trained", "rounds", "every"):
             value = getattr(self, name)
             if self.method == "ddpo" and value != getattr(ReflectionOptions, name):
                 raise ValueError(f"`{name}={value}`: `method=ddpo` has no rounds of reflection; leave it out")
 
 
-@one_process("a diffusion model's UNet is not sharded, and vLLM does not sample it")
+@pt.one_process("a diffusion model's UNet is not sharded, and vLLM does not sample it")
 def learn(
     data: str,
     drawing: DrawingOptions,
     reflection: ReflectionOptions,
-    run: Run = Run("runs/srrl", steps=50, tasks=32, lr=1e-4, weight_decay=1e-4),
+    run: pt.Run = pt.Run("runs/srrl", steps=50, tasks=32, lr=1e-4, weight_decay=1e-4),
     reward: str = "clip=laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     branches: int = 5,
     clip: float = 0.1,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """Your Stable Diffusion checkpoint on your prompts, as released: 50 stages of 32 prompts x 5 branches, LoRA.
 
     data      a JSON list of prompts
@@ -100,40 +90,40 @@ def learn(
     clip      of the ratio; with the mean 0.1 hardly ever holds, DDPO's release has 1e-4
     held_out  more lists of prompts, graded every `eval_every` steps after `rounds` of reflection: FILE, or NAME=FILE
     """
-    at_least(1, branches=branches)
+    pt.at_least(1, branches=branches)
     if clip <= 0:
         raise ValueError(f"`clip={clip}`: it must be above 0")
     tasks = read_prompts(data)
-    tests = {name: read_prompts(file) for name, file in named_files(held_out).items()}
+    tests = {name: read_prompts(file) for name, file in pt.named_files(held_out).items()}
     grade, policy = reward_of(reward, drawing.device), drawing.policy()
     most, select, counts, lasts = 0, None, [0], list[int]()
     if reflection.method == "srrl":
         most, select, lasts = reflection.rounds, 0.5, lasts_of(drawing.denoising)
         counts = [min(count, most) for count in rounds_by_stage(run.steps, reflection.every)]
     made = recipe(grade, rounds=most, trained=reflection.trained, samples=branches, select=select, clip=clip)
-    return train(
-        policy, Curriculum(ShuffledSource(tasks, run.seed), counts, lasts, run.seed), made, run, held_out=tests
+    return pt.train(
+        policy, Curriculum(pt.ShuffledSource(tasks, run.seed), counts, lasts, run.seed), made, run, held_out=tests
     )
 
 
-def reward_of(reward: str, device: str | None) -> Reward:
+def reward_of(reward: str, device: str | None) -> pt.Reward:
     """Raises ValueError for what is neither clip=MODEL nor file.py:function."""
     kind, sign, name = reward.partition("=")
     if sign and kind == "clip":
-        return clip_similarity(name, device)
+        return pt.clip_similarity(name, device)
     if ":" in reward:
         return reward_file(reward)
     raise ValueError(f"`reward={reward}`: write clip=MODEL, or file.py:function for a reward of your own")
 
 
-@one_process("a tiny UNet is trained")
+@pt.one_process("a tiny UNet is trained")
 def laptop(
     rounds: int = 2,
     trained: Trained = "last",
     branches: bool = False,
     inverted: bool = False,
-    run: Run = Run("runs/srrl", steps=24, tasks=2, lr=5e-4),
-) -> Session:
+    run: pt.Run = pt.Run("runs/srrl", steps=24, tasks=2, lr=5e-4),
+) -> pt.Session:
     """Pictures of a balance, 8x8: the base model draws what it is told and obeys physics half of the time.
 
     rounds    of reflection, which the run grows to in equal parts; 0 is DDPO
@@ -144,14 +134,14 @@ def laptop(
     from posttrain.lab.world.balance import Balance
     from posttrain.systems.srrl.lab import BRANCHES, SAMPLES, base_policy
 
-    at_least(0, rounds=rounds)
+    pt.at_least(0, rounds=rounds)
     world, policy = Balance(run.seed, inverted), base_policy(run.seed)
     samples, select = (BRANCHES, 0.5) if branches else (SAMPLES, None)
-    made = recipe(each(world.score), rounds=rounds, trained=trained, samples=samples, select=select, epochs=1)
+    made = recipe(pt.each(world.score), rounds=rounds, trained=trained, samples=samples, select=select, epochs=1)
     counts = rounds_by_stage(run.steps, max(-(-run.steps // (rounds + 1)), 1))
     lasts = lasts_of(policy.denoising.steps) if branches else []
-    source = Curriculum(ShuffledSource(world.tasks(), run.seed), counts, lasts, run.seed)
-    return train(policy, source, made, run, held_out=world.tasks() * 32)
+    source = Curriculum(pt.ShuffledSource(world.tasks(), run.seed), counts, lasts, run.seed)
+    return pt.train(policy, source, made, run, held_out=world.tasks() * 32)
 
 
 STAGES = {"laptop": laptop, "train": learn}

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain.recipe import Part
+import posttrain as pt
 from posttrain.systems.tomap.recipe import recipe
 
 __all__ = ["PARTS", "recipe"]
 
-PARTS: Mapping[str, Part] = {}
+PARTS: Mapping[str, pt.Part] = {}

@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from posttrain.core import Ask, Sampler
+import posttrain as pt
 from posttrain.data import Place, column, records
-from posttrain.episode import user
-from posttrain.seeding import mix
 
 PROPOSED = 10  # of a topic; the first three are used
 ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.*[^\W\d_].*)$", re.MULTILINE)  # a mark, a blank, and some letter
@@ -88,26 +86,26 @@ def record(one: Topic) -> dict[str, Any]:
 
 
 def propose_counterclaims(
-    persuader: Sampler, found: Sequence[Topic], count: int = PROPOSED, seed: int = 0
+    persuader: pt.Sampler, found: Sequence[Topic], count: int = PROPOSED, seed: int = 0
 ) -> list[Topic]:
     """Every topic with what the persuader thinks speaks against its claim, strongest first, and the negations.
 
     A statement whose negation it does not give is left out; a topic may end with fewer than `count`, or with none.
     """
     asks = [
-        Ask(
+        pt.Ask(
             (
-                user(
+                pt.user(
                     f'Someone holds that "{one.denial}" and disagrees with "{one.claim}". Which claims would they '
                     f"bring forward? List {count} short statements, strongest first, one to a line, numbered."
                 ),
             ),
-            seed=mix(seed, "counterclaims", one.key),
+            seed=pt.mix(seed, "counterclaims", one.key),
         )
         for one in found
     ]
     listed = [items(str(reply.content), cut=reply.stop == "length")[:count] for reply in persuader.sample(asks)]
-    denied = iter(persuader.sample([negating(s, mix(seed, s)) for of_one in listed for s in of_one]))
+    denied = iter(persuader.sample([negating(s, pt.mix(seed, s)) for of_one in listed for s in of_one]))
     out = []
     for one, statements in zip(found, listed, strict=True):
         pairs = [(statement, " ".join(str(next(denied).content).split())) for statement in statements]
@@ -116,9 +114,9 @@ def propose_counterclaims(
     return out
 
 
-def negating(statement: str, seed: int) -> Ask:
+def negating(statement: str, seed: int) -> pt.Ask:
     wish = f'Write the negation of this statement as one sentence, and nothing else: "{statement}"'
-    return Ask((user(wish),), seed=seed)
+    return pt.Ask((pt.user(wish),), seed=seed)
 
 
 def items(said: str, cut: bool = False) -> list[str]:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from posttrain.core import Ask, Env, Episode, EpisodeFailed, Reply, Task
-from posttrain.episode import ask, ask_all, user
+import posttrain as pt
 from posttrain.systems.tomap.counterclaims import Topic
 from posttrain.systems.tomap.wording import ATTITUDES, Wording
 
@@ -92,7 +91,7 @@ def argument(text: str) -> str:
     return found[-1].strip() if found else ""
 
 
-def level(reply: Reply) -> int | None:
+def level(reply: pt.Reply) -> int | None:
     """0 (disagree) to 4 (agree) by the last <attitude> alone, whatever is mentioned before it; None: it says none.
 
     Case, and what is neither letter nor blank, do not matter: "**Partly-agree.**" is "Partly Agree".
@@ -120,7 +119,7 @@ def dialogue(
     count: int = 3,
     limit: Limit = Limit(),
     probe: bool = False,
-) -> Env:
+) -> pt.Env:
     """The environment; a task's truth is its `Topic`, and "persuadee" (and "predictor") are among the players.
 
     count  counterclaims that are shown, of those that the topic has
@@ -129,7 +128,7 @@ def dialogue(
     attitude, asked twice.
     """
 
-    def play(task: Task[Topic]) -> Episode:
+    def play(task: pt.Task[Topic]) -> pt.Episode:
         topic = task.truth
         branches = topic.counterclaims[:count] if shown.counterclaims or probe else ()
         statements = [text for one in branches for text in (one.statement, one.negation)]
@@ -151,12 +150,12 @@ def dialogue(
             known = yield from believed(wording, shown, statements, lines, levels[2:], first=t == 0)
             agreements.append(known)
             asked = wording.persuader(topic.claim, topic.denial, lines, listed, known)
-            reply = yield from ask(asked)
+            reply = yield from pt.ask(asked)
             heard, length = limit(argument(str(reply.content)))
             lines.append(heard or wording.silence)
             lengths.append(length)
             answer = wording.persuadee(topic.claim, topic.denial, lines)
-            reply = yield from ask(answer, "persuadee", temperature=0.0 if topic.validation else None)
+            reply = yield from pt.ask(answer, "persuadee", temperature=0.0 if topic.validation else None)
             lines.append(limit(argument(str(reply.content)))[0] or wording.silence)
         return Dialogue(tuple(lines), tuple(stances), tuple(lengths), tuple(agreements), tuple(beliefs), retries)
 
@@ -165,22 +164,23 @@ def dialogue(
 
 def attitudes(
     wording: Wording, topic: Topic, lines: Sequence[str], statements: Sequence[str]
-) -> Generator[list[Ask], list[Reply], tuple[list[int], int]]:
+) -> Generator[list[pt.Ask], list[pt.Reply], tuple[list[int], int]]:
     """[statements] levels as Bob says them, and how many of them he was asked for twice, the second time at 1.
 
     Raises EpisodeFailed when he still says none.
     """
     asks = [
-        Ask(wording.attitude(topic.claim, topic.denial, lines, one), "persuadee", temperature=0.0) for one in statements
+        pt.Ask(wording.attitude(topic.claim, topic.denial, lines, one), "persuadee", temperature=0.0)
+        for one in statements
     ]
-    levels = [level(reply) for reply in (yield from ask_all(asks))]
+    levels = [level(reply) for reply in (yield from pt.ask_all(asks))]
     unclear = [i for i, found in enumerate(levels) if found is None]
     if unclear:
-        replies = yield from ask_all([replace(asks[i], temperature=1.0) for i in unclear])
+        replies = yield from pt.ask_all([replace(asks[i], temperature=1.0) for i in unclear])
         for i, reply in zip(unclear, replies, strict=True):
             levels[i] = level(reply)
             if levels[i] is None:
-                raise EpisodeFailed(
+                raise pt.EpisodeFailed(
                     f"the persuadee gave no attitude to {statements[i]!r}, asked twice: {str(reply.content)[:200]!r}"
                 )
     return [found for found in levels if found is not None], len(unclear)
@@ -188,7 +188,7 @@ def attitudes(
 
 def believed(
     wording: Wording, shown: Shown, statements: Sequence[str], lines: Sequence[str], true: Sequence[int], first: bool
-) -> Generator[list[Ask], list[Reply], tuple[int, ...]]:
+) -> Generator[list[pt.Ask], list[pt.Reply], tuple[int, ...]]:
     """[K] eighths of Bob's agreement with each counterclaim that Alice is shown; none where she is not told of any."""
     if not shown.counterclaims or shown.beliefs == "nobody" or (first and shown.beliefs != "persuadee"):
         return ()
@@ -196,13 +196,13 @@ def believed(
         return (MOST,) * (len(statements) // 2)
     levels = list(true)
     if shown.beliefs == "predictor":
-        read = user(wording.transcript(lines))
-        replies = yield from ask_all([Ask((user(one), read), "predictor") for one in statements])
+        read = pt.user(wording.transcript(lines))
+        replies = yield from pt.ask_all([pt.Ask((pt.user(one), read), "predictor") for one in statements])
         levels = [int(reply.content) for reply in replies]
     return tuple(agreement(*pair) for pair in zip(levels[::2], levels[1::2], strict=True))
 
 
-def tasks_of(topics: Sequence[Topic], wording: Wording, shown: Shown, count: int = 3) -> list[Task[Topic]]:
+def tasks_of(topics: Sequence[Topic], wording: Wording, shown: Shown, count: int = 3) -> list[pt.Task[Topic]]:
     """A task of every topic; its prompt is that of the first turn.
 
     Raises ValueError when a setting shows counterclaims and a topic has none.
@@ -213,5 +213,5 @@ def tasks_of(topics: Sequence[Topic], wording: Wording, shown: Shown, count: int
         if shown.counterclaims and not listed:
             raise ValueError(f"topic {topic.key!r} has no counterclaims: make them with `stage=propose`")
         prompt = wording.persuader(topic.claim, topic.denial, wording.greetings, listed)
-        out.append(Task(topic.key, prompt, topic))
+        out.append(pt.Task(topic.key, prompt, topic))
     return out

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import statistics
 
-from posttrain.core import Sampler, Score, Task
-from posttrain.evaluation import Evaluation, evaluate
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import FULL, Arm, Budget, Lab, Smoke, trial
+import posttrain as pt
 from posttrain.lab.world.persuasion import EACH, Bob, Persuasion
 from posttrain.lab.world.words import Size, base
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
 from posttrain.run.directory import json_value
-from posttrain.seeding import mix
 from posttrain.systems.tomap.counterclaims import Counterclaim, Topic
 from posttrain.systems.tomap.dialogue import SHOWN, Setting, argument, dialogue, tasks_of, well_formed
 from posttrain.systems.tomap.predictor import Guessing, Hashed, Predictor, examples, majority, split_by_dialogue
@@ -40,13 +34,13 @@ def topics_of(world: Persuasion, held_out: bool) -> list[Topic]:
     ]
 
 
-def tasks(world: Persuasion, setting: Setting, held_out: bool = False) -> list[Task[Topic]]:
+def tasks(world: Persuasion, setting: Setting, held_out: bool = False) -> list[pt.Task[Topic]]:
     return tasks_of(topics_of(world, held_out), world, SHOWN[setting], EACH)
 
 
-def players(world: Persuasion, setting: Setting, predictor: Predictor | None) -> dict[str, Sampler]:
+def players(world: Persuasion, setting: Setting, predictor: Predictor | None) -> dict[str, pt.Sampler]:
     """Bob, and what stands in for a look into his head."""
-    found: dict[str, Sampler] = {"persuadee": Bob(world)}
+    found: dict[str, pt.Sampler] = {"persuadee": Bob(world)}
     if setting == "black_random":
         found["predictor"] = Guessing()
     if setting == "full":
@@ -55,17 +49,17 @@ def players(world: Persuasion, setting: Setting, predictor: Predictor | None) ->
     return found
 
 
-def predictor_of(policy: TextPolicy, world: Persuasion, seed: int, count: int) -> tuple[Predictor, dict[str, float]]:
+def predictor_of(policy: pt.TextPolicy, world: Persuasion, seed: int, count: int) -> tuple[Predictor, dict[str, float]]:
     """Learnt from dialogues of the base model in which Bob was asked for all that he believes."""
     env = dialogue(world, SHOWN["lite"], count=EACH, probe=True)
     topics = tasks(world, "lite")[: count // 4]
-    found = evaluate(
+    found = pt.evaluate(
         {"policy": policy, "persuadee": Bob(world)},
         topics,
         validation(WEIGHTS),
         env,
         samples=4,
-        seed=mix(seed, "logged"),
+        seed=pt.mix(seed, "logged"),
     )
     facts = [json_value(one.facts) for group in found.groups for one in group]
     learnt, tested = split_by_dialogue(examples(facts, world), 0.9, seed)
@@ -75,7 +69,7 @@ def predictor_of(policy: TextPolicy, world: Persuasion, seed: int, count: int) -
     return predictor, measures
 
 
-def measures(lab: Lab, setting: Setting) -> dict[str, float]:
+def measures(lab: pt.Lab, setting: Setting) -> dict[str, float]:
     """On new topics: dialogues of three turns, and of six."""
     tests, out = tasks(lab.world, setting, held_out=True)[: lab.budget.items(80)], dict[str, float]()
     for turns, name in ((3, ""), (6, ", 6 turns")):
@@ -85,8 +79,8 @@ def measures(lab: Lab, setting: Setting) -> dict[str, float]:
     return out | lab.notes
 
 
-def style(found: Evaluation) -> dict[str, float]:
-    marks = [score for scores in found.scores for score in scores if isinstance(score, Score)]
+def style(found: pt.Evaluation) -> dict[str, float]:
+    marks = [score for scores in found.scores for score in scores if isinstance(score, pt.Score)]
     said: list[list[str]] = [[str(t.reply.content) for t in one.turns] for group in found.groups for one in group]
     again = [
         repeated(argument(text), [argument(one) for one in texts[:t]], WEIGHTS.width) > ALLOWED
@@ -101,18 +95,18 @@ def style(found: Evaluation) -> dict[str, float]:
 
 
 def recipe_for(
-    policy: TextPolicy, world: Persuasion, setting: Setting, predictor: Predictor | None
-) -> tuple[Recipe, dict[str, Sampler]]:
+    policy: pt.TextPolicy, world: Persuasion, setting: Setting, predictor: Predictor | None
+) -> tuple[pt.Recipe, dict[str, pt.Sampler]]:
     others = players(world, setting, predictor)
     env = dialogue(world, SHOWN[setting], count=EACH)
     return recipe(policy, env, others, weights=WEIGHTS, updates=UPDATES, critic_lr=CRITIC_RATE), others
 
 
-def base_policy(world: Persuasion, seed: int, budget: Budget = FULL) -> TextPolicy:
+def base_policy(world: Persuasion, seed: int, budget: pt.Budget = pt.FULL) -> pt.TextPolicy:
     return base(world, seed, budget.size(TINY))
 
 
-def laptop_run(setting: Setting, seed: int) -> tuple[TextPolicy, list[Task], list[Task], Recipe]:
+def laptop_run(setting: Setting, seed: int) -> tuple[pt.TextPolicy, list[pt.Task], list[pt.Task], pt.Recipe]:
     """What a run needs: the base model, topics to learn from, new ones, and the recipe."""
     world = Persuasion(seed)
     policy = base_policy(world, seed)
@@ -121,17 +115,17 @@ def laptop_run(setting: Setting, seed: int) -> tuple[TextPolicy, list[Task], lis
     return policy, tasks(world, setting), tasks(world, setting, held_out=True), made
 
 
-def arm(setting: Setting, learns: bool = True) -> Arm:
+def arm(setting: Setting, learns: bool = True) -> pt.Arm:
     """Trained with this in the prompt; `learns=False`: the base model with the same in its prompt."""
 
-    def build_recipe(lab: Lab) -> Recipe:
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
         predictor = None
         if setting == "full":
             predictor, lab.notes = predictor_of(lab.policy, lab.world, lab.seed, lab.budget.items(LOGGED))
         found, lab.others = recipe_for(lab.policy, lab.world, setting, predictor)
         return found
 
-    return trial(
+    return pt.trial(
         Persuasion,
         build_recipe,
         lambda lab: measures(lab, setting),
@@ -154,7 +148,7 @@ ARMS = {
     "black, random": arm("black_random"),
     "untrained ToMAP": arm("full", learns=False),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     reinforcement makes a better persuader
         paper: 13.84 against 11.76 on average
         shift: RL > base
@@ -195,7 +189,13 @@ CLAIMS = claims("""
         ours: ToMAP against ToMAP-lite at six turns
         shift, 6 turns: ToMAP > ToMAP-lite
 """)
-SMOKE = Smoke(
-    {"laptop": ["", "--setting rl", "--setting black_random"]},  # the other stages are run in tests/test_tomap.py
+# the other stages are run in tests/test_tomap.py
+# The other stages run in tests/test_tomap.py.
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --setting rl
+    laptop --setting black_random
+    """,
     {"lab.LOGGED": 20},
 )

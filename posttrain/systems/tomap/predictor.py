@@ -22,10 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from posttrain.core import Ask, Reply
+import posttrain as pt
 from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer
-from posttrain.run.directory import read_rollouts, write_json
-from posttrain.seeding import mix
 from posttrain.systems.tomap.wording import ATTITUDES, Wording
 
 WEIGHTS, ABOUT = "predictor.safetensors", "predictor.json"
@@ -159,7 +157,7 @@ def logged(runs: Sequence[str | Path]) -> list[Mapping[str, Any]]:
     """
     found: list[Mapping[str, Any]] = []
     for run in runs:
-        facts = [one["facts"] for one in read_rollouts(run) if one["reward"] is not None]
+        facts = [one["facts"] for one in pt.read_rollouts(run) if one["reward"] is not None]
         asked = [one for one in facts if isinstance(one, Mapping) and any(one.get("beliefs", ()))]
         if not asked:
             raise ValueError(
@@ -180,7 +178,7 @@ class Predictor:
         self.embedder, self.sizes, self.dropout = embed, tuple(sizes), dropout
         self.width = embed.embed(["width"]).shape[1]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(seed, "predictor"))
+            torch.manual_seed(pt.mix(seed, "predictor"))
             layers: list[nn.Module] = []
             for before, after in itertools.pairwise((2 * self.width, *self.sizes)):
                 layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
@@ -203,8 +201,8 @@ class Predictor:
         """[B, 5] of each attitude."""
         return self.network(self.features(pairs)).softmax(-1) if pairs else torch.zeros(0, len(ATTITUDES))
 
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return [Reply(found, torch.zeros(0), None) for found in self.levels([pair_of(ask) for ask in asks])]
+    def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
+        return [pt.Reply(found, torch.zeros(0), None) for found in self.levels([pair_of(ask) for ask in asks])]
 
     def learn(
         self,
@@ -224,7 +222,7 @@ class Predictor:
         total = epochs * -(-len(found) // rows)
         self.network.train()
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
-            torch.manual_seed(mix(seed, "predictor's rows"))
+            torch.manual_seed(pt.mix(seed, "predictor's rows"))
             some = (part for _ in range(epochs) for part in torch.randperm(len(found)).split(rows))
             for step, chosen in enumerate(some):
                 optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / max(warmup * total, 1))
@@ -248,10 +246,10 @@ class Predictor:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(), folder / WEIGHTS)
         about = {"embedder": self.embedder.name, "sizes": list(self.sizes), "width": self.width, **found}
-        write_json(folder / ABOUT, about)
+        pt.write_json(folder / ABOUT, about)
 
 
-def pair_of(ask: Ask) -> tuple[str, str]:
+def pair_of(ask: pt.Ask) -> tuple[str, str]:
     """The statement and the dialogue that a predictor is asked with."""
     return str(ask.messages[0]["content"]), str(ask.messages[1]["content"])
 
@@ -280,7 +278,7 @@ def majority(found: Sequence[Example]) -> float:
 def split_by_dialogue(found: Sequence[Example], share: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
     """A `share` of the episodes to learn from, and a tenth of the others, one at least, to test on."""
     sources = sorted({one.source for one in found})
-    random.Random(mix(seed, "episodes")).shuffle(sources)
+    random.Random(pt.mix(seed, "episodes")).shuffle(sources)
     cut = min(max(round(share * len(sources)), 1), len(sources) - 1)
     if cut < 1:
         raise ValueError("a predictor needs two dialogues at least: one to learn from, one to be tested on")
@@ -291,5 +289,5 @@ def split_by_dialogue(found: Sequence[Example], share: float, seed: int = 0) -> 
 class Guessing:
     """A predictor that knows nothing (`black_random`)."""
 
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return [Reply(random.Random(ask.seed).randrange(len(ATTITUDES)), torch.zeros(0), None) for ask in asks]
+    def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
+        return [pt.Reply(random.Random(ask.seed).randrange(len(ATTITUDES)), torch.zeros(0), None) for ask in asks]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from posttrain.core import Group, Reward, Rollout, Score
-from posttrain.reward import each
+import posttrain as pt
 from posttrain.systems.tomap.dialogue import TAGS, Dialogue, argument, well_formed
 
 TOP, BOTTOM = 0.999, 0.001  # beyond which there is nothing to be gained, or lost
@@ -91,10 +90,10 @@ def style(text: str, earlier: Sequence[str], length: int, weights: Weights = PUB
     }
 
 
-def reward(weights: Weights = PUBLISHED) -> Reward:
+def reward(weights: Weights = PUBLISHED) -> pt.Reward:
     """A score of every turn. Parts are means over turns, and the `shift` of the dialogue in hundredths."""
 
-    def grade(rollout: Rollout) -> Score:
+    def grade(rollout: pt.Rollout) -> pt.Score:
         found: Dialogue = rollout.facts
         texts = [str(turn.reply.content) for turn in rollout.turns]
         said = [argument(text) for text in texts]
@@ -108,20 +107,20 @@ def reward(weights: Weights = PUBLISHED) -> Reward:
             one["persuasion"] + weights.style * sum(one[name] for name in one if name != "persuasion") for one in turns
         )
         parts = {name: statistics.fmean(one[name] for one in turns) for name in turns[0]}
-        return Score(statistics.fmean(earned), parts | {"shift": 100 * found.shift}, turns=earned)
+        return pt.Score(statistics.fmean(earned), parts | {"shift": 100 * found.shift}, turns=earned)
 
-    return each(grade)
+    return pt.each(grade)
 
 
-def validation(weights: Weights = PUBLISHED) -> Reward:
+def validation(weights: Weights = PUBLISHED) -> pt.Reward:
     """The agreement shift in hundredths, S at the end less S at the beginning: what is reported.
 
     Parts are those of `reward`, which is what training sees, as `relative`.
     """
     training = reward(weights)
 
-    def graded(group: Group) -> list[Score]:
-        marks = [score for score in training(group) if isinstance(score, Score)]
-        return [Score(score.parts["shift"], {**score.parts, "relative": score.value}) for score in marks]
+    def graded(group: pt.Group) -> list[pt.Score]:
+        marks = [score for score in training(group) if isinstance(score, pt.Score)]
+        return [pt.Score(score.parts["shift"], {**score.parts, "relative": score.value}) for score in marks]
 
     return graded

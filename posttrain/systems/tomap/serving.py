@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from posttrain.core import Ask, Reply, Sampler
+import posttrain as pt
 from posttrain.sampler.scorer import Connection
 from posttrain.scale.apart import reach
 from posttrain.serve.scorer import Kind, Operation
@@ -24,8 +24,8 @@ class RemotePredictor:
         """[B] 0 to 4: Bob's attitude to each statement after each dialogue."""
         return self.connection.call("levels", {"pairs": list(pairs)}) if pairs else []
 
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        return [Reply(found, torch.zeros(0), None) for found in self.levels([pair_of(ask) for ask in asks])]
+    def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
+        return [pt.Reply(found, torch.zeros(0), None) for found in self.levels([pair_of(ask) for ask in asks])]
 
 
 def operations(model: Predictor) -> Mapping[str, Operation]:
@@ -41,7 +41,7 @@ def operations(model: Predictor) -> Mapping[str, Operation]:
     return {"levels": levels, "probabilities": probabilities}
 
 
-PREDICTOR: Kind[Sampler] = Kind(
+PREDICTOR: Kind[pt.Sampler] = Kind(
     "predictor",
     "posttrain.systems.tomap.serving:PREDICTOR",
     load_predictor,
@@ -51,7 +51,7 @@ PREDICTOR: Kind[Sampler] = Kind(
 )
 
 
-def predictor_of(name: str, *, device: str | None = None) -> Sampler:
+def predictor_of(name: str, *, device: str | None = None) -> pt.Sampler:
     """A predictor that `Predictor.save` wrote, by its folder or a server's address; once for all ranks and players.
 
     Raises ValueError when it cannot be loaded, or the address serves something else; ServerError when nobody answers.

@@ -1,4 +1,4 @@
-"""ToMAP on checkpoints, servers and topics of the user's own: propose, collect, predictor, train, evaluate."""
+"""ToMAP on checkpoints, servers and topics of the user's own: propose, collect, predictor, pt.train, evaluate."""
 
 from __future__ import annotations
 
@@ -9,19 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain import ranks
-from posttrain.cli.options import ModelOptions, ScaleOptions, at_least, named_files
-from posttrain.core import Env, Sampler, Task
-from posttrain.evaluation import evaluate
+import posttrain as pt
 from posttrain.group import ScoredRollout
-from posttrain.policy.text import TextPolicy
-from posttrain.recipe import Recipe
-from posttrain.run.directory import Directory, read_rollouts, write_json
-from posttrain.run.lines import Lines
-from posttrain.run.progress import progress_bar
-from posttrain.run.session import Session
-from posttrain.run.settings import Output, Run
-from posttrain.seeding import mix
 from posttrain.systems.tomap.counterclaims import Topic, propose_counterclaims, record, topics
 from posttrain.systems.tomap.dialogue import SHOWN, Limit, Setting, Shown, dialogue, tasks_of
 from posttrain.systems.tomap.predictor import (
@@ -66,8 +55,8 @@ class TalkOptions:
     """Of what Bob says in training; in validation, and of his attitudes, it is 0."""
 
     def __post_init__(self):
-        at_least(1, turns=self.turns, count=self.count, most=self.most)
-        at_least(0, persuadee_temperature=self.persuadee_temperature)
+        pt.at_least(1, turns=self.turns, count=self.count, most=self.most)
+        pt.at_least(0, persuadee_temperature=self.persuadee_temperature)
         if self.predictor and self.setting != "full":
             raise ValueError(f"`predictor={self.predictor}` is shown in `setting=full` alone, not in {self.setting}")
         if self.setting == "full" and not self.predictor:
@@ -76,7 +65,7 @@ class TalkOptions:
                 "`setting=lite`"
             )
 
-    def tasks(self, data: str | None = None, *, validation: bool = False, probe: bool = False) -> list[Task[Topic]]:
+    def tasks(self, data: str | None = None, *, validation: bool = False, probe: bool = False) -> list[pt.Task[Topic]]:
         """A task for every topic that has what is to be shown, of `data` or of another file.
 
         Raises ValueError when none has.
@@ -97,13 +86,13 @@ class TalkOptions:
     def prompt_contents(self) -> Shown:
         return SHOWN[self.setting]
 
-    def env(self, policy: TextPolicy, probe: bool = False) -> Env:
+    def env(self, policy: pt.TextPolicy, probe: bool = False) -> pt.Env:
         limit = Limit(self.most, policy.chat.encode, policy.chat.decode)
         return dialogue(
             English(self.most), self.prompt_contents, turns=self.turns, count=self.count, limit=limit, probe=probe
         )
 
-    def players(self, model: ModelOptions) -> dict[str, Sampler]:
+    def players(self, model: pt.ModelOptions) -> dict[str, pt.Sampler]:
         """Those besides Alice. Raises ValueError or ServerError when Bob cannot be reached or loaded."""
         found = {"persuadee": model.player(self.persuadee, self.persuadee_temperature)}
         if self.setting == "black_random":
@@ -133,15 +122,15 @@ class PpoOptions:
     """Losing ground costs."""
 
     def __post_init__(self):
-        at_least(1, minibatch=self.minibatch)
+        pt.at_least(1, minibatch=self.minibatch)
         if not 0 <= self.final <= 1:
             raise ValueError(f"`final={self.final}`: a share of 0 to 1")
         if self.power <= 0:
             raise ValueError(f"`power={self.power}`: it must be above 0")
 
     def recipe(
-        self, policy: TextPolicy, env: Env, players: Mapping[str, Sampler], talk: TalkOptions, run: Run
-    ) -> Recipe:
+        self, policy: pt.TextPolicy, env: pt.Env, players: Mapping[str, pt.Sampler], talk: TalkOptions, run: pt.Run
+    ) -> pt.Recipe:
         return recipe(
             policy,
             env,
@@ -158,19 +147,19 @@ class PpoOptions:
 def learn(
     talk: TalkOptions,
     ppo: PpoOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    run: Run = Run("runs/tomap", steps=200, tasks=128, lr=1e-6, warmup=40),
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/tomap", steps=200, tasks=128, lr=1e-6, warmup=40),
     probe: bool = False,
     held_out: tuple[str, ...] = (),
-) -> Session:
+) -> pt.Session:
     """Train your checkpoint as Alice, by PPO, on what she can make Bob believe.
 
     probe     ask Bob for all his beliefs in training too, so that a predictor can learn from the run
     held_out  topics of the same form, on which Bob answers at temperature 0: FILE, or NAME=FILE
     """
     tasks = talk.tasks(probe=probe)
-    tests = {name: talk.tasks(file, validation=True, probe=probe) for name, file in named_files(held_out).items()}
+    tests = {name: talk.tasks(file, validation=True, probe=probe) for name, file in pt.named_files(held_out).items()}
     policy = model.policy()
     check_room(policy, itertools.chain(tasks, *tests.values()), talk)
     made = ppo.recipe(policy, talk.env(policy, probe), talk.players(model), talk, run)
@@ -178,7 +167,7 @@ def learn(
 
 
 def check_room(
-    policy: TextPolicy, tasks: itertools.chain[Task[Topic]] | Sequence[Task[Topic]], talk: TalkOptions
+    policy: pt.TextPolicy, tasks: itertools.chain[pt.Task[Topic]] | Sequence[pt.Task[Topic]], talk: TalkOptions
 ) -> None:
     """Raises ValueError when the longest dialogue would not fit the model's context, before any work."""
     rounds = 2 * (talk.turns - 1) * talk.most
@@ -196,9 +185,9 @@ def check_room(
 
 def propose(
     data: str,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    output: Output = Output("runs/tomap-topics"),
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/tomap-topics"),
     limit: int | None = None,
 ) -> Path:
     """Write OUT/topics.jsonl: the topics with ten counterclaims each, by the persuader itself.
@@ -209,8 +198,8 @@ def propose(
     found, policy = topics(data, limit=limit), model.policy()
     path = Path(output.out) / "topics.jsonl"
     prepare_directory("propose", output)
-    lines = Lines(path, output.resume)
-    with scale.playing(policy, output.out) as player, progress_bar("topics", len(found), output.quiet) as done:
+    lines = pt.Lines(path, output.resume)
+    with scale.playing(policy, output.out) as player, pt.progress_bar("topics", len(found), output.quiet) as done:
         done(len(lines.found))
         for start in range(len(lines.found), len(found), AT_ONCE):
             some = found[start : start + AT_ONCE]
@@ -226,9 +215,9 @@ def propose(
 
 def collect(
     talk: TalkOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    output: Output = Output("runs/tomap-logs"),
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/tomap-logs"),
     dialogues: int = 1024,
 ) -> Path:
     """Log dialogues in which Bob is asked for all his beliefs: what a predictor learns from.
@@ -245,12 +234,12 @@ def collect(
 
 
 def hold_dialogues(
-    policy: TextPolicy,
-    batches: Sequence[Sequence[Task[Topic]]],
+    policy: pt.TextPolicy,
+    batches: Sequence[Sequence[pt.Task[Topic]]],
     talk: TalkOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    output: Output,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output,
     kind: str,
     *,
     probe: bool = False,
@@ -258,36 +247,39 @@ def hold_dialogues(
     """A run directory with the dialogues of every batch as the rollouts of a step; those that are there stay."""
     others, env = talk.players(model), talk.env(policy, probe)
     directory = prepare_directory(kind, output)
-    total = sum(map(len, batches))
+    numbers, total = range(len(batches)), sum(map(len, batches))
+    kept = pt.ranks.run_on_primary(
+        lambda: [any(pt.read_rollouts(output.out, step)) for step in numbers], "for the dialogues so far"
+    )
     with (
         scale.playing(policy, output.out, batches[0]) as player,
-        progress_bar("dialogues", total, output.quiet) as done,
+        pt.progress_bar("dialogues", total, output.quiet) as done,
     ):
         for step, some in enumerate(batches):
-            if any(ranks.run_on_primary(lambda: list(read_rollouts(output.out, step)), "for the dialogues so far")):  # noqa: B023
+            if kept[step]:
                 done(len(some))
                 continue
-            seed = mix(output.seed, kind, step)
-            found = evaluate({"policy": player, **others}, some, validation(), env, seed=seed, watch=done)
+            seed = pt.mix(output.seed, kind, step)
+            found = pt.evaluate({"policy": player, **others}, some, validation(), env, seed=seed, watch=done)
             played = [
                 ScoredRollout(rollout, score, None)
                 for group, scores in zip(found.groups, found.scores, strict=True)
                 for rollout, score in zip(group, scores, strict=True)
             ]
-            if ranks.is_primary():
+            if pt.ranks.is_primary():
                 directory.write_rollouts(step, policy, played)
     return directory.path
 
 
-def prepare_directory(kind: str, output: Output) -> Directory:
-    directory = Directory(Path(output.out))
-    ranks.run_on_primary(lambda: directory.prepare({"kind": kind, "run": output}, output), "for the folder")
+def prepare_directory(kind: str, output: pt.Output) -> pt.Directory:
+    directory = pt.Directory(Path(output.out))
+    pt.ranks.run_on_primary(lambda: directory.prepare({"kind": kind, "run": output}, output), "for the folder")
     return directory
 
 
 def predictor(
     logs: tuple[str, ...],
-    output: Output = Output("runs/tomap-predictor"),
+    output: pt.Output = pt.Output("runs/tomap-predictor"),
     encoder: str = "BAAI/bge-m3",
     share: float = 0.25,
     device: str | None = None,
@@ -316,37 +308,36 @@ def predictor(
 
 def evaluate_dialogues(
     talk: TalkOptions,
-    model: ModelOptions,
-    scale: ScaleOptions,
-    output: Output = Output("runs/tomap-evaluation"),
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/tomap-evaluation"),
 ) -> Path:
     """Hold a dialogue on each topic; write OUT/evaluation.json, the means over them, and the dialogues beside it."""
     tasks, policy = talk.tasks(validation=True), model.policy()
     check_room(policy, tasks, talk)
     batches = [tasks[start : start + AT_ONCE] for start in range(0, len(tasks), AT_ONCE)]
     path = hold_dialogues(policy, batches, talk, model, scale, output, "evaluate")
-    if ranks.is_primary():
-        records = list(read_rollouts(path))
+    if pt.ranks.is_primary():
+        records = list(pt.read_rollouts(path))
         marks = [one["parts"] for one in records if one["reward"] is not None]
         measures = {name: statistics.fmean(parts[name] for parts in marks) for name in marks[0]}
         measures |= {"dialogues": float(len(marks)), "invalid": float(len(records) - len(marks))}
-        write_json(path / "evaluation.json", measures)
+        pt.write_json(path / "evaluation.json", measures)
         for name, value in measures.items():
             print(f"{name:>12} {value:8.3f}")
     return path
 
 
-def laptop(setting: Setting = "full", run: Run = Run("runs/tomap", steps=40, tasks=32, lr=1e-3)) -> Session:
+def laptop(setting: Setting = "full", run: pt.Run = pt.Run("runs/tomap", steps=40, tasks=32, lr=1e-3)) -> pt.Session:
     """A persuader of few words against a simulated Bob, on topics of six counterclaims; held out: new topics.
 
     setting  what Alice is told: rl (nothing), lite (counterclaims), full (and Bob's agreement with each as predicted),
              white (as he says), black_random (guessed), black_max (always the most)
     """
-    from posttrain.step import train
     from posttrain.systems.tomap.lab import laptop_run
 
     policy, tasks, tests, made = laptop_run(setting, run.seed)
-    return train(policy, tasks, made, run, held_out=tests)
+    return pt.train(policy, tasks, made, run, held_out=tests)
 
 
 STAGES = {

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from posttrain.core import Message
-from posttrain.episode import user
+import posttrain as pt
 
 ATTITUDES = ("Disagree", "Partly Disagree", "Neutral", "Partly Agree", "Agree")  # levels 0 to 4
 
@@ -30,9 +29,9 @@ class Wording(Protocol):
         lines: Sequence[str],
         counterclaims: Sequence[str] = (),
         agreement: Sequence[int] = (),
-    ) -> tuple[Message, ...]: ...  # `agreement`: of Bob with each counterclaim, in eighths, or not known
-    def persuadee(self, claim: str, denial: str, lines: Sequence[str]) -> tuple[Message, ...]: ...
-    def attitude(self, claim: str, denial: str, lines: Sequence[str], statement: str) -> tuple[Message, ...]: ...
+    ) -> tuple[pt.Message, ...]: ...  # `agreement`: of Bob with each counterclaim, in eighths, or not known
+    def persuadee(self, claim: str, denial: str, lines: Sequence[str]) -> tuple[pt.Message, ...]: ...
+    def attitude(self, claim: str, denial: str, lines: Sequence[str], statement: str) -> tuple[pt.Message, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class English:
         lines: Sequence[str],
         counterclaims: Sequence[str] = (),
         agreement: Sequence[int] = (),
-    ) -> tuple[Message, ...]:
+    ) -> tuple[pt.Message, ...]:
         about = [f" (Bob's agreement on this claim is {k}/8)" for k in agreement] or [""] * len(counterclaims)
         listed = "".join(f"\n- {one}{known}" for one, known in zip(counterclaims, about, strict=True))
         task = (
@@ -68,19 +67,19 @@ class English:
             "Think about what keeps Bob from agreeing, which he does not see, then make one new argument that he does. "
             + self.form("what you say to Bob")
         )
-        return (user(f"{task}{against}\n\n{self.spoken(lines)}\n\n{ask}"),)
+        return (pt.user(f"{task}{against}\n\n{self.spoken(lines)}\n\n{ask}"),)
 
-    def persuadee(self, claim: str, denial: str, lines: Sequence[str]) -> tuple[Message, ...]:
+    def persuadee(self, claim: str, denial: str, lines: Sequence[str]) -> tuple[pt.Message, ...]:
         ask = "Think about what Alice has said, which she does not see, then answer her. " + self.form("your answer")
-        return (user(f"{self.bob(claim, denial)}\n\n{self.spoken(lines)}\n\n{ask}"),)
+        return (pt.user(f"{self.bob(claim, denial)}\n\n{self.spoken(lines)}\n\n{ask}"),)
 
-    def attitude(self, claim: str, denial: str, lines: Sequence[str], statement: str) -> tuple[Message, ...]:
+    def attitude(self, claim: str, denial: str, lines: Sequence[str], statement: str) -> tuple[pt.Message, ...]:
         choice = ", ".join(reversed(ATTITUDES))
         ask = (
             f'After this dialogue, what is your attitude to the statement "{statement}"? Choose one of {choice}. '
             "Write it as <attitude>...</attitude>, and nothing after it."
         )
-        return (user(f"{self.bob(claim, denial)}\n\n{self.spoken(lines)}\n\n{ask}"),)
+        return (pt.user(f"{self.bob(claim, denial)}\n\n{self.spoken(lines)}\n\n{ask}"),)
 
     def bob(self, claim: str, denial: str) -> str:
         return (

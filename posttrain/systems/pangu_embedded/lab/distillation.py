@@ -9,16 +9,9 @@ from typing import Any
 
 import torch
 
-from posttrain import tiny
-from posttrain.core import Ask, Reply, Task
-from posttrain.data import Demonstration
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Budget, Measures
+import posttrain as pt
 from posttrain.lab.world.chains import Problem, WeakStudent, is_right
 from posttrain.lab.world.words import Size, base
-from posttrain.policy.text import TextPolicy
-from posttrain.reward import each
-from posttrain.seeding import mix
 from posttrain.systems.pangu_embedded.distillation import (
     complexity,
     first_right,
@@ -50,34 +43,34 @@ class Oracle:
         self.world, self.seed = world, seed
         self.by_prompt = {world.task(one, "slow").prompt[0]["content"]: one for one in problems.values()}
 
-    def sample(self, asks: Sequence[Ask]) -> list[Reply]:
-        draws = [random.Random(mix(self.seed, ask.seed)) for ask in asks]
+    def sample(self, asks: Sequence[pt.Ask]) -> list[pt.Reply]:
+        draws = [random.Random(pt.mix(self.seed, ask.seed)) for ask in asks]
         said = [
             self.world.teacher_chain(self.by_prompt[ask.messages[0]["content"]], draw)
             for ask, draw in zip(asks, draws, strict=True)
         ]
-        return [Reply(text, torch.zeros(0), None) for text in said]
+        return [pt.Reply(text, torch.zeros(0), None) for text in said]
 
 
-def teacher_pool(world: WeakStudent, seed: int, size: int, shortest: bool) -> dict[str, Demonstration]:
+def teacher_pool(world: WeakStudent, seed: int, size: int, shortest: bool) -> dict[str, pt.Demonstration]:
     """The teacher's answers to a pool of problems, by task: the shortest right one of four, or the first right one."""
-    draw = random.Random(mix(seed, "pool"))
+    draw = random.Random(pt.mix(seed, "pool"))
     problems = {world.task(one, "slow").key: one for one in (world.draw_problem(draw) for _ in range(size))}
     tasks = [world.task(problem, "slow") for problem in problems.values()]
     answers = shortest_right if shortest else first_right
-    found = answers(Oracle(world, problems, seed), tasks, each(is_right), 4, mix(seed, "teacher"))
+    found = answers(Oracle(world, problems, seed), tasks, pt.each(is_right), 4, pt.mix(seed, "teacher"))
     return {key: world.demonstration_of(problems[key], "slow", text) for key, text in found.items()}
 
 
-def arm(weight: Weight | None, merge: float = 0.0, shortest: bool = True) -> Arm:
+def arm(weight: Weight | None, merge: float = 0.0, shortest: bool = True) -> pt.Arm:
     """`weight` None: one training on the whole pool, of as many steps as the iterations have together."""
 
-    def run(seed: int, budget: Budget) -> Measures:
+    def run(seed: int, budget: pt.Budget) -> pt.Measures:
         world = WeakStudent(seed)
         policy = base(world, seed, budget.size(SHORT))
         pool, steps = teacher_pool(world, seed, budget.items(POOL), shortest), budget.steps(STEPS)
         if weight is None:
-            tiny.warm_start(policy, shuffled(list(pool.values()), seed), steps * COUNT, SHORT.rows, SHORT.rate)
+            pt.tiny.warm_start(policy, shuffled(list(pool.values()), seed), steps * COUNT, SHORT.rows, SHORT.rate)
         else:
             distil(policy, pool, seed, budget, weight, merge)
         return measures(policy, world, seed, budget.items(TESTED))
@@ -86,15 +79,20 @@ def arm(weight: Weight | None, merge: float = 0.0, shortest: bool = True) -> Arm
 
 
 def distil(
-    policy: TextPolicy, pool: Mapping[str, Demonstration], seed: int, budget: Budget, weight: Weight, merge: float
+    policy: pt.TextPolicy,
+    pool: Mapping[str, pt.Demonstration],
+    seed: int,
+    budget: pt.Budget,
+    weight: Weight,
+    merge: float,
 ) -> None:
-    tasks = [Task(key, one.messages[:1], one.messages[-1]["content"].split()[-1]) for key, one in pool.items()]
+    tasks = [pt.Task(key, one.messages[:1], one.messages[-1]["content"].split()[-1]) for key, one in pool.items()]
     steps = budget.steps(STEPS)
 
     def measure(number: int) -> dict[str, float]:
         if weight is even:
             return dict.fromkeys(pool, 0.0)
-        return complexity(policy, tasks, each(is_right), seed=mix(seed, "complexity", number))
+        return complexity(policy, tasks, pt.each(is_right), seed=pt.mix(seed, "complexity", number))
 
     def teach(keys: Sequence[str], number: int) -> None:
         before, kept = weights_of(policy), list[dict[str, Any]]()
@@ -103,25 +101,25 @@ def distil(
             if merge and step == steps // 2:
                 kept.append(weights_of(policy))
 
-        rows = shuffled([pool[key] for key in keys], mix(seed, number))
-        tiny.warm_start(policy, rows, steps, SHORT.rows, SHORT.rate, watch)
+        rows = shuffled([pool[key] for key in keys], pt.mix(seed, number))
+        pt.tiny.warm_start(policy, rows, steps, SHORT.rows, SHORT.rate, watch)
         if merge:
             policy.load_state_dict(merged_weights(before, [*kept, weights_of(policy)], merge))
 
     iterate(measure, teach, list(pool), count=COUNT, each=budget.items(EACH), weight=weight, seed=seed)
 
 
-def shuffled(rows: Sequence[Demonstration], seed: int) -> Iterator[Demonstration]:
-    draw = random.Random(mix(seed, "order"))
+def shuffled(rows: Sequence[pt.Demonstration], seed: int) -> Iterator[pt.Demonstration]:
+    draw = random.Random(pt.mix(seed, "order"))
     while True:
         yield draw.choice(rows)
 
 
-def measures(policy: TextPolicy, world: WeakStudent, seed: int, count: int) -> dict[str, float]:
+def measures(policy: pt.TextPolicy, world: WeakStudent, seed: int, count: int) -> dict[str, float]:
     """Accuracy on short problems (old) and on those of four and six operations (new), and how many tokens too many."""
     out = {}
     for name, lengths in (("old", (1, 2)), ("new", (4, 6))):
-        draws = [random.Random(mix(seed, "test", name, i)) for i in range(count)]
+        draws = [random.Random(pt.mix(seed, "test", name, i)) for i in range(count)]
         problems = [world.draw_problem(draw, held_out=True, lengths=lengths) for draw in draws]
         found = evaluation_in("slow", policy, world, problems, seed)
         longer = [group[0].decisions - len(one[1]) - 4 for group, one in zip(found.groups, problems, strict=True)]
@@ -137,7 +135,7 @@ ARMS = {
     "all-hard": arm(hard),
     "any right chain": arm(None, shortest=False),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     iterations around medium complexity beat one training run on everything
         paper: iterative distillation, at equal steps
         new: medium > one-shot

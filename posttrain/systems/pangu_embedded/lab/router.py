@@ -5,39 +5,33 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from posttrain.advantage import centred, normalised
-from posttrain.core import Advantage
-from posttrain.kl import k3, kl_to_reference
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Lab, Measures, trial
+import posttrain as pt
 from posttrain.lab.world.sources import GRADES, KINDS, EvenSource, Sources, kind_of, liking, way_to_best
 from posttrain.lab.world.words import Size
-from posttrain.loss import clipped, token_mean, total
-from posttrain.recipe import Recipe, always, credited
-from posttrain.reward import each
-from posttrain.seeding import mix
 from posttrain.systems.pangu_embedded.mars import Router, Scaling
 
 PARTLY = Size(steps=1000)
 PER_STEP, STEPS, MASKED_STEPS = 48, 40, 60
-REWARDS = {kind: each(grade) for kind, grade in GRADES.items()}
+REWARDS = {kind: pt.each(grade) for kind, grade in GRADES.items()}
 ADAPTIVE: Mapping[str, Scaling] = dict.fromkeys(KINDS, "zscore")
 SQUASHED: Mapping[str, Scaling] = {"general": "sigmoid"}
 
 
 def routed(
-    scaling: Mapping[str, Scaling], advantage: Advantage = centred, pleasing: float = 0.25, lr: float = 1e-3
-) -> Arm:
-    def build_recipe(lab: Lab) -> Recipe:
+    scaling: Mapping[str, Scaling], advantage: pt.Advantage = pt.centred, pleasing: float = 0.25, lr: float = 1e-3
+) -> pt.Arm:
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
         lab.notes["before"] = by_source(lab)
-        return Recipe(Router(REWARDS, kind_of, scaling), advantage=advantage, loss=clipped(), reduce=token_mean)
+        return pt.Recipe(
+            Router(REWARDS, kind_of, scaling), advantage=advantage, loss=pt.clipped(), reduce=pt.token_mean
+        )
 
-    def measures(lab: Lab) -> Measures:
+    def measures(lab: pt.Lab) -> pt.Measures:
         before, after = lab.notes["before"], by_source(lab)
         gains = {f"{kind} gained": after[kind] - before[kind] for kind in KINDS}
         return after | gains | {"least gained": min(gains.values()), "mean": statistics.fmean(after.values())}
 
-    return trial(
+    return pt.trial(
         lambda seed: Sources(seed, pleasing),
         build_recipe,
         measures,
@@ -49,20 +43,20 @@ def routed(
     )
 
 
-def masked(mask: bool, beta: float = 0.5) -> Arm:
+def masked(mask: bool, beta: float = 0.5) -> pt.Arm:
     """With a KL term: groups without credit dropped from the loss, or kept."""
 
-    def build_recipe(lab: Lab) -> Recipe:
-        return Recipe(
+    def build_recipe(lab: pt.Lab) -> pt.Recipe:
+        return pt.Recipe(
             Router(REWARDS, kind_of),
-            advantage=normalised,
-            loss=total((1.0, clipped()), (beta, kl_to_reference(k3))),
-            reduce=token_mean,
+            advantage=pt.normalised,
+            loss=pt.total((1.0, pt.clipped()), (beta, pt.kl_to_reference(pt.k3))),
+            reduce=pt.token_mean,
             reference=lab.policy.frozen_copy(),
-            keep=credited if mask else always,
+            keep=pt.credited if mask else pt.always,
         )
 
-    return trial(
+    return pt.trial(
         Sources,
         build_recipe,
         lambda lab: {"mean": statistics.fmean(by_source(lab).values())},
@@ -74,12 +68,12 @@ def masked(mask: bool, beta: float = 0.5) -> Arm:
     )
 
 
-def by_source(lab: Lab) -> dict[str, float]:
+def by_source(lab: pt.Lab) -> dict[str, float]:
     """Held out: accuracy, share of tests passed, and the share of the way from any word to the best."""
     out = {}
     for kind, tasks in lab.world.tasks(held_out=True).items():
         grade = liking if kind == "general" else GRADES[kind]
-        found = lab.evaluate(tasks, each(grade), samples=8, seed=mix(lab.seed, "held out"))
+        found = lab.evaluate(tasks, pt.each(grade), samples=8, seed=pt.mix(lab.seed, "held out"))
         out[kind] = found.reward
         if kind == "general":
             ways = [way_to_best(t.truth, statistics.fmean(v)) for t, v in zip(tasks, found.values, strict=True)]
@@ -91,14 +85,14 @@ ARMS = {
     "raw": routed({}),
     "adaptive": routed(ADAPTIVE),
     "squashed": routed(SQUASHED),
-    "group deviations": routed({}, normalised),
+    "group deviations": routed({}, pt.normalised),
     "raw, unskilled": routed({}, pleasing=0.0),
     "adaptive, unskilled": routed(ADAPTIVE, pleasing=0.0),
     "raw, four times the rate": routed({}, lr=4e-3),
     "masked": masked(True),
     "unmasked": masked(False),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     adaptive scaling teaches more math
         paper: no source dominates a mixed batch
         math: adaptive > raw

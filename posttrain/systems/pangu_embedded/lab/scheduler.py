@@ -16,20 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.cli.options import ScaleOptions
-from posttrain.core import Env, Episode, Task
-from posttrain.episode import ask
-from posttrain.evaluation import evaluate
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Budget, Measures
+import posttrain as pt
 from posttrain.lab.world.habits import Habits, is_right
 from posttrain.lab.world.words import Size, base
-from posttrain.method import grpo
-from posttrain.reward import each
-from posttrain.run.session import Session
-from posttrain.run.settings import Run
 from posttrain.scale.schedule import Rule
-from posttrain.seeding import mix
 
 MEDIAN_S, SPREAD = 0.2, 0.9  # of the log-normal time that a group takes
 SAMPLES, GROUPS, STEPS = 8, 16, 30
@@ -37,43 +27,41 @@ SLOTS, PLAYERS = 8, 2  # groups played side by side, and the processes that play
 AT_ONCE = SLOTS // PLAYERS
 
 
-def long_tailed(seed: int) -> Env:
+def long_tailed(seed: int) -> pt.Env:
     """One turn, after which the episode takes its time: a group's together are log-normal, and differ by task."""
 
-    def play(task: Task) -> Episode:
-        yield from ask(task.prompt)
-        took = np.random.default_rng(mix(seed, "time", task.key)).lognormal(np.log(MEDIAN_S), SPREAD)
+    def play(task: pt.Task) -> pt.Episode:
+        yield from pt.ask(task.prompt)
+        took = np.random.default_rng(pt.mix(seed, "time", task.key)).lognormal(np.log(MEDIAN_S), SPREAD)
         time.sleep(took / SAMPLES)
 
     return play
 
 
-def learn(seed: int, budget: Budget, run: Run, scale: ScaleOptions) -> Session:
+def learn(seed: int, budget: pt.Budget, run: pt.Run, scale: pt.ScaleOptions) -> pt.Session:
     """What the learner and every player run."""
     world = Habits(seed, worked=0.4)
     policy = base(world, seed, budget.size(Size()))
-    recipe = replace(grpo(each(is_right), samples=SAMPLES), env=long_tailed(seed))
+    recipe = replace(pt.grpo(pt.each(is_right), samples=SAMPLES), env=long_tailed(seed))
     return scale.train(policy, world.training_tasks(), recipe, run)
 
 
-def arm(staleness: int, rule: Rule = "block", steps: int = STEPS) -> Arm:
+def arm(staleness: int, rule: Rule = "block", steps: int = STEPS) -> pt.Arm:
     """A run on two player processes: wall time after the first step, in which processes start, and where it ends."""
 
-    def on_cluster(seed: int, budget: Budget) -> Measures:
-        from posttrain.policy.load import text
-        from posttrain.run.directory import read_metrics
+    def on_cluster(seed: int, budget: pt.Budget) -> pt.Measures:
         from posttrain.scale.cluster import run_on_cluster
 
         world = Habits(seed, worked=0.4)
         base(world, seed, budget.size(Size()))  # it is made once, not by every process
-        scale = ScaleOptions(cluster="local", samplers=PLAYERS, at_once=AT_ONCE, staleness=staleness, stale=rule)
+        scale = pt.ScaleOptions(cluster="local", samplers=PLAYERS, at_once=AT_ONCE, staleness=staleness, stale=rule)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            run = Run(out, steps=budget.steps(steps), tasks=budget.items(GROUPS), lr=1e-3, seed=seed, quiet=True)
+            run = pt.Run(out, steps=budget.steps(steps), tasks=budget.items(GROUPS), lr=1e-3, seed=seed, quiet=True)
             run_on_cluster("local", partial(learn, seed, budget, run, scale), scale.players())
-            lines: list[dict[str, Any]] = read_metrics(out)
-            policy = text(str(out / "model"), max_new=world.longest, device="cpu", threads=1)
-        found = evaluate({"policy": policy}, world.held_out_tasks(), each(is_right), samples=8, seed=seed)
+            lines: list[dict[str, Any]] = pt.read_metrics(out)
+            policy = pt.text(str(out / "model"), max_new=world.longest, device="cpu", threads=1)
+        found = pt.evaluate({"policy": policy}, world.held_out_tasks(), pt.each(is_right), samples=8, seed=seed)
         lost = lines[-1]["groups_dropped"]
         return {
             "wall seconds": sum(line["seconds"] for line in lines[1:]),
@@ -87,7 +75,7 @@ def arm(staleness: int, rule: Rule = "block", steps: int = STEPS) -> Arm:
 
 
 ARMS = {"synchronous": arm(staleness=0), "staleness 1": arm(staleness=1)}
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     a staleness of 1 shortens the wall time
         paper: about 30 % less idle time; here real processes with long-tailed rollouts
         wall seconds: staleness 1 < synchronous

@@ -6,58 +6,51 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from posttrain import tiny
-from posttrain.data import Demonstration
-from posttrain.evaluation import Evaluation, evaluate
-from posttrain.lab.claim import claims
-from posttrain.lab.trial import Arm, Budget, Measures
+import posttrain as pt
 from posttrain.lab.world.chains import Chains, Mode, Problem, answers_at_once, is_right
 from posttrain.lab.world.words import Size, base
-from posttrain.policy.text import TextPolicy
-from posttrain.reward import each
-from posttrain.seeding import mix
 from posttrain.systems.pangu_embedded.dual import fast_enough
 
 BOTH = Size(hidden=48, layers=2, steps=300, rows=96, rate=3e-3)  # supervised on both manual modes
 LABELLED, STEPS, RATE, TESTED = 4000, 300, 2e-3, 1000
-Label = Callable[[TextPolicy, Chains, Sequence[Problem], int], list[bool]]
+Label = Callable[[pt.TextPolicy, Chains, Sequence[Problem], int], list[bool]]
 
 
 def by_fast_answers(samples: int, least: int) -> Label:
     """A problem is easy where the model's own fast answers are right so often."""
 
-    def label(policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> list[bool]:
+    def label(policy: pt.TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> list[bool]:
         fast = [world.task(problem, "fast") for problem in problems]
-        return fast_enough(policy, fast, each(is_right), samples, least, mix(seed, "labels"))
+        return fast_enough(policy, fast, pt.each(is_right), samples, least, pt.mix(seed, "labels"))
 
     return label
 
 
-def at_random(policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> list[bool]:
+def at_random(policy: pt.TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> list[bool]:
     """As many easy ones as by four fast answers, anywhere: what the labels know, and not their share."""
     easy = by_fast_answers(4, 3)(policy, world, problems, seed)
-    random.Random(mix(seed, "shuffled")).shuffle(easy)
+    random.Random(pt.mix(seed, "shuffled")).shuffle(easy)
     return easy
 
 
-def arm(label: Label) -> Arm:
-    def run(seed: int, budget: Budget) -> Measures:
+def arm(label: Label) -> pt.Arm:
+    def run(seed: int, budget: pt.Budget) -> pt.Measures:
         world = Chains(seed)
         policy = base(world, seed, budget.size(BOTH))
-        draw = random.Random(mix(seed, "labelled"))
+        draw = random.Random(pt.mix(seed, "labelled"))
         problems = [world.draw_problem(draw) for _ in range(budget.items(LABELLED))]
         easy = label(policy, world, problems, seed)
         rows = fusion_rows(world, list(zip(problems, easy, strict=True)), seed)
-        tiny.warm_start(policy, rows, budget.steps(STEPS), BOTH.rows, RATE)
+        pt.tiny.warm_start(policy, rows, budget.steps(STEPS), BOTH.rows, RATE)
         found = measures(policy, world, seed, budget.items(TESTED))
         return found | {"labelled fast": statistics.fmean(easy)}
 
     return run
 
 
-def fusion_rows(world: Chains, labelled: Sequence[tuple[Problem, bool]], seed: int) -> Iterator[Demonstration]:
+def fusion_rows(world: Chains, labelled: Sequence[tuple[Problem, bool]], seed: int) -> Iterator[pt.Demonstration]:
     """Half automatic prompts, answered as their labels say, and half manual ones, so that these stay as they are."""
-    draw = random.Random(mix(seed, "fusion"))
+    draw = random.Random(pt.mix(seed, "fusion"))
     while True:
         if draw.random() < 0.5:
             problem, easy = draw.choice(labelled)
@@ -66,8 +59,8 @@ def fusion_rows(world: Chains, labelled: Sequence[tuple[Problem, bool]], seed: i
             yield world.demonstration(draw)
 
 
-def measures(policy: TextPolicy, world: Chains, seed: int, problems: int) -> dict[str, float]:
-    drawn = [world.draw_problem(random.Random(mix(seed, "test", i)), held_out=True) for i in range(problems)]
+def measures(policy: pt.TextPolicy, world: Chains, seed: int, problems: int) -> dict[str, float]:
+    drawn = [world.draw_problem(random.Random(pt.mix(seed, "test", i)), held_out=True) for i in range(problems)]
     out: dict[str, float] = {}
     for mode in ("fast", "slow", "auto"):
         found = evaluation_in(mode, policy, world, drawn, seed)
@@ -78,9 +71,11 @@ def measures(policy: TextPolicy, world: Chains, seed: int, problems: int) -> dic
     return out
 
 
-def evaluation_in(mode: Mode, policy: TextPolicy, world: Chains, problems: Sequence[Problem], seed: int) -> Evaluation:
+def evaluation_in(
+    mode: Mode, policy: pt.TextPolicy, world: Chains, problems: Sequence[Problem], seed: int
+) -> pt.Evaluation:
     tasks = [world.task(problem, mode) for problem in problems]
-    return evaluate({"policy": policy}, tasks, each(is_right), seed=mix(seed, "answers"))
+    return pt.evaluate({"policy": policy}, tasks, pt.each(is_right), seed=pt.mix(seed, "answers"))
 
 
 ARMS = {
@@ -88,7 +83,7 @@ ARMS = {
     "labels of 1": arm(by_fast_answers(1, 1)),
     "labels at random": arm(at_random),
 }
-CLAIMS = claims("""
+CLAIMS = pt.claims("""
     automatic mode keeps the accuracy of slow mode
         paper: adaptive mode keeps accuracy with shorter chains; here within 3 points of slow mode
         auto in [0, 1]: labels of 4 > slow: labels of 4 - 0.03
