@@ -21,12 +21,15 @@ from .check import check_loss as check_loss
 from .check import check_policy as check_policy
 from .check import check_reward as check_reward
 from .cli.launch import one_process as one_process
+from .cli.options import DemonstrationOptions as DemonstrationOptions
 from .cli.options import ModelOptions as ModelOptions
-from .cli.options import ScaleOptions as ScaleOptions
+from .cli.options import PairOptions as PairOptions
+from .cli.options import ScorerOptions as ScorerOptions
 from .cli.options import TaskOptions as TaskOptions
 from .cli.options import at_least as at_least
 from .cli.options import check_choice as check_choice
 from .cli.options import named_files as named_files
+from .cli.scale import ScaleOptions as ScaleOptions
 from .core import Advantage as Advantage
 from .core import Ask as Ask
 from .core import Batch as Batch

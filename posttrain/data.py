@@ -105,13 +105,13 @@ def read_pairs(
     rejected: str = "rejected",
     *,
     system: str | None = None,
-    kind: str | None = None,
+    category: str | None = None,
     **options: Any,
 ) -> list[Pair]:
     """Preference pairs: a prompt and two replies, each plain text or chat messages.
 
     Where `chosen` and `rejected` are whole conversations, the prompt is what they share before the last message.
-    `kind` names a column of categories.
+    `category` names a column of kinds of pair.
     """
     out = []
     for place, record in records(data, **options):
@@ -127,8 +127,8 @@ def read_pairs(
             asked = prompt_of(record, prompt, place)
         asked = with_pictures(asked, record, None, place)
         pair = Pair((*before, *asked), reply_text(good, place, chosen), reply_text(bad, place, rejected))
-        if kind:
-            pair = replace(pair, kind=str(column(record, kind, place, "kind")))
+        if category:
+            pair = replace(pair, kind=str(column(record, category, place, "category")))
         if pair.chosen == pair.rejected:
             raise ValueError(f"{place}: {chosen!r} and {rejected!r} are the same text, so there is nothing to prefer")
         out.append(pair)

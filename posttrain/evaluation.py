@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.core import Env, Group, Invalid, Reward, Sampler, Score, Task
+from posttrain.core import Env, Group, Invalid, Reward, Rollout, Sampler, Score, Task
 from posttrain.episode import decoded_with, single_turn
 from posttrain.group import play_and_grade
 from posttrain.run.progress import progress_bar
@@ -28,17 +28,37 @@ class Evaluation:
         return [[score.value for score in marks if isinstance(score, Score)] for marks in self.scores]
 
     @property
+    def rollouts(self) -> list[Rollout]:
+        """Of all tasks, one after the other."""
+        return [rollout for group in self.groups for rollout in group]
+
+    @property
+    def marks(self) -> list[Score | Invalid]:
+        """Of every rollout."""
+        return [score for marks in self.scores for score in marks]
+
+    @property
+    def graded(self) -> list[tuple[Rollout, Score]]:
+        """Every rollout that could be graded, with its score."""
+        pairs = zip(self.rollouts, self.marks, strict=True)
+        return [(rollout, score) for rollout, score in pairs if isinstance(score, Score)]
+
+    def part(self, name: str) -> float:
+        """The mean of a part of the rewards over samples."""
+        return statistics.fmean(score.parts[name] for _, score in self.graded)
+
+    @property
     def reward(self) -> float:
         """The mean over tasks of the mean over samples."""
         return statistics.fmean(statistics.fmean(values) for values in self.values if values)
 
     @property
     def length(self) -> float:
-        return statistics.fmean(one.decisions for group in self.groups for one in group)
+        return statistics.fmean(rollout.decisions for rollout in self.rollouts)
 
     @property
     def invalid(self) -> int:
-        return sum(isinstance(score, Invalid) for marks in self.scores for score in marks)
+        return sum(isinstance(score, Invalid) for score in self.marks)
 
 
 def evaluate(

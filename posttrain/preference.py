@@ -6,7 +6,7 @@ tokens, its end token included, in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from posttrain.core import Metrics, Row
 from posttrain.data import Pair
-from posttrain.descent import Averages, descend
+from posttrain.descent import descend
 from posttrain.policy.text import TextPolicy
 from posttrain.row import row_logps, split_to_size
 from posttrain.run.session import Session
@@ -197,30 +197,63 @@ def divergence(policy: TextPolicy, reference: TextPolicy | None, pairs: Sequence
 
 
 def prefer(
-    policy: TextPolicy, pairs: Sequence[Pair], loss: PairLoss, run: Run, *, reference: TextPolicy | None = None
+    policy: TextPolicy,
+    pairs: Sequence[Pair],
+    loss: PairLoss,
+    run: Run,
+    *,
+    reference: TextPolicy | None = None,
+    held_out: Sequence[Pair] | Mapping[str, Sequence[Pair]] = (),
 ) -> Session:
     """Train a policy on pairs; `run.tasks` is the number of pairs in a step.
 
+    held_out  pairs that are not learned, or several sets by name: loss, accuracy and margin are measured as often as
+              `run.eval_every` says
     Raises ValueError, naming the pair, when a reply does not fit the model's context.
     """
-    for number, pair in enumerate(pairs, 1):
-        for text in (pair.chosen, pair.rejected):
-            if (size := policy.size([row(policy, pair, text)])) > policy.context:
-                raise ValueError(f"pair {number} has {size} tokens, but the model has {policy.context} positions")
-    with Session(run, policy, pairs, kind="prefer", settings={"loss": loss}, reference=reference) as session:
+
+    def size(pair: Pair) -> int:
+        return max(policy.size([row(policy, pair, text)]) for text in (pair.chosen, pair.rejected))
+
+    check_lengths(size, policy.context, pairs, held_out)
+
+    def scoring(some: Sequence[Pair]) -> tuple[list[list[Pair]], Callable[[list[Pair]], PairScores]]:
+        kl = divergence(policy, reference, some, run.micro_tokens) if isinstance(loss, Kto) else None
+        return pair_batches(policy, some, run.micro_tokens), partial(pair_scores, policy, reference, kl=kl)
+
+    def metrics(found: PairScores) -> Metrics:
+        return {"loss": loss(found).mean().item(), **preference_metrics(found)}
+
+    @torch.no_grad()
+    def measure(some: Sequence[Pair]) -> Metrics:
+        pieces, score = scoring(some)
+        return metrics(concatenate_detached([score(piece) for piece in pieces]))
+
+    options: dict[str, Any] = {"settings": {"loss": loss}, "reference": reference}
+    with Session(run, policy, pairs, kind="prefer", held_out=held_out, measure=measure, **options) as session:
         for _ in session:
             batch: list[Pair] = session.source.take(run.tasks)
-            log = Averages()
             session.optimizer.zero_grad()
-            kl = divergence(policy, reference, batch, run.micro_tokens) if isinstance(loss, Kto) else None
-            pieces = pair_batches(policy, batch, run.micro_tokens)
-            score = partial(pair_scores, policy, reference, kl=kl)
-            found = accumulate_pairs(pieces, score, loss, is_coupled(loss))
-            log.add({"loss": loss(found).mean().item(), **preference_metrics(found)}, 1)
+            pieces, score = scoring(batch)
+            found = metrics(accumulate_pairs(pieces, score, loss, is_coupled(loss)))
             stepped = descend(session.optimizer, run.max_norm)
             policy.version += 1
-            session.log(log.means() | stepped | {"pairs": float(len(batch))})
+            session.log(found | stepped | {"pairs": float(len(batch))})
     return session
+
+
+def check_lengths(
+    size: Callable[[Pair], int],
+    context: int,
+    pairs: Sequence[Pair],
+    held_out: Sequence[Pair] | Mapping[str, Sequence[Pair]] = (),
+) -> None:
+    """Raises ValueError, naming the pair, when one does not fit the context. `size`: tokens of its longer reply."""
+    tests = held_out if isinstance(held_out, Mapping) else {"": held_out}
+    for name, some in {"pair": pairs, **{f"held-out pair {key}".strip(): one for key, one in tests.items()}}.items():
+        for number, pair in enumerate(some, 1):
+            if (found := size(pair)) > context:
+                raise ValueError(f"{name} {number} has {found} tokens, but the model has {context} positions")
 
 
 def accumulate_pairs(

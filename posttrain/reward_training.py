@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from posttrain.core import Metrics
 from posttrain.data import Pair
 from posttrain.descent import descend
 from posttrain.policy.value import RewardModel
-from posttrain.preference import PairScores, accumulate_pairs, is_coupled
+from posttrain.preference import PairScores, accumulate_pairs, check_lengths, concatenate_detached, is_coupled
 from posttrain.row import split_to_size
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
@@ -32,18 +32,37 @@ def regression(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def train_reward_model(
-    model: RewardModel, pairs: Sequence[Pair], run: Run, *, loss: ScoreLoss = bradley_terry()
+    model: RewardModel,
+    pairs: Sequence[Pair],
+    run: Run,
+    *,
+    loss: ScoreLoss = bradley_terry(),
+    held_out: Sequence[Pair] | Mapping[str, Sequence[Pair]] = (),
 ) -> Session:
     """Train a sequence classifier on pairs; `run.tasks` is the number of pairs in a step.
 
-    The loss sees all pairs of a step at once, whatever the micro-batches. Raises ValueError, naming the pair, when a
-    reply does not fit the model's context.
+    The loss sees all pairs of a step at once, whatever the micro-batches.
+
+    held_out  pairs that are not learned, or several sets by name: loss, accuracy and margin are measured as often as
+              `run.eval_every` says
+    Raises ValueError, naming the pair, when a reply does not fit the model's context.
     """
-    for number, pair in enumerate(pairs, 1):
-        longest = max(len(model.ids(pair.prompt, text)) for text in (pair.chosen, pair.rejected))
-        if longest > model.context:
-            raise ValueError(f"pair {number} has {longest} tokens, but the model has {model.context} positions")
-    with Session(run, model, pairs, kind="reward-model", settings={"loss": loss}) as session:  # type: ignore[arg-type]
+
+    def size(pair: Pair) -> int:
+        return max(len(model.ids(pair.prompt, text)) for text in (pair.chosen, pair.rejected))
+
+    check_lengths(size, model.context, pairs, held_out)
+
+    @torch.no_grad()
+    def measure(some: Sequence[Pair]) -> Metrics:
+        pieces, score = scoring(model, some, run.micro_tokens)
+        return reward_metrics(concatenate_detached([score(piece) for piece in pieces]), loss)
+
+    policy: Any = model
+    settings = {"loss": loss}
+    with Session(
+        run, policy, pairs, kind="reward-model", held_out=held_out, measure=measure, settings=settings
+    ) as session:
         for _ in session:
             batch: list[Pair] = session.source.take(run.tasks)
             session.optimizer.zero_grad()
@@ -56,6 +75,18 @@ def train_reward_model(
 
 def reward_step(model: RewardModel, pairs: Sequence[Pair], loss: ScoreLoss, micro_tokens: int = 16384) -> Metrics:
     """Add the gradient of one step over the pairs; the metrics."""
+    pieces, score = scoring(model, pairs, micro_tokens)
+
+    def cost(found: PairScores) -> Tensor:
+        return loss(found.chosen, found.rejected)
+
+    return reward_metrics(accumulate_pairs(pieces, score, cost, is_coupled(loss)), loss)
+
+
+def scoring(
+    model: RewardModel, pairs: Sequence[Pair], micro_tokens: int
+) -> tuple[list[list[int]], Callable[[Sequence[int]], PairScores]]:
+    """The pairs' indices in pieces of at most so many tokens, and what scores a piece."""
     ids = [[model.ids(pair.prompt, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
 
     def size(piece: Sequence[int]) -> int:
@@ -66,14 +97,13 @@ def reward_step(model: RewardModel, pairs: Sequence[Pair], loss: ScoreLoss, micr
         found, lengths = model.scores(both), torch.tensor([len(one) for one in both])
         return PairScores(found[::2], found[1::2], lengths[::2], lengths[1::2])
 
-    def cost(found: PairScores) -> Tensor:
-        return loss(found.chosen, found.rejected)
+    return split_to_size(range(len(pairs)), size, micro_tokens), score
 
-    pieces = split_to_size(range(len(pairs)), size, micro_tokens)
-    found = accumulate_pairs(pieces, score, cost, is_coupled(loss))
+
+def reward_metrics(found: PairScores, loss: ScoreLoss) -> Metrics:
     gap = found.chosen - found.rejected
     return {
-        "loss": cost(found).mean().item(),
+        "loss": loss(found.chosen, found.rejected).mean().item(),
         "accuracy": (gap > 0).float().mean().item(),
         "margin": gap.mean().item(),
         "score": torch.cat([found.chosen, found.rejected]).mean().item(),

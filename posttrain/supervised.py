@@ -5,7 +5,10 @@ It is the `update` of reinforcement learning with a likelihood loss, on rows tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
 
 from posttrain.core import Metrics, Row, Sampler, Task
 from posttrain.data import Demonstration
@@ -13,8 +16,8 @@ from posttrain.descent import update
 from posttrain.episode import rollout, single_turn
 from posttrain.loss import likelihood, token_mean
 from posttrain.policy.text import TextPolicy
-from posttrain.row import demonstration_rows
-from posttrain.run.session import Session
+from posttrain.row import demonstration_rows, row_logps
+from posttrain.run.session import HeldOut, Session
 from posttrain.run.settings import Run
 
 
@@ -22,13 +25,35 @@ def sft(
     policy: TextPolicy,
     demonstrations: Sequence[Demonstration],
     run: Run,
+    *,
+    held_out: HeldOut = (),
+    measure: Callable[[Sequence[Any]], Metrics] | None = None,
     on_start: Callable[[Session], None] = lambda session: None,
 ) -> Session:
     """Supervised fine-tuning, the loss on assistant replies only; `run.tasks` is the number of rows in a step.
 
-    `on_start` is called once before the first step, when the directory is prepared and a resumed run restored.
+    held_out  demonstrations that are not learned, or several sets by name: their loss is measured as often as
+              `run.eval_every` says
+    measure   what is measured of each set in place of the loss; the sets hold whatever it takes
+    on_start  called once before the first step, when the directory is prepared and a resumed run restored
     Raises ValueError naming the demonstration that is longer than the model's context.
     """
+    rows = learned_rows(policy, demonstrations)
+    sets = held_out if isinstance(held_out, Mapping) else {"": held_out}
+    tests = sets if measure else {name: learned_rows(policy, some) for name, some in sets.items()}
+
+    def loss(some: Sequence[Row]) -> Metrics:
+        return {"loss": -torch.cat(row_logps(policy, some, session.micro_tokens)).mean().item()}
+
+    with Session(run, policy, rows, kind="sft", held_out=tests, measure=measure or loss) as session:
+        on_start(session)
+        for _ in session:
+            session.log(supervised_step(policy, session, run))
+    return session
+
+
+def learned_rows(policy: TextPolicy, demonstrations: Sequence[Demonstration]) -> list[Row]:
+    """Raises ValueError naming the demonstration that is longer than the model's context."""
     rows = []
     for number, demonstration in enumerate(demonstrations, 1):
         name = demonstration.place or f"demonstration {number}"
@@ -43,11 +68,7 @@ def sft(
                     "positions: shorten it or leave it out"
                 )
             rows.append(row)
-    with Session(run, policy, rows, kind="sft") as session:
-        on_start(session)
-        for _ in session:
-            session.log(supervised_step(policy, session, run))
-    return session
+    return rows
 
 
 def supervised_step(policy: TextPolicy, session: Session, run: Run) -> Metrics:

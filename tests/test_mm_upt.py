@@ -174,6 +174,6 @@ def test_own_questions_are_neither_of_text_nor_with_labels(tmp_path, capsys):
     words = ["--labels", "--own-questions", "direct", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
         main(["run", "mm-upt", "--stage", "pictures", *words])
-    assert "--labels: nobody knows the answers" in capsys.readouterr().err
+    assert "--labels: nobody labelled --own-questions" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert glyphs.is_right(said("no number")) == 0.0, "no answer to a question without a truth is not right"

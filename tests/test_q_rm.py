@@ -133,7 +133,7 @@ def test_a_q_model_is_learnt_saved_and_resumed_exactly(head, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     lines = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": "bad " * (i + 1)} for i in range(6)]
     pairs.write_text("\n".join(map(json.dumps, lines)))
-    words = ["run", "q-rm", "--stage", "q-model", "--pairs", str(pairs), "--held-out", str(pairs), "--head", head]
+    words = ["run", "q-rm", "--stage", "q-model", "--data", str(pairs), "--held-out", str(pairs), "--head", head]
     words += ["--tasks", "3", "--lr", "3e-3", "--save-every", "1", "--quiet"]
     main([*words, "--steps", "4", "--out", str(tmp_path / "whole")])
     main([*words, "--steps", "2", "--out", str(tmp_path / "parts")])

@@ -148,6 +148,6 @@ def test_pairs_of_equal_texts_are_refused(tmp_path):
 def test_a_category_column_is_read_and_missed_by_name(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "p", "chosen": "a", "rejected": "b", "category": "harmless"}\n')
-    assert pt.read_pairs(file, kind="category")[0].kind == "harmless"
-    with pytest.raises(ValueError, match="there is no column 'categroy'.*did you mean `kind=category`"):
-        pt.read_pairs(file, kind="categroy")
+    assert pt.read_pairs(file, category="category")[0].kind == "harmless"
+    with pytest.raises(ValueError, match="there is no column 'categroy'.*did you mean `category=category`"):
+        pt.read_pairs(file, category="categroy")

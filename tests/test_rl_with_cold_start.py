@@ -189,7 +189,7 @@ def test_no_right_chain_is_said(album, tmp_path, monkeypatch, capsys):
     assert "not one chain of the teacher was right" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*RUN, "distil", *data, "--teacher", "it", "--sampler", "vllm", "--out", str(tmp_path / "d")])
-    assert "--sampler vllm: it samples for the model, and --teacher is asked in its place" in capsys.readouterr().err
+    assert "--sampler vllm samples for the model, and --teacher is asked in its place" in capsys.readouterr().err
 
 
 class Counted(Canned):

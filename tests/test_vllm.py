@@ -11,7 +11,7 @@ import torch
 from conftest import digits, task
 
 import posttrain as pt
-from posttrain.cli.options import ScaleOptions
+from posttrain.cli.scale import ScaleOptions
 from posttrain.policy.load import add_adapter
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.row import row_logps, rows_of

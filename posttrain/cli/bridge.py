@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
-from posttrain.cli.options import ModelOptions, player_name
+from posttrain.cli.options import ModelOptions, ScorerOptions, player_name
 from posttrain.run.settings import Output, Run
 
 ARGUMENT = re.compile(r"`([a-z][\w.]*)(?:=([^`]*))?`")
@@ -71,7 +71,7 @@ def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: s
     kept = record(arguments)
     if any(isinstance(value, Run) and value.dry_run for value in arguments.values()):
         for name, value in arguments.items():
-            if isinstance(value, ModelOptions):
+            if isinstance(value, ModelOptions | ScorerOptions):
                 arguments[name] = replace(value, weights=False)
     for name, value in arguments.items():
         if isinstance(value, Run | Output):

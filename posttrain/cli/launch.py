@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.cli.bridge import Call, parameter_types
-from posttrain.cli.options import ModelOptions, ScaleOptions
+from posttrain.cli.options import ModelOptions
+from posttrain.cli.scale import ScaleOptions
 
 ONE_PROCESS = "it trains or samples nothing large enough to distribute"
 DISTRIBUTING = ("--sampler", "--cluster", "--learners", "--samplers", "--staleness")

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Suppress
 
-from posttrain.run.settings import Run
-
 if TYPE_CHECKING:
     from posttrain.core import Env, Reward, Sampler, Task
+    from posttrain.data import Demonstration, Pair
     from posttrain.policy.text import TextPolicy
-    from posttrain.recipe import Recipe
-    from posttrain.run.session import HeldOut, Session
-    from posttrain.scale.asynchronous import Players
-    from posttrain.stream import Source
+    from posttrain.policy.value import RewardModel
 
 
 def check_choice(value: str, known: Iterable[str], argument: str) -> str:
@@ -139,6 +134,27 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class ScorerOptions:
+    """The model that learns to score."""
+
+    model: str = "tiny"
+    """Hub id or folder of a sequence classifier, or of a causal model, which gets a fresh head."""
+    template: str | None = None
+    """Chat template for a tokenizer without one: chatml, plain, or a Jinja file."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; the best one here if not given."""
+    threads: int | None = None
+    """torch threads; one for models under 2 M parameters if not given."""
+    weights: Annotated[bool, Suppress] = True
+    """Load the weights; without them the model can be planned and not run."""
+
+    def reward_model(self) -> RewardModel:
+        from posttrain.policy.value import reward_model
+
+        return reward_model(**vars(self))
+
+
+@dataclass(frozen=True)
 class TaskOptions:
     """Which tasks, and how their replies are graded."""
 
@@ -187,129 +203,70 @@ class TaskOptions:
 
 
 @dataclass(frozen=True)
-class ScaleOptions:
-    """Who samples and who learns, if it is not this process alone (docs/scale.md)."""
+class DemonstrationOptions:
+    """Which replies are learned."""
 
-    sampler: str | None = None
-    """vllm, or the address of a server that takes weights (http://host:8000/v1): it samples in the policy's place."""
-    sampler_options: str | None = None
-    """Options of `vllm serve`, such as tensor-parallel-size=4,gpu-memory-utilization=0.5."""
-    sampler_folder: str | None = None
-    """Where weights are handed to a server by address; on another machine, a disk that both see."""
-    cluster: str | None = None
-    """Learn and sample on a Ray cluster: local (one of this machine), auto, or ray://host:10001."""
-    learners: int = 1
-    """Learners on the cluster: the ranks over which the policy is sharded (FSDP2)."""
-    samplers: int = 2
-    """Samplers on the cluster: the policy itself, or a vLLM each with sampler vllm."""
-    at_once: int = 1
-    """Groups that one of them samples side by side; more suits vLLM."""
-    gpus: float = 0.0
-    """GPUs that each learner and each sampler holds of the cluster."""
-    staleness: int = 0
-    """Steps by which the weights that sampled a group may be older than those that learn from it."""
-    stale: str = "block"
-    """What keeps the bound: block (the learner waits for old groups), drop (they are lost), interrupt (begun again)."""
+    data: str
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
+    prompt: str = "prompt"
+    """Column of the prompt, a template with {columns}, or a column of chat messages with the replies in it."""
+    response: str = "response"
+    """Column of the reply."""
+    image: str | None = None
+    """Column of pictures: a path relative to the file, or several; <image> in the prompt says where each stands."""
+    system: str | None = None
+    """A system message put before every prompt."""
+    limit: int | None = None
+    """Use only the first so many lines."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
 
-    def check(self, model: str | None) -> None:
-        """Raises ValueError for options that do not go together, or do not suit the model."""
-        check_choice(self.stale, ("block", "drop", "interrupt"), "stale")
-        for name in ("staleness", "stale", "learners", "samplers", "at_once", "gpus"):
-            value = getattr(self, name)
-            if not self.cluster and value != getattr(ScaleOptions, name):
-                raise ValueError(f"`{name}={value}` needs `cluster`: local, auto or ray://host:10001")
-        if self.cluster and self.sampler not in (None, "vllm"):
-            raise ValueError(f"`sampler={self.sampler}`: on a cluster every sampler is the policy itself, or vllm")
-        if self.sampler_options and self.sampler != "vllm":
-            raise ValueError("`sampler_options` are those of `sampler=vllm`")
-        at_least(1, learners=self.learners, samplers=self.samplers, at_once=self.at_once)
-        if self.sampler is not None and model is not None:
-            from posttrain.policy.load import checkpoint_path, sees_pictures
+    def demonstrations(self) -> list[Demonstration]:
+        return self.read(self.data, self.split, self.limit)
 
-            if sees_pictures(checkpoint_path(model)):
-                raise ValueError(f"`sampler={self.sampler}`: a policy that sees pictures samples itself, leave it out")
+    def tests(self, held_out: Iterable[str]) -> dict[str, list[Demonstration]]:
+        """Those of held-out files with the same columns, by name."""
+        return {name: self.read(file, "test") for name, file in named_files(held_out).items()}
 
-    def engine_options(self) -> dict[str, Any]:
-        """Raises ValueError for one without a value."""
-        pairs = [pair.partition("=") for pair in (self.sampler_options or "").split(",") if pair]
-        if bad := [name for name, sign, _ in pairs if not sign]:
-            raise ValueError(f"`sampler_options`: {bad[0]!r} has no value; write {bad[0]}=VALUE")
-        return {name.strip().lstrip("-"): True if value == "true" else value for name, _, value in pairs}
+    def read(self, data: str, split: str, limit: int | None = None) -> list[Demonstration]:
+        from posttrain.data import read_demonstrations
 
-    def players(self) -> Players:
-        """Who plays on the cluster."""
-        from posttrain.scale.asynchronous import Players
+        where = {"image": self.image, "system": self.system, "split": split, "limit": limit}
+        return read_demonstrations(data, self.prompt, self.response, **where)
 
-        return Players(
-            self.samplers,
-            self.sampler or "policy",
-            tuple(self.engine_options().items()),
-            self.at_once,
-            gpus=self.gpus,
-            staleness=self.staleness,
-            rule=self.stale,  # type: ignore[arg-type]  (checked)
-        )
 
-    @contextmanager
-    def engine(self, policy: TextPolicy, out: str | Path) -> Iterator[Sampler | None]:
-        """What samples in the policy's place until the block ends; None: the policy itself."""
-        from posttrain import ranks
+@dataclass(frozen=True)
+class PairOptions:
+    """Which pairs are learned."""
 
-        if self.sampler is None:
-            yield None
-        elif self.sampler == "vllm":
-            if ranks.world() > 1:
-                raise ValueError("`sampler=vllm` with several ranks: start vLLM by itself and give its address")
-            from posttrain.sampler.vllm import vllm
+    data: str
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id, with prompt, chosen and rejected (text or chat)."""
+    prompt: str = "prompt"
+    """Column of the prompt, or a template with {columns}."""
+    chosen: str = "chosen"
+    """Column of the better reply."""
+    rejected: str = "rejected"
+    """Column of the worse one."""
+    system: str | None = None
+    """A system message put before every prompt."""
+    limit: int | None = None
+    """Use only the first so many lines."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
 
-            with vllm(policy, options=self.engine_options(), log=Path(f"{Path(out)}.vllm.log")) as started:
-                yield started
-        else:
-            from posttrain.sampler.engine import ServedEngine
-            from posttrain.sampler.server import Server
+    def pairs(self, category: str | None = None) -> list[Pair]:
+        """`category`: a column of kinds of pair."""
+        return self.read(self.data, self.split, self.limit, category)
 
-            folder = Path(self.sampler_folder) if self.sampler_folder else None
-            yield ServedEngine(Server(self.sampler), policy, folder, "bfloat16" if policy.bf16 else "float32")
+    def tests(self, held_out: Iterable[str], category: str | None = None) -> dict[str, list[Pair]]:
+        """Those of held-out files with the same columns, by name."""
+        return {name: self.read(file, "test", None, category) for name, file in named_files(held_out).items()}
 
-    @contextmanager
-    def playing(self, policy: TextPolicy, out: str | Path, tasks: Iterable[Task] = ()) -> Iterator[Sampler]:
-        """For work that samples and does not learn: the policy, or the engine with the policy's weights."""
-        from posttrain import ranks
-        from posttrain.sampler.weights import Engine, collect_weights, probe_of, synchronise
+    def read(self, data: str, split: str, limit: int | None, category: str | None) -> list[Pair]:
+        from posttrain.data import read_pairs
 
-        with self.engine(policy, out) as sampler:
-            if isinstance(sampler, Engine):
-                weights = collect_weights(policy, probe_of(policy, list(tasks)), sampler.merged)
-                ranks.run_on_primary(lambda: synchronise(sampler, weights), "for the engine to take the weights")
-            yield sampler or policy
-
-    def train(
-        self,
-        policy: TextPolicy,
-        tasks: list[Task] | Source,
-        recipe: Recipe,
-        run: Run,
-        *,
-        held_out: HeldOut = (),
-        on_start: Callable[[Session], None] = lambda session: None,
-    ) -> Session:
-        """`posttrain.train`, sampling and learning wherever these options say."""
-        from functools import partial
-
-        from posttrain.scale.asynchronous import train_with_players
-        from posttrain.scale.place import build, place
-        from posttrain.step import train
-
-        if run.eval_every and not held_out:
-            raise ValueError(f"`eval_every={run.eval_every}` needs tasks to evaluate: give `held_out`")
-        options: dict[str, Any] = {"held_out": held_out, "on_start": on_start}
-        if run.dry_run or place.building:
-            return train(policy, tasks, recipe, run, **options)
-        if place.program is not None:
-            builder, players = partial(build, place.program), self.players()
-            return train_with_players(policy, tasks, recipe, run, builder, players, stopped=place.stopped, **options)
-        with self.engine(policy, run.out) as sampler:
-            return train(policy, tasks, recipe, run, sampler=sampler, **options)
+        where = {"system": self.system, "split": split, "limit": limit, "category": category}
+        return read_pairs(data, self.prompt, self.chosen, self.rejected, **where)
 
 
 def player_name(name: str | None) -> str | None:

@@ -86,12 +86,11 @@ def write_evaluation(path: Path, values: Mapping[str, Any], found: Evaluation) -
     rewards = {group[0].task.key: one for group, one in zip(found.groups, found.values, strict=True)}
     write_json(path, {"measures": values, "rewards": rewards})
     with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-        for group, scores in zip(found.groups, found.scores, strict=True):
-            for rollout, score in zip(group, scores, strict=True):
-                line: dict[str, Any] = {"task": rollout.task.key, "truth": json_value(rollout.task.truth)}
-                line |= {"replies": [json_value(turn.reply.content) for turn in rollout.turns]}
-                line |= {"reward": score.value} if isinstance(score, Score) else {"invalid": score.reason}
-                file.write(json.dumps(line) + "\n")
+        for rollout, score in zip(found.rollouts, found.marks, strict=True):
+            line: dict[str, Any] = {"task": rollout.task.key, "truth": json_value(rollout.task.truth)}
+            line |= {"replies": [json_value(turn.reply.content) for turn in rollout.turns]}
+            line |= {"reward": score.value} if isinstance(score, Score) else {"invalid": score.reason}
+            file.write(json.dumps(line) + "\n")
 
 
 # ---- runs

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from posttrain.cli.options import ModelOptions, ScaleOptions, TaskOptions, check_choice
+from posttrain.cli.options import (
+    DemonstrationOptions,
+    ModelOptions,
+    PairOptions,
+    TaskOptions,
+    check_choice,
+)
+from posttrain.cli.scale import ScaleOptions
 from posttrain.run.settings import Run
 
 if TYPE_CHECKING:
@@ -185,60 +192,38 @@ def evaluate(
 
 
 def sft(
-    data: str,
+    shown: DemonstrationOptions,
     run: Run,
     model: ModelOptions = ModelOptions(),
     scale: ScaleOptions = ScaleOptions(),
-    prompt: str = "prompt",
-    response: str = "response",
-    image: str | None = None,
-    system: str | None = None,
-    limit: int | None = None,
+    held_out: tuple[str, ...] = (),
 ) -> Session:
     """Supervised fine-tuning: learn the replies of demonstrations (loss on replies only).
 
-    data      JSONL, CSV or Parquet file, or a Hugging Face dataset id
-    prompt    column of the prompt, a template with {columns}, or a column of chat messages with the replies in it
-    response  column of the reply
-    image     column of pictures: a path relative to the file, or several; <image> in the prompt says where each stands
-    system    a system message put before every prompt
-    limit     use only the first so many lines
+    held_out  demonstrations with the same columns whose loss is only measured: FILE, or NAME=FILE
     """
-    from posttrain.data import read_demonstrations
     from posttrain.supervised import sft
 
-    return sft(
-        model.policy(), read_demonstrations(data, prompt, response, image=image, system=system, limit=limit), run
-    )
+    return sft(model.policy(), shown.demonstrations(), run, held_out=shown.tests(held_out))
 
 
 def prefer(
-    data: str,
+    pairs: PairOptions,
     run: Run,
     model: ModelOptions = ModelOptions(),
     loss: PairLossName = "dpo",
     beta: float | None = None,
-    prompt: str = "prompt",
-    chosen: str = "chosen",
-    rejected: str = "rejected",
-    system: str | None = None,
-    limit: int | None = None,
+    held_out: tuple[str, ...] = (),
 ) -> Session:
     """Learn from preference pairs: DPO and its family, or a Bradley-Terry reward model.
 
-    data      JSONL, CSV or Parquet file, or a Hugging Face dataset id, with prompt, chosen and rejected (text or chat)
     loss      of a pair; reward-model trains a sequence classifier
     beta      the loss's beta (orpo: its weight); its published value if not given
-    prompt    column of the prompt, or a template with {columns}
-    chosen    column of the better reply
-    rejected  column of the worse one
-    system    a system message put before every prompt
-    limit     use only the first so many lines
+    held_out  pairs with the same columns whose loss, accuracy and margin are only measured: FILE, or NAME=FILE
     """
     from posttrain import preference
-    from posttrain.data import read_pairs
 
-    pairs = read_pairs(data, prompt, chosen, rejected, system=system, limit=limit)
+    known, tests = pairs.pairs(), pairs.tests(held_out)
     if loss == "reward-model":
         from posttrain.policy.value import reward_model
         from posttrain.reward_training import train_reward_model
@@ -248,10 +233,10 @@ def prefer(
             raise ValueError(f"`loss=reward-model` does not take `{(unused or ['beta'])[0]}`: leave it out")
         options: dict[str, Any] = {"device": model.device, "threads": model.threads, "weights": model.weights}
         judge = reward_model(model.model, template=model.template, **options)
-        return train_reward_model(judge, pairs, run)
+        return train_reward_model(judge, known, run, held_out=tests)
     policy = model.policy()
     make: Any = preference.PAIR_LOSSES[loss]
     name = "weight" if loss == "orpo" else "beta"
     made = make(**{name: beta}) if beta is not None else make()
     reference = policy.frozen_copy() if loss in preference.WITH_REFERENCE else None
-    return preference.prefer(policy, pairs, made, run, reference=reference)
+    return preference.prefer(policy, known, made, run, reference=reference, held_out=tests)

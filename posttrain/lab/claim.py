@@ -98,7 +98,9 @@ def claim_of(lines: Sequence[str]) -> Claim:
         raise ValueError(
             f"the claim {name!r}: below it stand `paper: WHAT IT SAYS` or `ours: WHAT FOR`, then MEASURE: ARM > ARM"
         )
-    larger, margin = found["sign"] == ">", float(found["margin"] or 0)
+    larger = found["sign"] == ">"
+    allowed = (found["way"] or "-") == ("-" if larger else "+")
+    margin = float(found["margin"] or 0)
     return Claim(
         name,
         says,
@@ -107,7 +109,7 @@ def claim_of(lines: Sequence[str]) -> Claim:
         number_or_name(found["baseline"]),
         against=found["against"],
         larger=larger,
-        margin=margin if (found["way"] == "-") == larger else -margin,
+        margin=margin if allowed or not margin else -margin,
         control=source == "ours",
         bounds=(float(found["least"]), float(found["greatest"])) if found["least"] else None,
     )

@@ -36,6 +36,8 @@ MOST_SETTINGS = 64  # entries of a container in a closure; more is data
 
 
 class Directory:
+    """A run's directory: what is in it, and whether this run may write there."""
+
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints, self.rollouts, self.model = path / "checkpoints", path / "rollouts", path / "model"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -36,7 +36,7 @@ from posttrain.scale.place import distribute
 from posttrain.seeding import mix, seed_everything
 from posttrain.stream import ShuffledSource, Source
 
-HeldOut: TypeAlias = Sequence[Task] | Mapping[str, Sequence[Task]]  # one set of tasks, or several by name
+HeldOut: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]  # one set of tasks (or rows, or pairs), or several
 
 RATES = {"train": 1e-6, "sft": 1e-5, "prefer": 1e-6, "reward-model": 1e-5}  # for pretrained models, by kind of run
 SMALL_RATE, LORA_FACTOR = 3e-4, 10.0
@@ -70,12 +70,14 @@ class Session:
         recipe: Recipe | None = None,
         *,
         held_out: HeldOut = (),
+        measure: Callable[[Sequence[Any]], Metrics] | None = None,
         kind: str = "train",
         settings: Mapping[str, Any] | None = None,
         memory: Mapping[str, Stateful] | None = None,
         sampler: Sampler | None = None,
         reference: Policy | None = None,
     ):
+        self.measure = measure or self.reward_and_length  # of a held-out set
         self.memory = memory or {}  # more that checkpoints must hold
         self.sampler = sampler  # plays in the policy's place; an engine is given the policy's weights before it does
         self.reference = reference  # a frozen policy that losses compare with, where no recipe names it
@@ -101,9 +103,9 @@ class Session:
             raise DryRun(self)
 
     @property
-    def tests(self) -> list[Task]:
-        """The held-out tasks of all sets."""
-        return [task for tasks in self.held_out.values() for task in tasks]
+    def tests(self) -> list[Any]:
+        """The held-out items of all sets."""
+        return [item for items in self.held_out.values() for item in items]
 
     @property
     def seed(self) -> int:
@@ -179,17 +181,21 @@ class Session:
         return bool(self.tests) and (step % self.run.eval_every == 0 if self.run.eval_every else step == 0)
 
     def evaluate_held_out(self) -> Metrics:
-        """The mean reward and length of the held-out tasks under the current policy, of each set by its name."""
+        """What is measured of each held-out set under the current policy, by the set's name."""
+        return {
+            f"held_out/{name}/{key}" if name else f"held_out/{key}": value
+            for name, items in self.held_out.items()
+            for key, value in self.measure(items).items()
+        }
+
+    def reward_and_length(self, tasks: Sequence[Task]) -> Metrics:
+        """The means over held-out tasks."""
         assert self.recipe is not None
         players = {"policy": self.engine or self.policy, **self.recipe.others}
         reward = self.recipe.evaluation or self.recipe.reward
         options: dict[str, Any] = {"seed": mix(self.run.seed, "held out"), "temperature": self.run.eval_temperature}
-        metrics: Metrics = {}
-        for name, tasks in self.held_out.items():
-            found = evaluate(players, tasks, reward, self.recipe.env, **options)
-            place = f"held_out/{name}/" if name else "held_out/"
-            metrics |= {f"{place}reward": found.reward, f"{place}length": found.length}
-        return metrics
+        found = evaluate(players, tasks, reward, self.recipe.env, **options)
+        return {"reward": found.reward, "length": found.length}
 
     @property
     def engine(self) -> Engine | None:

@@ -260,7 +260,7 @@ def arm(reward: Callable[[int], pt.Reward]) -> pt.Arm:
 
 def base_measures(lab: pt.Lab) -> pt.Measures:
     found = lab.evaluate(lab.world.held_out_tasks(), pt.each(is_right), samples=16)
-    worked = statistics.fmean(shows_work(rollout) for group in found.groups for rollout in group)
+    worked = statistics.fmean(map(shows_work, found.rollouts))
     return {"accuracy": found.reward, "pass@16": pt.measure.mean_pass_at_k(found.values, 16), "works": worked}
 
 

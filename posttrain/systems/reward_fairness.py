@@ -99,10 +99,8 @@ DISTRIBUTION = "learning from pairs is not distributed"
 
 @dataclass(frozen=True)
 class FairnessOptions:
-    """The pairs, and how fairly their margins are shared."""
+    """How fairly the margins of pairs are shared."""
 
-    data: str
-    """JSONL, CSV or Parquet file, or a Hugging Face dataset id, of pairs: columns prompt, chosen and rejected."""
     kind: Kind = "regularised"
     """Fairness as a term of the loss, as a coefficient (corrected, or as published), or plain: without it."""
     alpha: float = 0.1
@@ -114,17 +112,9 @@ class FairnessOptions:
     category: str | None = None
     """A column of kinds of pair: accuracy and mean margin are printed for each, of held-out pairs, or without
     any, of the training pairs."""
-    held_out: tuple[str, ...] = ()
-    """Data of pairs with the same columns that are only evaluated, after training: FILE, or NAME=FILE."""
 
     def loss(self) -> MarginLoss:
         return margin_loss(self.kind, alpha=self.alpha, gamma=self.gamma, tau=self.tau)
-
-    def pairs(self, data: str | None = None) -> list[pt.Pair]:
-        return pt.read_pairs(data or self.data, kind=self.category)
-
-    def tests(self) -> dict[str, list[pt.Pair]]:
-        return {name or "held out": self.pairs(file) for name, file in pt.named_files(self.held_out).items()}
 
 
 @pt.one_process(DISTRIBUTION)
@@ -149,47 +139,51 @@ def laptop(
 
 @pt.one_process(DISTRIBUTION)
 def learn(
+    data: pt.PairOptions,
     fair: FairnessOptions,
+    scorer: pt.ScorerOptions,
     run: pt.Run = pt.Run("runs/reward-fairness", steps=300, tasks=512, lr=2e-6, schedule="cosine"),
-    model: str = "tiny",
-    template: str | None = None,
-    device: str | None = None,
-    threads: int | None = None,
+    held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """A reward model from your checkpoint, on HH-RLHF, UltraFeedback or pairs of your own.
 
-    model     Hub id or folder of a sequence classifier, or of a causal model, which gets a fresh head
-    template  chat template for a tokenizer without one: chatml, plain, or a Jinja file
-    device    cpu, cuda, cuda:1, mps; the best one here if not given
-    threads   torch threads; one for models under 2 M parameters if not given
+    held_out  pairs with the same columns that are only evaluated: FILE, or NAME=FILE
     """
-    pairs, tests, loss = fair.pairs(), fair.tests(), score_loss(fair.loss())
-    judge = pt.reward_model(model, template=template, device=device, threads=threads, weights=not run.dry_run)
-    session = pt.train_reward_model(judge, pairs, run, loss=loss)
-    print_margins(tests or {"training": pairs if fair.category else []}, lambda some: score_margins(judge, some))
+    pairs, tests, judge = data.pairs(fair.category), data.tests(held_out, fair.category), scorer.reward_model()
+    session = pt.train_reward_model(judge, pairs, run, loss=score_loss(fair.loss()), held_out=tests)
+    print_margins(shown_sets(pairs, tests, fair), lambda some: score_margins(judge, some))
     return session
 
 
 @pt.one_process(DISTRIBUTION)
 def learn_policy(
+    data: pt.PairOptions,
     fair: FairnessOptions,
     model: pt.ModelOptions,
     run: pt.Run = pt.Run(
         "runs/fair-policy", steps=300, tasks=512, lr=5e-6, warmup=150, schedule="cosine", max_norm=5.0
     ),
     beta: float = 0.1,
+    held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """A policy by DPO on the same pairs, without a reward model.
 
-    beta  of DPO
+    beta      of DPO
+    held_out  pairs with the same columns that are only evaluated: FILE, or NAME=FILE
     """
-    pairs, tests, loss = fair.pairs(), fair.tests(), pair_loss(fair.loss(), beta)
-    policy = model.policy()
-    reference = policy.frozen_copy()
-    session = pt.prefer(policy, pairs, loss, run, reference=reference)
-    sets = tests or {"training": pairs if fair.category else []}
-    print_margins(sets, lambda some: policy_margins(policy, reference, some, beta))
+    pairs, tests, policy = data.pairs(fair.category), data.tests(held_out, fair.category), model.policy()
+    reference, loss = policy.frozen_copy(), pair_loss(fair.loss(), beta)
+    session = pt.prefer(policy, pairs, loss, run, reference=reference, held_out=tests)
+    print_margins(shown_sets(pairs, tests, fair), lambda some: policy_margins(policy, reference, some, beta))
     return session
+
+
+def shown_sets(
+    pairs: Sequence[pt.Pair], tests: Mapping[str, Sequence[pt.Pair]], fair: FairnessOptions
+) -> dict[str, Sequence[pt.Pair]]:
+    """Held-out pairs; without any, the training pairs if they have categories."""
+    named = {name or "held out": some for name, some in tests.items()}
+    return named or {"training": pairs if fair.category else []}
 
 
 def print_margins(sets: Mapping[str, Sequence[pt.Pair]], margins: Margins) -> None:

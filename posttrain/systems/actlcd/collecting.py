@@ -76,9 +76,8 @@ def graded_sequences(
     found = pt.evaluate(players, tasks, checker.reward, checker.env, samples=samples, seed=seed + start)
     parts = [
         transitions(one, torch.full((one.decisions,), -1), score=score.value)
-        for group, scores in zip(found.groups, found.scores, strict=True)
-        for one, score in zip(group, scores, strict=True)
-        if isinstance(score, pt.Score) and one.decisions
+        for one, score in found.graded
+        if one.decisions
     ]
     return concatenate(parts)
 

@@ -14,13 +14,7 @@ from posttrain.systems.afterburner.evaluation import IterationOptions, iteration
 from posttrain.systems.afterburner.measurement import MEMORY_MIB, TIME_CAP_S, Bench
 from posttrain.systems.afterburner.people import demonstrations, pairs
 from posttrain.systems.afterburner.reward import Weights, recipe
-from posttrain.systems.afterburner.venus import (
-    InMarkdown,
-    Problem,
-    check_evaluators,
-    problems,
-    rewritings,
-)
+from posttrain.systems.afterburner.venus import InMarkdown, Problem, check_evaluators, problems, rewritings
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,10 @@ class ProblemOptions:
 
     def problems(self) -> list[Problem]:
         return problems(self.data, self.limit, self.split)
+
+    def tests(self, held_out: Sequence[str]) -> dict[str, list[Problem]]:
+        """Those of held-out files, by name."""
+        return {name: problems(file, split="test") for name, file in pt.named_files(held_out).items()}
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def reinforce(
     pt.at_least(1, samples=samples)
     pt.at_least(0, zone=zone)
     found = source.problems()
-    tests = {name: problems(file, split="test") for name, file in pt.named_files(held_out).items()}
+    tests = source.tests(held_out)
     bench = measuring.bench([*found, *(one for some in tests.values() for one in some)])
     policy = model.policy()
     made = recipe(bench, dialogue, Weights(zone=zone, repaired=repaired), samples)
@@ -140,13 +138,16 @@ def learn_solutions(
     scale: pt.ScaleOptions,
     run: pt.Run = pt.Run("runs/afterburner-sft", steps=100, tasks=32, lr=1e-6),
     best: int = 24,
+    held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """SFT on people's best solutions, from nothing, in the order of what was recorded of them.
 
-    best  solutions of each problem and metric that are learned
+    best      solutions of each problem and metric that are learned
+    held_out  problems of the same form, of whose best solutions the loss is only measured: FILE, or NAME=FILE
     """
     pt.at_least(1, best=best)
-    return pt.sft(model.policy(), demonstrations(source.problems(), best), run)
+    tests = {name: demonstrations(some, best) for name, some in source.tests(held_out).items()}
+    return pt.sft(model.policy(), demonstrations(source.problems(), best), run, held_out=tests)
 
 
 @pt.one_process("the loss of pairs is not divided among ranks")
@@ -157,17 +158,20 @@ def learn_pairs(
     pairs_each: int = 48,
     least: int = 48,
     beta: float = 0.1,
+    held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """DPO on pairs of people's solutions, from nothing: the one recorded as better is chosen.
 
     pairs_each  pairs of each problem and metric
     least       solutions that a problem must have
     beta        how close the policy stays to the model it starts from
+    held_out    problems of the same form, on whose pairs the accuracy is only measured: FILE, or NAME=FILE
     """
     pt.at_least(1, pairs_each=pairs_each, least=least)
     preferred = pairs(source.problems(), pairs_each, least, run.seed)
+    tests = {name: pairs(some, pairs_each, least, run.seed) for name, some in source.tests(held_out).items()}
     policy = model.policy()
-    return pt.prefer(policy, preferred, pt.dpo(beta), run, reference=policy.frozen_copy())
+    return pt.prefer(policy, preferred, pt.dpo(beta), run, reference=policy.frozen_copy(), held_out=tests)
 
 
 # ---- the loop at test time

@@ -104,7 +104,7 @@ def imitate(
     sets, policy = evaluation_sets(kept, held_out), load(model)
     policy.check([*tasks, *chain(*sets.values())])
     shown = proofs(theorems.data, proof, {task.truth.theorem for task in tasks}, theorems.split)
-    session = pt.sft(policy, shown, run, record_before(lambda session: decide_before(session, sets)))
+    session = pt.sft(policy, shown, run, on_start=record_before(lambda session: decide_before(session, sets)))
     return record_after(session, decide_after(session, sets))
 
 

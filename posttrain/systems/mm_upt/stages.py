@@ -49,9 +49,7 @@ def on_pictures(
     from posttrain.systems.mm_upt import lab
 
     if own_questions != "no" and labels:
-        raise ValueError(
-            f"`labels=True`: nobody knows the answers to `own_questions={own_questions}`; leave one of them out"
-        )
+        raise ValueError(f"`labels=True`: nobody labelled `own_questions={own_questions}`; leave one of them out")
     world = lab.drawn_numbers(run.seed)
     policy = base(world, run.seed, lab.PICTURE_SIZE)
     tasks = lab.picture_tasks(policy, world, None if own_questions == "no" else own_questions)

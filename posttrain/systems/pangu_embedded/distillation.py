@@ -156,9 +156,9 @@ def iterate(
 
 
 def distil_once(
-    policy: pt.TextPolicy, rows: Sequence[pt.Demonstration], run: pt.Run, number: int, merge: float
+    policy: pt.TextPolicy, rows: Sequence[pt.Demonstration], run: pt.Run, number: int, merge: float, **options: Any
 ) -> None:
-    """One iteration, with its last two checkpoints merged into what went before."""
+    """One iteration, with its last two checkpoints merged into what went before. `options` are those of `sft`."""
     before = weights_of(policy)
     out = Path(run.out) / f"iteration-{number + 1}"
     mine = replace(
@@ -170,7 +170,7 @@ def distil_once(
         resume=run.resume and (out / "run.json").is_file(),
         settings={**run.settings, "iteration": number + 1},
     )
-    session = pt.sft(policy, rows, mine)
+    session = pt.sft(policy, rows, mine, **options)
     if merge:
         kept: list[Mapping[str, Any]] = []
         for folder in session.checkpoints.complete():

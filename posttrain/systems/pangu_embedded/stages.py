@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,6 +143,7 @@ def distil(
     run: pt.Run = pt.Run("runs/pangu-distilled", steps=200, tasks=64),
     iterations: int = 3,
     merge: float = 0.7,
+    held_out: tuple[str, ...] = (),
 ) -> Path:
     """The teacher's shortest right answers to what the student half knows, measured anew in every iteration.
 
@@ -149,9 +151,11 @@ def distil(
 
     iterations  how many
     merge       lambda, the share of the change of an iteration's last two checkpoints that is kept; 0 keeps the last
+    held_out    data of tasks that are only evaluated, in every iteration: FILE, or NAME=FILE
     """
     pt.at_least(1, iterations=iterations)
-    policy, tasks, verify = model.policy(), task.tasks(), task.reward()
+    policy, tasks, tests, verify = model.policy(), task.tasks(), task.tests(held_out), task.reward()
+    policy.check([*tasks, *itertools.chain(*tests.values())])
     if run.dry_run:
         plan(policy, tasks[: share_of(tasks)], run)
     pt.distribute(policy)
@@ -175,7 +179,7 @@ def distil(
 
     def teach(keys: Sequence[str], number: int) -> None:
         rows = [pt.Demonstration((*known[key].prompt, pt.assistant(replies[key]))) for key in keys]
-        distil_once(policy, rows, run, number, merge)
+        distil_once(policy, rows, run, number, merge, held_out=tests, measure=grade_of(policy, verify, run))
 
     iterate(measure, teach, list(replies), count=iterations, each=share_of(replies), seed=run.seed)
     pt.Directory(out).export(policy)
@@ -195,11 +199,15 @@ def fuse(
     scale: pt.ScaleOptions,
     teaching: TeacherOptions,
     run: pt.Run = pt.Run("runs/pangu-fused", steps=200, tasks=64),
+    held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """Fast, slow and automatic mode in one model: a supervised run on answers of the model itself.
 
     Slow answers are those of the teacher, if there is one.
+
+    held_out  data of tasks that are only evaluated, in automatic mode: FILE, or NAME=FILE
     """
+    tests = {name: in_mode(some, "auto") for name, some in task.tests(held_out).items()}
     policy, tasks, verify = model.policy(), task.tasks(), task.reward()
     fast_tasks, slow_tasks = in_mode(tasks, "fast"), in_mode(tasks, "slow")
     if run.dry_run:
@@ -219,7 +227,20 @@ def fuse(
     if not demonstrations:
         raise ValueError(f"neither a fast nor a slow answer to any of {len(tasks)} tasks was right: nothing to fuse")
     settings = {**run.settings, "easy": sum(found["easy"]), "tasks_labelled": len(tasks)}
-    return pt.sft(policy, demonstrations, replace(run, settings=settings), on_start=lambda _: write_answers(run, found))
+    options = {"held_out": tests, "measure": grade_of(policy, verify, run)}
+    kept = replace(run, settings=settings)
+    return pt.sft(policy, demonstrations, kept, **options, on_start=lambda _: write_answers(run, found))
+
+
+def grade_of(policy: pt.TextPolicy, verify: pt.Reward, run: pt.Run) -> Callable[[Sequence[pt.Task]], pt.Metrics]:
+    """What a supervised run measures of held-out tasks: the grade of the policy's own answers, and their length."""
+
+    def measure(tasks: Sequence[pt.Task]) -> pt.Metrics:
+        seed = pt.mix(run.seed, "held out")
+        found = pt.evaluate({"policy": policy}, tasks, verify, seed=seed, temperature=run.eval_temperature)
+        return {"reward": found.reward, "length": found.length}
+
+    return measure
 
 
 # ---- what is sampled before a supervised run

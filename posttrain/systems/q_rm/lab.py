@@ -12,18 +12,10 @@ from posttrain.lab.world.lookup import Lookup, is_right, token_marks
 from posttrain.lab.world.words import Size, base
 from posttrain.systems.q_rm import recipe
 from posttrain.systems.q_rm.model import QModel, by_token, learn_from_pairs, preference
-from posttrain.systems.q_rm.rivals import (
-    PER_STEP,
-    RATE,
-    dpo_reward,
-    outcome_model,
-    process_model,
-    truth,
-)
+from posttrain.systems.q_rm.rivals import PER_STEP, RATE, dpo_reward, outcome_model, process_model, truth
 
-Build: TypeAlias = Callable[
-    [pt.TextPolicy, Sequence[pt.Pair], Lookup, int, int], pt.Reward
-]  # a reward, of steps of learning
+# A reward, of steps of learning.
+Build: TypeAlias = Callable[[pt.TextPolicy, Sequence[pt.Pair], Lookup, int, int], pt.Reward]
 
 TINY = Size(hidden=48, layers=2, steps=1200)
 PAIRS, STEPS = 2700, 400
@@ -84,12 +76,8 @@ def arm(build: Build, tokens: bool = True) -> pt.Arm:
         if step % EVERY == 0:
             lab.notes["curve"][step] = lab.evaluate(tests(lab), pt.each(is_right), samples=4).reward
 
-    options = {"steps": 120, "per_step": 12, "lr": 3e-4}
-    return pt.trial(Lookup, build_recipe, measures, **options, size=TINY, tasks=training, watch=watch)
-
-
-def training(lab: pt.Lab) -> list[pt.Task]:
-    return lab.world.problems(2000, "training")
+    options = {"steps": 120, "per_step": 12, "lr": 3e-4, "tasks": lambda lab: lab.world.problems(2000, "training")}
+    return pt.trial(Lookup, build_recipe, measures, **options, size=TINY, watch=watch)
 
 
 def tests(lab: pt.Lab) -> list[pt.Task]:
@@ -153,8 +141,8 @@ SMOKE = pt.Smoke(
     """
     laptop
     laptop --whole
-    q-model --pairs {pairs} --held-out {pairs}
-    q-model --pairs {pairs} --head vocabulary
+    q-model --data {pairs} --held-out {pairs}
+    q-model --data {pairs} --head vocabulary
     train --data {questions} --max-new 6 --q-model {q_model} --held-out {questions}
     train --data {questions} --max-new 6 --q-model {q_model} --method ppo
     """,

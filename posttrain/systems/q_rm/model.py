@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 import posttrain as pt
 from posttrain.chat import trace
 from posttrain.policy.trained import restore, trained_parameters
-from posttrain.preference import PairScores, concatenate_detached, row
+from posttrain.preference import PairScores, check_lengths, concatenate_detached, row
 from posttrain.row import Packer, split_to_size
 
 Head = Literal["vocabulary", "scalar"]
@@ -182,43 +181,29 @@ def train_q_model(
     loss      the published one if not given
     Raises ValueError, naming the pair, when a reply does not fit the model's context.
     """
-    sets, loss = held_out or {}, loss or preference()
-    for some in (pairs, *sets.values()):
-        check_lengths(model.policy, some)
-    learner: Any = model.policy if run.dry_run else model  # a plan is of the body
-    session_run = replace(run, eval_every=0) if sets else run  # the session evaluates tasks, and these are pairs
-    with pt.Session(
-        session_run, learner, pairs, kind="reward-model", settings={"loss": loss, "head": model.head}
-    ) as session:
-        for step in session:
-            found = held_out_accuracy(model, sets, run) if evaluation_due(run, step) else {}
+    loss = loss or preference()
+    body = model.policy
+    check_lengths(
+        lambda pair: max(body.size([row(body, pair, text)]) for text in (pair.chosen, pair.rejected)),
+        body.context,
+        pairs,
+        held_out or {},
+    )
+    learner: Any = body if run.dry_run else model  # a plan is of the body
+
+    def measure(some: Sequence[pt.Pair]) -> pt.Metrics:
+        return {"accuracy": pair_accuracy(model, some, run.micro_tokens)}
+
+    options: dict[str, Any] = {"held_out": held_out or {}, "measure": measure}
+    settings = {"loss": loss, "head": model.head}
+    with pt.Session(run, learner, pairs, kind="reward-model", settings=settings, **options) as session:
+        for _ in session:
             session.optimizer.zero_grad()
-            found |= q_step(model, session.source.take(run.tasks), loss, run.micro_tokens)
+            found = q_step(model, session.source.take(run.tasks), loss, run.micro_tokens)
             found |= pt.descend(session.optimizer, run.max_norm)
             model.version += 1
-            if step + 1 == run.steps:
-                found |= held_out_accuracy(model, sets, run)
             session.log(found | {"pairs": float(run.tasks)})
     return session
-
-
-def evaluation_due(run: pt.Run, step: int) -> bool:
-    return step % run.eval_every == 0 if run.eval_every else step == 0
-
-
-def held_out_accuracy(model: QModel, sets: Mapping[str, Sequence[pt.Pair]], run: pt.Run) -> pt.Metrics:
-    return {
-        f"held_out/{name}/accuracy" if name else "held_out/accuracy": pair_accuracy(model, pairs, run.micro_tokens)
-        for name, pairs in sets.items()
-    }
-
-
-def check_lengths(policy: pt.TextPolicy, pairs: Sequence[pt.Pair]) -> None:
-    """Raises ValueError, naming the pair, when a reply does not fit the model's context."""
-    for number, pair in enumerate(pairs, 1):
-        for reply in (pair.chosen, pair.rejected):
-            if (size := policy.size([row(policy, pair, reply)])) > policy.context:
-                raise ValueError(f"pair {number} has {size} tokens, but the model has {policy.context} positions")
 
 
 def by_token(values: Callable[[pt.Group], list[Tensor]], *, end_is_mean: bool = True, whole: bool = False) -> pt.Reward:

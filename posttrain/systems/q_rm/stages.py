@@ -65,36 +65,27 @@ def check_vocabulary(policy: pt.TextPolicy, values: QModel, name: str) -> None:
 
 @pt.one_process("a Q model is not sharded")
 def learn_q_model(
-    pairs: str,
+    pairs: pt.PairOptions,
+    body: pt.ScorerOptions,
     run: pt.Run = pt.Run("runs/q-model", steps=500, tasks=16, lr=1e-5),
-    model: str = "tiny",
     head: Head = "scalar",
-    held_out: tuple[str, ...] = (),
-    template: str | None = None,
     bf16: bool = False,
     checkpointing: bool = False,
-    device: str | None = None,
-    threads: int | None = None,
+    held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """Learn a Q model from pairs, and save it in OUT/model: what stage train is paid by.
 
-    pairs          JSONL, CSV or Parquet file, or a Hugging Face dataset id, with `prompt`, `chosen` and `rejected`
-    model          Hub id, folder of a Hugging Face checkpoint, or tiny: its body; it must have the policy's tokenizer
+    The model's body is a causal model's, with the policy's tokenizer.
+
     head           a score of the state that has read the token (scalar, as released), or of every token before it
-    held_out       more pairs, whose accuracy is measured: FILE, or NAME=FILE
-    template       chat template for a tokenizer without one: chatml, plain, or a Jinja file
     bf16           run the model in bfloat16; weights and optimizer stay float32
     checkpointing  recompute activations in the backward pass: less memory, more time
-    device         cpu, cuda, cuda:1, mps; the best one here if not given
-    threads        torch threads; one for models under 2 M parameters if not given
+    held_out       pairs with the same columns, whose accuracy is only measured: FILE, or NAME=FILE
     """
-    body = pt.ModelOptions(
-        model, template, max_new=1, bf16=bf16, checkpointing=checkpointing, device=device, threads=threads
-    ).policy()
+    policy = pt.ModelOptions(**vars(body), max_new=1, bf16=bf16, checkpointing=checkpointing).policy()
     torch.manual_seed(pt.mix(run.seed, "q") % 2**32)
-    made = QModel(body, head, copied=False)
-    sets = {name: pt.read_pairs(file) for name, file in pt.named_files(held_out).items()}
-    return train_q_model(made, pt.read_pairs(pairs), run, held_out=sets)
+    made = QModel(policy, head, copied=False)
+    return train_q_model(made, pairs.pairs(), run, held_out=pairs.tests(held_out))
 
 
 STAGES = {"laptop": laptop, "train": learn, "q-model": learn_q_model}

@@ -75,13 +75,8 @@ def shares(found: Sequence[Assessment], right: Sequence[bool]) -> dict[str, floa
 
 def verdicts(judge: pt.Sampler, found: pt.Evaluation, seed: int) -> list[dict[str, Any]]:
     """Of every solution that was graded: its task and text, whether it is right, and what the judge says of it."""
-    pairs = [
-        (rollout, score.value >= pt.measure.RIGHT)
-        for group, scores in zip(found.groups, found.scores, strict=True)
-        for rollout, score in zip(group, scores, strict=True)
-        if isinstance(score, pt.Score)
-    ]
+    assessed = assess(judge, [rollout for rollout, _ in found.graded], seed)
     return [
-        {"task": rollout.task.key, "text": rollout.text, "right": truth, **asdict(said)}
-        for (rollout, truth), said in zip(pairs, assess(judge, [rollout for rollout, _ in pairs], seed), strict=True)
+        {"task": rollout.task.key, "text": rollout.text, "right": score.value >= pt.measure.RIGHT, **asdict(said)}
+        for (rollout, score), said in zip(found.graded, assessed, strict=True)
     ]

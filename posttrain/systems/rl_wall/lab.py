@@ -17,7 +17,7 @@ def measures(lab: pt.Lab) -> pt.Measures:
     tests = lab.world.problems(lab.budget.items(96), "test")
     sweep = sweep_temperatures(lab.policy, tests, pt.each(is_right), samples=32, seed=lab.seed)
     hot = sweep.found[1.4]
-    samples = {t: [rollout for group in sweep.found[t].groups for rollout in group] for t in (0.2, 1.4)}
+    samples = {t: sweep.found[t].rollouts for t in (0.2, 1.4)}
     return {
         **sweep.measures,
         "temperature dependence": sweep.dependence,

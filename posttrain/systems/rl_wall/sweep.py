@@ -59,8 +59,7 @@ def verification(found: pt.Evaluation) -> float:
 
     By the log-probability per token of each sample; NaN when all are right, or all wrong.
     """
-    samples = [rollout for group in found.groups for rollout in group]
-    likely = [float(rollout.turns[-1].reply.logp.mean()) for rollout in samples]
+    likely = [float(rollout.turns[-1].reply.logp.mean()) for rollout in found.rollouts]
     return pt.measure.auc(likely, [value >= pt.measure.RIGHT for values in found.values for value in values])
 
 

@@ -121,7 +121,7 @@ def arm(
 def measures(lab: pt.Lab) -> dict[str, float]:
     tasks = lab.world.tests(lab.budget.items(300))
     found = lab.evaluate(tasks, pt.each(is_right), samples=SAMPLES, seed=pt.mix(lab.seed, "test"))
-    texts = [one.text for group in found.groups for one in group]
+    texts = [one.text for one in found.rollouts]
     marks = [value > 0 for values in found.values for value in values]
     return {
         "mean@1": found.reward,

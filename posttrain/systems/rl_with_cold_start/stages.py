@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -113,9 +113,7 @@ def answering(
     """The teacher; the model itself if none is named."""
     if teacher:
         if scale.sampler:
-            raise ValueError(
-                f"`sampler={scale.sampler}`: it samples for the model, and `teacher` is asked in its place"
-            )
+            raise ValueError(f"`sampler={scale.sampler}` samples for the model, and `teacher` is asked in its place")
         yield model.player(teacher)
         return
     policy = model.policy()
@@ -125,48 +123,28 @@ def answering(
         yield player
 
 
-@dataclass(frozen=True)
-class ChainOptions:
-    """Which chains are learned."""
-
-    data: str
-    """OUT/chains.jsonl of stage distil, or another JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
-    prompt: str = "prompt"
-    """Column of the prompt (text or chat messages), or a template such as "Solve: {question}"."""
-    response: str = "response"
-    """Column of the chain."""
-    image: str | None = None
-    """Column of pictures (images, of stage distil); <image> in the prompt says where each stands."""
-    system: str | None = None
-    """A system message in place of the system's own, which every stage puts before every prompt."""
-    limit: int | None = None
-    """Use only the first so many lines."""
-    split: str = "train"
-    """Split of a Hugging Face dataset."""
-
-    def demonstrations(self) -> list[pt.Demonstration]:
-        where = {"image": self.image, "system": self.system or SYSTEM, "limit": self.limit, "split": self.split}
-        return pt.read_demonstrations(self.data, self.prompt, self.response, **where)
-
-
 def learn(
-    chain: ChainOptions,
+    shown: pt.DemonstrationOptions,
     model: pt.ModelOptions,
     scale: pt.ScaleOptions,
     run: pt.Run = pt.Run("runs/cold-start", steps=80, tasks=64, weight_decay=0.01),
     tower: bool = False,
+    held_out: tuple[str, ...] = (),
 ) -> pt.Session:
-    """Learn chains: what reinforcement starts from.
+    """Learn chains, OUT/chains.jsonl of stage distil or your own: what reinforcement starts from.
 
-    Published: 3 epochs, so `steps` times `tasks` is three times the number of chains.
+    Every stage puts the system's own message before every prompt, if `system` gives no other. Published: 3 epochs, so
+    `steps` times `tasks` is three times the number of chains.
 
-    tower  train the vision tower too
+    tower     train the vision tower too
+    held_out  chains whose loss is only measured: FILE, or NAME=FILE
     """
-    found = chain.demonstrations()
-    policy = (model.with_pixel_limits(None, MOST_PIXELS) if chain.image else model).policy()
+    shown = replace(shown, system=shown.system or SYSTEM)
+    found, tests = shown.demonstrations(), shown.tests(held_out)
+    policy = (model.with_pixel_limits(None, MOST_PIXELS) if shown.image else model).policy()
     if not tower:
         freeze_tower(policy)
-    return pt.sft(policy, found, run)
+    return pt.sft(policy, found, run, held_out=tests)
 
 
 def freeze_tower(policy: pt.TextPolicy) -> None:

@@ -3,7 +3,6 @@ a model that was trained without them."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -77,18 +76,12 @@ def logic_by_rounds(
             seed=pt.mix(seed, "measured"),
         )
         out |= {
-            f"logic@{k}": part(found, "logic"),
+            f"logic@{k}": found.part("logic"),
             f"reward@{k}": found.reward,
-            f"as told@{k}": part(found, "as told"),
+            f"as told@{k}": found.part("as told"),
             f"calls@{k}": (policy.calls - before) / drawn,
         }
     return out
-
-
-def part(found: pt.Evaluation, name: str) -> float:
-    return statistics.fmean(
-        score.parts[name] for marks in found.scores for score in marks if isinstance(score, pt.Score)
-    )
 
 
 ARMS = {

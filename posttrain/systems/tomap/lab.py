@@ -61,7 +61,7 @@ def predictor_of(policy: pt.TextPolicy, world: Persuasion, seed: int, count: int
         samples=4,
         seed=pt.mix(seed, "logged"),
     )
-    facts = [json_value(one.facts) for group in found.groups for one in group]
+    facts = [json_value(one.facts) for one in found.rollouts]
     learnt, tested = split_by_dialogue(examples(facts, world), 0.9, seed)
     predictor = Predictor(Hashed(256), SIZES, seed=seed)
     predictor.learn(learnt, epochs=4, rows=128, lr=3e-3, seed=seed)
@@ -80,15 +80,14 @@ def measures(lab: pt.Lab, setting: Setting) -> dict[str, float]:
 
 
 def style(found: pt.Evaluation) -> dict[str, float]:
-    marks = [score for scores in found.scores for score in scores if isinstance(score, pt.Score)]
-    said: list[list[str]] = [[str(t.reply.content) for t in one.turns] for group in found.groups for one in group]
+    said: list[list[str]] = [[str(turn.reply.content) for turn in one.turns] for one in found.rollouts]
     again = [
         repeated(argument(text), [argument(one) for one in texts[:t]], WEIGHTS.width) > ALLOWED
         for texts in said
         for t, text in enumerate(texts)
     ]
     return {
-        "relative": statistics.fmean(score.parts["relative"] for score in marks),
+        "relative": found.part("relative"),
         "repetition": statistics.fmean(again),
         "format": statistics.fmean(well_formed(text) for texts in said for text in texts),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,9 +166,7 @@ def learn(
     return scale.train(policy, tasks, made, run, held_out=tests)
 
 
-def check_room(
-    policy: pt.TextPolicy, tasks: itertools.chain[pt.Task[Topic]] | Sequence[pt.Task[Topic]], talk: TalkOptions
-) -> None:
+def check_room(policy: pt.TextPolicy, tasks: Iterable[pt.Task[Topic]], talk: TalkOptions) -> None:
     """Raises ValueError when the longest dialogue would not fit the model's context, before any work."""
     rounds = 2 * (talk.turns - 1) * talk.most
     for task in tasks:
@@ -206,10 +204,8 @@ def propose(
             lines.add(*map(record, propose_counterclaims(player, some, seed=output.seed)))
             done(len(some))
     counts = [len(one.counterclaims) for one in topics(path)]
-    print(
-        f"{path}: {len(counts)} topics, {statistics.fmean(counts):.1f} counterclaims each, {counts.count(0)} topics "
-        "without any"
-    )
+    mean, none = statistics.fmean(counts), counts.count(0)
+    print(f"{path}: {len(counts)} topics, {mean:.1f} counterclaims each, {none} topics without any")
     return path.parent
 
 
@@ -261,11 +257,8 @@ def hold_dialogues(
                 continue
             seed = pt.mix(output.seed, kind, step)
             found = pt.evaluate({"policy": player, **others}, some, validation(), env, seed=seed, watch=done)
-            played = [
-                ScoredRollout(rollout, score, None)
-                for group, scores in zip(found.groups, found.scores, strict=True)
-                for rollout, score in zip(group, scores, strict=True)
-            ]
+            pairs = zip(found.rollouts, found.marks, strict=True)
+            played = [ScoredRollout(rollout, score, None) for rollout, score in pairs]
             if pt.ranks.is_primary():
                 directory.write_rollouts(step, policy, played)
     return directory.path

@@ -1,0 +1,146 @@
+"""The options of who samples and who learns, and how a stage trains or plays there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.cli.options import at_least, check_choice
+from posttrain.run.settings import Run
+
+if TYPE_CHECKING:
+    from posttrain.core import Sampler, Task
+    from posttrain.policy.text import TextPolicy
+    from posttrain.recipe import Recipe
+    from posttrain.run.session import HeldOut, Session
+    from posttrain.scale.asynchronous import Players
+    from posttrain.stream import Source
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Who samples and who learns, if it is not this process alone (docs/scale.md)."""
+
+    sampler: str | None = None
+    """vllm, or the address of a server that takes weights (http://host:8000/v1): it samples in the policy's place."""
+    sampler_options: str | None = None
+    """Options of `vllm serve`, such as tensor-parallel-size=4,gpu-memory-utilization=0.5."""
+    sampler_folder: str | None = None
+    """Where weights are handed to a server by address; on another machine, a disk that both see."""
+    cluster: str | None = None
+    """Learn and sample on a Ray cluster: local (one of this machine), auto, or ray://host:10001."""
+    learners: int = 1
+    """Learners on the cluster: the ranks over which the policy is sharded (FSDP2)."""
+    samplers: int = 2
+    """Samplers on the cluster: the policy itself, or a vLLM each with sampler vllm."""
+    at_once: int = 1
+    """Groups that one of them samples side by side; more suits vLLM."""
+    gpus: float = 0.0
+    """GPUs that each learner and each sampler holds of the cluster."""
+    staleness: int = 0
+    """Steps by which the weights that sampled a group may be older than those that learn from it."""
+    stale: str = "block"
+    """What keeps the bound: block (the learner waits for old groups), drop (they are lost), interrupt (begun again)."""
+
+    def check(self, model: str | None) -> None:
+        """Raises ValueError for options that do not go together, or do not suit the model."""
+        check_choice(self.stale, ("block", "drop", "interrupt"), "stale")
+        for name in ("staleness", "stale", "learners", "samplers", "at_once", "gpus"):
+            value = getattr(self, name)
+            if not self.cluster and value != getattr(ScaleOptions, name):
+                raise ValueError(f"`{name}={value}` needs `cluster`: local, auto or ray://host:10001")
+        if self.cluster and self.sampler not in (None, "vllm"):
+            raise ValueError(f"`sampler={self.sampler}`: on a cluster every sampler is the policy itself, or vllm")
+        if self.sampler_options and self.sampler != "vllm":
+            raise ValueError("`sampler_options` are those of `sampler=vllm`")
+        at_least(1, learners=self.learners, samplers=self.samplers, at_once=self.at_once)
+        if self.sampler is not None and model is not None:
+            from posttrain.policy.load import checkpoint_path, sees_pictures
+
+            if sees_pictures(checkpoint_path(model)):
+                raise ValueError(f"`sampler={self.sampler}`: a policy that sees pictures samples itself, leave it out")
+
+    def engine_options(self) -> dict[str, Any]:
+        """Raises ValueError for one without a value."""
+        pairs = [pair.partition("=") for pair in (self.sampler_options or "").split(",") if pair]
+        if bad := [name for name, sign, _ in pairs if not sign]:
+            raise ValueError(f"`sampler_options`: {bad[0]!r} has no value; write {bad[0]}=VALUE")
+        return {name.strip().lstrip("-"): True if value == "true" else value for name, _, value in pairs}
+
+    def players(self) -> Players:
+        """Who plays on the cluster."""
+        from posttrain.scale.asynchronous import Players
+
+        return Players(
+            self.samplers,
+            self.sampler or "policy",
+            tuple(self.engine_options().items()),
+            self.at_once,
+            gpus=self.gpus,
+            staleness=self.staleness,
+            rule=self.stale,  # type: ignore[arg-type]  (checked)
+        )
+
+    @contextmanager
+    def engine(self, policy: TextPolicy, out: str | Path) -> Iterator[Sampler | None]:
+        """What samples in the policy's place until the block ends; None: the policy itself."""
+        from posttrain import ranks
+
+        if self.sampler is None:
+            yield None
+        elif self.sampler == "vllm":
+            if ranks.world() > 1:
+                raise ValueError("`sampler=vllm` with several ranks: start vLLM by itself and give its address")
+            from posttrain.sampler.vllm import vllm
+
+            with vllm(policy, options=self.engine_options(), log=Path(f"{Path(out)}.vllm.log")) as started:
+                yield started
+        else:
+            from posttrain.sampler.engine import ServedEngine
+            from posttrain.sampler.server import Server
+
+            folder = Path(self.sampler_folder) if self.sampler_folder else None
+            yield ServedEngine(Server(self.sampler), policy, folder, "bfloat16" if policy.bf16 else "float32")
+
+    @contextmanager
+    def playing(self, policy: TextPolicy, out: str | Path, tasks: Iterable[Task] = ()) -> Iterator[Sampler]:
+        """For work that samples and does not learn: the policy, or the engine with the policy's weights."""
+        from posttrain import ranks
+        from posttrain.sampler.weights import Engine, collect_weights, probe_of, synchronise
+
+        with self.engine(policy, out) as sampler:
+            if isinstance(sampler, Engine):
+                weights = collect_weights(policy, probe_of(policy, list(tasks)), sampler.merged)
+                ranks.run_on_primary(lambda: synchronise(sampler, weights), "for the engine to take the weights")
+            yield sampler or policy
+
+    def train(
+        self,
+        policy: TextPolicy,
+        tasks: list[Task] | Source,
+        recipe: Recipe,
+        run: Run,
+        *,
+        held_out: HeldOut = (),
+        on_start: Callable[[Session], None] = lambda session: None,
+    ) -> Session:
+        """`posttrain.train`, sampling and learning wherever these options say."""
+        from functools import partial
+
+        from posttrain.scale.asynchronous import train_with_players
+        from posttrain.scale.place import build, place
+        from posttrain.step import train
+
+        if run.eval_every and not held_out:
+            raise ValueError(f"`eval_every={run.eval_every}` needs tasks to evaluate: give `held_out`")
+        options: dict[str, Any] = {"held_out": held_out, "on_start": on_start}
+        if run.dry_run or place.building:
+            return train(policy, tasks, recipe, run, **options)
+        if place.program is not None:
+            builder, players = partial(build, place.program), self.players()
+            return train_with_players(policy, tasks, recipe, run, builder, players, stopped=place.stopped, **options)
+        with self.engine(policy, run.out) as sampler:
+            return train(policy, tasks, recipe, run, sampler=sampler, **options)
