@@ -70,7 +70,10 @@ def mark_proportional(loss: Made) -> Made:
 
 
 def clipped(low: float = 0.2, high: float = 0.2, dual: float | None = None) -> Loss:
-    """PPO's clipped surrogate (arXiv:1707.06347, Eq. 7). `high > low` is DAPO's clip-higher; `dual` bounds it below."""
+    """PPO's clipped surrogate (arXiv:1707.06347, Eq. 7). `high > low` is DAPO's clip-higher.
+
+    `dual` bounds the cost of a bad decision (Dual-clip PPO, arXiv:1912.09729, Eq. 5).
+    """
     if dual is not None and dual <= 1:
         raise ValueError(f"clipped(dual={dual}): the dual clip must be above 1")
 

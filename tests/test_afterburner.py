@@ -26,7 +26,7 @@ from posttrain.data import Place
 from posttrain.lab.world.kata import Kata, Katas, performance_words, python, reply
 from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
 from posttrain.lab.world.words import Size, base
-from posttrain.run.checkpoint import stateful_parts
+from posttrain.run.memory import stateful_parts
 from posttrain.sandbox import CallResults, Outcome, Program, ReturnedValue, sandbox
 from posttrain.step import train_in_memory
 from posttrain.systems import afterburner

@@ -114,7 +114,7 @@ def test_each_source_has_its_reward_and_its_scale():
 
 
 def test_what_a_router_remembers_is_in_a_checkpoint():
-    from posttrain.run.checkpoint import stateful_parts
+    from posttrain.run.memory import stateful_parts
 
     router = Router({"math": TRUTH}, three.kind_of, {"math": "zscore"}, window=4)
     router(grouped("math", [0.0, 1.0, 5.0]))

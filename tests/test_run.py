@@ -292,7 +292,7 @@ def test_schedules():
 
 
 def test_what_a_recipe_remembers_is_found(make, tmp_path):
-    from posttrain.run.checkpoint import stateful_parts
+    from posttrain.run.memory import stateful_parts
 
     gae = Gae(Critic(make()))
     assert stateful_parts(pt.ppo(pt.each(digits), advantage=gae)) == {"recipe.advantage": gae}
@@ -313,6 +313,54 @@ def test_what_a_recipe_remembers_is_found(make, tmp_path):
     assert list(stateful_parts(wrapped).values()) == [inner], "found inside combinators"
     make().save(tmp_path / "base")
     assert stateful_parts(pt.grpo(pt.reward_model(str(tmp_path / "base")))) == {}, "a frozen reward model is not saved"
+
+
+CALLS = 0
+
+
+class Forgetful:
+    """A reward that counts, and has no state_dict."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, rollout):
+        self.seen += 1
+        return 0.0
+
+
+def forgetful_closure():
+    seen = 0
+
+    def reward(rollout):
+        nonlocal seen
+        seen += 1
+        return 0.0
+
+    return reward
+
+
+def forgetful_global(rollout):
+    global CALLS
+    CALLS += 1
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("make_reward", "name"), [(Forgetful, "seen"), (forgetful_closure, "seen"), (lambda: forgetful_global, "CALLS")]
+)
+def test_memory_that_no_checkpoint_holds_is_warned_of(make_reward, name, tmp_path, capsys):
+    run = pt.Run(tmp_path / "r", steps=2, tasks=1)
+    pt.train(Bandit([0.0, 0.0]), [task()], pt.grpo(pt.weighted(a=(1.0, pt.each(make_reward()))), samples=2), run)
+    said = capsys.readouterr().err
+    assert f".{name} has changed during the run, and checkpoints do not hold it" in said
+
+
+def test_a_reward_without_memory_is_not_warned_of(tmp_path, capsys):
+    known = {"answer": [1, 2]}
+    run = pt.Run(tmp_path / "r", steps=2, tasks=1)
+    pt.train(Bandit([0.0, 0.0]), [task()], pt.grpo(pt.each(lambda rollout: float(len(known))), samples=2), run)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_settings_of_a_recipe_are_compared_on_a_resume(make, tmp_path):

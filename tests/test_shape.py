@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import posttrain as pt
+from posttrain import systems
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "posttrain").rglob("*.py"))
@@ -343,3 +344,13 @@ def test_every_logged_metric_is_in_the_glossary(make, tmp_path, monkeypatch):
     plain = {next((family for start, family in families.items() if name.startswith(start)), name) for name in logged}
     assert plain <= glossary, f"not in docs/metrics.md: {sorted(plain - glossary)}"
     assert glossary <= plain, f"in docs/metrics.md, but logged by nothing: {sorted(glossary - plain)}"
+
+
+def test_the_index_tables_are_what_docstrings_say():
+    """After a change of docstrings: `posttrain list --write docs`."""
+    from posttrain.lab.index import citations, papers_table, systems_table, with_table
+
+    chosen = [systems.system(name) for name in systems.names()]
+    for page, table in (("systems.md", systems_table(chosen)), ("papers.md", papers_table(citations()))):
+        text = (ROOT / "docs" / page).read_text()
+        assert with_table(text, table) == text, page

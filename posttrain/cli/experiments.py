@@ -90,11 +90,18 @@ def stored_findings(chosen: Sequence[System], page: Path) -> tuple[dict[str, lis
     return findings, {one.name: minutes_of(sections[one.name]) for one in chosen}
 
 
-def list_systems() -> None:
-    """The published systems and the methods in this version."""
+def list_systems(write: str | None = None) -> None:
+    """The published systems and the methods in this version.
+
+    write  also make the index tables in systems.md and papers.md of this folder again, from docstrings
+    """
     from posttrain import systems
     from posttrain.cli.report import method_lines
 
+    if write:
+        from posttrain.lab.index import write_index
+
+        write_index(Path(write), [systems.system(name) for name in systems.names()])
     print("methods")
     for name, first in method_lines():
         print(f"  {name:18} {first}")

@@ -1,4 +1,4 @@
-"""A diffusion model as a policy: a reply is a picture, and every step of its denoising is one decision.
+"""A diffusion model as a policy: a reply is a picture, every step of its denoising a decision (DDPO, arXiv:2305.13301).
 
 What is asked is text: the last message of the user. Where the conversation already holds a picture that this policy
 made, that picture is first led back to noise under the same text (inversion), and the next one begins there and not at

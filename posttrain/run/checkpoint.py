@@ -7,9 +7,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -173,31 +171,3 @@ def allocate_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     optimizer.zero_grad()
-
-
-def stateful_parts(thing: Any, path: str = "recipe", seen: set[int] | None = None) -> dict[str, Stateful]:
-    """Every part of a recipe that remembers something, once, by its place: in fields, closures, mappings, sequences."""
-    seen = set() if seen is None else seen
-    if id(thing) in seen:
-        return {}
-    seen.add(id(thing))
-    if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
-        return {} if hasattr(thing, "version") else {path: thing}  # a model in a recipe (it counts its steps) is frozen
-    found: dict[str, Stateful] = {}
-    for name, value in named_components(thing).items():
-        found |= stateful_parts(value, f"{path}.{name}", seen)
-    return found
-
-
-def named_components(thing: Any) -> dict[str, Any]:
-    """What a part is made of, by name."""
-    if isinstance(thing, FunctionType) and thing.__closure__:
-        cells = zip(thing.__code__.co_freevars, thing.__closure__, strict=True)
-        return {name: cell.cell_contents for name, cell in cells}
-    if is_dataclass(thing) and not isinstance(thing, type):
-        return {f.name: getattr(thing, f.name) for f in fields(thing)}
-    if isinstance(thing, Mapping):
-        return {str(key): value for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return {str(i): value for i, value in enumerate(thing)}
-    return {}

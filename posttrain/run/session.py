@@ -26,8 +26,9 @@ from posttrain.evaluation import evaluate
 from posttrain.group import ScoredRollout
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
-from posttrain.run.checkpoint import Checkpoints, stateful_parts
+from posttrain.run.checkpoint import Checkpoints
 from posttrain.run.directory import Directory
+from posttrain.run.memory import Watch, stateful_parts
 from posttrain.run.progress import Progress, alarms
 from posttrain.run.settings import Run
 from posttrain.run.track import trackers
@@ -127,6 +128,7 @@ class Session:
         self.progress = Progress(
             self.run if ranks.is_primary() else replace(self.run, quiet=True), self.step
         ).__enter__()
+        self.watch = Watch(self.recipe)
         self.handler = signal.getsignal(signal.SIGINT)
         if in_main_thread():
             signal.signal(signal.SIGINT, self.interrupt)
@@ -216,6 +218,8 @@ class Session:
         return metrics | {"seconds_sync": time.perf_counter() - clock}
 
     def save(self) -> None:
+        for warning in self.watch.warnings():
+            self.progress.say(f"warning: {warning}")
         self.checkpoints.save(self.step, self.policy, self.optimizer, self.stateful_parts())
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
