@@ -33,9 +33,11 @@ from posttrain.serve import scorer
 from posttrain.serve.scorer import Kind, Listener, Service, kind_at
 from posttrain.serve.wire import as_tensor, as_text
 from posttrain.systems.q_rm.model import QModel
-from posttrain.systems.q_rm.serving import Q_MODEL, q_values
+from posttrain.systems.q_rm.serving import SCORER as Q_MODEL
+from posttrain.systems.q_rm.serving import q_values
 from posttrain.systems.tomap.predictor import Hashed, Predictor
-from posttrain.systems.tomap.serving import PREDICTOR, predictor_of
+from posttrain.systems.tomap.serving import SCORER as PREDICTOR
+from posttrain.systems.tomap.serving import predictor_of
 
 pytestmark = pytest.mark.xdist_group("processes")  # one after another: some start several processes
 HERE = Path(__file__).parent
@@ -229,7 +231,7 @@ def test_another_process_finds_the_kind_by_its_place(kind):
 
 @pytest.mark.slow
 def test_posttrain_serve_is_a_server_for_reward_models(judge, group):
-    words = ["serve", "--reward-model", str(judge), "--port", "0", "--device", "cpu"]
+    words = ["serve", "--scorer", f"reward-model={judge}", "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(
         [sys.executable, "-m", "posttrain", *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
@@ -256,7 +258,9 @@ def test_what_is_no_such_server_is_said(judge, monkeypatch):
     model = pt.reward_model(str(judge), device="cpu")
     with (
         listening(REWARD_MODEL, judge, model) as address,
-        pytest.raises(ValueError, match="is no server of a predictor: start one by posttrain serve --predictor FOLDER"),
+        pytest.raises(
+            ValueError, match="is no server of a predictor: start one by posttrain serve --scorer NAME=FOLDER"
+        ),
     ):
         predictor_of(f"{address}/v1")
 
@@ -264,9 +268,13 @@ def test_what_is_no_such_server_is_said(judge, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--reward-model", "a", "--q-model", "b"], "--reward-model and --q-model: one server, one model"),
-        (["--predictor", "a", "--trainable"], "--trainable is of a model that samples, and --predictor only scores"),
-        (["--q-model", "nowhere"], "holds no q_model.json"),
+        (["--scorer", "runs/rm"], "--scorer runs/rm: write KIND=FOLDER, such as reward-model=runs/rm/model"),
+        (
+            ["--scorer", "q-rn=a"],
+            "--scorer q-rn: unknown, the choices are reward-model, q-rm, tomap; did you mean q-rm?",
+        ),
+        (["--scorer", "tomap=a", "--trainable"], "of a model that samples, and --scorer tomap=a only scores"),
+        (["--scorer", "q-rm=nowhere"], "holds no q_model.json"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message, capsys):

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.cli.options import ModelOptions
-
-SCORERS = {
-    "reward_model": "posttrain.policy.scoring:REWARD_MODEL",
-    "q_model": "posttrain.systems.q_rm.serving:Q_MODEL",
-    "predictor": "posttrain.systems.tomap.serving:PREDICTOR",
-}
+from posttrain.cli.options import ModelOptions, check_choice
 
 
 def serve(
@@ -21,9 +15,7 @@ def serve(
     name: str | None = None,
     record: str | None = None,
     trainable: bool = False,
-    reward_model: str | None = None,
-    q_model: str | None = None,
-    predictor: str | None = None,
+    scorer: str | None = None,
 ) -> None:
     """Serve a model behind OpenAI's interface and record the episodes of its agents; or serve a model that scores.
 
@@ -33,15 +25,13 @@ def serve(
     record     append every reply, with its tokens and log-probabilities, to this JSON lines file
                (posttrain.read_episodes)
     trainable  let a learner load weights (posttrain train --sampler http://...): whoever reaches the port can do so
-    reward_model  serve the scores of this reward model (folder or Hub id) instead, wherever a run names a reward model
-    q_model    serve the token values of this Q-model (folder) instead
-    predictor  serve the attitudes of this predictor (folder) instead
+    scorer     serve a model that scores instead, KIND=FOLDER: a reward-model (folder or Hub id), or what a system has:
+               the Q model of q-rm, the predictor of tomap, or ./my_paper.py
     """
     from posttrain.serve.listen import listen
 
-    scoring = {name: one for name, one in zip(SCORERS, (reward_model, q_model, predictor), strict=True) if one}
-    if scoring:
-        serve_scores(scoring, model, host, port, {"name": name, "record": record, "trainable": trainable})
+    if scorer:
+        serve_scores(scorer, model, host, port, {"name": name, "record": record, "trainable": trainable})
         return
 
     listen(
@@ -54,19 +44,34 @@ def serve(
     )
 
 
-def serve_scores(scoring: dict[str, str], model: ModelOptions, host: str, port: int, other: dict[str, Any]) -> None:
-    """Raises ValueError for more than one model, and for options of the other server."""
-    from posttrain.serve.scorer import kind_at, listen
+def serve_scores(scorer: str, model: ModelOptions, host: str, port: int, other: dict[str, Any]) -> None:
+    """Raises ValueError for a kind that nobody has, and for options of the other server."""
+    from posttrain.serve.scorer import listen
 
-    (kind, place), *more = scoring.items()
-    if more:
-        raise ValueError(f"`{kind}` and `{more[0][0]}`: one server, one model; start another for the other")
     if given := [name for name, value in other.items() if value]:
-        raise ValueError(f"`{given[0]}` is of a model that samples, and `{kind}` only scores: leave it out")
+        raise ValueError(f"`{given[0]}` is of a model that samples, and `scorer={scorer}` only scores: leave it out")
+    kind, sign, folder = scorer.partition("=")
+    if not sign or not folder:
+        raise ValueError(f"`scorer={scorer}`: write KIND=FOLDER, such as reward-model=runs/rm/model")
     options: dict[str, Any] = {"device": model.device}
-    if kind == "reward_model":
+    if kind == "reward-model":
         options["template"] = model.template
-    listen(kind_at(SCORERS[kind]), place, host=host, port=port, **options)
+    listen(scorer_kind(kind), folder, host=host, port=port, **options)
+
+
+def scorer_kind(kind: str) -> Any:
+    """Raises ValueError naming those that there are."""
+    from posttrain import systems
+    from posttrain.policy.scoring import REWARD_MODEL
+
+    if kind == "reward-model":
+        return REWARD_MODEL
+    known = [one.name for one in systems.every() if one.scorer is not None]
+    if kind.endswith(".py") or kind.replace("_", "-") in known:
+        if found := systems.system(kind, "scorer").scorer:
+            return found
+        raise ValueError(f"`scorer={kind}`: the file has no SCORER")
+    check_choice(kind, ["reward-model", *known], "scorer")
 
 
 def schedule(

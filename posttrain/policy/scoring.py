@@ -50,7 +50,7 @@ REWARD_MODEL: Kind[Reward] = Kind(
 def reward_of(name: str, *, device: str | None = None, template: str | None = None) -> Reward:
     """The reward of a reward model, which exists once for all ranks and players of a run.
 
-    name      a folder, a Hub id, or the address of a server (posttrain serve --reward-model FOLDER)
+    name      a folder, a Hub id, or the address of a server (posttrain serve --scorer reward-model=FOLDER)
     device    where it runs, in whichever process that is; the best one there if not given
     template  its chat template, as of `pt.text`
     In a single process it is `pt.reward_model(name)`. Raises ValueError when it cannot be loaded, or the address serves

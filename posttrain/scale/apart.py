@@ -3,7 +3,7 @@
     one process                  the model is in it
     several ranks (torchrun)     the primary rank starts one process with the model; all ranks ask it
     a Ray cluster                the first learner does; learners and players ask it
-    an address                   whatever runs it: posttrain serve --reward-model FOLDER
+    an address                   whatever runs it: posttrain serve --scorer reward-model=FOLDER
 
 A copy on every rank or player would take their memory as many times over. The process speaks the protocol of the
 server, so there is one client and one thing to test. It ends with the process that started it.

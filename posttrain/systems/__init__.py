@@ -64,6 +64,11 @@ class System:
         return self.find("SMOKE", "lab")
 
     @property
+    def scorer(self) -> Any:
+        """Its model that scores for others (`posttrain.serve.scorer.Kind`), which `posttrain serve` can serve."""
+        return self.find("SCORER", "serving")
+
+    @property
     def picture(self) -> str | None:
         """The measure of its picture, if it names one."""
         return self.find("PICTURE", "lab")

@@ -173,7 +173,7 @@ def learn(
     weights       of a group's replies: equal, or their probabilities under the initial policy (the paper's), or the
                   mean log-probability per token of these, for long replies
     reward_model  a sequence classifier that grades in place of `grade`: a Hub id, a folder, or the address of a server
-                  (posttrain serve --reward-model FOLDER)
+                  (posttrain serve --scorer reward-model=FOLDER)
     low           least reward
     high          greatest reward
     kl            weight of the divergence from the model it starts from; 0 leaves it out

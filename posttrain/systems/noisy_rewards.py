@@ -206,7 +206,7 @@ def learn(
               calibrated
     share     probability of a flip, for the kind flips
     judge     for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward: a Hub
-              id, a folder, or the address of a server (posttrain serve --reward-model FOLDER)
+              id, a folder, or the address of a server (posttrain serve --scorer reward-model=FOLDER)
     samples   samples of a task
     held_out  data of tasks that are only evaluated, by the grader itself: FILE, or NAME=FILE
     """

@@ -57,9 +57,9 @@ def operations(model: QModel) -> Mapping[str, Operation]:
     return {"values": values}
 
 
-Q_MODEL: Kind[TokenValues] = Kind(
+SCORER: Kind[TokenValues] = Kind(
     "Q model",
-    "posttrain.systems.q_rm.serving:Q_MODEL",
+    "posttrain.systems.q_rm.serving:SCORER",
     QModel.load,
     lambda model: {"vocabulary": model.policy.chat.fingerprint},
     operations,
@@ -72,4 +72,4 @@ def q_values(name: str, *, device: str | None = None) -> TokenValues:
 
     Raises ValueError when it cannot be loaded, or the address serves something else; ServerError when nobody answers.
     """
-    return reach(Q_MODEL, name, device=device)
+    return reach(SCORER, name, device=device)

@@ -41,9 +41,9 @@ def operations(model: Predictor) -> Mapping[str, Operation]:
     return {"levels": levels, "probabilities": probabilities}
 
 
-PREDICTOR: Kind[pt.Sampler] = Kind(
+SCORER: Kind[pt.Sampler] = Kind(
     "predictor",
-    "posttrain.systems.tomap.serving:PREDICTOR",
+    "posttrain.systems.tomap.serving:SCORER",
     load_predictor,
     lambda model: {},
     operations,
@@ -56,4 +56,4 @@ def predictor_of(name: str, *, device: str | None = None) -> pt.Sampler:
 
     Raises ValueError when it cannot be loaded, or the address serves something else; ServerError when nobody answers.
     """
-    return reach(PREDICTOR, name, device=device)
+    return reach(SCORER, name, device=device)

@@ -42,7 +42,7 @@ class TalkOptions:
     """rl: nothing is shown; lite: counterclaims; full: and Bob's agreement with each as predicted; white: as he says;
     black_random: guessed; black_max: always the most."""
     predictor: str | None = None
-    """Setting full: the folder of stage predictor, or a server of it (posttrain serve --predictor FOLDER)."""
+    """Setting full: the folder of stage predictor, or a server of it (posttrain serve --scorer tomap=FOLDER)."""
     turns: int = 3
     """Turns of each in a dialogue."""
     count: int = 3
