@@ -7,7 +7,7 @@ tokens, its end token included, in nats.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posttrain import ranks
 from posttrain.core import Metrics, Row
 from posttrain.data import Pair
 from posttrain.descent import descend
@@ -224,13 +225,9 @@ def prefer(
     def metrics(found: PairScores) -> Metrics:
         return {"loss": loss(found).mean().item(), **preference_metrics(found)}
 
-    @torch.no_grad()
-    def measure(some: Sequence[Pair]) -> Metrics:
-        pieces, score = scoring(some)
-        return metrics(concatenate_detached([score(piece) for piece in pieces]))
-
     options: dict[str, Any] = {"settings": {"loss": loss}, "reference": reference}
-    with Session(run, policy, pairs, kind="prefer", held_out=held_out, measure=measure, **options) as session:
+    options |= {"held_out": held_out, "measure": lambda some: metrics(detached_scores(*scoring(some)))}
+    with Session(run, policy, pairs, kind="prefer", **options) as session:
         for _ in session:
             batch: list[Pair] = session.source.take(run.tasks)
             session.optimizer.zero_grad()
@@ -261,26 +258,50 @@ def accumulate_pairs(
 ) -> PairScores:
     """Add the gradient of the loss's mean over all pairs of a step; returns them judged, without gradients.
 
-    Pieces change memory, never the gradient: for a loss that looks at all pairs (`mark_coupled`) they are judged twice,
-    once to know what the loss makes of each, and once more to carry that back.
+    Pieces change memory, never the gradient, and ranks share them: for a loss that looks at all pairs (`mark_coupled`)
+    they are judged twice, once to know what the loss makes of each, and once more to carry that back.
     """
     total = sum(map(len, pieces))
+    mine = ranks.padded_share(list(enumerate(pieces)))
     if len(pieces) == 1 or not whole:
-        done = []
-        for piece in pieces:
+        done = {}
+        for (number, piece), counts in mine:
             found = score(piece)
-            (loss(found).mean() * len(piece) / total).backward()
-            done.append(concatenate_detached([found]))
-        return concatenate_detached(done)
-    with torch.no_grad():
-        found = concatenate_detached([score(piece) for piece in pieces])
+            (loss(found).mean() * len(piece) / total * float(counts)).backward()
+            if counts:
+                done[number] = concatenate_detached([found])
+        return gathered(done)
+    found = detached_scores(pieces, score)
     chosen, rejected = found.chosen.requires_grad_(), found.rejected.requires_grad_()
     wanted = torch.autograd.grad(loss(found).mean(), (chosen, rejected))
     sizes = [len(piece) for piece in pieces]
-    for piece, good, bad in zip(pieces, *(gradient.split(sizes) for gradient in wanted), strict=True):
+    parts = list(zip(*(gradient.split(sizes) for gradient in wanted), strict=True))
+    for (number, piece), counts in mine:
         again = score(piece)
-        torch.autograd.backward((again.chosen, again.rejected), (good, bad))
+        torch.autograd.backward((again.chosen, again.rejected), [part * float(counts) for part in parts[number]])
     return concatenate_detached([found])
+
+
+@torch.no_grad()
+def detached_scores(pieces: Sequence[list[Any]], score: Callable[[list[Any]], PairScores]) -> PairScores:
+    """All pieces judged, without gradients; ranks share them."""
+    mine = ranks.padded_share(list(enumerate(pieces)))
+    scored = [(number, score(piece), counts) for (number, piece), counts in mine]
+    return gathered({number: found for number, found, counts in scored if counts})
+
+
+def gathered(mine: Mapping[int, PairScores]) -> PairScores:
+    """The pieces of all ranks, in their order, as one."""
+    device = next(iter(mine.values())).chosen.device if mine else None
+    shared = mine if ranks.world() == 1 else {number: on_device(one, "cpu") for number, one in mine.items()}
+    found = {number: one for part in ranks.all_gather(shared, "for scores of pairs") for number, one in part.items()}
+    whole = concatenate_detached([found[number] for number in sorted(found)])
+    return whole if device is None else on_device(whole, device)
+
+
+def on_device(scores: PairScores, device: torch.device | str) -> PairScores:
+    values = {one.name: getattr(scores, one.name) for one in fields(scores)}
+    return PairScores(**{name: None if value is None else value.to(device) for name, value in values.items()})
 
 
 def concatenate_detached(parts: Sequence[PairScores]) -> PairScores:
@@ -307,7 +328,12 @@ def preference_metrics(pairs: PairScores) -> Metrics:
 
 
 def pair_batches(policy: TextPolicy, pairs: Sequence[Pair], tokens: int) -> list[list[Pair]]:
-    """Pairs in bins whose rows fit `tokens` together."""
+    """Pairs in bins whose rows fit `tokens` together; on several ranks a bin for each, where there are as many."""
     both = [[row(policy, pair, text) for text in (pair.chosen, pair.rejected)] for pair in pairs]
-    sized = split_to_size(range(len(pairs)), lambda piece: policy.size([one for i in piece for one in both[i]]), tokens)
-    return [[pairs[i] for i in piece] for piece in sized]
+
+    def size(piece: Sequence[int]) -> int:
+        return policy.size([one for i in piece for one in both[i]])
+
+    if ranks.world() > 1:
+        tokens = min(tokens, max(size(range(len(pairs))) // ranks.world(), 1))
+    return [[pairs[i] for i in piece] for piece in split_to_size(range(len(pairs)), size, tokens)]

@@ -13,7 +13,7 @@ from posttrain.core import Metrics
 from posttrain.data import Pair
 from posttrain.descent import descend
 from posttrain.policy.value import RewardModel
-from posttrain.preference import PairScores, accumulate_pairs, check_lengths, concatenate_detached, is_coupled
+from posttrain.preference import PairScores, accumulate_pairs, check_lengths, detached_scores, is_coupled
 from posttrain.row import split_to_size
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
@@ -53,10 +53,8 @@ def train_reward_model(
 
     check_lengths(size, model.context, pairs, held_out)
 
-    @torch.no_grad()
     def measure(some: Sequence[Pair]) -> Metrics:
-        pieces, score = scoring(model, some, run.micro_tokens)
-        return reward_metrics(concatenate_detached([score(piece) for piece in pieces]), loss)
+        return reward_metrics(detached_scores(*scoring(model, some, run.micro_tokens)), loss)
 
     policy: Any = model
     settings = {"loss": loss}

@@ -16,6 +16,7 @@ from posttrain.policy.load import add_adapter
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.scale.shards import shard
 from posttrain.systems.entropy import kl_cov
+from posttrain.systems.reward_fairness import margin_loss, pair_loss
 
 LOSSES = {
     "clipped": (pt.clipped(), pt.token_mean),
@@ -84,11 +85,26 @@ def run(kind: str, out: Path, steps: int, resume: bool) -> None:
     pt.train(policy, [task(str(i)) for i in range(7)], recipe, settings, held_out=[task("held")])
 
 
+PAIR_LOSSES = {"dpo": pt.dpo(), "coupled": pair_loss(margin_loss("coefficient")), "kto": pt.kto()}
+
+
+def prefer(out: Path) -> None:
+    """A run of every loss on pairs of unequal length, in micro-batches; two held-out sets."""
+    pairs = [pt.Pair((pt.user(f"q {i}"),), f"{i} " * (1 + i % 3), f"{7 - i}") for i in range(7)]
+    for name, loss in PAIR_LOSSES.items():
+        policy = made("plain")
+        settings = pt.Run(out / name, steps=3, tasks=5, lr=1e-2, micro_tokens=64, quiet=True)
+        sets = {"a": pairs[:3], "b": pairs[3:]}
+        pt.prefer(policy, pairs, loss, settings, reference=policy.frozen_copy(), held_out=sets)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, kind, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     with ranks.process_group():
         if what == "gradients":
             gradients(kind, place)
+        elif what == "prefer":
+            prefer(place)
         else:
             run(kind, place, int(sys.argv[4]), resume="--resume" in sys.argv)

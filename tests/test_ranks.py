@@ -66,6 +66,18 @@ def test_a_run_on_two_ranks_and_its_resumption(tmp_path):
     assert len(list(shards.glob("*.distcp"))) == 2, "each rank writes its own"
 
 
+@pytest.mark.slow
+def test_pairs_are_shared_by_ranks(tmp_path):
+    """The metrics of every step and of held-out pairs are those of one rank."""
+    for world in (1, 2):
+        ran(world, "prefer", "plain", str(tmp_path / str(world)))
+    for loss in ("dpo", "coupled", "kto"):
+        for one, two in zip(*(pt.read_metrics(tmp_path / world / loss) for world in "12"), strict=True):
+            for name in one.keys() - {"seconds"}:
+                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (loss, name)
+        assert {"held_out/a/accuracy", "held_out/b/loss"} <= pt.read_metrics(tmp_path / "2" / loss)[-1].keys()
+
+
 def test_a_process_that_is_alone_exchanges_nothing():
     assert (ranks.world(), ranks.rank(), ranks.is_primary()) == (1, 0, True)
     assert list(ranks.share(range(5))) == list(range(5))

@@ -63,6 +63,11 @@ class ScaleOptions:
             if sees_pictures(checkpoint_path(model)):
                 raise ValueError(f"`sampler={self.sampler}`: a policy that sees pictures samples itself, leave it out")
 
+    def refuse_sampler(self) -> None:
+        """Raises ValueError for a sampler, where a stage only learns."""
+        if self.sampler is not None:
+            raise ValueError(f"`sampler={self.sampler}`: nothing is sampled here, leave it out")
+
     def engine_options(self) -> dict[str, Any]:
         """Raises ValueError for one without a value."""
         pairs = [pair.partition("=") for pair in (self.sampler_options or "").split(",") if pair]

@@ -204,6 +204,7 @@ def sft(
     """
     from posttrain.supervised import sft
 
+    scale.refuse_sampler()
     return sft(model.policy(), shown.demonstrations(), run, held_out=shown.tests(held_out))
 
 
@@ -211,6 +212,7 @@ def prefer(
     pairs: PairOptions,
     run: Run,
     model: ModelOptions = ModelOptions(),
+    scale: ScaleOptions = ScaleOptions(),
     loss: PairLossName = "dpo",
     beta: float | None = None,
     held_out: tuple[str, ...] = (),
@@ -223,6 +225,7 @@ def prefer(
     """
     from posttrain import preference
 
+    scale.refuse_sampler()
     known, tests = pairs.pairs(), pairs.tests(held_out)
     if loss == "reward-model":
         from posttrain.policy.value import reward_model

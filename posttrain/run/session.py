@@ -97,7 +97,7 @@ class Session:
         policy.check([item for item in [*self.tests, *self.source.items] if isinstance(item, Task)])
         self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
         if not run.dry_run:
-            distribute(policy, recipe)
+            distribute(policy, recipe, reference)
         parameters = list(policy.parameters())
         self.optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=run.weight_decay, fused=True)
         if run.dry_run:

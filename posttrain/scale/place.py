@@ -44,7 +44,7 @@ class Built(Exception):
         self.policy, self.recipe = policy, recipe
 
 
-def distribute(policy: Policy, recipe: Recipe | None = None) -> None:
+def distribute(policy: Policy, recipe: Recipe | None = None, reference: Policy | None = None) -> None:
     """Prepare the policy to learn in this process; the first thing that `Session` does.
 
     Call it before that, once reference and critic are made, where the program samples from the policy before it
@@ -62,7 +62,7 @@ def distribute(policy: Policy, recipe: Recipe | None = None) -> None:
         )
     if not policy.shards:
         shard(policy)
-    reference = recipe.reference if recipe else None
+    reference = recipe.reference if recipe else reference
     if isinstance(reference, TextPolicy) and not reference.shards:
         reference.model.to(policy.device)
 

@@ -94,7 +94,7 @@ def pair_loss(loss: MarginLoss, beta: float = 0.1) -> pt.PairLoss:
 
 TINY_ALPHA, TINY_GAMMA = 1.0, 2.0
 SCORED, COMPARED = 64, 8  # pairs in one pass of a reward model, and of a policy with its reference
-DISTRIBUTION = "learning from pairs is not distributed"
+DISTRIBUTION = "a reward model is not sharded"
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def learn(
     return session
 
 
-@pt.one_process(DISTRIBUTION)
 def learn_policy(
     data: pt.PairOptions,
     fair: FairnessOptions,
     model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
     run: pt.Run = pt.Run(
         "runs/fair-policy", steps=300, tasks=512, lr=5e-6, warmup=150, schedule="cosine", max_norm=5.0
     ),
@@ -171,6 +171,7 @@ def learn_policy(
     beta      of DPO
     held_out  pairs with the same columns that are only evaluated: FILE, or NAME=FILE
     """
+    scale.refuse_sampler()
     pairs, tests, policy = data.pairs(fair.category), data.tests(held_out, fair.category), model.policy()
     reference, loss = policy.frozen_copy(), pair_loss(fair.loss(), beta)
     session = pt.prefer(policy, pairs, loss, run, reference=reference, held_out=tests)

@@ -145,15 +145,16 @@ def learn_solutions(
     best      solutions of each problem and metric that are learned
     held_out  problems of the same form, of whose best solutions the loss is only measured: FILE, or NAME=FILE
     """
+    scale.refuse_sampler()
     pt.at_least(1, best=best)
     tests = {name: demonstrations(some, best) for name, some in source.tests(held_out).items()}
     return pt.sft(model.policy(), demonstrations(source.problems(), best), run, held_out=tests)
 
 
-@pt.one_process("the loss of pairs is not divided among ranks")
 def learn_pairs(
     source: ProblemOptions,
     model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
     run: pt.Run = pt.Run("runs/afterburner-dpo", steps=100, tasks=32, lr=1e-6),
     pairs_each: int = 48,
     least: int = 48,
@@ -167,6 +168,7 @@ def learn_pairs(
     beta        how close the policy stays to the model it starts from
     held_out    problems of the same form, on whose pairs the accuracy is only measured: FILE, or NAME=FILE
     """
+    scale.refuse_sampler()
     pt.at_least(1, pairs_each=pairs_each, least=least)
     preferred = pairs(source.problems(), pairs_each, least, run.seed)
     tests = {name: pairs(some, pairs_each, least, run.seed) for name, some in source.tests(held_out).items()}

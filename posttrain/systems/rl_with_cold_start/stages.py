@@ -139,6 +139,7 @@ def learn(
     tower     train the vision tower too
     held_out  chains whose loss is only measured: FILE, or NAME=FILE
     """
+    scale.refuse_sampler()
     shown = replace(shown, system=shown.system or SYSTEM)
     found, tests = shown.demonstrations(), shown.tests(held_out)
     policy = (model.with_pixel_limits(None, MOST_PIXELS) if shown.image else model).policy()
