@@ -14,6 +14,7 @@ from posttrain.loss import Total, clipped, loss_parts, token_mean, total
 
 
 def always(_: object) -> bool:
+    """Every row, or every group."""
     return True
 
 

@@ -261,14 +261,15 @@ def test_pieces_are_those_of_one_go_and_are_made_once(make, tmp_path, monkeypatc
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(checkpoint, questions, tmp_path, capsys, monkeypatch):
     """Stopped while it collects, then while it decodes: nothing is done again, and the gate is that of one go."""
-    from posttrain.systems.actlcd import stages
+    from posttrain.systems.actlcd import comparison, stages
 
     common = ["run", "actlcd", "--scale", "full", "--model", checkpoint, "--data", questions, "--max-new", "6"]
     common += ["--reward", "grader", "--grade", "number", "--samples", "2", "--held-out", questions]
     common += ["--steps", "6", "--tasks", "8", "--quiet"]
     monkeypatch.setattr(collecting, "AT_ONCE", 2)
     main([*common, "--out", str(tmp_path / "whole")])
-    plain, asked = {name: getattr(stages, name) for name in ("graded_sequences", "evaluate")}, Counter()
+    places = {"graded_sequences": stages, "rate": comparison}  # `rate` is asked once for each row of the table
+    plain, asked = {name: getattr(place, name) for name, place in places.items()}, Counter()
 
     def stopping(name, after):
         def stops(*args, **options):
@@ -278,7 +279,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(checkpoint, questions, tmp_
             return plain[name](*args, **options)
 
         asked[name] = 0
-        monkeypatch.setattr(stages, name, stops)
+        monkeypatch.setattr(places[name], name, stops)
 
     out = tmp_path / "run"
     stopping("graded_sequences", 1)
@@ -291,15 +292,15 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(checkpoint, questions, tmp_
     ]
     monkeypatch.setattr(stages, "read_along", lambda *_, **__: pytest.fail("it was read already"))
     stopping("graded_sequences", 9)
-    stopping("evaluate", 3)
+    stopping("rate", 3)
     with pytest.raises(SystemExit):
         main([*common, "--out", str(out), "--resume"])
     known = json.loads((out / "decoding.json").read_text())
     assert "the rows so far are in" in capsys.readouterr().err
     assert list(known) == ["greedy, penalty 1", "greedy, penalty 1.2", "DoLa, penalty 1"]
-    stopping("evaluate", 3)
+    stopping("rate", 3)
     main([*common, "--out", str(out), "--resume"])
-    assert asked == {"graded_sequences": 1, "evaluate": 3}
+    assert asked == {"graded_sequences": 1, "rate": 3}
     for file in ("decoding.json", "model/model.safetensors"):
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     with pytest.raises(SystemExit):

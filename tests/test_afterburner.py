@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
-from posttrain import tiny
+from posttrain import group, tiny
 from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failure, Invalid, Score
 from posttrain.data import Place
@@ -229,7 +229,7 @@ def test_a_sandbox_that_fails_is_not_the_code_s_fault(monkeypatch, box):
     def broken(*arguments):
         raise RuntimeError("the sandbox's process has died twice")
 
-    monkeypatch.setattr("posttrain.sandbox.run_calls", broken)
+    monkeypatch.setattr("posttrain.systems.afterburner.measurement.run_calls", broken)
     bench = Bench(box)
     [found] = bench([(KATA, FAST)])
     assert isinstance(found, Invalid)
@@ -253,7 +253,7 @@ def test_the_least_of_several_laps_counts_and_they_must_agree(monkeypatch, box):
     names: dict = {}
     exec(python("pairs", FAST), names)
     right = names["solve"](*KATA.calls(FAST).arguments[0])
-    monkeypatch.setattr("posttrain.sandbox.run_calls", called)
+    monkeypatch.setattr("posttrain.systems.afterburner.measurement.run_calls", called)
     values = [right, right]
     assert Bench(box, repeats=2, laps=3)([(KATA, FAST)]) == [Performance(True, 0.1, 7.0)]
     values = [right, right + 1]
@@ -784,7 +784,7 @@ def test_what_cannot_be_evaluated_is_said_before_any_work(
     def play(*_, **__):
         raise AssertionError("an episode was played")
 
-    monkeypatch.setattr(evaluation, "play_and_grade", play)
+    monkeypatch.setattr("posttrain.group.play_and_grade", play)
     broken = tmp_path / "broken.jsonl"
     record = json.loads(Path(katas_file).read_text().splitlines()[0])
     broken.write_text(json.dumps(record | {"test_case_evaluator": "1 / 0"}))
@@ -802,7 +802,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked
     katas_file, checkpoint, tmp_path, capsys, monkeypatch
 ):
     out, batches = tmp_path / "run", []
-    play, measure = evaluation.play_and_grade, evaluation.curve
+    play, measure = group.play_and_grade, evaluation.curve
 
     def play_two(tasks, *rest):
         batches.append([task.key for task in tasks])
@@ -810,7 +810,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped_and_replaces_nothing_unasked
             raise Interrupted
         return play(tasks, *rest)
 
-    monkeypatch.setattr(evaluation, "play_and_grade", play_two)
+    monkeypatch.setattr("posttrain.group.play_and_grade", play_two)
     with pytest.raises(Interrupted):
         evaluated(katas_file, checkpoint, out)
     assert len(list(pt.read_rollouts(out))) == 4

@@ -258,9 +258,7 @@ def test_what_is_no_such_server_is_said(judge, monkeypatch):
     model = pt.reward_model(str(judge), device="cpu")
     with (
         listening(REWARD_MODEL, judge, model) as address,
-        pytest.raises(
-            ValueError, match="is no server of a predictor: start one by posttrain serve --scorer NAME=FOLDER"
-        ),
+        pytest.raises(ValueError, match="is no server of a predictor: posttrain serve starts one"),
     ):
         predictor_of(f"{address}/v1")
 

@@ -94,6 +94,7 @@ PROGRAMS = (
     "scale",
     "run/directory.py",
     "serve/process.py",
+    "lab/index.py",
 )  # these hold whole commands
 
 

@@ -304,12 +304,14 @@ def file_hash(path: str | Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: the file is written beside, then renamed."""
     scratch = path.with_suffix(".writing")
     scratch.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(scratch, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError naming the file when it is not JSON."""
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:

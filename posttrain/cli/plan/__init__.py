@@ -22,7 +22,7 @@ from posttrain.episode import single_turn
 from posttrain.policy.load import choose_device
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
-from posttrain.run.checkpoint import named_components
+from posttrain.run.memory import components
 
 if TYPE_CHECKING:
     from posttrain.recipe import Recipe
@@ -152,10 +152,10 @@ def made_of(thing: Any) -> list[Any]:
     if isinstance(thing, MethodType):
         return [thing.__self__]
     if isinstance(thing, FunctionType):
-        return list(named_components(thing).values())
+        return list(components(thing).values())
     if type(thing).__module__.partition(".")[0] in FOREIGN:
         return []
-    parts = list(named_components(thing).values()) or list(getattr(thing, "__dict__", {}).values())
+    parts = list(components(thing).values()) or list(getattr(thing, "__dict__", {}).values())
     return parts if len(parts) <= MOST_HELD else []
 
 
