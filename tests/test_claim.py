@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,16 @@ from posttrain import systems
 from posttrain.cli import main
 from posttrain.lab import arms as laboratory
 from posttrain.lab.arms import Job, Notebook, run_all, run_job
-from posttrain.lab.claim import SHARE, Claim, as_json, as_table, paired_interval, stored_finding, student_quantile
+from posttrain.lab.claim import (
+    SHARE,
+    Claim,
+    as_json,
+    as_table,
+    claims,
+    paired_interval,
+    stored_finding,
+    student_quantile,
+)
 from posttrain.lab.picture import dots, ticks
 
 NAMES = [one.name for one in systems.every()]
@@ -228,13 +238,68 @@ SLOW = {  # more than about eight seconds of a core for all arms together
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES])
-def test_every_arm_of_a_system_runs_quickly_and_has_what_claims_compare(name):
-    """The arms of `posttrain claims --quick`, in this process."""
+def test_claims_are_read_as_they_are_written():
+    text = """
+        KL-Cov beats GRPO
+            paper: 7B average 40.6 against 38.6
+            accuracy: kl_cov > grpo
+        a second look costs no accuracy
+            ours: nobody measured it; here within 0.05,
+            over all questions
+            accuracy in [0, 1]: SFT + RL, twice > SFT + RL - 0.05
+        it takes fewer tokens, by at least ten
+            paper: Fig. 3
+            tokens: auto < all tokens: slow - 10
+        it may take a few more
+            paper: Fig. 3
+            tokens: auto < slow + 10
+        the law holds
+            paper: Eq. 6
+            law R2: grpo > 0.4 + 0.1
+    """
+    nobody = "nobody measured it; here within 0.05, over all questions"
+    assert claims(text) == (
+        Claim("KL-Cov beats GRPO", "7B average 40.6 against 38.6", "accuracy", "kl_cov", "grpo"),
+        Claim(
+            *("a second look costs no accuracy", nobody, "accuracy", "SFT + RL, twice", "SFT + RL"),
+            margin=0.05,
+            control=True,
+            bounds=SHARE,
+        ),
+        Claim(
+            *("it takes fewer tokens, by at least ten", "Fig. 3", "tokens", "auto", "slow"),
+            against="all tokens",
+            larger=False,
+            margin=-10.0,
+        ),
+        Claim("it may take a few more", "Fig. 3", "tokens", "auto", "slow", larger=False, margin=10.0),
+        Claim("the law holds", "Eq. 6", "law R2", "grpo", 0.4, margin=-0.1),
+    )
+    for wrong in ("it is so\n  Table 1\n  accuracy: a > b", "it is so\n  paper: Table 1\n  accuracy: a beats b"):
+        with pytest.raises(ValueError, match=r"the claim 'it is so': below it stand `paper: WHAT IT SAYS`"):
+            claims(wrong)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_claims_compare_arms_that_there_are(name):
     system = systems.system(name)
-    found = {arm: {0: run_job(Job(name, arm, 0, quick=True))} for arm in system.arms}
-    for claim in system.claims:
-        assert math.isfinite(claim.finding(found, [0]).difference()[0]), claim.name
+    assert {arm for claim in system.claims for arm in claim.arms} <= set(system.arms)
+
+
+def every_arm() -> Iterator[Any]:
+    for name in NAMES:
+        for arm in systems.system(name).arms:
+            yield pytest.param(name, arm, id=f"{name} {arm}", marks=pytest.mark.slow if name in SLOW else ())
+
+
+@pytest.mark.parametrize(("name", "arm"), every_arm())
+def test_every_arm_runs_quickly_and_has_what_claims_compare(name, arm):
+    """As by `posttrain claims --quick`, in this process."""
+    found = run_job(Job(name, arm, 0, quick=True))["measures"]
+    for claim in systems.system(name).claims:
+        wanted = [claim.measure] if claim.better == arm else []
+        wanted += [claim.against or claim.measure] if claim.baseline == arm else []
+        assert all(math.isfinite(found[measure]) for measure in wanted), claim.name
 
 
 @pytest.mark.slow

@@ -192,3 +192,40 @@ def test_every_preference_loss_trains(name, make, tmp_path):
     assert last["loss"] < first["loss"]
     assert last["logp_chosen"] - last["logp_rejected"] > first["logp_chosen"] - first["logp_rejected"]
     assert pt.text(str(tmp_path / "r" / "model"), max_new=8).context == 256
+
+
+def test_held_out_pairs_and_demonstrations_are_measured_by_name(make, tmp_path):
+    """Before the first step and after the last; the loss is that of an independent computation."""
+    policy, run = make(max_new=6), pt.Run(tmp_path / "sft", steps=2, tasks=2, lr=1e-2, quiet=True)
+    shown = [pt.Demonstration((pt.user(f"{i}"), pt.assistant(f"{i} {i}"))) for i in range(4)]
+    before = loss_of(policy, shown[2:])
+    session = pt.sft(policy, shown[:2], run, held_out={"rest": shown[2:], "same": shown[:2]})
+    first, last = session.history
+    assert first["held_out/rest/loss"] == pytest.approx(before, rel=1e-5)
+    assert last["held_out/rest/loss"] == pytest.approx(loss_of(policy, shown[2:]), rel=1e-5)
+    assert last["held_out/same/loss"] < first["held_out/same/loss"]
+    pairs = [pt.Pair((pt.user(f"{i}"),), "yes", "no") for i in range(4)]
+    run = pt.Run(tmp_path / "dpo", steps=4, tasks=4, lr=1e-2, eval_every=2, quiet=True)
+    reference = policy.frozen_copy()
+    history = pt.prefer(policy, pairs[:2], pt.dpo(), run, reference=reference, held_out=pairs[2:]).history
+    assert ["held_out/accuracy" in line for line in history] == [True, False, True, True]
+    assert history[0]["held_out/margin"] == pytest.approx(0.0, abs=1e-5), "the policy is its own reference"
+    margin = pair_scores(policy, reference, pairs[2:]).margin().mean().item()
+    assert history[-1]["held_out/margin"] == pytest.approx(margin, rel=1e-4)
+    policy.save(tmp_path / "base")
+    judge = reward_model(str(tmp_path / "base"))
+    run = pt.Run(tmp_path / "judge", steps=2, tasks=2, lr=1e-2, quiet=True)
+    history = pt.train_reward_model(judge, pairs[:2], run, held_out={"new": pairs[2:]}).history
+    assert history[-1]["held_out/new/accuracy"] == 1.0
+    with pytest.raises(ValueError, match=r"held-out pair 1 has \d+ tokens, but the model has"):
+        pt.prefer(
+            policy, pairs, pt.dpo(), run, reference=reference, held_out=[pt.Pair(pairs[0].prompt, "a " * 999, "b")]
+        )
+
+
+def loss_of(policy, shown) -> float:
+    """Minus the mean log-probability of the replies' tokens, their ends included."""
+    rows = [policy.demonstrate(one.messages[:1], one.messages[1]["content"]) for one in shown]
+    with torch.no_grad():
+        logp = policy.density([pt.Row([turn], torch.ones(len(turn.reply.logp))) for turn in rows]).logp
+    return -logp.mean().item()

@@ -48,8 +48,7 @@ class Connection:
         said = said_in(answer)
         if answer.is_error or "kind" not in said:
             raise ValueError(
-                f"{self.address} is no server of a {self.kind}: posttrain serve starts one, see what its help says of a "
-                "scorer"
+                f"{self.address} is no server of a {self.kind}: posttrain serve starts one; see its help on a scorer"
             )
         if said["kind"] != self.kind:
             raise ValueError(f"{self.address} serves a {said['kind']}, not a {self.kind}")
