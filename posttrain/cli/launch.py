@@ -65,7 +65,7 @@ def launch(parse: Parse, words: Sequence[str]) -> None:
     except DryRun as planned:
         from posttrain.cli.plan import plan_of
 
-        plan_of(planned.session).show()
+        plan_of(planned.session, one_process=hasattr(call.function, "one_process")).show()
 
 
 def program(parse: Parse, words: Sequence[str], folder: str) -> Any:

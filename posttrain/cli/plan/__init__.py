@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.cli.plan.footprint import ADAM, FLOAT, Footprint, Network, learning_bytes, network_of, sampling_bytes
-from posttrain.cli.plan.machine import BANDWIDTH, COMPUTE, GIB, MACHINES, Machine, Work, gpus_needed, work
+from posttrain.cli.plan.machine import BANDWIDTH, COMPUTE, GIB, MACHINES, MOST_GPUS, Machine, Work, gpus_needed, work
 from posttrain.cli.plan.workload import Lengths, Step, lengths, steps
 from posttrain.core import Row, Task
 from posttrain.data import Demonstration, Pair
@@ -48,8 +48,11 @@ class Plan:
         print("nothing was trained or written (--dry-run)")
 
 
-def plan_of(session: Session) -> Plan:
-    """What a session would do, before it is entered. Nothing is trained, and its source is left as it is."""
+def plan_of(session: Session, one_process: bool = False) -> Plan:
+    """What a session would do, before it is entered. Nothing is trained, and its source is left as it is.
+
+    one_process  it cannot be distributed, whatever its policy
+    """
     items, policy = items_of(session), session.policy
     found = Found(session)
     memory = found.footprint()
@@ -68,7 +71,8 @@ def plan_of(session: Session) -> Plan:
         )
         lines += token_lines(session, policy, lengths(policy, items), taken)
         lines += [("model", model_line(policy, policy.model)), *memory_lines(memory, found, taken)]
-        lines += work_lines(session, policy, found, memory, taken)
+        most = 1 if one_process or not isinstance(policy, TextPolicy) else MOST_GPUS
+        lines += work_lines(session, policy, found, memory, taken, most)
     else:
         lines += [*step_lines(session), ("model", model_line(policy, None)), *memory_lines(memory, found, [])]
     run = session.run
@@ -264,7 +268,7 @@ def amount(size: float) -> str:
 
 
 def work_lines(
-    session: Session, policy: TextPolicy | RewardModel, found: Found, memory: Footprint, taken: list[Step]
+    session: Session, policy: TextPolicy | RewardModel, found: Found, memory: Footprint, taken: list[Step], most: int
 ) -> list[tuple[str, str]]:
     """Tokens and FLOPs of a step, and seconds and hours on GPUs of the table, or on that of this machine."""
     network, recipe = network_of(policy, "cuda"), session.recipe
@@ -280,8 +284,12 @@ def work_lines(
     read = f", {one.decode_bytes / 1e9:,.3g} GB read in decoding" if one.decode_bytes else ""
     lines = [("work", f"{sampled}{one.learned:,.0f} learned{scored} a step, at most: {flops}{read}")]
     for machine in machines():
-        needed = gpus_needed(network, replace(memory, saving=0), taken, machine)
-        lines += [("machine", machine_line(machine, needed, on, network, session.run.steps))]
+        if needed := gpus_needed(network, replace(memory, saving=0), taken, machine, most):
+            line = machine_line(machine, *needed, on, network, session.run.steps)
+        else:
+            why = "it is one process" if most == 1 else "whatever their number, what stands whole on each does not fit"
+            line = f"{machine.name}: too small; {why}"
+        lines += [("machine", line)]
     share = f"on paper: {100 * COMPUTE:.0f} % of peak FLOPs, {100 * BANDWIDTH:.0f} % of bandwidth in decoding"
     return [*lines, ("", f"{share}; without rewards, tools and evaluation")]
 
@@ -292,10 +300,7 @@ def machines() -> list[Machine]:
     return [machine for machine in MACHINES if name and machine.name.split()[0] in name] or list(MACHINES)
 
 
-def machine_line(machine: Machine, needed: tuple[int, float] | None, on: Any, network: Network, count: int) -> str:
-    if needed is None:
-        return f"{machine.name}: too small, whatever their number: what stands whole on each does not fit"
-    gpus, peak = needed
+def machine_line(machine: Machine, gpus: int, peak: float, on: Any, network: Network, count: int) -> str:
     sampling, learning = on(gpus).seconds(network, machine, gpus)
     total = sampling + learning
     parts = f" ({seconds(sampling)} sampling, {seconds(learning)} learning)" if sampling else ""

@@ -146,10 +146,12 @@ def portion(piece: Piece, share: float) -> Piece:
     return Piece(tokens, round(piece.decisions * tokens / piece.tokens), tuple(groups))
 
 
-def gpus_needed(n: Network, fixed: Footprint, steps: list[Step], machine: Machine) -> tuple[int, float] | None:
-    """The fewest GPUs, a power of two, that hold the run, and the bytes on each; None when none do."""
+def gpus_needed(
+    n: Network, fixed: Footprint, steps: list[Step], machine: Machine, most: int = MOST_GPUS
+) -> tuple[int, float] | None:
+    """The fewest GPUs, a power of two and at most `most`, that hold the run, and the bytes on each; None if none do."""
     gpus = 1
-    while gpus <= MOST_GPUS:
+    while gpus <= most:
         peak = gpu_bytes(n, fixed, steps, gpus)
         if peak <= FILLED * machine.memory:
             return gpus, peak
