@@ -65,7 +65,7 @@ def test_semantic_entropy_by_hand():
     [
         ("so \\boxed{4}", "4"),
         ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-        ("steps #### 42", "42"),
+        ("steps\n#### 42", "42"),
         ("nothing", None),
         ("\\boxed{}", None),
         ("\\boxed{cut off", None),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import statistics
 import threading
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from conftest import Bandit, digits, said, task, values
@@ -108,6 +110,19 @@ def test_numbers_of_all_kinds_are_scores():
 def test_graders_know_right_from_wrong(grade, truth, right, wrong):
     assert values(grade([said(text, truth) for text in right])) == [1.0] * len(right)
     assert values(grade([said(text, truth) for text in wrong])) == [0.0] * len(wrong)
+
+
+CASES = [json.loads(line) for line in Path(__file__).with_name("graders.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("grade", pt.grade.GRADES)
+def test_graders_on_what_models_write(grade):
+    """Each line of graders.jsonl: a truth, a reply, and what it should earn."""
+    cases = [case for case in CASES if case["grade"] == grade]
+    found = values(pt.grade.GRADES[grade]([said(case["reply"], case["truth"]) for case in cases]))
+    wrong = [case for case, value in zip(cases, found, strict=True) if value != case["want"]]
+    assert len(cases) > 10
+    assert not wrong
 
 
 def test_answers_that_a_grader_cannot_read_are_named():

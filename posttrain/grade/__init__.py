@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from posttrain.grade.own import own, reward_file
-from posttrain.grade.text import choice, contains, exact, json
+from posttrain.grade.structured import json
+from posttrain.grade.text import choice, contains, exact
 from posttrain.grade.verify import math
 
 GRADES = {"math": math, "exact": exact, "choice": choice, "contains": contains, "json": json}

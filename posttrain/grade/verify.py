@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import select
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from posttrain.core import Group, Invalid, Score
+from posttrain.core import Group, Invalid, Rollout, Score
+from posttrain.grade.stated import Stated, boxes_in, marked, plain_numbers, stated_answer
 from posttrain.grade.text import truth_text
 
 CPU_S = 10  # of the child, for one reply; on a busy machine, elapsed seconds say nothing about the work
@@ -19,50 +21,65 @@ SERVER = Path(__file__).with_name("math_server.py")
 
 
 def math(group: Group) -> list[Score | Invalid]:
-    """1 where the reply's final answer equals the task's truth as mathematics, else 0.
+    """1 where the answer that the reply states (`posttrain.grade.stated`) equals the truth as mathematics, else 0.
 
-    Of a truth or a reply that ends in `#### 42`, as GSM8K's do, what follows the mark counts. A reply on which the
-    comparison does not finish in ten CPU seconds is `Invalid`. Raises ValueError for a truth that math-verify cannot
-    parse.
+    Of a truth with a box or GSM8K's mark, what is in the box or behind the mark counts. A reply on which the comparison
+    does not finish in ten CPU seconds is `Invalid`. Raises ValueError for a truth that math-verify cannot parse.
     """
-    out: list[Score | Invalid] = []
-    for rollout in group:
-        found = checker.check(text_after_mark(truth_text(rollout.task, "math")), text_after_mark(rollout.text))
-        if found == "unreadable":
-            raise ValueError(
-                f"task {rollout.task.key!r}: `grade=math` cannot parse its answer {rollout.task.truth!r}; "
-                "correct it, or use `grade=exact`"
-            )
-        out.append(Invalid("math-verify did not finish") if found == "timeout" else Score(float(found == "right")))
-    return out
+    return [math_score(rollout) for rollout in group]
 
 
-def text_after_mark(text: object) -> str:
-    """What follows the last `####`, or all of the text."""
-    return str(text).rpartition("####")[2].strip()
+def math_score(rollout: Rollout) -> Score | Invalid:
+    gold = gold_answer(truth_text(rollout.task, "math"))
+    found = checker.check(gold, "") if gold else "unreadable"  # what nobody can read is said at once
+    for candidate in candidates(stated_answer(rollout.text)) if found != "unreadable" else ():
+        found = checker.check(gold, candidate)
+        if found != "wrong":
+            break
+    if found == "unreadable":
+        raise ValueError(
+            f"task {rollout.task.key!r}: `grade=math` cannot parse its answer {rollout.task.truth!r}; "
+            "correct it, or use `grade=exact`"
+        )
+    return Invalid("math-verify did not finish") if found == "timeout" else Score(float(found == "right"))
+
+
+def gold_answer(truth: str) -> str:
+    """The answer in a truth that may be a worked solution."""
+    found = marked(truth)
+    return found.text if found else truth.rpartition("####")[2].strip()
+
+
+def candidates(stated: Stated | None) -> list[str]:
+    """What a statement may mean, the likeliest first: all of it or what its last `=` gives, then the number in it."""
+    if stated is None or not stated.text:
+        return []
+    text = stated.text
+    left, sign, right = text.rpartition("=")
+    if sign and right.strip() and not re.search(r"[a-zA-Z]", left):
+        text = right.strip()
+    found = [text]
+    if stated.how == "announced" and (numbers := plain_numbers(text)):
+        starts = not text[: numbers[0][0]].strip(" $*`(")
+        found.append((numbers[0] if starts else numbers[-1])[2])
+    return found
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last \\boxed{...} of a reply, or what follows its last `####`; None without either."""
-    if "\\boxed{" not in text:
-        return text.rpartition("####")[2].strip() or None if "####" in text else None
-    return last_box(text)
+    """The content of the last \\boxed{...} of a reply, or what follows its `####`; None without either."""
+    found = marked(text)
+    return (found.text or None) if found else None
 
 
 def last_box(text: str) -> str | None:
     """The content of the last \\boxed{...}; None without one, and where its braces are not closed."""
-    start = text.rfind("\\boxed{")
-    depth, begin = 0, start + len("\\boxed{")
-    for i in range(begin - 1, len(text) if start >= 0 else 0):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[begin:i].strip() or None
-    return None
+    boxes = boxes_in(text)
+    return (boxes[-1][2] or None) if boxes else None
 
 
 def equivalent(a: str, b: str) -> bool:
     """Two answers are the same mathematics, or the same text where one of them cannot be read."""
-    return a == b or checker.check(f"${a}$", f"\\boxed{{{b}}}") == "right"
+    return a == b or checker.check(a, b) == "right"
 
 
 class Checker:
@@ -73,28 +90,28 @@ class Checker:
         self.lock = threading.Lock()
         self.memory: dict[tuple[str, str], str] = {}
 
-    def check(self, gold: str, reply: str) -> str:
+    def check(self, gold: str, answer: str) -> str:
         """right, wrong, unreadable (the gold answer) or timeout."""
-        key = (gold, reply)
+        key = (gold, answer)
         with self.lock:
             if key not in self.memory:
                 if len(self.memory) > 100_000:
                     self.memory.clear()
-                self.memory[key] = self.ask(gold, reply)
+                self.memory[key] = self.ask(gold, answer)
             return self.memory[key]
 
-    def ask(self, gold: str, reply: str) -> str:
+    def ask(self, gold: str, answer: str) -> str:
         if self.process is None or self.process.poll() is not None:
             self.start()
         assert self.process is not None
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([gold, reply, CPU_S]) + "\n")
+        self.process.stdin.write(json.dumps([gold, answer, CPU_S]) + "\n")
         self.process.stdin.flush()
-        answer = self.line()
-        if answer is None:
+        found = self.line()
+        if found is None:
             self.stop()
             return "timeout"
-        return answer
+        return found
 
     def start(self) -> None:
         self.process = subprocess.Popen(

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 import posttrain as pt
-from posttrain.grade.text import parse_json
+from posttrain.grade.structured import parse_json
 
 PYPI, NPM = "https://pypi.org/pypi/{name}/json", "https://registry.npmjs.org/{name}"
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")

@@ -1,0 +1,176 @@
+"""What a reply states as its answer, for graders: nothing that is named in passing, computed or thought counts.
+
+In this order: what is boxed or stands behind GSM8K's mark (`#### 42`), whichever comes last; what is announced ("the
+answer is"); a line that is nothing but mathematics; the last plain number. Thinking is no statement: what stands before
+`</think>` is cut off, and a reply whose thinking was never closed states nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+THINKING = r"think|thinking|thought|reasoning"
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+LOOSE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
+MARK = re.compile(r"^[ \t]*####[ \t]*([^\n#]*?)[ \t#]*$", re.MULTILINE)
+ANNOUNCED = re.compile(
+    r"\b(?:final\s+|correct\s+|best\s+|right\s+)*(?:answer|result|solution)s?\b"
+    r"(?:\s+(?:choice|option|here|to\s+(?:the|this)\s+\w+))?\s*[*_`]*\s*(?:(?:is|are|was|=|:|：|equals|must\s+be|would\s+be|"
+    r"should\s+be|will\s+be)(?![a-z])[*_`:]*\s*)+",
+    re.IGNORECASE,
+)
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+NUMBER = re.compile(
+    r"(?<![\w.,/^])[-−+]?(?:[$€£]\s?)?[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:(?<=\d)[eE][-+]?\d+)?"
+    r"(?:\s?/\s?\d+)?(?:\s?(?:\\?%|percent\b))?(?!\w)"
+)
+DOUBT = re.compile(
+    r"\b(?:do(?:es)?\s+not|don't|doesn't|did\s+not|didn't|cannot|can't|can\s+not|could\s+not|couldn't|unable|unsure|not\s+sure|"
+    r"no\s+idea|no\s+answer|no\s+solution|none|nor|neither|unknown|impossible|give\s+up|gave\s+up|not\s+enough|wrong|"
+    r"incorrect|isn't|is\s+not|wasn't|was\s+not|rather\s+than|instead\s+of|unclear|either)\b",
+    re.IGNORECASE,
+)
+JOIN = re.compile(r"[\s$.,;]*(?:,|;|and|or)?[\s$]*")  # what may stand between boxes of one answer
+OPERATOR = r"[-−+*/^×·÷=<>]"
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """An answer, and how it was stated: boxed, marked, announced, bare or a number."""
+
+    text: str
+    how: str
+
+
+def without_thinking(text: str) -> str:
+    """What follows the last `</think>`; nothing of a reply whose thinking is still open."""
+    after = re.split(rf"</(?:{THINKING})>", text, flags=re.IGNORECASE)[-1]
+    return re.split(rf"<(?:{THINKING})>", after, flags=re.IGNORECASE)[0]
+
+
+def stated_answer(text: str) -> Stated | None:
+    """None where a reply states no answer."""
+    said = unicodedata.normalize("NFKC", without_thinking(text)).strip()
+    if tags := ANSWER_TAG.findall(said):
+        said = tags[-1].strip()
+        return marked(said) or Stated(said, "marked") if said else None
+    return marked(said) or announced(said) or bare(said) or last_number(said)
+
+
+def stated_marks(text: str) -> str | None:
+    """What is boxed, marked or in answer tags; None without any."""
+    if tags := ANSWER_TAG.findall(text):
+        return tags[-1].strip()
+    found = marked(text)
+    return found.text if found else None
+
+
+def marked(text: str) -> Stated | None:
+    """The last box, or a mark of GSM8K's on a line of its own behind it."""
+    boxes = boxes_in(text)
+    marks = [one for one in MARK.finditer(text) if is_answer_line(one[1], text[one.end() :])]
+    if marks and (not boxes or marks[-1].start() > boxes[-1][1]):
+        return Stated(marks[-1][1].strip(), "marked")
+    if not boxes:
+        return Stated("", "boxed") if BOX.search(text) else None  # it was cut off inside its box
+    together = [boxes[-1]]
+    while len(together) < len(boxes):
+        one = boxes[-len(together) - 1]
+        if not JOIN.fullmatch(text[one[1] : together[0][0]]):
+            break
+        together.insert(0, one)
+    return Stated(", ".join(dict.fromkeys(content for _, _, content in together)), "boxed")
+
+
+def boxes_in(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of every closed box; of nested ones the inner."""
+    found: list[tuple[int, int, str]] = []
+    at = 0
+    while match := BOX.search(text, at):
+        end = closing_brace(text, match.end() - 1)
+        if end is None:
+            return []  # cut off: whatever was boxed before is not the last word
+        content = text[match.end() : end]
+        inner = boxes_in(content)
+        found.append((match.start(), end + 1, inner[-1][2] if inner else content.strip()))
+        at = end + 1
+    if not found:
+        found = [(one.start(), one.end(), one[1].rstrip(".,")) for one in LOOSE_BOX.finditer(text)]
+    return found
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    depth = 0
+    for i in range(start, len(text)):
+        if text[i] in "{}" and (i == 0 or text[i - 1] != "\\"):
+            depth += 1 if text[i] == "{" else -1
+            if depth == 0:
+                return i
+    return None
+
+
+def is_answer_line(line: str, after: str) -> bool:
+    """Whether what follows `####` is an answer and not a heading: it has a digit, or nothing follows it; few words."""
+    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", "", line))
+    if not line.strip() or len(words) > 4:
+        return False
+    return not after.strip() or (any(c.isdigit() for c in line) and not words) or len(words) == 0
+
+
+def announced(text: str) -> Stated | None:
+    """What is said to be the answer; of several announcements the last."""
+    for match in reversed(list(ANNOUNCED.finditer(text))):
+        clause = first_clause(text[match.end() :])
+        if clause and not DOUBT.match(clause) and not re.match(r"not\b", clause, re.IGNORECASE):
+            return Stated(clause, "announced")
+    return None
+
+
+def first_clause(text: str) -> str:
+    """Up to the end of the sentence or line, without Markdown and dollars; blank lines before it do not count."""
+    line = text.lstrip().partition("\n")[0]
+    if dollars := re.match(r"[*_`\s]*\\?\(?\$+([^$]+)\$+", line):
+        return dollars[1].strip()
+    line = re.split(r"(?<=[^\d\s])[.!?](?:\s|$)|(?<=\d)[.!?](?:\s|$)|[;。]", line)[0]
+    return line.strip(" \t*_`.,:!?\"'")
+
+
+def bare(text: str) -> Stated | None:
+    """A reply, or its last line, that is mathematics without a word of prose."""
+    lines = [line.strip(" \t$*`.") for line in text.splitlines() if line.strip(" \t$*`.")]
+    if not lines or len(lines[-1]) > 200:
+        return None
+    line = lines[-1]
+    prose = re.findall(r"[^\W\d_]{3,}", re.sub(r"\\[a-zA-Z]+|\b(?:sqrt|sin|cos|tan|log|exp|infty|inf)\b", "", line))
+    return None if prose else Stated(line, "bare")
+
+
+def last_number(text: str) -> Stated | None:
+    """The last plain number, unless its sentence doubts it or offers it among others."""
+    numbers = plain_numbers(text)
+    if not numbers:
+        return None
+    start, end, number = numbers[-1]
+    before = re.split(r"(?<=[^\d])[.!?]\s|\n", text[:start])[-1]
+    after = re.split(r"[.!?](?:\s|$)|\n", text[end:], maxsplit=1)
+    if DOUBT.search(before) or DOUBT.search(after[0]) or DOUBT.search(" ".join(after[1:])):
+        return None
+    if re.search(r"\d\s*(?:or|oder|ou)\s*$", before):
+        return None
+    return Stated(number, "number")
+
+
+def plain_numbers(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and text of every number that is no part of an expression; what follows an `=` is a result."""
+    found = []
+    for match in NUMBER.finditer(text):
+        if not any(c.isdigit() for c in match[0]):
+            continue
+        before, after = text[: match.start()].rstrip(" $"), text[match.end() :].lstrip(" $")
+        computed = re.search(rf"[\d)}}\w]\s*{OPERATOR}$", before) and not before.endswith(("=", "≈"))
+        if computed or re.match(rf"{OPERATOR}\s*[\d(\\]", after):
+            continue
+        found.append((match.start(), match.end(), match[0].strip()))
+    return found
