@@ -13,6 +13,7 @@ import tyro
 from posttrain.cli.bridge import Call, bind, explained, options_of
 from posttrain.cli.compare import compare
 from posttrain.cli.experiments import claims, list_systems
+from posttrain.cli.grading import grade
 from posttrain.cli.launch import refuse_distribution
 from posttrain.cli.options import check_choice
 from posttrain.cli.serving import schedule, serve
@@ -63,6 +64,7 @@ def run() -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "eval": evaluate,
+    "grade": grade,
     "sft": sft,
     "prefer": prefer,
     "show": show,
