@@ -12,6 +12,8 @@ prompt) is rendered afresh for that turn, which `Policy.extends` then sees: the 
 
 from __future__ import annotations
 
+import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ PLAIN = (
 )
 UNSEEN = ("image", "image_url", "video", "video_url")  # types of parts that templates of text drop without a word
 TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
+OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")  # a prompt whose reply begins inside of the thinking
+STANDING_IN = 0x10F000  # private characters from here on stand for control tokens that a user has written
+HIDDEN = ("reply", "tools")  # keys of a message that are not the template's
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +63,7 @@ class Chat:
     def __init__(self, tokenizer: Any, template: str | None = None):
         self.tokenizer = tokenizer
         if template is not None:
-            tokenizer.chat_template = TEMPLATES.get(template) or template_file(template)
+            tokenizer.chat_template = self.named_template(template)
         if not tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no chat template: pass `template=chatml`, "
@@ -66,26 +71,81 @@ class Chat:
             )
         self.end = self.end_text()
 
+    def named_template(self, name: str) -> str:
+        """One of `TEMPLATES`, behind the BOS that the tokenizer itself would put first, or a Jinja file."""
+        if name not in TEMPLATES:
+            return template_file(name)
+        bos = self.tokenizer.bos_token_id
+        begins = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+        return ("{{ bos_token }}" if begins else "") + TEMPLATES[name]
+
     def text(self, messages: Sequence[Message], prompt: bool = True) -> str:
-        """The messages as the template renders them, ready for the assistant's reply if `prompt`."""
-        plain = [
-            {
-                key: self.template_content(value) if key == "content" else value
-                for key, value in message.items()
-                if key != "reply"
-            }
-            for message in messages
-        ]
-        return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
+        """The messages as the template renders them, ready for the assistant's reply if `prompt`.
+
+        The tools that the first message names (`tools`) go to the template. Raises ValueError when it refuses.
+        """
+        from jinja2.exceptions import TemplateError
+
+        tools = next((message["tools"] for message in messages if message.get("tools")), None)
+        options = {"tools": tools} if tools else {}
+        plain = [self.template_message(message) for message in messages]
+        try:
+            return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt, **options)
+        except TemplateError as error:
+            roles = ", ".join(str(message["role"]) for message in messages)
+            raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
+
+    def template_message(self, message: Message) -> dict[str, Any]:
+        """A message as templates expect it: arguments of tool calls as objects, control tokens disarmed."""
+        plain = {key: value for key, value in message.items() if key not in HIDDEN}
+        plain["content"] = self.disarmed(self.template_content(plain.get("content")))
+        reply = message.get("reply")
+        opened = OPENED.search(reply.trace.before) if reply and isinstance(reply.trace, Tokens) else None
+        if opened and isinstance(plain["content"], str):
+            plain["content"] = opened[0] + plain["content"]  # the prompt had opened the thinking
+        if plain.get("tool_calls"):
+            plain["tool_calls"] = [call_with_object(call) for call in plain["tool_calls"]]
+        return plain
 
     def template_content(self, content: Any) -> Any:
         """A message's content for the template. Raises ValueError for pictures, which only a `VisionPolicy` sees."""
         if isinstance(content, list) and any(part.get("type") in UNSEEN for part in content):
             raise ValueError("the prompt holds a picture, and the model, or posttrain with this model, sees none")
+        return "" if content is None else content
+
+    @cached_property
+    def control(self) -> list[str]:
+        """Every special token by its text: what a user writes must not become one."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return sorted({str(one) for one in added if one.special} | {*self.tokenizer.all_special_tokens})
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))) or r"(?!)")
+
+    def disarmed(self, content: Any) -> Any:
+        """Content in which a private character stands for every control token; `encode` spells it out as text."""
+        if isinstance(content, str):
+            return self.control_pattern.sub(lambda found: chr(STANDING_IN + self.control.index(found[0])), content)
+        if isinstance(content, list):
+            return [{**part, "text": self.disarmed(part["text"])} if part.get("text") else part for part in content]
         return content
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Raises ValueError for text that has no UTF-8."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text holds a lone surrogate, {text[error.start]!r}: it is no valid Unicode"
+            ) from None
+        ids: list[int] = []
+        for piece in re.split(f"([{chr(STANDING_IN)}-{chr(STANDING_IN + len(self.control))}])", text):
+            stands = len(piece) == 1 and ord(piece) >= STANDING_IN
+            said = self.control[ord(piece) - STANDING_IN] if stands else piece
+            options = {"split_special_tokens": True} if stands else {}
+            ids += self.tokenizer(said, add_special_tokens=False, **options)["input_ids"] if said else []
+        return ids
 
     def end_text(self) -> str:
         """What closes an assistant's turn: the special token that follows its content."""
@@ -113,7 +173,7 @@ class Chat:
                 continue
             trace = reply.trace
             ours = isinstance(trace, Tokens) and trace.vocabulary == self.fingerprint and trace.asked == messages[:i]
-            tail = text_after_reply(text, trace) if ours else None
+            tail = text_after_reply(text, trace, self.disarmed(trace.said)) if ours else None
             if tail is not None:
                 return self.continued_prompt(trace, tail), text
         return tuple(self.encode(text)), text
@@ -148,11 +208,50 @@ class Chat:
         """Each token as a person reads it."""
         return [self.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in ids]
 
-    def demonstration_tokens(self, messages: tuple[Message, ...], reply: str) -> Tokens:
-        """The trace of a reply that somebody else wrote, closed as the template closes it."""
+    def demonstration_tokens(self, messages: tuple[Message, ...], reply: str | Message) -> Tokens:
+        """The trace of a reply that somebody else wrote, as the template itself renders it behind these messages.
+
+        reply  its text, or an assistant's message with its tool calls
+        Raises ValueError when the template renders it in another way than it opens a reply.
+        """
+        message: Message = {"role": "assistant", "content": reply} if isinstance(reply, str) else reply
+        content = self.without_end(message.get("content"))
         ids, before = self.prompt(messages)
-        closed = self.encode(reply) + ([self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else [])
-        return Tokens(ids, tuple(closed), messages, before, reply, self.fingerprint)
+        whole = self.text([*messages, {**message, "content": content}], prompt=False)
+        said = self.reply_text(before, whole, self.disarmed(content) if isinstance(content, str) else "")
+        end = [self.tokenizer.convert_tokens_to_ids(self.end)] if self.end else []
+        return Tokens(ids, (*self.encode(said), *end), messages, before, said, self.fingerprint)
+
+    def without_end(self, content: Any) -> Any:
+        """A reply's content without the end of turn that its author has put behind it."""
+        if isinstance(content, str):
+            for end in filter(None, (self.end, self.tokenizer.eos_token)):
+                content = content.removesuffix(end)
+        return content
+
+    def reply_text(self, before: str, whole: str, content: str) -> str:
+        """What a reply says behind the prompt `before` in the template's rendering `whole`, without its end of turn."""
+        shared = next((i for i, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), None)
+        shared = min(len(before), len(whole)) if shared is None else shared
+        opened, rest = before[shared:], whole[shared:]
+        if not opened:
+            said = rest
+        elif not opened.strip():  # the template trims what it opens a reply with
+            said = rest.lstrip()
+        elif (mark := OPENED.search(before)) and not before[:shared].endswith("</") and len(mark[0]) >= len(opened):
+            thought, closing, answer = content.partition(f"</{mark[1]}>")
+            if closing:  # the template has dropped the thinking
+                said = re.sub(rf"^\s*<{mark[1]}>\n?", "", thought) + closing + answer + self.end
+            else:
+                said = f"\n</{mark[1]}>\n\n{rest}"
+        elif content.strip() and content.strip() in rest:
+            said = rest[rest.rindex(content.strip()) :]
+        else:
+            raise ValueError(
+                f"the chat template opens a reply with {before[-40:]!r} and renders this one as {rest[:60]!r}, so it "
+                "cannot be learned: give another `template`"
+            )
+        return said.rpartition(self.end)[0] if self.end and self.end in said else said.rstrip()
 
 
 def readable_content(content: Any) -> str:
@@ -163,17 +262,29 @@ def readable_content(content: Any) -> str:
     return "".join(str(part.get("text", f"<{part.get('type')}>")) for part in parts)
 
 
-def text_after_reply(text: str, trace: Tokens) -> str | None:
-    """What the template adds after a sampled reply; None when it does not leave the past as it was.
+def text_after_reply(text: str, trace: Tokens, said: str) -> str | None:
+    """What the template adds after a reply that `said` this; None when it does not leave the past as it was.
 
     Space around the reply may differ (some templates trim it, some put a blank before it): the sampled tokens stand.
     """
     if not text.startswith(trace.before):
         return None
-    rest, core = text[len(trace.before) :].lstrip(), trace.said.strip()
+    rest, core = text[len(trace.before) :].lstrip(), said.strip()
     if not rest.startswith(core):
         return None
-    return rest[len(core) :].removeprefix(trace.said[len(trace.said.rstrip()) :])
+    return rest[len(core) :].removeprefix(said[len(said.rstrip()) :])
+
+
+def call_with_object(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool call with its arguments as an object: OpenAI's interface has them as JSON, templates expect the object."""
+    function = dict(call.get("function") or {})
+    if isinstance(function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(function["arguments"])
+        except json.JSONDecodeError as error:
+            name, said = function.get("name"), function["arguments"][:60]
+            raise ValueError(f"the arguments of the tool call {name!r} are not JSON: {said!r}") from error
+    return {**call, "function": function} if function else dict(call)
 
 
 def template_file(name: str) -> str:

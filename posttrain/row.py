@@ -10,7 +10,6 @@ from torch import Tensor
 
 from posttrain.core import Batch, Group, Policy, Rollout, Row, Score, Turn
 from posttrain.data import Demonstration
-from posttrain.episode import assistant
 from posttrain.policy.text import TextPolicy
 
 
@@ -52,8 +51,8 @@ def demonstration_rows(policy: TextPolicy, demonstration: Demonstration) -> list
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        turn = policy.demonstrate(messages[:i], message["content"])
-        messages[i] = assistant(turn.reply)
+        turn = policy.demonstrate(messages[:i], message)
+        messages[i] = {**message, "reply": turn.reply}
         if rows and policy.extends(rows[-1].turns[-1], turn):
             turns: list[Turn] = [*rows[-1].turns, turn]
             rows[-1] = Row(turns, torch.ones(sum(len(t.reply.logp) for t in turns)))

@@ -18,6 +18,7 @@ from posttrain.scale.shards import shard
 from posttrain.systems.entropy import kl_cov
 from posttrain.systems.reward_fairness import margin_loss, pair_loss
 
+KINDS = ("plain", "tied", "lora", "pictures")
 LOSSES = {
     "clipped": (pt.clipped(), pt.token_mean),
     "sequence mean": (pt.clipped(), pt.sequence_mean),
@@ -103,7 +104,8 @@ if __name__ == "__main__":
     what, kind, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     with ranks.process_group():
         if what == "gradients":
-            gradients(kind, place)
+            for one in KINDS:
+                gradients(one, place / f"{one}.pt")
         elif what == "prefer":
             prefer(place)
         else:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_systems import shrink
 
 from posttrain import systems
 from posttrain.cli import main
@@ -293,8 +294,9 @@ def every_arm() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "arm"), every_arm())
-def test_every_arm_runs_quickly_and_has_what_claims_compare(name, arm):
-    """As by `posttrain claims --quick`, in this process."""
+def test_every_arm_runs_quickly_and_has_what_claims_compare(name, arm, monkeypatch):
+    """As by `posttrain claims --quick`, in this process, and with the system's constants for a smoke test."""
+    shrink(monkeypatch, systems.system(name))
     found = run_job(Job(name, arm, 0, quick=True))["measures"]
     for claim in systems.system(name).claims:
         wanted = [claim.measure] if claim.better == arm else []

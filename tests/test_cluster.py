@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 import posttrain as pt
 from posttrain import tiny
+from posttrain.cli import main
 from posttrain.policy.text import TextPolicy
 
-pytestmark = pytest.mark.xdist_group("processes")  # one after another: each starts several processes
+pytestmark = pytest.mark.xdist_group("cluster")  # one after another: each starts several processes
 STEPS, TASKS, SAMPLES = 24, 4, 6
 
 
@@ -53,6 +54,10 @@ def trained(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def trained_here(words: list[str]) -> None:
+    main(words[3:])
+
+
 def started(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
@@ -77,7 +82,7 @@ def trained_once(out: Path) -> None:
 def test_staleness_zero_is_the_loop_of_one_process(place):
     """Group for group, with dynamic sampling, two learners and two samplers."""
     gently = ["--method", "dapo", "--lr", "1e-4"]  # Adam makes steps of rounding errors: they stay small
-    trained(command(place, "alone", *gently, steps=4))
+    trained_here(command(place, "alone", *gently, steps=4))
     trained(command(place, "spread", *gently, "--cluster", "local", "--learners", "2", steps=4))
     assert rewards(place / "spread") == pytest.approx(rewards(place / "alone"), abs=1e-6)
     tasks = [[record["task"] for record in pt.read_rollouts(place / name)] for name in ("alone", "spread")]
@@ -89,7 +94,7 @@ def test_staleness_zero_is_the_loop_of_one_process(place):
 
 @pytest.mark.slow
 def test_a_sampler_is_killed_and_replaced_and_the_run_ends_as_well(place):
-    trained(command(place, "laptop"))
+    trained_here(command(place, "laptop"))
     out = place / "killed"
     process = started(command(place, "killed", "--cluster", "local", "--samplers", "2", "--staleness", "1"))
     wait_for_steps(process, out, 3)

@@ -19,13 +19,13 @@ import posttrain as pt
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.policy.text import Sampling, TextPolicy
-from posttrain.sampler.vllm import PYTHON
+from posttrain.sampler.vllm import PYTHON, vllm
 from posttrain.systems.q_rm.model import QModel
 from posttrain.systems.tomap.wording import English
 
 HERE = Path(__file__).parent
 VLLM = HERE.parent / ".venv-vllm" / "bin" / "python"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 needs_vllm = pytest.mark.skipif(not (VLLM.is_file() or os.environ.get(PYTHON)), reason="no environment: make vllm")
 
 
@@ -101,8 +101,8 @@ def on_ranks(world: int, words: list[str]) -> str:
 
 @pytest.mark.parametrize("system", ["deeptheorem", "noisy-rewards", "q-rm"])
 def test_two_ranks_play_and_learn_as_one_process(system, place):
-    for world in (1, 2):
-        on_ranks(world, [*words_of(place, system, f"{system}-{world}"), "--quiet"])
+    main([*words_of(place, system, f"{system}-1"), "--quiet"])
+    on_ranks(2, [*words_of(place, system, f"{system}-2"), "--quiet"])
     one, two = (pt.read_metrics(place / f"{system}-{world}") for world in (1, 2))
     assert one[0]["reward"] == pytest.approx(two[0]["reward"], rel=1e-5), "the same rollouts and rewards"
     assert one[0]["length"] == two[0]["length"]
@@ -110,11 +110,22 @@ def test_two_ranks_play_and_learn_as_one_process(system, place):
     assert list((place / f"{system}-2" / "model").glob("*.safetensors"))
 
 
+@pytest.fixture(scope="module")
+def vllm_address(place):
+    """vLLM that somebody has started, and that takes weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PYTHON, os.environ.get(PYTHON, str(VLLM)))
+        with vllm(pt.text(str(place / "base"), max_new=40)) as engine:
+            yield engine.server.url
+
+
 @needs_vllm
 @pytest.mark.parametrize("system", ["deeptheorem", "noisy-rewards", "q-rm"])
-def test_vllm_samples(system, place, monkeypatch):
+def test_vllm_samples(system, place, monkeypatch, request):
+    """Started by the run, or by somebody else."""
     monkeypatch.setenv(PYTHON, os.environ.get(PYTHON, str(VLLM)))
-    main([*words_of(place, system, f"{system}-vllm"), "--sampler", "vllm", "--quiet"])
+    sampler = "vllm" if system == "deeptheorem" else request.getfixturevalue("vllm_address")
+    main([*words_of(place, system, f"{system}-vllm"), "--sampler", sampler, "--quiet"])
     lines = pt.read_metrics(place / f"{system}-vllm")
     assert all(line["parity_gap_max"] < 1e-3 for line in lines), "it had the policy's weights at every step"
 
@@ -155,11 +166,10 @@ def persuadee(place, words):
 
 
 @needs_vllm
-def test_a_persuadee_on_a_server_while_the_policy_samples_with_vllm(place, persuadee, monkeypatch):
-    monkeypatch.setenv(PYTHON, os.environ.get(PYTHON, str(VLLM)))
+def test_a_persuadee_on_a_server_while_the_policy_samples_with_vllm(place, persuadee, vllm_address):
     out = place / "tomap"
     options = ["--data", str(place / "topics.jsonl"), "--persuadee", persuadee, "--turns", "1", "--setting", "rl"]
-    model = ["--model", str(place / "base"), "--max-new", "40", "--most", "8", "--sampler", "vllm"]
+    model = ["--model", str(place / "base"), "--max-new", "40", "--most", "8", "--sampler", vllm_address]
     main(["run", "tomap", "--scale", "full", *options, *model, "--steps", "1", "--tasks", "2", "--out", str(out)])
     rollouts = list(pt.read_rollouts(out))
     assert [one["facts"]["stances"] for one in rollouts] == [[0.5, 0.5]] * 2, "he agrees with a claim and its negation"

@@ -21,7 +21,7 @@ from posttrain.sampler.weights import SyncError, collect_weights, probe_of, scor
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("processes"),
+    pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(not (ENVIRONMENT.is_file() or os.environ.get(PYTHON)), reason="no environment: make vllm"),
 ]
 TASKS = [task(str(i)) for i in range(8)]
@@ -155,14 +155,14 @@ def test_it_says_why_it_does_not_start_and_leaves_nothing_behind(words, monkeypa
         pass
 
 
-def test_a_server_that_dies_is_named(words):
-    policy = made(words)
-    with vllm(policy) as engine:
-        engine.server.deadline_s = 3.0
-        [group] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if port_of(engine) in command_of(p)][:1]
-        os.killpg(os.getpgid(group), signal.SIGKILL)
-        with pytest.raises(ConnectionError, match="Is the server up"):
-            engine.sample([pt.Ask(TASKS[0].prompt)])
+def test_a_server_that_dies_is_named(served):
+    """The last test that needs it."""
+    _, engine = served
+    engine.server.deadline_s = 3.0
+    [group] = [int(p.name) for p in Path("/proc").glob("[0-9]*") if port_of(engine) in command_of(p)][:1]
+    os.killpg(os.getpgid(group), signal.SIGKILL)
+    with pytest.raises(ConnectionError, match="Is the server up"):
+        engine.sample([pt.Ask(TASKS[0].prompt)])
 
 
 def port_of(engine) -> str:

@@ -15,7 +15,7 @@ import re
 import unicodedata
 
 from math_verify import parse, verify
-from quantities import SCIENTIFIC, quantity  # type: ignore[import-not-found]  # beside this file
+from quantities import SCIENTIFIC, UNIT, quantity  # type: ignore[import-not-found]  # beside this file
 from sympy import Expr, Float
 
 UNFINISHED = re.compile(r"[\d)}%]\s*(?:[+*×·÷−]|-|\\times|\\cdot|\\div|\\pm)\s*[\d(\\{]")
@@ -122,6 +122,7 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.replace("−", "-").replace("–", "-")).strip()
     text = re.sub(r"^\\\((.*)\\\)$|^\\\[(.*)\\\]$", lambda m: m[1] or m[2], text, flags=re.DOTALL).strip()
     text = re.sub(r"^\$+(?=.*\$$)|(?<!\\)\$+$", "", text).strip() if text.count("$") > 1 else text
+    text = re.sub(r"(?<=\d)(?:,|\{,\})?\\[!,](?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|quad|qquad|ldots)(?![a-zA-Z])", " ", text).replace("~", " ")
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
@@ -135,7 +136,10 @@ def canonical(text: str) -> str:
 
 
 def read_math(text: str) -> list:
-    """What math-verify reads in an answer that stands alone."""
+    """What math-verify reads in an answer that stands alone, without its unit."""
+    unit = re.search(r"(?<=[\w})])\s+([a-zA-Z]+)(?:\s*\^\s*\{?[23]\}?)?$", text)
+    if unit and unit[1].lower() in UNIT:
+        text = text[: unit.start()]
     text = SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
     text = re.sub(r"(?<![\\a-zA-Z])(pi|sqrt|sin|cos|tan|log|ln|infty)(?![a-zA-Z])", r"\\\1", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)

@@ -18,13 +18,13 @@ MARK = re.compile(r"^[ \t]*####[ \t]*([^\n#]*?)[ \t#]*$", re.MULTILINE)
 ANNOUNCED = re.compile(
     r"\b(?:final\s+|correct\s+|best\s+|right\s+)*(?:answer|result|solution)s?\b"
     r"(?:\s+(?:choice|option|here|to\s+(?:the|this)\s+\w+))?\s*[*_`]*\s*(?:(?:is|are|was|=|:|：|equals|must\s+be|would\s+be|"
-    r"should\s+be|will\s+be)(?![a-z])[*_`:]*\s*)+",
+    r"should\s+be|will\s+be)(?![a-z])[*_`:]*\s*)+|(?:答案|結果|结果)\s*(?:[是为為：:]\s*)+|答えは",
     re.IGNORECASE,
 )
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 NUMBER = re.compile(
-    r"(?<![\w.,/^])[-−+]?(?:[$€£]\s?)?[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:(?<=\d)[eE][-+]?\d+)?"
-    r"(?:\s?/\s?\d+)?(?:\s?(?:\\?%|percent\b))?(?!\w)"
+    r"(?<![A-Za-z0-9_.,/^{])[-−+]?(?:[$€£]\s?)?[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:(?<=\d)[eE][-+]?\d+)?"
+    r"(?:\s?/\s?\d+)?(?:\s?(?:\\?%|percent\b))?(?![A-Za-z0-9_}])"
 )
 DOUBT = re.compile(
     r"\b(?:do(?:es)?\s+not|don't|doesn't|did\s+not|didn't|cannot|can't|can\s+not|could\s+not|couldn't|unable|unsure|not\s+sure|"
@@ -157,7 +157,7 @@ def last_number(text: str) -> Stated | None:
     after = re.split(r"[.!?](?:\s|$)|\n", text[end:], maxsplit=1)
     if DOUBT.search(before) or DOUBT.search(after[0]) or DOUBT.search(" ".join(after[1:])):
         return None
-    if re.search(r"\d\s*(?:or|oder|ou)\s*$", before):
+    if re.search(r"\d,?\s*(?:or|oder|ou)\s*$", before):
         return None
     return Stated(number, "number")
 
@@ -166,7 +166,8 @@ def plain_numbers(text: str) -> list[tuple[int, int, str]]:
     """Start, end and text of every number that is no part of an expression; what follows an `=` is a result."""
     found = []
     for match in NUMBER.finditer(text):
-        if not any(c.isdigit() for c in match[0]):
+        listed = re.match(r"[.)]\s", text[match.end() :]) and not text[: match.start()].rpartition("\n")[2].strip()
+        if listed or not any(c.isdigit() for c in match[0]):
             continue
         before, after = text[: match.start()].rstrip(" $"), text[match.end() :].lstrip(" $")
         computed = re.search(rf"[\d)}}\w]\s*{OPERATOR}$", before) and not before.endswith(("=", "≈"))

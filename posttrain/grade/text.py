@@ -13,8 +13,10 @@ OUTER = " .,;:!?\"'*_`。，、；：！？「」“”"
 ANSWER_WORD = re.compile(
     r"(?i:\b(?:answer|antwort|réponse|respuesta|risposta|resposta|ответ)\s*[:：]|答案\s*[是为：:]|答えは)"
 )
-# Languages that write no spaces between words: Thai, Lao, Burmese, Khmer, Chinese, Japanese.
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+# Languages without spaces between words, or that glue particles to them: Thai, Lao, Burmese, Khmer, CJK, Korean.
+UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af]"
+)
 PLAIN_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 LETTER = r"(?<![A-Za-z0-9'’])\(?([A-Z])\)?(?![A-Za-z0-9'’])"
 ANY_LETTER = r"(?<![A-Za-z0-9'’])\(?([A-Za-z])\)?(?![A-Za-z0-9'’])"
@@ -25,6 +27,10 @@ OPTION = re.compile(
     rf"(?i:\b(?:option|choice|answer|pick|choose|select)\b|[选選])\W{{0,8}}(?:(?i:is|the|was|are)\W{{1,4}})*{ANY_LETTER}"
 )
 UNDECIDED = re.compile(rf"{LETTER}\s+or\s+{LETTER}")
+NAMED = re.compile(  # a letter that belongs to a name
+    r"(?i:\b(?:vitamins?|hepatitis|plan|type|group|class|section|figure|table|point|grade|part|team|person|block|angle|"
+    r"line|set|city|town|factor|appendix|exhibit|category))\s+[A-Z]\b"
+)
 ARTICLE = re.compile(r"\bA (?=[a-z])|\bI(?=\s+[a-z]|['’])")
 
 
@@ -128,12 +134,12 @@ def letter_of(text: str) -> str | None:
     if options := OPTION.findall(text):
         letters = [one for one in options if one.isupper()] or options
         return letters[-1].upper()
-    first = re.match(r"\(?([A-Z])(?:\)|[.:,;]|\s*$|\s+(?:is|because|since)\b)|\(([a-z])\)", text)
+    first = re.match(r"\(?([A-Z])(?:\)|[.:,;]|\s*$|\s+(?:is|because|since)\b)|\(?([a-z])\)(?:\s|$)", text)
     if first and not ARTICLE.match(text):
         return (first[1] or first[2]).upper()
     if parenthesised := re.findall(r"\(([A-Za-z])\)", text):
         return parenthesised[-1].upper()
-    standing = re.findall(LETTER, ARTICLE.sub(" ", text))
+    standing = re.findall(LETTER, NAMED.sub(" ", ARTICLE.sub(" ", text)))
     standing = [one for one in standing if one != "I"] or standing
     return standing[-1] if standing else None
 

@@ -59,9 +59,10 @@ def candidates(stated: Stated | None) -> list[str]:
     if sign and right.strip() and not re.search(r"[a-zA-Z]", left):
         text = right.strip()
     found = [text]
-    if stated.how == "announced" and (numbers := plain_numbers(text)):
+    if stated.how == "announced" and "\\" not in text and (numbers := plain_numbers(text)):
         starts = not text[: numbers[0][0]].strip(" $*`(")
-        found.append((numbers[0] if starts else numbers[-1])[2])
+        if not (starts and re.match(r"\s*(?:,|and|or)\s*[-\d]", text[numbers[0][1] :])):  # a list is no number
+            found.append((numbers[0] if starts else numbers[-1])[2])
     return found
 
 

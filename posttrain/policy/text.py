@@ -123,10 +123,11 @@ class TextPolicy:
         more = [of_model] if isinstance(of_model, int) else of_model or []
         return self.chat.end_ids() | set(more)
 
-    def demonstrate(self, messages: Sequence[Message], reply: str) -> Turn:
+    def demonstrate(self, messages: Sequence[Message], reply: str | Message) -> Turn:
         """A turn that somebody else took, for supervised learning: its log-probabilities are zeros, never used."""
         tokens = self.chat.demonstration_tokens(tuple(messages), reply)
-        return Turn(Ask(tuple(messages)), Reply(reply, torch.zeros(len(tokens.reply)), tokens))
+        content = reply if isinstance(reply, str) else reply.get("content")
+        return Turn(Ask(tuple(messages)), Reply(content, torch.zeros(len(tokens.reply)), tokens))
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises ValueError, naming the task, when a prompt and its reply cannot fit the model's context."""

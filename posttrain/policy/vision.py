@@ -173,7 +173,7 @@ class VisionPolicy(TextPolicy):
     def sample_tokens(self, wanted: Sequence[SampleRequest]) -> Iterator[tuple[int, Sample]]:
         return generate(self.head, wanted, self.stops, None, self.mode, plain=partial(PictureRows, self, wanted))
 
-    def demonstrate(self, messages: Sequence[Message], reply: str) -> Turn:
+    def demonstrate(self, messages: Sequence[Message], reply: str | Message) -> Turn:
         """Raises ValueError for a reply with a placeholder in it, which the model can never say."""
         turn = super().demonstrate(messages, reply)
         assert self.head.never is not None
