@@ -176,7 +176,7 @@ def test_a_grader_that_waits_for_a_core_is_given_the_time(checker):
 
 def test_every_question_has_cpu_seconds_of_its_own(checker):
     """Together these take two, and one is the limit."""
-    assert {checker.check(str(i + 500), "$" + "1+" * 500 + f"{i}$") for i in range(12)} == {"right"}
+    assert {checker.check(f"x + {i + 500}", "x + " + "1+" * 500 + f"{i}") for i in range(12)} == {"right"}
     assert checker.check("1", "1") == "right"
 
 

@@ -285,8 +285,9 @@ def test_what_cannot_be_shown_is_named(make, tmp_path):
     blind = TextPolicy(make().model, tokenizer())
     with pytest.raises(ValueError, match="task 'a': the prompt holds a picture"):
         blind.check([RAGGED[0]])
-    with pytest.raises(ValueError, match="stands for pictures"):
-        seen.demonstrate(task("t", noise(8, 8)).prompt, "look: <|image_pad|>")
+    spelled = seen.demonstrate(task("t", noise(8, 8)).prompt, "look: <|image_pad|>").reply
+    assert seen.chat.placeholder not in spelled.trace.reply, "text is text, whatever it spells"
+    assert seen.chat.decode(spelled.trace.reply) == "look: <|image_pad|>"
     with pytest.raises(ValueError, match="task 'a': .* 1024 positions"):
         policy(max_new=1023).check([RAGGED[0]])
 
