@@ -36,6 +36,9 @@ PLAIN = (
 UNSEEN = ("image", "image_url", "video", "video_url")  # types of parts that templates of text drop without a word
 TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
 OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")  # a prompt whose reply begins inside of the thinking
+THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>(.*?)</\1>\s*(.*)", re.DOTALL)
+MARK = "SENTINEL"
+SAMPLE: tuple[Message, ...] = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": MARK})
 STANDING_IN = 0x10F000  # private characters from here on stand for control tokens that a user has written
 HIDDEN = ("reply", "tools")  # keys of a message that are not the template's
 
@@ -69,6 +72,9 @@ class Chat:
                 f"the tokenizer {tokenizer.name_or_path!r} has no chat template: pass `template=chatml`, "
                 "`template=plain` or a Jinja file"
             )
+        self.thinking = thinking_field(str(tokenizer.chat_template))
+        self.in_parts = False  # some templates render text only as parts of a content
+        self.in_parts = MARK not in self.text(SAMPLE, prompt=False)
         self.end = self.end_text()
 
     def named_template(self, name: str) -> str:
@@ -86,7 +92,7 @@ class Chat:
         """
         from jinja2.exceptions import TemplateError
 
-        tools = next((message["tools"] for message in messages if message.get("tools")), None)
+        tools = next(filter(None, (message.get("tools") for message in messages)), None)
         options = {"tools": tools} if tools else {}
         plain = [self.template_message(message) for message in messages]
         try:
@@ -97,12 +103,17 @@ class Chat:
 
     def template_message(self, message: Message) -> dict[str, Any]:
         """A message as templates expect it: arguments of tool calls as objects, control tokens disarmed."""
-        plain = {key: value for key, value in message.items() if key not in HIDDEN}
+        plain: dict[str, Any] = {key: value for key, value in message.items() if key not in HIDDEN}
         plain["content"] = self.disarmed(self.template_content(plain.get("content")))
         reply = message.get("reply")
         opened = OPENED.search(reply.trace.before) if reply and isinstance(reply.trace, Tokens) else None
         if opened and isinstance(plain["content"], str):
             plain["content"] = opened[0] + plain["content"]  # the prompt had opened the thinking
+        elif self.thinking and message["role"] == "assistant":
+            thought = THOUGHT.match(plain["content"]) if isinstance(plain["content"], str) else None
+            plain |= {self.thinking: thought[2].strip(), "content": thought[3]} if thought else {}
+        if self.in_parts and isinstance(plain["content"], str):
+            plain["content"] = [{"type": "text", "text": plain["content"]}]
         if plain.get("tool_calls"):
             plain["tool_calls"] = [call_with_object(call) for call in plain["tool_calls"]]
         return plain
@@ -149,9 +160,7 @@ class Chat:
 
     def end_text(self) -> str:
         """What closes an assistant's turn: the special token that follows its content."""
-        mark = "SENTINEL"
-        rendered = self.text([{"role": "user", "content": "hi"}, {"role": "assistant", "content": mark}], prompt=False)
-        tail = rendered.rpartition(mark)[2]
+        tail = self.text(SAMPLE, prompt=False).rpartition(MARK)[2]
         for special in sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True):
             if tail.lstrip().startswith(special):
                 return special
@@ -285,6 +294,13 @@ def call_with_object(call: Mapping[str, Any]) -> dict[str, Any]:
             name, said = function.get("name"), function["arguments"][:60]
             raise ValueError(f"the arguments of the tool call {name!r} are not JSON: {said!r}") from error
     return {**call, "function": function} if function else dict(call)
+
+
+def thinking_field(template: str) -> str | None:
+    """The key of a message in which a template wants the thinking; None if it knows none."""
+    if re.search(r"\.thinking\b|['\"]thinking['\"]", template) and "reasoning_content" not in template:
+        return "thinking"
+    return "reasoning_content" if "reasoning_content" in template else None
 
 
 def template_file(name: str) -> str:

@@ -37,8 +37,12 @@ SMALL_MODEL = 10_000_000  # parameters; below, a model is taken to be made here 
 class Message(TypedDict):
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Any  # str, or a list of parts (text, image, points, dna) that the policy's renderer knows
+    tools: NotRequired[list[Any]]  # of the first message: those that the conversation may call, as OpenAI has them
+    tool_calls: NotRequired[list[Any]]  # of an assistant's message
+    tool_call_id: NotRequired[str]  # of a tool's message
+    name: NotRequired[str]
     reply: NotRequired[Reply]  # an assistant message that was sampled carries what was sampled
 
 

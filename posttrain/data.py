@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from typing import Any
 from posttrain.core import Message, Task
 from posttrain.episode import assistant, user
 from posttrain.episode import system as system_message
+from posttrain.records import Place, Record, column, records
 
-Record = Mapping[str, Any]
 MARK = "<image>"  # in a prompt: here a picture stands
 COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")  # in a template; other braces, as in \\boxed{}, stay as they are
 
@@ -60,8 +58,8 @@ def read(
     seen: dict[str, int] = {}
     for place, record in records(data, limit, split):
         asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
-        messages = (*([system_message(system)] if system else []), *asked)
-        key = str(record.get("id", record.get("key", place.line)))
+        messages = with_tools((*([system_message(system)] if system else []), *asked), record, place)
+        key = str(next((record[name] for name in ("id", "key") if record.get(name) is not None), place.line))
         if key in seen:
             raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
         seen[key] = place.line
@@ -87,14 +85,15 @@ def read_demonstrations(
         before: list[Message] = [system_message(system)] if system else []
         if prompt in record and is_chat(record[prompt]) and response not in record:
             said = [with_reply(message, place, prompt) for message in record[prompt]]
+            check_roles(said, place, prompt)
             messages = (*before, *with_pictures(said, record, image, place))
-            if not any(message["role"] == "assistant" for message in messages):
-                raise ValueError(f"{place}: the messages in {prompt!r} hold no assistant reply to learn")
         else:
-            said = reply_text(column(record, response, place, "response"), place, response)
+            said = reply_messages(column(record, response, place, "response"), place, response)
             asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
-            messages = (*before, *asked, assistant(said))
-        out.append(Demonstration(messages, str(place)))
+            if asked[-1].get("content") == said[0].get("content"):
+                said = said[1:]  # the response is the whole conversation
+            messages = (*before, *asked, *said)
+        out.append(Demonstration(with_tools(messages, record, place), str(place)))
     return out
 
 
@@ -117,16 +116,14 @@ def read_pairs(
     for place, record in records(data, **options):
         good, bad = column(record, chosen, place, "chosen"), column(record, rejected, place, "rejected")
         before = [system_message(system)] if system else []
-        if prompt in record or COLUMN.search(prompt):
-            asked = prompt_of(record, prompt, place)
-        elif is_chat(good) and len(good) > 1:
-            asked = tuple(good[:-1])
-            if list(bad[:-1]) != list(good[:-1]):
-                raise ValueError(f"{place}: {chosen!r} and {rejected!r} do not share their messages before the last")
+        earlier = messages_before_the_reply(good, bad, place, (chosen, rejected))
+        if earlier and (earlier[0]["role"] != "assistant" or not (prompt in record or COLUMN.search(prompt))):
+            asked = earlier
         else:
-            asked = prompt_of(record, prompt, place)
+            asked = (*prompt_of(record, prompt, place), *earlier)
         asked = with_pictures(asked, record, None, place)
-        pair = Pair((*before, *asked), reply_text(good, place, chosen), reply_text(bad, place, rejected))
+        asked = with_tools((*before, *asked), record, place)
+        pair = Pair(asked, reply_text(good, place, chosen), reply_text(bad, place, rejected))
         if category:
             pair = replace(pair, kind=str(column(record, category, place, "category")))
         if pair.chosen == pair.rejected:
@@ -135,35 +132,7 @@ def read_pairs(
     return out
 
 
-# ---- places and columns
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a record stands, for error messages."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}"
-
-
-def column(record: Record, name: str, place: Place, option: str) -> Any:
-    """A record's column, or `outer.inner` of one that holds objects.
-
-    Raises ValueError with the nearest name when there is none, or when it is empty.
-    """
-    outer, _, inner = name.partition(".")
-    if name not in record and inner and isinstance(record.get(outer), Mapping):
-        return column(record[outer], inner, place, option)
-    if name not in record:
-        near = difflib.get_close_matches(name, record, n=1)
-        hint = f"; did you mean `{option}={near[0]}`?" if near else ""
-        raise ValueError(f"{place}: there is no column {name!r}, only {', '.join(map(repr, record))}{hint}")
-    if record[name] is None or record[name] == "":
-        raise ValueError(f"{place}: the column {name!r} is empty; fill it in or leave the line out")
-    return record[name]
+# ---- messages of a record
 
 
 def prompt_of(record: Record, prompt: str, place: Place) -> tuple[Message, ...]:
@@ -192,7 +161,7 @@ def with_pictures(messages: Sequence[Message], record: Record, name: str | None,
     value = column(record, name, place, "image")
     given = list(value) if isinstance(value, list | tuple) else [value]
     left = [{"type": "image", "image": resolve_picture(one, place)} for one in given]
-    split = [parts_of(message["content"]) if message["role"] != "assistant" else [] for message in messages]
+    split = [parts_of(message.get("content")) if message["role"] != "assistant" else [] for message in messages]
     holes = sum(map(is_empty_picture, (part for parts in split for part in parts)))
     if holes and holes != len(left):
         raise ValueError(f"{place}: the prompt has {holes} {MARK}, and the column {name!r} has {len(left)} pictures")
@@ -210,7 +179,7 @@ def with_pictures(messages: Sequence[Message], record: Record, name: str | None,
 
 def without_nulls(message: Message) -> Message:
     """A message whose parts have only what is given: Parquet files have every key of any part in all of them."""
-    if not isinstance(message["content"], list | tuple):
+    if not isinstance(message.get("content"), list | tuple):
         return message
     parts = [
         {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
@@ -221,7 +190,7 @@ def without_nulls(message: Message) -> Message:
 
 def check_complete(messages: Sequence[Message], record: Record, place: Place) -> None:
     """Raises ValueError when a message has a place for a picture, and no column of pictures is named to fill it."""
-    asked = [message["content"] for message in messages if message["role"] != "assistant"]
+    asked = [message.get("content") for message in messages if message["role"] != "assistant"]
     if any(
         map(is_empty_picture, (part for content in asked if not isinstance(content, str) for part in parts_of(content)))
     ):
@@ -273,14 +242,71 @@ def is_chat(value: Any) -> bool:
         isinstance(value, Sequence)
         and not isinstance(value, str)
         and len(value) > 0
-        and all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in value)
+        and all(
+            isinstance(message, Mapping) and "role" in message and ("content" in message or message.get("tool_calls"))
+            for message in value
+        )
     )
 
 
+def with_tools(messages: Sequence[Message], record: Record, place: Place) -> tuple[Message, ...]:
+    """The messages, the first of which names the tools of the record's column `tools`: templates are given them."""
+    tools = record.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: the column 'tools' is not JSON: {error.msg}") from error
+    if not tools:
+        return tuple(messages)
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"{place}: the column 'tools' must hold a list of tools, as OpenAI's interface has them")
+    return ({**messages[0], "tools": list(tools)}, *messages[1:])
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check_roles(messages: Sequence[Message], place: Place, name: str) -> None:
+    """Raises ValueError for an unknown role, and where there is no reply to learn, or the last word is not one."""
+    for message in messages:
+        if message["role"] not in ROLES:
+            known = ", ".join(ROLES)
+            raise ValueError(f"{place}: a message in {name!r} has the role {message['role']!r}, none of {known}")
+    if not any(message["role"] == "assistant" for message in messages):
+        raise ValueError(f"{place}: the messages in {name!r} hold no assistant reply to learn")
+    last = messages[-1]["role"]
+    if last in ("user", "system"):
+        raise ValueError(f"{place}: the messages in {name!r} end with the {last}'s, not the assistant's")
+
+
+def reply_messages(value: Any, place: Place, name: str) -> list[Message]:
+    """A reply given as text, or as chat messages of which every assistant's is learned."""
+    if not is_chat(value):
+        return [assistant(reply_text(value, place, name))]
+    messages = [with_reply(message, place, name) for message in value]
+    check_roles(messages, place, name)
+    return messages
+
+
+def messages_before_the_reply(good: Any, bad: Any, place: Place, names: tuple[str, str]) -> tuple[Message, ...]:
+    """What both conversations of a pair say before their last message. Raises ValueError when they differ in it."""
+    if not is_chat(good) or len(good) < 2:
+        return ()
+    if not is_chat(bad) or list(bad[:-1]) != list(good[:-1]):
+        raise ValueError(f"{place}: {names[0]!r} and {names[1]!r} do not share their messages before the last")
+    return tuple(good[:-1])
+
+
 def reply_text(value: Any, place: Place, name: str) -> str:
-    """A reply given as text or as chat messages that end in it."""
+    """A reply given as text, or as chat messages that end in it. Raises ValueError for one that is not text."""
     if is_chat(value):
-        value = with_reply(assistant(value[-1]["content"]), place, name)["content"]
+        if value[-1]["role"] != "assistant":
+            role = value[-1]["role"]
+            raise ValueError(f"{place}: the messages in {name!r} end with the {role}'s, not the assistant's")
+        if value[-1].get("tool_calls"):
+            raise ValueError(f"{place}: the reply in {name!r} calls a tool; pairs of tool calls are not learned yet")
+        value = with_reply(value[-1], place, name)["content"]
     if not isinstance(value, str):
         raise ValueError(f"{place}: the column {name!r} holds {type(value).__name__}, neither text nor chat messages")
     return value
@@ -288,114 +314,12 @@ def reply_text(value: Any, place: Place, name: str) -> str:
 
 def with_reply(message: Message, place: Place, name: str) -> Message:
     """A message, an assistant's with its content as text. Raises ValueError for one that says more than text."""
-    content = message["content"]
+    content = message.get("content")
     if message["role"] != "assistant" or isinstance(content, str):
         return message
+    if content is None and message.get("tool_calls"):
+        return {**message, "content": ""}
     texts = [part.get("text") if isinstance(part, Mapping) else None for part in content or ()]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{place}: an assistant's message in {name!r} is not text, so it cannot be learned")
     return {**message, "content": "".join(map(str, texts))}
-
-
-# ---- files
-
-
-def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:
-    """Every record with its place. Raises ValueError for a missing, empty or malformed file."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit={limit}`: it must be at least 1")
-    path = Path(data)
-    readers: dict[str, Callable[[Path], Iterator[tuple[Place, Record]]]] = {
-        ".jsonl": jsonl,
-        ".json": array_or_lines,
-        ".csv": table,
-        ".tsv": table,
-        ".parquet": parquet,
-    }
-    if path.is_file():
-        if path.suffix not in readers:
-            raise ValueError(f"`data={data}`: the ending {path.suffix!r} is none of {', '.join(readers)}")
-        found = readers[path.suffix](path)
-    elif path.suffix in readers or str(data).startswith((".", "/", "~")):
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        raise ValueError(f"`data={data}`: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
-    else:
-        found = hub(str(data), split)
-    count = 0
-    for count, pair in enumerate(found, 1):
-        yield pair
-        if count == limit:
-            break
-    if not count:
-        raise ValueError(f"`data={data}`: the file is empty")
-
-
-def jsonl(path: Path) -> Iterator[tuple[Place, Record]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: malformed JSON, {error.msg} at column {error.colno}"
-                ) from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number}: a {type(record).__name__}, not an object with columns")
-            yield Place(str(path), number), record
-
-
-def array_or_lines(path: Path) -> Iterator[tuple[Place, Record]]:
-    """Of a file with one array of objects, each of these; else JSON lines."""
-    with path.open(encoding="utf-8") as file:
-        if not file.read(4096).lstrip().startswith("["):
-            yield from jsonl(path)
-            return
-        file.seek(0)
-        try:
-            found = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: malformed JSON, {error.msg}") from error
-    for number, record in enumerate(found, 1):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, entry {number}: a {type(record).__name__}, not an object with columns")
-        yield Place(str(path), number), record
-
-
-def table(path: Path) -> Iterator[tuple[Place, Record]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        for record in reader:
-            if None in record or None in record.values():
-                raise ValueError(f"{path}, line {reader.line_num}: it has not as many fields as the header")
-            yield Place(str(path), reader.line_num), record
-
-
-def parquet(path: Path) -> Iterator[tuple[Place, Record]]:
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ValueError(f"`data={path}`: Parquet needs the extra: pip install 'posttrain[data]'") from error
-    number = 0
-    for batch in ParquetFile(path).iter_batches():
-        for record in batch.to_pylist():
-            number += 1
-            yield Place(str(path), number), record
-
-
-def hub(name: str, split: str) -> Iterator[tuple[Place, Record]]:
-    """A dataset id, or `id:configuration`."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ValueError(f"`data={name}`: a Hub dataset needs the extra: pip install 'posttrain[data]'") from error
-    repository, _, configuration = name.partition(":")
-    try:
-        found = load_dataset(repository, configuration or None, split=split)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(
-            f"`data={name}`: neither a file here nor a dataset that the Hugging Face Hub gave us: {error}"
-        ) from error
-    for number, record in enumerate(found, 1):
-        yield Place(name, number), dict(record)

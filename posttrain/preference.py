@@ -7,7 +7,7 @@ tokens, its end token included, in nats.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -301,7 +301,7 @@ def gathered(mine: Mapping[int, PairScores]) -> PairScores:
 
 def on_device(scores: PairScores, device: torch.device | str) -> PairScores:
     values = {one.name: getattr(scores, one.name) for one in fields(scores)}
-    return PairScores(**{name: None if value is None else value.to(device) for name, value in values.items()})
+    return replace(scores, **{name: value.to(device) for name, value in values.items() if value is not None})
 
 
 def concatenate_detached(parts: Sequence[PairScores]) -> PairScores:

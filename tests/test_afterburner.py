@@ -22,10 +22,10 @@ import posttrain as pt
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.core import EpisodeFailed, Failure, Invalid, Score
-from posttrain.data import Place
 from posttrain.lab.world.kata import Kata, Katas, performance_words, python, reply
 from posttrain.lab.world.kata_programs import BOUNDS, EDGES, FAMILIES, HOLDS
 from posttrain.lab.world.words import Size, base
+from posttrain.records import Place
 from posttrain.run.memory import stateful_parts
 from posttrain.sandbox import CallResults, Outcome, Program, ReturnedValue, sandbox
 from posttrain.step import train_in_memory

@@ -77,7 +77,7 @@ def value_of(reward: Reward, rollout: Rollout) -> float | None:
 
 def recorded(path: Path, reply: str, answer: str) -> Iterator[Recorded]:
     """The replies of a run, of an evaluation, or of a file. Raises ValueError when there are none."""
-    from posttrain.data import column, records
+    from posttrain.records import column, records
     from posttrain.run.directory import read_rollouts
 
     if path.is_dir():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 THINKING = r"think|thinking|thought|reasoning"
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 LOOSE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
-MARK = re.compile(r"^[ \t]*####[ \t]*([^\n#]*?)[ \t#]*$", re.MULTILINE)
+MARK = re.compile(r"####[ \t]*([^\n#]*?)[ \t#]*$", re.MULTILINE)
 ANNOUNCED = re.compile(
     r"\b(?:final\s+|correct\s+|best\s+|right\s+)*(?:answer|result|solution)s?\b"
     r"(?:\s+(?:choice|option|here|to\s+(?:the|this)\s+\w+))?\s*[*_`]*\s*(?:(?:is|are|was|=|:|：|equals|must\s+be|would\s+be|"
@@ -68,9 +68,9 @@ def stated_marks(text: str) -> str | None:
 
 
 def marked(text: str) -> Stated | None:
-    """The last box, or a mark of GSM8K's on a line of its own behind it."""
+    """The last box, or a mark of GSM8K's behind it, which is no heading."""
     boxes = boxes_in(text)
-    marks = [one for one in MARK.finditer(text) if is_answer_line(one[1], text[one.end() :])]
+    marks = [one for one in MARK.finditer(text) if is_answer(one, text)]
     if marks and (not boxes or marks[-1].start() > boxes[-1][1]):
         return Stated(marks[-1][1].strip(), "marked")
     if not boxes:
@@ -111,12 +111,13 @@ def closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def is_answer_line(line: str, after: str) -> bool:
-    """Whether what follows `####` is an answer and not a heading: it has a digit, or nothing follows it; few words."""
-    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", "", line))
-    if not line.strip() or len(words) > 4:
+def is_answer(mark: re.Match[str], text: str) -> bool:
+    """Whether what follows `####` is an answer and not a heading: the end of the reply, or a line without words."""
+    said, before, after = mark[1], text[: mark.start()].rpartition("\n")[2], text[mark.end() :]
+    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", "", said))
+    if not said.strip() or len(words) > 4:
         return False
-    return not after.strip() or (any(c.isdigit() for c in line) and not words) or len(words) == 0
+    return not after.strip() or (not words and not before.strip())
 
 
 def announced(text: str) -> Stated | None:

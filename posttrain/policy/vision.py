@@ -113,7 +113,7 @@ class PictureChat(Chat):
         left = iter(waiting)
         return tuple(i for id in ids for i in (placeholder_names(next(left)) if id == self.placeholder else (id,)))
 
-    def demonstration_tokens(self, messages: tuple[Message, ...], reply: str) -> Tokens:
+    def demonstration_tokens(self, messages: tuple[Message, ...], reply: str | Message) -> Tokens:
         return super().demonstration_tokens(self.read_pictures(messages), reply)
 
 

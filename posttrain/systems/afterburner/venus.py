@@ -23,7 +23,7 @@ from itertools import zip_longest
 from typing import Any
 
 import posttrain as pt
-from posttrain.data import Place, column, records
+from posttrain.records import Place, column, records
 from posttrain.sandbox import Calls, RaisedError, ReturnedValue
 from posttrain.systems.afterburner.iterate import Best, Rewrite
 from posttrain.systems.afterburner.measurement import METRICS, Execute, Metric

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import posttrain as pt
-from posttrain.data import Place, Record, column, records
+from posttrain.records import Place, Record, column, records
 from posttrain.systems.deeptheorem.verdict import Statement, lenient_verdict, verdict, verdict_word
 
 TRUTHS = {"true": True, "false": False, "proved": True, "disproved": False}

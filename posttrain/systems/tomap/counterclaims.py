@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import posttrain as pt
-from posttrain.data import Place, column, records
+from posttrain.records import Place, column, records
 
 PROPOSED = 10  # of a topic; the first three are used
 ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.*[^\W\d_].*)$", re.MULTILINE)  # a mark, a blank, and some letter
