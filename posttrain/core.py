@@ -53,6 +53,7 @@ class Task(Generic[Truth]):
     key: str
     prompt: tuple[Message, ...]
     truth: Truth
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # the record that it was read from
 
 
 @dataclass(frozen=True, slots=True)

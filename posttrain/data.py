@@ -63,7 +63,8 @@ def read(
         if key in seen:
             raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
         seen[key] = place.line
-        tasks.append(Task(key, messages, None if answer is None else column(record, answer, place, "answer")))
+        truth = None if answer is None else column(record, answer, place, "answer")
+        tasks.append(Task(key, messages, truth, record))
     return tasks
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
 import signal
 import statistics
 import threading
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -184,8 +186,6 @@ def test_own_rewards_say_what_they_look_at(tmp_path):
     assert values(own(lambda reply, answer: float(reply == answer))([said("7", "7"), said("8", "7")])) == [1.0, 0.0]
     assert values(own(lambda rollout: digits(rollout))([said("7a")])) == [0.5]
     assert values(own(lambda group: [pt.Score(float(len(group)))] * len(group))([said("7"), said("8")])) == [2.0, 2.0]
-    with pytest.raises(ValueError, match="must take `group`, or `rollout`, or some of"):
-        own(lambda completions: 1.0)
     file = tmp_path / "rewards.py"
     file.write_text("def brevity(reply):\n    return 1 / (1 + len(reply))\n")
     assert values(reward_file(f"{file}:brevity")([said("")])) == [1.0]
@@ -193,6 +193,45 @@ def test_own_rewards_say_what_they_look_at(tmp_path):
         reward_file(f"{file}:brevty")
     with pytest.raises(ValueError, match="there is no file"):
         reward_file("nowhere.py:f")
+
+
+def test_own_rewards_get_columns_of_the_data_by_name(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "2 m + 1 m?", "answer": "3", "unit": "m", "difficulty": 2}\n')
+    [read] = pt.read(tmp_path / "d.jsonl")
+    group = [replace(said(text), task=read) for text in ("3 m", "3")]
+    assert values(own(lambda reply, unit, difficulty=1, weight=0.5: (unit in reply) * difficulty * weight)(group)) == [
+        1.0,
+        0.0,
+    ]
+    assert values(own(lambda reply, **columns: float(columns["unit"] in reply))(group)) == [1.0, 0.0]
+    with pytest.raises(
+        ValueError, match=r"the reward \S+ asks for `units`, which is neither .* \(there are 'prompt', "
+    ):
+        own(lambda reply, units: 1.0)(group)
+
+
+def test_rewards_of_trl_and_rewards_that_wait_work_as_they_are(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "q", "answer": "3", "unit": "m"}\n')
+    [read] = pt.read(tmp_path / "d.jsonl")
+    group = [replace(said(text), task=read) for text in ("3 m", "3")]
+
+    def trl(prompts, completions, unit, **kwargs):
+        assert prompts == ["q", "q"]
+        return [None if text == "3" else float(one in text) for text, one in zip(completions, unit, strict=True)]
+
+    assert [type(one) for one in own(trl)(group)] == [pt.Score, pt.Invalid]
+    waiting, most = 0, 0
+
+    async def asked(reply, answer):
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await asyncio.sleep(0.01)
+        waiting -= 1
+        return float(reply == answer)
+
+    assert values(own(asked)(group)) == [0.0, 1.0]
+    assert most == 2, "side by side"
 
 
 def test_a_reward_file_is_imported_as_python_imports_one(tmp_path):

@@ -2,41 +2,103 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.chat import readable_content
-from posttrain.core import Reward, Rollout
-from posttrain.reward import each
+from posttrain.core import Group, Invalid, Reward, Rollout, Score
+from posttrain.reward import as_score
 from posttrain.user_code import function_in
+
+VIEWS: dict[str, Callable[[Rollout], Any]] = {
+    "rollout": lambda rollout: rollout,
+    "reply": lambda rollout: rollout.turns[-1].reply.content if rollout.turns else "",
+    "answer": lambda rollout: rollout.task.truth,
+    "prompt": lambda rollout: readable_content(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else "",
+}
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def own(function: Callable[..., Any]) -> Reward:
-    """A plain function as a reward; its parameters say what it looks at.
+    """A plain function as a reward, `async` or not; its parameters say what it looks at.
 
-        def brevity(group): ...            all samples of a task; returns one number each
-        def brevity(rollout): ...          one sample, with all of its turns
-        def brevity(reply, answer): ...    any of reply (text, or the picture that was drawn), answer, prompt
+        def brevity(group): ...                           all samples of a task; returns one number each
+        def brevity(rollout): ...                         one sample, with all of its turns
+        def brevity(reply, answer, difficulty=1): ...     any of reply (text, or the picture that was drawn), answer,
+                                                          prompt, and columns of the data by their names
+        def brevity(completions, prompts, **columns): ... TRL's form: lists over the samples of a task
 
-    Raises ValueError for parameters with other names.
+    A parameter with a default keeps it where the data has no such column; `**columns` gets all others. Replies to an
+    `async` function are graded side by side. Raises ValueError for a parameter that is neither, when it is called.
     """
-    names = list(inspect.signature(function).parameters)
-    if names == ["group"]:
+    parameters = inspect.signature(function).parameters
+    if list(parameters) == ["group"] and not inspect.iscoroutinefunction(function):
         return function
-    if names == ["rollout"]:
-        return each(function)
-    views: dict[str, Callable[[Rollout], Any]] = {
-        "reply": lambda rollout: rollout.turns[-1].reply.content if rollout.turns else "",
-        "answer": lambda rollout: rollout.task.truth,
-        "prompt": lambda rollout: readable_content(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else "",
-    }
-    if not names or set(names) - set(views):
-        raise ValueError(
-            f"the reward {function.__name__}({', '.join(names)}) must take `group`, or `rollout`, or some of `reply`, "
-            "`answer` and `prompt`, by these names"
-        )
-    return each(lambda rollout: function(**{name: views[name](rollout) for name in names}))
+    if "completions" in parameters:
+        return lambda group: [score_of(one) for one in resolved(function(**trl_arguments(parameters, group)))]
+    if not parameters:
+        raise ValueError(f"the reward {function.__name__}() takes nothing: give it `reply`, `answer` or `rollout`")
+
+    def reward(group: Group) -> list[Score | Invalid]:
+        calls = [arguments(function, parameters, rollout) for rollout in group]
+        if inspect.iscoroutinefunction(function):
+            return [as_score(one) for one in asyncio.run(gathered([function(**call) for call in calls]))]
+        return [as_score(function(**call)) for call in calls]
+
+    return reward
+
+
+def arguments(
+    function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter], rollout: Rollout
+) -> dict[str, Any]:
+    """What a reward is called with for one sample. Raises ValueError naming a parameter that the data does not have."""
+    columns, found = rollout.task.columns, dict[str, Any]()
+    for name, parameter in parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found |= {key: value for key, value in columns.items() if key not in parameters and key not in VIEWS}
+        elif name in VIEWS:
+            found[name] = VIEWS[name](rollout)
+        elif name in columns:
+            found[name] = columns[name]
+        elif parameter.default is inspect.Parameter.empty:
+            known = ", ".join(map(repr, columns)) or "none"
+            raise ValueError(
+                f"the reward {function.__name__} asks for `{name}`, which is neither reply, answer, prompt nor a "
+                f"column of the data (there are {known}): rename it, or give it a default"
+            )
+    return found
+
+
+def trl_arguments(parameters: Mapping[str, inspect.Parameter], group: Group) -> dict[str, Any]:
+    """Lists over the samples: text where the prompt is one, chat messages where it is a conversation."""
+    task = group[0].task
+    talk = len(task.prompt) != 1 or not isinstance(task.prompt[0]["content"], str)
+    replies = [VIEWS["reply"](rollout) for rollout in group]
+    known: dict[str, list[Any]] = {key: [value] * len(group) for key, value in task.columns.items()}
+    known["prompts"] = [list(task.prompt) if talk else task.prompt[0]["content"]] * len(group)
+    known["completions"] = [[{"role": "assistant", "content": reply}] for reply in replies] if talk else replies
+    known.setdefault("answer", [task.truth] * len(group))
+    everything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return known if everything else {name: known[name] for name in parameters if name in known}
+
+
+def score_of(value: Any) -> Score | Invalid:
+    """TRL's rewards say None where they have no opinion."""
+    return Invalid("the reward returned None") if value is None else as_score(value)
+
+
+def resolved(scores: Any) -> Any:
+    return asyncio.run(awaited(scores)) if inspect.isawaitable(scores) else scores
+
+
+async def awaited(thing: Any) -> Any:
+    return await thing
+
+
+async def gathered(calls: Sequence[Any]) -> list[Any]:
+    return list(await asyncio.gather(*calls))
 
 
 def reward_file(spec: str) -> Reward:
