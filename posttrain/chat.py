@@ -96,10 +96,15 @@ class Chat:
         options = {"tools": tools} if tools else {}
         plain = [self.template_message(message) for message in messages]
         try:
-            return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt, **options)
+            text = self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt, **options)
         except TemplateError as error:
             roles = ", ".join(str(message["role"]) for message in messages)
             raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
+        called = [call for message in messages for call in message.get("tool_calls") or ()]
+        for tool in (*(tools or ()), *called):
+            if (name := str((tool.get("function") or tool).get("name"))) not in text:
+                raise ValueError(f"the chat template drops the tool {name!r}: give another `template`, or no tools")
+        return text
 
     def template_message(self, message: Message) -> dict[str, Any]:
         """A message as templates expect it: arguments of tool calls as objects, control tokens disarmed."""

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,25 @@ from posttrain.policy.text import Sampling, TextPolicy
 torch.set_num_threads(1)
 DEVICE = torch.device(os.environ.get("POSTTRAIN_TEST_DEVICE", "cpu"))  # where the tests' tiny models are
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded in tests
+
+
+GROUPS = {  # files whose tests run one after another in one worker: each starts several processes, or shares one
+    **dict.fromkeys(("test_vllm.py", "test_engines.py"), "vllm"),
+    **dict.fromkeys(("test_ranks.py", "test_scorer.py"), "ranks"),
+    "test_cluster.py": "cluster",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """By file, since marks of groups do not reach pytest-xdist 3.8 under pytest 9 (it writes an attribute that is gone)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return GROUPS.get(Path(nodeid.partition("::")[0]).name, nodeid)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

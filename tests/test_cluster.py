@@ -21,7 +21,6 @@ from posttrain import tiny
 from posttrain.cli import main
 from posttrain.policy.text import TextPolicy
 
-pytestmark = pytest.mark.xdist_group("cluster")  # one after another: each starts several processes
 STEPS, TASKS, SAMPLES = 24, 4, 6
 
 

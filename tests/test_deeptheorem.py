@@ -441,7 +441,6 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(chat, folder, tests
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_evaluate_as_one_does(folder, training, tmp_path):
     """Each replies to its share, and one of them writes."""
     line = [*EVALUATE, "--model", folder, "--data", training, "--quiet", "--out"]

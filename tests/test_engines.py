@@ -25,7 +25,7 @@ from posttrain.systems.tomap.wording import English
 
 HERE = Path(__file__).parent
 VLLM = HERE.parent / ".venv-vllm" / "bin" / "python"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.slow
 needs_vllm = pytest.mark.skipif(not (VLLM.is_file() or os.environ.get(PYTHON)), reason="no environment: make vllm")
 
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 import posttrain as pt
 from posttrain import ranks
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one after another: each starts several processes
 HERE = Path(__file__).parent
 
 

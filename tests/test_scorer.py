@@ -39,7 +39,6 @@ from posttrain.systems.tomap.predictor import Hashed, Predictor
 from posttrain.systems.tomap.serving import SCORER as PREDICTOR
 from posttrain.systems.tomap.serving import predictor_of
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one after another: some start several processes
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",

@@ -100,6 +100,14 @@ def test_tool_calls_are_learned_and_tools_are_shown(family):
     assert "seven" in reply
 
 
+def test_a_template_that_drops_tools_is_refused():
+    one = chat("phi3_5")
+    with pytest.raises(ValueError, match="the chat template drops the tool 'lookup'"):
+        one.prompt(({**pt.user("x1?"), "tools": TOOLS},))
+    with pytest.raises(ValueError, match="the chat template drops the tool 'lookup'"):
+        one.demonstration_tokens((pt.user("x1?"),), CALL)
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama3", "gemma3"])
 def test_what_a_user_writes_never_becomes_a_control_token(family):
     one = chat(family)
@@ -136,3 +144,19 @@ def test_what_a_template_refuses_is_said_with_its_reason():
         chat("gemma").prompt(({"role": "system", "content": "s"}, pt.user("q")))
     with pytest.raises(ValueError, match="lone surrogate"):
         chat("qwen2_5").prompt((pt.user("a \ud800 b"),))
+
+
+def test_the_doctor_shows_what_a_template_teaches_and_refuses(tmp_path, capsys):
+    from posttrain.cli import main
+    from posttrain.policy.text import TextPolicy
+
+    for family, seen in (
+        ("qwen3", "<tool_call>"),
+        ("gemma", "refused: the chat template refuses a conversation of system"),
+    ):
+        words = chat(family).tokenizer
+        TextPolicy(tiny.network(words, 0, hidden=32, layers=1, positions=64), words).save(tmp_path / family)
+        main(["doctor", "--model", str(tmp_path / family)])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert seen in shown
+        assert "tokens of prompt" in shown

@@ -21,7 +21,6 @@ from posttrain.sampler.weights import SyncError, collect_weights, probe_of, scor
 ENVIRONMENT = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(not (ENVIRONMENT.is_file() or os.environ.get(PYTHON)), reason="no environment: make vllm"),
 ]
 TASKS = [task(str(i)) for i in range(8)]

@@ -50,11 +50,21 @@ def show(path: Annotated[str, tyro.conf.Positional]) -> None:
     print(f"report: {write_report(Path(path))}")
 
 
-def doctor() -> None:
-    """What is installed, what is missing for what, threads and devices."""
-    from posttrain.cli.doctor import examine
+def doctor(model: str | None = None, template: str | None = None) -> None:
+    """What is installed, what is missing for what, threads and devices; or what a model's chat template does.
 
-    examine()
+    model     a Hub id or folder of a checkpoint: show which tokens a demonstration teaches it, with a system message,
+              thinking and a tool call, and what its template refuses
+    template  another chat template for it: chatml, plain, or a Jinja file
+    """
+    from posttrain.cli.doctor import examine, examine_template
+
+    if model is not None:
+        examine_template(model, template)
+    elif template is not None:
+        raise ValueError(f"`template={template}` is of a `model`: give one")
+    else:
+        examine()
 
 
 def run() -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 NEEDED_FOR = {
     "torch": "everything",
@@ -30,6 +31,57 @@ NEEDED_FOR = {
     "trackio": "--track trackio             pip install 'posttrain[trackio]'",
     "mlflow": "--track mlflow              pip install 'posttrain[mlflow]'",
 }
+
+
+LOOKUP = {
+    "type": "function",
+    "function": {
+        "name": "lookup",
+        "description": "The value of a key.",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string"}}, "required": ["key"]},
+    },
+}
+CALL = {"type": "function", "id": "call00001", "function": {"name": "lookup", "arguments": {"key": "x"}}}
+SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is x?"}
+AGAIN = {"role": "user", "content": "Sure?"}
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "two turns": [ASKED, {"role": "assistant", "content": "x is 7."}, AGAIN, {"role": "assistant", "content": "Yes."}],
+    "a system message": [SYSTEM, ASKED, {"role": "assistant", "content": "7"}],
+    "thinking": [ASKED, {"role": "assistant", "content": "<think>\nIt was 7.\n</think>\n\nx is 7."}],
+    "a tool call": [
+        {**ASKED, "tools": [LOOKUP]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "7", "name": "lookup", "tool_call_id": "call00001"},
+        {"role": "assistant", "content": "x is 7."},
+    ],
+}
+
+
+def examine_template(model: str, template: str | None) -> None:
+    """Print which tokens are learned of conversations of each kind, and what the template refuses and why."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from posttrain.chat import Chat
+    from posttrain.policy.load import checkpoint_path, load_tokenizer
+
+    chat, console = Chat(load_tokenizer(checkpoint_path(model)), template), Console(highlight=False)
+    console.print(f"chat template of {model}: what is learned is [bold green]green[/], an end of turn is {chat.end!r}")
+    for name, messages in CONVERSATIONS.items():
+        console.print(f"\n{name}", style="bold")
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            try:
+                tokens = chat.demonstration_tokens(tuple(messages[:number]), message)  # type: ignore[arg-type]
+            except ValueError as error:
+                console.print(Text(f"  refused: {error}", "red"))
+                break
+            shown = Text("  ")
+            shown.append("".join(chat.pieces(tokens.prompt)).replace("\n", "\n  "), "dim")
+            shown.append("".join(chat.pieces(tokens.reply)).replace("\n", "\n  "), "bold green")
+            console.print(shown)
+            console.print(f"  {len(tokens.prompt)} tokens of prompt, {len(tokens.reply)} learned")
 
 
 def examine() -> None:
