@@ -229,3 +229,11 @@ def loss_of(policy, shown) -> float:
     with torch.no_grad():
         logp = policy.density([pt.Row([turn], torch.ones(len(turn.reply.logp))) for turn in rows]).logp
     return -logp.mean().item()
+
+
+def test_a_reward_model_is_no_language_model(make, tmp_path):
+    """Its checkpoint has no head of one, and a random head would only babble."""
+    make().save(tmp_path / "base")
+    reward_model(str(tmp_path / "base")).save(tmp_path / "judge")
+    with pytest.raises(ValueError, match=r"it lacks lm_head.weight, which would be random numbers"):
+        pt.text(str(tmp_path / "judge"))

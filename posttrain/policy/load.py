@@ -52,7 +52,7 @@ def text(
 
     path = checkpoint_path(model)
     network = prepare_network(
-        load_pretrained(AutoModelForCausalLM, path, weights), lora, checkpointing, device, threads
+        load_pretrained(AutoModelForCausalLM, path, weights, whole=True), lora, checkpointing, device, threads
     )
     sampling = Sampling(max_new, temperature, stop)
     return require_room(TextPolicy(network, load_tokenizer(path), sampling, template=template, bf16=bf16), model)
@@ -86,7 +86,7 @@ def vision(
     path = checkpoint_path(model)
     preprocessing = with_pixel_limits(load_preprocessing(path), min_pixels, max_pixels)
     network = prepare_network(
-        load_pretrained(AutoModelForImageTextToText, path, weights), lora, checkpointing, device, threads
+        load_pretrained(AutoModelForImageTextToText, path, weights, whole=True), lora, checkpointing, device, threads
     )
     sampling = Sampling(max_new, temperature, stop)
     options: dict[str, Any] = {"template": template, "bf16": bf16}
@@ -164,14 +164,22 @@ def place(network: Any, device: torch.device) -> None:
         network.to(device)
 
 
-def load_pretrained(kind: Any, path: str, weights: bool = True, **options: Any) -> Any:
-    """`kind.from_pretrained` in float32, with an error that says where it looked; without `weights` on `meta`."""
+def load_pretrained(kind: Any, path: str, weights: bool = True, *, whole: bool = False, **options: Any) -> Any:
+    """`kind.from_pretrained` in float32, with an error that says where it looked; without `weights` on `meta`.
+
+    `whole`: a checkpoint that lacks a parameter, which would be drawn at random, is refused: a reward model has no head
+    of a language model.
+    """
     from transformers import AutoConfig
 
     try:
         with quiet():
             if weights:
-                return kind.from_pretrained(path, dtype=torch.float32, **options)
+                model, found = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+                if whole and found["missing_keys"]:
+                    name = min(found["missing_keys"])
+                    raise ValueError(f"it lacks {name}, which would be random numbers: it is no language model's")
+                return model
             config = AutoConfig.from_pretrained(path, **options)
             with torch.device("meta"):
                 return kind.from_config(config, dtype=torch.float32)
