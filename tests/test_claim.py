@@ -17,7 +17,6 @@ from posttrain.cli import main
 from posttrain.lab import arms as laboratory
 from posttrain.lab.arms import Job, Notebook, run_all, run_job
 from posttrain.lab.claim import (
-    SHARE,
     Claim,
     as_json,
     as_table,
@@ -28,6 +27,7 @@ from posttrain.lab.claim import (
 )
 from posttrain.lab.picture import dots, ticks
 
+SHARE = (0.0, 1.0)
 NAMES = [one.name for one in systems.every()]
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import statistics
 import threading
+import time
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -125,6 +126,27 @@ def test_graders_on_what_models_write(grade):
     wrong = [case for case, value in zip(cases, found, strict=True) if value != case["want"]]
     assert len(cases) > 10
     assert not wrong
+
+
+HOSTILE = {
+    "spaces": "the answer" + " " * 20_000 + "x",
+    "marks": "#### " * 4_000 + "x",
+    "boxes": r"\boxed{" * 2_000 + "1" + "}" * 2_000,
+    "announcements": "answer is " * 2_000,
+    "digits": "1" * 20_000,
+    "numbers": "7 " * 10_000,
+    "sum": "1+" * 10_000 + "1",
+    "brackets": "[" * 20_000,
+}
+
+
+@pytest.mark.parametrize("reply", HOSTILE.values(), ids=HOSTILE)
+def test_no_reply_keeps_a_grader_busy(reply):
+    """CPU seconds of this process, for all graders together; a policy finds whatever stops its trainer."""
+    start = time.process_time()
+    for grade, truth in (("math", "42"), ("exact", "42"), ("choice", "B"), ("contains", "42"), ("json", '{"a": 1}')):
+        assert values(pt.grade.GRADES[grade]([said(reply, truth)])) == [0.0]
+    assert time.process_time() - start < 4
 
 
 def test_answers_that_a_grader_cannot_read_are_named():

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from posttrain.recipe import Recipe
     from posttrain.run.session import Session
 
-METHODS = ("grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "ppo", "gspo", "cispo", "expert_iteration")
 TRUNCATED = ("train", "mask", "penalise")
 PairLossName = Literal["dpo", "cdpo", "ipo", "simpo", "kto", "orpo", "reward-model"]
 
@@ -64,6 +63,8 @@ def train(
     env             an environment of your own, file.py:function (docs/environments.md)
     recipe          a recipe of your own, file.py:function of policy, reward and samples, as far as it names them
     """
+    from posttrain.method import METHODS
+
     check_choice(method, METHODS, "method")
     check_choice(truncated, TRUNCATED, "truncated")
     policy, reward = model.policy(), task.reward()
@@ -108,7 +109,7 @@ def named_recipe(
     lr: float | None,
 ) -> Recipe:
     """A method's recipe with the command's options in it. Raises ValueError for options that do not go together."""
-    from posttrain.method import METHODS as MAKERS
+    from posttrain.method import METHODS
     from posttrain.reward import overlong
 
     most = policy.sampling.max_new
@@ -129,7 +130,7 @@ def named_recipe(
         raise ValueError("`truncated=penalise`: the method dapo does so already")
     if truncated == "penalise":
         reward = overlong(reward, most, max(most // 5, 1))
-    return MAKERS[method](reward, **options)
+    return METHODS[method](reward, **options)
 
 
 def with_terms(recipe: Recipe, entropy: float, masked: bool) -> Recipe:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 THINKING = r"think|thinking|thought|reasoning"
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 LOOSE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
-MARK = re.compile(r"####[ \t]*([^\n#]*?)[ \t#]*$", re.MULTILINE)
+MARK = re.compile(r"####[ \t]*([^\n#]*?)[ \t]*#*[ \t]*$", re.MULTILINE)
 ANNOUNCED = re.compile(
-    r"\b(?:final\s+|correct\s+|best\s+|right\s+)*(?:answer|result|solution)s?\b"
+    r"\b(?:(?:final|correct|best|right)\s+){0,3}(?:answer|result|solution)s?\b"
     r"(?:\s+(?:choice|option|here|to\s+(?:the|this)\s+\w+))?\s*[*_`]*\s*(?:(?:is|are|was|=|:|：|equals|must\s+be|would\s+be|"
     r"should\s+be|will\s+be)(?![a-z])[*_`:]*\s*)+|(?:答案|結果|结果)\s*(?:[是为為：:]\s*)+|答えは",
     re.IGNORECASE,
@@ -33,6 +34,8 @@ DOUBT = re.compile(
     re.IGNORECASE,
 )
 JOIN = re.compile(r"[\s$.,;]*(?:,|;|and|or)?[\s$]*")  # what may stand between boxes of one answer
+RUN = re.compile(r"[ \t\u00a0]{5,}|\n{5,}|([*_`#])\1{4,}")
+NEAR, LONGEST, MOST_ANNOUNCED = 40, 1_000, 20  # characters beside a number, and of a clause; announcements looked at
 OPERATOR = r"[-−+*/^×·÷=<>]"
 
 
@@ -50,9 +53,14 @@ def without_thinking(text: str) -> str:
     return re.split(rf"<(?:{THINKING})>", after, flags=re.IGNORECASE)[0]
 
 
+def tidied(text: str) -> str:
+    """Without thinking, and without long runs of spaces and marks, on which patterns would try every division."""
+    return RUN.sub(lambda found: found[0][:4], without_thinking(text)).strip()
+
+
 def stated_answer(text: str) -> Stated | None:
     """None where a reply states no answer."""
-    said = unicodedata.normalize("NFKC", without_thinking(text)).strip()
+    said = unicodedata.normalize("NFKC", tidied(text))
     if tags := ANSWER_TAG.findall(said):
         said = tags[-1].strip()
         return marked(said) or Stated(said, "marked") if said else None
@@ -92,13 +100,18 @@ def boxes_in(text: str) -> list[tuple[int, int, str]]:
         end = closing_brace(text, match.end() - 1)
         if end is None:
             return []  # cut off: whatever was boxed before is not the last word
-        content = text[match.end() : end]
-        inner = boxes_in(content)
-        found.append((match.start(), end + 1, inner[-1][2] if inner else content.strip()))
+        found.append((match.start(), end + 1, innermost(text[match.end() : end]).strip()))
         at = end + 1
     if not found:
         found = [(one.start(), one.end(), one[1].rstrip(".,")) for one in LOOSE_BOX.finditer(text)]
     return found
+
+
+def innermost(content: str) -> str:
+    """The content of the last box in the content of a box; the content itself without one."""
+    *_, last = [None, *BOX.finditer(content)]
+    end = closing_brace(content, last.end() - 1) if last else None
+    return content if last is None or end is None else content[last.end() : end]
 
 
 def closing_brace(text: str, start: int) -> int | None:
@@ -122,16 +135,21 @@ def is_answer(mark: re.Match[str], text: str) -> bool:
 
 def announced(text: str) -> Stated | None:
     """What is said to be the answer; of several announcements the last."""
-    for match in reversed(list(ANNOUNCED.finditer(text))):
-        clause = first_clause(text[match.end() :])
+    for clause in announced_clauses(text):
         if clause and not DOUBT.match(clause) and not re.match(r"not\b", clause, re.IGNORECASE):
             return Stated(clause, "announced")
     return None
 
 
+def announced_clauses(text: str, pattern: re.Pattern[str] = ANNOUNCED) -> Iterator[str]:
+    """What follows the last announcements, the last one first."""
+    for match in reversed([*pattern.finditer(text)][-MOST_ANNOUNCED:]):
+        yield first_clause(text[match.end() :])
+
+
 def first_clause(text: str) -> str:
     """Up to the end of the sentence or line, without Markdown and dollars; blank lines before it do not count."""
-    line = text.lstrip().partition("\n")[0]
+    line = text.lstrip()[:LONGEST].partition("\n")[0]
     if dollars := re.match(r"[*_`\s]*\\?\(?\$+([^$]+)\$+", line):
         return dollars[1].strip()
     line = re.split(r"(?<=[^\d\s])[.!?](?:\s|$)|(?<=\d)[.!?](?:\s|$)|[;。]", line)[0]
@@ -167,10 +185,11 @@ def plain_numbers(text: str) -> list[tuple[int, int, str]]:
     """Start, end and text of every number that is no part of an expression; what follows an `=` is a result."""
     found = []
     for match in NUMBER.finditer(text):
-        listed = re.match(r"[.)]\s", text[match.end() :]) and not text[: match.start()].rpartition("\n")[2].strip()
+        around = text[max(match.start() - NEAR, 0) : match.start()], text[match.end() : match.end() + NEAR]
+        listed = re.match(r"[.)]\s", around[1]) and re.search(r"(?:^|\n)[ \t]*$", around[0])
         if listed or not any(c.isdigit() for c in match[0]):
             continue
-        before, after = text[: match.start()].rstrip(" $"), text[match.end() :].lstrip(" $")
+        before, after = around[0].rstrip(" $"), around[1].lstrip(" $")
         computed = re.search(rf"[\d)}}\w]\s*{OPERATOR}$", before) and not before.endswith(("=", "≈"))
         if computed or re.match(rf"{OPERATOR}\s*[\d(\\]", after):
             continue

@@ -6,7 +6,15 @@ import re
 import unicodedata
 
 from posttrain.core import Rollout, Task
-from posttrain.grade.stated import ANNOUNCED, announced, boxes_in, first_clause, stated_marks, without_thinking
+from posttrain.grade.stated import (
+    announced,
+    announced_clauses,
+    boxes_in,
+    first_clause,
+    stated_marks,
+    tidied,
+    without_thinking,
+)
 from posttrain.reward import each
 
 OUTER = " .,;:!?\"'*_`。，、；：！？「」“”"
@@ -53,7 +61,7 @@ def normal_character(one: str) -> str:
 
 def final_answer(text: str) -> str:
     """What follows the last answer mark (a box, `####`, `Answer:`), without thinking; all of the text without one."""
-    said = without_thinking(text)
+    said = tidied(text)
     if found := stated_marks(said):
         return found
     return ANSWER_WORD.split(said)[-1]
@@ -75,7 +83,7 @@ def is_exact(rollout: Rollout) -> float:
     Case and space do not count, nor punctuation around the reply that the truth does not have.
     """
     truth = folded(final_answer(truth_text(rollout.task, "exact")))
-    said, found = final_answer(rollout.text), announced(without_thinking(rollout.text))
+    said, found = final_answer(rollout.text), announced(tidied(rollout.text))
     texts = [said, first_clause(said), *([found.text] if found else [])]
     forms = {form for text in texts for form in (folded(text), normal_text(text))}
     return float(truth in forms or (truth.rstrip(" .,;:") or truth) in forms)
@@ -112,13 +120,13 @@ def chosen_letter(text: str) -> str | None:
 
     The pronoun I, the article A and letters that are ruled out are none.
     """
-    said = unicodedata.normalize("NFKC", without_thinking(text)).strip()
+    said = unicodedata.normalize("NFKC", tidied(text))
     if boxes := boxes_in(said):
         return letter_of(re.sub(r"\\[a-z]+\s*\{([^{}]*)\}", r"\1", boxes[-1][2]))
     if found := stated_marks(said):
         return letter_of(found)
-    for match in reversed([*ANNOUNCED.finditer(said), *ANSWER_WORD.finditer(said)]):
-        if letter := letter_of(first_clause(said[match.end() :])):
+    for clause in (*announced_clauses(said, ANSWER_WORD), *announced_clauses(said)):
+        if letter := letter_of(clause):
             return letter
     return letter_of(said)
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from posttrain.core import Group, Invalid, Rollout, Score
-from posttrain.grade.stated import Stated, boxes_in, marked, plain_numbers, stated_answer
+from posttrain.grade.stated import LONGEST, Stated, boxes_in, marked, plain_numbers, stated_answer
 from posttrain.grade.text import truth_text
 
 CPU_S = 10  # of the child, for one reply; on a busy machine, elapsed seconds say nothing about the work
@@ -63,7 +63,7 @@ def candidates(stated: Stated | None) -> list[str]:
         starts = not text[: numbers[0][0]].strip(" $*`(")
         if not (starts and re.match(r"\s*(?:,|and|or)\s*[-\d]", text[numbers[0][1] :])):  # a list is no number
             found.append((numbers[0] if starts else numbers[-1])[2])
-    return found
+    return [one for one in found if len(one) <= LONGEST]  # no answer is so long, and reading it takes seconds
 
 
 def last_boxed(text: str) -> str | None:

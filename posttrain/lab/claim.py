@@ -26,7 +26,6 @@ from typing import Any, Literal, TypeAlias
 
 from posttrain.measure import interval
 
-SHARE = (0.0, 1.0)  # the bounds of an accuracy, a probability or another share
 POWER, NEAR = 0.8, 0.02  # of the detectable difference; the part of a measure's range that counts as its bound
 Verdict = Literal["holds", "not separated", "reversed", "not testable here"]
 Values: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm, seed: {"measures", "cpu_s"}

@@ -59,14 +59,15 @@ class Watch:
     """
 
     def __init__(self, recipe: Any):
-        self.recipe = recipe
-        self.before = dict(fingerprints(recipe))
+        self.recipe, self.named = recipe, set[str]()
+        self.start = dict(fingerprints(recipe))
 
     def warnings(self) -> list[str]:
-        """One for every place that has changed since the last look."""
+        """One for every place that has changed since the start, said once."""
         now = dict(fingerprints(self.recipe))
-        changed = [place for place, value in now.items() if self.before.get(place, value) != value]
-        self.before = now
+        changed = [place for place, value in now.items() if self.start.get(place, value) != value]
+        changed = [place for place in changed if place not in self.named]
+        self.named |= set(changed)
         return [
             f"{place} has changed during the run, and checkpoints do not hold it: after a resume it starts anew. If it "
             "is more than a cache, keep it in an object with state_dict and load_state_dict"
