@@ -33,8 +33,13 @@ Part: TypeAlias = "Callable[[Recipe, bool], Recipe]"  # changes a recipe; True: 
 
 @runtime_checkable
 class LearningAdvantage(Protocol):
-    """An advantage that learns as well (GAE's critic): called once a step, after the policy's update."""
+    """An advantage that learns as well (GAE's critic): called once a step, after the policy's update.
 
+    The policy takes no step while `warming_up`.
+    """
+
+    @property
+    def warming_up(self) -> bool: ...
     def learn(self) -> Metrics: ...
 
 

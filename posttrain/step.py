@@ -130,7 +130,8 @@ def learn_from(
     """`learn` with an optimizer and settings of one's own."""
     clock = time.perf_counter()
     metrics: Metrics = {}
-    if experience.rows:
+    learning = recipe.advantage if isinstance(recipe.advantage, LearningAdvantage) else None
+    if experience.rows and not (learning and learning.warming_up):
         metrics = update(
             policy,
             optimizer,
@@ -145,8 +146,8 @@ def learn_from(
             seed=seed,
             corrected=corrected,
         )
-    if isinstance(recipe.advantage, LearningAdvantage):
-        metrics |= recipe.advantage.learn()
+    if learning:
+        metrics |= learning.learn()
     return metrics | {"seconds_learn": time.perf_counter() - clock}
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import Bandit, task
+from conftest import Bandit, digits, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +116,44 @@ def test_a_critic_learns_values_and_is_saved(make):
     twin = Gae(Critic(policy, lr=1e-2), updates=3)
     twin.load_state_dict(gae.state_dict())
     torch.testing.assert_close(torch.cat(twin(group, scores)), torch.cat(gae(group, scores)))
+
+
+def test_a_critic_of_a_policy_with_lora_has_an_adapter_of_its_own_and_shares_the_rest():
+    policy = pt.text("tiny", max_new=4, lora=4)
+    gae = Gae(Critic(policy, lr=1e-2))
+    group = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 6)[0]
+    frozen = {id(p) for p in policy.model.parameters() if not p.requires_grad}
+    assert frozen == {id(p) for p in gae.critic.policy.model.parameters() if not p.requires_grad}
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    losses = []
+    for _ in range(12):
+        gae(group, [pt.Score(1.0)] * 6)
+        losses.append(gae.learn()["critic_loss"])
+    assert losses[-1] < 0.5 * losses[0]
+    assert all((a == b).all() for a, b in zip(before, policy.model.parameters(), strict=True))
+    assert any("lora_A" in name for name in gae.state_dict()["critic"]["body"])
+    twin = Gae(Critic(policy, lr=1e-2))
+    twin.load_state_dict(gae.state_dict())
+    torch.testing.assert_close(torch.cat(twin(group, [pt.Score(1.0)] * 6)), torch.cat(gae(group, [pt.Score(1.0)] * 6)))
+
+
+def test_while_the_critic_warms_up_the_policy_takes_no_step(make):
+    """Whatever else the loss has: an entropy bonus would move it without any advantage."""
+    policy = make()
+    gae = Gae(Critic(policy, lr=1e-2), warmup=2)
+    recipe = pt.Recipe(
+        pt.each(digits), advantage=gae, loss=pt.total((1.0, pt.clipped()), (1.0, pt.entropy_bonus)), samples=2
+    )
+    start = [p.detach().clone() for p in policy.parameters()]
+    moved = []
+
+    def watch(step):
+        moved.append(any((a != b).any() for a, b in zip(start, policy.parameters(), strict=True)))
+
+    history = pt.train_in_memory(policy, [task("a"), task("b")], recipe, steps=3, per_step=2, lr=1e-2, watch=watch)
+    assert moved == [False, False, False, True]
+    assert all("critic_loss" in line for line in history[:3])
+    assert policy.version == 1
 
 
 def test_the_critic_s_updates_share_the_rows_and_memory_that_runs_out_is_met(make, monkeypatch):

@@ -193,7 +193,6 @@ def test_mistakes_are_named_with_their_remedy(questions, model, tmp_path, capsys
     assert "has no divergence term" in fails(capsys, *base, "--method", "gspo", "--kl", "0.1")
     assert "needs tasks to evaluate: give --held-out" in fails(capsys, *base, "--eval-every", "5")
     assert "does so already" in fails(capsys, *base, "--method", "dapo", "--truncated", "penalise")
-    assert "does not go with LoRA" in fails(capsys, *base, "--method", "ppo", "--lora", "4")
     assert "--truncated drop: unknown" in fails(capsys, *base, "--truncated", "drop")
     assert "pass@8 needs at least --samples 8" in fails(
         capsys, "eval", "--data", questions, "--prompt", "question", "--k", "8", "--samples", "4"

@@ -15,7 +15,7 @@ from posttrain.cli import main
 from posttrain.policy.value import Critic
 from posttrain.preference import PairScores
 from posttrain.row import rows_of
-from posttrain.systems.q_rm import TokenCritic, scaled
+from posttrain.systems.q_rm import TokenCritic, ppo_recipe, scaled
 from posttrain.systems.q_rm.model import QModel, by_token, pair_accuracy, preference, q_step, train_q_model
 
 
@@ -85,7 +85,10 @@ def test_every_decision_is_paid_its_value_and_the_end_the_mean(make):
         scores = by_token(lambda _: values, whole=whole)(group)
         for one, score, value in zip(group, scores, values, strict=True):
             mean = value.mean().item()
-            wanted = [mean] * len(value) if whole else [*value[:-1].tolist(), mean]
+            last = (
+                mean if one.turns[-1].reply.stop == "end" else value[-1].item()
+            )  # a reply that was cut off has no end
+            wanted = [mean] * len(value) if whole else [*value[:-1].tolist(), last]
             assert score.decisions.tolist() == pytest.approx(wanted)
             assert score.value == pytest.approx(mean)
             assert by_decision([one], [score])[0].tolist() == pytest.approx(wanted)
@@ -98,23 +101,32 @@ def test_the_release_divides_by_the_deviation_and_keeps_the_mean():
     assert scaled([torch.tensor([2.0])])[0].isfinite().all()  # a single decision
 
 
-def test_ppo_takes_a_hundredth_of_the_critic(make):
-    """A_t = r_t / std(r) - 0.01 V_t / std(V), deviations of the whole step; the critic is taught r_t itself."""
-    policy = make()
+def test_ppo_scales_then_subtracts_the_divergence_and_takes_a_hundredth_of_the_critic(make):
+    """r_t = score_t / std - kl |lp - lp_ref|; A_t = r_t - 0.01 V_t / std(V), of the whole step; the critic learns r_t."""
+    policy, reference = make(), make(seed=1)
     critic = Critic(policy)
     torch.nn.init.normal_(critic.out.weight, generator=torch.Generator().manual_seed(0))
     group = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 2)[0]
     scores = [pt.Score(0.0, decisions=torch.linspace(-1, 1, one.decisions)) for one in group]
-    advantage = TokenCritic(critic)
+    advantage = TokenCritic(critic, reference, kl=0.5, updates=2)
     credit = [advantage([one], [score])[0] for one, score in zip(group, scores, strict=True)]  # two groups of one step
     found = advantage.across(credit)
     values = [critic.detached_values(rows_of(policy, one, one.turns))[0] for one in group]
     std, spread = torch.cat(credit).std(unbiased=False), torch.cat(values).std(unbiased=False)
-    for one, score, value in zip(found, scores, values, strict=True):
-        torch.testing.assert_close(one, score.decisions / std - 0.01 * value / spread)
-    for (_, returns, _), score in zip(advantage.seen, scores, strict=True):
-        torch.testing.assert_close(returns, score.decisions)
+    far = [one.turns[0].reply.logp - reference.density(rows_of(policy, one, one.turns)).logp.detach() for one in group]
+    paid = [score.decisions / std - 0.5 * gap.abs() for score, gap in zip(scores, far, strict=True)]
+    for one, reward, value in zip(found, paid, values, strict=True):
+        torch.testing.assert_close(one, reward - 0.01 * value / spread, atol=1e-5, rtol=1e-4)
+    for (_, returns, _), reward in zip(advantage.seen, paid, strict=True):
+        torch.testing.assert_close(returns, reward, atol=1e-5, rtol=1e-4)
+    before = [p.detach().clone() for p in critic.out.parameters()]
     assert advantage.learn()["critic_loss"] > 0
+    assert any((p != q).any() for p, q in zip(critic.out.parameters(), before, strict=True))
+
+
+def test_the_published_ppo_teaches_the_critic_as_often_as_the_policy(make):
+    made = ppo_recipe(lambda group: [], Critic(make()), make(), updates=3)
+    assert made.updates == made.advantage.updates == 3
 
 
 def test_a_q_model_does_not_go_with_lora(make):

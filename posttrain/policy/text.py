@@ -230,6 +230,15 @@ class TextPolicy:
         """The same around another model."""
         return TextPolicy(model, self.tokenizer, self.sampling, bf16=self.bf16, plain=self.plain)
 
+    def around(self, model: Any) -> TextPolicy:
+        """The hidden states of another model of the same shape, whole on this rank: for heads that do not speak."""
+        twin = copy.copy(self)
+        twin.shards, twin.model = [], model
+        twin.body = model.get_base_model() if hasattr(model, "get_base_model") else model
+        twin.head = copy.copy(self.head)
+        twin.head.trunk = twin.body.base_model
+        return twin
+
     def record(self, reply: Reply) -> dict[str, Any]:
         tokens = trace(reply)
         entropy = [] if tokens.entropy is None else [round(h, 4) for h in tokens.entropy.tolist()]

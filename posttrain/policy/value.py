@@ -16,33 +16,27 @@ from posttrain.core import Group, Invalid, Message, Metrics, Rollout, Row, Score
 from posttrain.descent import retry_out_of_memory
 from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer, place, set_threads
 from posttrain.policy.text import TextPolicy, quiet
+from posttrain.policy.trained import restore, trained_parameters
 from posttrain.row import micro_batches, rows_of
 
 
 class Critic:
     """The value before each decision: a copy of the policy's body with a linear head, trained beside it.
 
+    Of a policy with LoRA it shares the frozen weights, and has an adapter of its own.
+
     micro_tokens  in one pass, which is halved where memory runs out
     """
 
     def __init__(self, policy: TextPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384):
-        if policy.body is not policy.model:
-            raise ValueError(
-                "a critic copies the policy's whole body, so it does not go with LoRA: leave `lora`, or take a method "
-                "without a critic"
-            )
-        self.policy = copy.copy(policy)
-        self.policy.shards = []  # a critic stands whole on every rank
-        self.policy.model = copy.deepcopy(policy.model).requires_grad_(True)
-        self.policy.body = self.policy.model
-        self.policy.head = copy.copy(policy.head)
-        self.policy.head.trunk = self.policy.body.base_model
+        shared = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
+        self.policy = policy.around(copy.deepcopy(policy.model, shared))
         self.out = nn.Linear(policy.body.config.get_text_config().hidden_size, 1, device=policy.device)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.clip, self.micro_tokens = clip, micro_tokens
-        parameters = [*self.policy.head.trunk.parameters(), *self.out.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+        trunk = [p for p in self.policy.head.trunk.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW([*trunk, *self.out.parameters()], lr=lr, weight_decay=0.0)
 
     def values(self, rows: Sequence[Row]) -> Tensor:
         """[N] differentiable, before each decision of the rows."""
@@ -92,13 +86,13 @@ class Critic:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "body": self.policy.head.trunk.state_dict(),
+            "body": trained_parameters(self.policy.head.trunk),
             "out": self.out.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.policy.head.trunk.load_state_dict(state["body"])
+        restore(trained_parameters(self.policy.head.trunk), state["body"])
         self.out.load_state_dict(state["out"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -122,7 +116,7 @@ class Gae:
     A rollout that was cut off is a finished episode here, as the reward has judged it as it stands.
 
     updates  optimizer steps of the critic after a step of the policy, each on its share of the rows
-    warmup   steps in which only the critic learns
+    warmup   steps in which only the critic learns: whatever the loss, the policy takes none
     by_turn  every turn is an episode of its own, so that no turn is credited with what a later one earns
     """
 
@@ -152,8 +146,12 @@ class Gae:
                 [torch.zeros(0), *[advantage_estimates(r, v, self.gamma, self.lam) for r, v in pieces]]
             )
             self.seen.append((rows, advantage + value, value))
-            out.append(torch.zeros_like(advantage) if self.steps < self.warmup else advantage)
+            out.append(advantage)
         return out
+
+    @property
+    def warming_up(self) -> bool:
+        return self.steps < self.warmup
 
     def learn(self) -> Metrics:
         rows = [row for part, _, _ in self.seen for row in part]

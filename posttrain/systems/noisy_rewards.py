@@ -146,6 +146,7 @@ PARTS: Mapping[str, pt.Part] = {
 
 # ---- at two scales
 
+CRITIC_UPDATES = 4  # minibatches of 128 rollouts in a step of 128 prompts x 4, which the actor takes whole
 Kind = Literal["flips", "patterns", "judge", "calibrated"]
 WORKING = patterned(("w ",), 1.0)  # in the tiny world, reasoning is one word
 
@@ -198,9 +199,10 @@ def learn(
     samples: int = 4,
     held_out: tuple[str, ...] = (),
 ) -> pt.Session:
-    """PPO as published (gamma 1, lambda 1, critic warmed up over 20 steps), on your checkpoint, data and grader.
+    """PPO as published, on your checkpoint, data and grader: gamma 1, lambda 1, whitened advantages, a critic that
+    takes four steps for one of the policy and is warmed up over 20.
 
-    Give `max_new=4096` for the published length. The critic copies the whole policy, so `lora` does not go with it.
+    Give `max_new=4096` for the published length.
 
     kind      what makes the reward noisy: flips of it; patterns of reasoning in its place; a judge; the judge,
               calibrated
@@ -219,7 +221,8 @@ def learn(
         reward = calibrated(loaded, patterned(OPEN_PHRASES)) if kind == "calibrated" else loaded
     made = pt.Recipe(
         reward,
-        advantage=pt.Gae(pt.Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=20),
+        advantage=pt.Gae(pt.Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=20, updates=CRITIC_UPDATES),
+        across=pt.whitened,
         loss=pt.total((1.0, pt.clipped()), (0.001, pt.entropy_bonus)),
         samples=samples,
         evaluation=raw,

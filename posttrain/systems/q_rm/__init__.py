@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import posttrain as pt
-from posttrain.advantage import decision_rewards
+from posttrain.advantage import decision_rewards, logp_of
 
 
 def scaled(credit: list[Tensor]) -> list[Tensor]:
@@ -27,23 +27,32 @@ def scaled(credit: list[Tensor]) -> list[Tensor]:
 
 
 class TokenCritic(pt.Gae):
-    """PPO as released: A_t = r_t / std(r) - 0.01 V_t / std(V), the return is r_t. V reads the state before the token.
+    """PPO as released: r_t = score_t / std(score) - kl |log pi_old - log pi_ref|, A_t = r_t - 0.01 V_t / std(V).
 
-    Both deviations are of the whole step, so that its `across` must be the recipe's.
+    The critic, which reads the state before the token, learns r_t. Both deviations are of the whole step, so that
+    `across` must be the recipe's.
     """
 
-    def __init__(self, critic: pt.Critic, weight: float = 0.01):
-        super().__init__(critic, gamma=0.0, lam=0.0)
-        self.weight = weight
+    def __init__(
+        self, critic: pt.Critic, reference: pt.Policy, *, kl: float = 0.01, weight: float = 0.01, updates: int = 1
+    ):
+        super().__init__(critic, gamma=0.0, lam=0.0, updates=updates)
+        self.reference, self.kl, self.weight = reference, kl, weight
+        self.gaps: list[Tensor] = []  # [N] of each rollout, nats
 
     def __call__(self, group: pt.Group, scores: list[pt.Score]) -> list[Tensor]:
-        super().__call__(group, scores)  # keeps rows, returns and values for `across` and `learn`
+        super().__call__(group, scores)  # keeps rows and values for `across` and `learn`
+        for rollout, logp in zip(group, pt.group_logps(self.reference, group), strict=True):
+            self.gaps.append((logp_of(rollout) - logp).abs())
         return [decision_rewards(rollout, score) for rollout, score in zip(group, scores, strict=True)]
 
     def across(self, credit: list[Tensor]) -> list[Tensor]:
-        values = [value for _, _, value in self.seen]
-        spread = torch.cat(values).std(unbiased=False).clamp(min=1e-6)
-        return [a - self.weight * v / spread for a, v in zip(scaled(credit), values, strict=True)]
+        paid = [score - self.kl * gap for score, gap in zip(scaled(credit), self.gaps, strict=True)]
+        kept = [(rows, value) for rows, _, value in self.seen]
+        self.seen = [(rows, reward, value) for (rows, value), reward in zip(kept, paid, strict=True)]
+        self.gaps = []
+        spread = torch.cat([value for _, value in kept]).std(unbiased=False).clamp(min=1e-6)
+        return [reward - self.weight * value / spread for reward, (_, value) in zip(paid, kept, strict=True)]
 
 
 def recipe(reward: pt.Reward, *, centre: bool = True, samples: int = 1, updates: int = 1) -> pt.Recipe:
@@ -62,10 +71,10 @@ def recipe(reward: pt.Reward, *, centre: bool = True, samples: int = 1, updates:
 def ppo_recipe(
     reward: pt.Reward, critic: pt.Critic, reference: pt.TextPolicy, kl: float = 0.01, updates: int = 4
 ) -> pt.Recipe:
-    """PPO on token rewards with a KL of 0.01 in the reward (the release takes its absolute value), no GAE."""
-    token = TokenCritic(critic)
+    """PPO on token rewards as released, without GAE: scaled, then less a KL; critic and actor take as many steps."""
+    token = TokenCritic(critic, reference, kl=kl, updates=updates)
     return pt.Recipe(
-        pt.kl_in_reward(reward, reference, kl),
+        reward,
         advantage=token,
         across=token.across,
         loss=pt.clipped(),

@@ -34,11 +34,8 @@ class QModel:
         """`copied=False` takes the policy's own model, which nobody else may then train."""
         if policy.body is not policy.model:
             raise ValueError("a Q model copies the policy's whole body, so it does not go with LoRA: leave out `lora`")
-        self.policy = copy.copy(policy)
         model = copy.deepcopy(policy.model) if copied else policy.model
-        self.policy.model = self.policy.body = model.requires_grad_(True)
-        self.policy.head = copy.copy(policy.head)
-        self.policy.head.trunk = self.policy.body.base_model
+        self.policy = policy.around(model.requires_grad_(True))
         self.head: Head = head
         config = policy.body.config
         self.out = nn.Linear(config.hidden_size, config.vocab_size if head == "vocabulary" else 1, bias=False)
@@ -209,16 +206,17 @@ def train_q_model(
 def by_token(values: Callable[[pt.Group], list[Tensor]], *, end_is_mean: bool = True, whole: bool = False) -> pt.Reward:
     """Z of every decision as its reward; the reply's mean is the score.
 
-    `end_is_mean`: the end token, which is no step of the solution, gets the mean (as released). `whole`: every token
-    gets the mean, the control that takes the credit assignment out and leaves the model.
+    `end_is_mean`: the token that ends a reply, which is no step of the solution, gets the mean (as released); a reply
+    that was cut off has none. `whole`: every token gets the mean, the control that takes the credit assignment out and
+    leaves the model.
     """
 
     def reward(group: pt.Group) -> list[pt.Score]:
         out = []
-        for found in values(group):
+        for rollout, found in zip(group, values(group), strict=True):
             mean = found.mean() if len(found) else torch.tensor(0.0)
             paid = mean.expand_as(found).clone() if whole else found.clone()
-            if end_is_mean and len(paid):
+            if end_is_mean and len(paid) and rollout.turns[-1].reply.stop == "end":
                 paid[-1] = mean
             out.append(pt.Score(float(mean), decisions=paid))
         return out
