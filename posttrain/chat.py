@@ -110,10 +110,9 @@ class Chat:
         """A message as templates expect it: arguments of tool calls as objects, control tokens disarmed."""
         plain: dict[str, Any] = {key: value for key, value in message.items() if key not in HIDDEN}
         plain["content"] = self.disarmed(self.template_content(plain.get("content")))
-        reply = message.get("reply")
-        opened = OPENED.search(reply.trace.before) if reply and isinstance(reply.trace, Tokens) else None
+        opened = opened_thinking(message["reply"]) if message.get("reply") else ""
         if opened and isinstance(plain["content"], str):
-            plain["content"] = opened[0] + plain["content"]  # the prompt had opened the thinking
+            plain["content"] = opened + plain["content"]
         elif self.thinking and message["role"] == "assistant":
             thought = THOUGHT.match(plain["content"]) if isinstance(plain["content"], str) else None
             plain |= {self.thinking: thought[2].strip(), "content": thought[3]} if thought else {}
@@ -320,6 +319,12 @@ def trace(reply: Reply) -> Tokens:
     if not isinstance(reply.trace, Tokens):
         raise TypeError(f"a text policy cannot score a reply whose trace is {type(reply.trace).__name__}, not Tokens")
     return reply.trace
+
+
+def opened_thinking(reply: Reply) -> str:
+    """The tag that the prompt of a reply has left open, as DeepSeek-R1's does: the reply begins inside its thinking."""
+    found = OPENED.search(reply.trace.before) if isinstance(reply.trace, Tokens) else None
+    return found[0] if found else ""
 
 
 def continues(last: Turn, turn: Turn) -> bool:

@@ -17,7 +17,7 @@ import posttrain as pt
 from posttrain.cli import main
 from posttrain.lab.world import chains
 from posttrain.lab.world import sources as three
-from posttrain.systems.pangu_embedded import lab
+from posttrain.systems.pangu_embedded import lab, recipe
 from posttrain.systems.pangu_embedded.distillation import (
     ByComplexity,
     complexity,
@@ -28,7 +28,7 @@ from posttrain.systems.pangu_embedded.distillation import (
     weighted_sample,
 )
 from posttrain.systems.pangu_embedded.dual import META, fast_enough, fusion_set, with_mode
-from posttrain.systems.pangu_embedded.mars import Router, repetition, with_auxiliaries
+from posttrain.systems.pangu_embedded.mars import Router, answers, repetition, with_auxiliaries
 from posttrain.systems.pangu_embedded.repair import NOTE, Repaired, loop
 from posttrain.systems.pangu_embedded.stages import TeacherOptions, sources
 
@@ -138,13 +138,34 @@ def test_an_adaptive_source_has_no_scale(rewards, scale, shift):
 
 
 def test_format_and_repetition_join_every_reward():
-    reward = with_auxiliaries(pt.each(lambda rollout: 1.0), lambda text: text.startswith("<think>"), width=2)
+    reward = with_auxiliaries(pt.each(lambda rollout: 1.0), lambda rollout: rollout.text.startswith("<think>"), width=2)
     plain, looping = reward([said("<think> a b c"), said("a b a b a b")])
     assert plain.value == pytest.approx(1.1)
     assert looping.value == pytest.approx(1.0 - 0.2 * repetition(["a", "b", "a", "b", "a", "b"], 2))
     assert repetition(["a", "b", "a", "b", "a", "b"], 2) == pytest.approx(3 / 5)
     assert repetition(["a"], 2) == 0.0
     assert looping.parts["task"] == 1.0
+
+
+def test_a_source_s_scale_reaches_the_advantages(make):
+    """A group's own deviation would undo it: then adaptive rewards and raw ones would teach the same."""
+    router = Router({"math": TRUTH}, three.kind_of, {"math": "zscore"})
+    group = grouped("math", [9.0, 3.0, 3.0, 1.0])
+    adaptive, raw = (
+        torch.cat(recipe(reward).advantage(group, reward(group))).tolist() for reward in (router, router.on_scales({}))
+    )
+    std = statistics.pstdev([9.0, 3.0, 3.0, 1.0])
+    assert raw == pytest.approx([5.0, -1.0, -1.0, -3.0])
+    assert adaptive == pytest.approx([a / std for a in raw], abs=1e-4)
+
+
+def test_an_answer_stands_behind_closed_thinking():
+    assert [answers(said(text)) for text in ("<think>a</think> b", "b", "<think>a", "<think>a</think> ")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 # ---- modes
@@ -292,7 +313,9 @@ def test_complexity_is_measured_by_right_answers_and_held_out_tasks_by_their_own
     out = tmp_path / "run"
     size = ["--max-new", "6", "--steps", "1", "--tasks", "2", "--curriculum", "--samples", "2", "--quiet"]
     main([*command, *size, "--model", "tiny", "--out", str(out)])
-    assert 0 <= pt.read_metrics(out)[0]["held_out/own/reward"] <= 1
+    line = pt.read_metrics(out)[0]
+    assert 0 <= line["held_out/own/reward"] <= 1
+    assert {"part/format", "part/repetition", "part/task"} <= set(line), "every reply is paid its auxiliary rewards"
 
 
 def test_a_dry_run_asks_nobody(questions, tmp_path, capsys):

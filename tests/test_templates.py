@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import posttrain as pt
 from posttrain import tiny
-from posttrain.chat import Chat
+from posttrain.chat import Chat, Tokens
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -160,3 +161,19 @@ def test_the_doctor_shows_what_a_template_teaches_and_refuses(tmp_path, capsys):
         shown = " ".join(capsys.readouterr().out.split())
         assert seen in shown
         assert "tokens of prompt" in shown
+
+
+def test_a_reply_inside_the_thinking_that_its_template_opened_earns_nothing_until_it_is_closed():
+    """The tag stands in the prompt, so the reply itself shows none."""
+    one = chat("deepseek_r1_distill")
+    ids, before = one.prompt(TALK[:1])
+    assert before.rstrip().endswith("<think>")
+
+    def graded(text: str) -> float:
+        trace = Tokens(ids, (), TALK[:1], before, text, one.fingerprint)
+        turn = pt.Turn(pt.Ask(TALK[:1]), pt.Reply(text, torch.zeros(0), trace))
+        return pt.grade.math([pt.Rollout(pt.Task("t", TALK[:1], "7"), [turn])])[0].value
+
+    assert graded("so it is \\boxed{7}") == 0
+    assert graded("so it is 6\n</think>\n\nThe answer is 7.") == 1
+    assert graded("so it is 7\n</think>\n\nThe answer is 6.") == 0

@@ -82,7 +82,7 @@ def recorded(path: Path, reply: str, answer: str) -> Iterator[Recorded]:
 
     if path.is_dir():
         for one in read_rollouts(path):
-            texts = [turn["content"] for turn in one["turns"]]
+            texts = [turn.get("opened", "") + turn["content"] for turn in one["turns"]]
             yield Recorded(f"step {one['step']}, task {one['task']}", rollout_of(one["truth"], texts), one["reward"])
         return
     for place, record in records(path):

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.chat import readable_content
-from posttrain.core import Metrics, Score
+from posttrain.chat import opened_thinking, readable_content
+from posttrain.core import Metrics, Reply, Score
 from posttrain.measure import coverage, entropy_law, interval, majority_at_k, mean_pass_at_k, potential_at_k
 from posttrain.run.directory import Directory, json_value, read_json, read_metrics, read_rollouts, write_json
 
@@ -54,8 +54,10 @@ def evaluation_values(found: Evaluation, ks: Sequence[int], greedy: Evaluation |
 
 def votes_by_task(found: Evaluation) -> list[tuple[list[str | None], list[float]]]:
     """Of every task, the settled answers of its gradable samples and their values."""
+    from posttrain.grade.stated import whole_reply
+
     return [
-        ([settled_answer(rollout.text) for rollout, _ in pairs], [score.value for _, score in pairs])
+        ([settled_answer(whole_reply(rollout)) for rollout, _ in pairs], [score.value for _, score in pairs])
         for pairs in (
             [(r, s) for r, s in zip(group, marks, strict=True) if isinstance(s, Score)]
             for group, marks in zip(found.groups, found.scores, strict=True)
@@ -88,9 +90,15 @@ def write_evaluation(path: Path, values: Mapping[str, Any], found: Evaluation) -
     with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
         for rollout, score in zip(found.rollouts, found.marks, strict=True):
             line: dict[str, Any] = {"task": rollout.task.key, "truth": json_value(rollout.task.truth)}
-            line |= {"replies": [json_value(turn.reply.content) for turn in rollout.turns]}
+            line |= {"replies": [recorded_content(turn.reply) for turn in rollout.turns]}
             line |= {"reward": score.value} if isinstance(score, Score) else {"invalid": score.reason}
             file.write(json.dumps(line) + "\n")
+
+
+def recorded_content(reply: Reply) -> Any:
+    """What a reply says, behind the thinking that its prompt has opened."""
+    said = reply.content
+    return opened_thinking(reply) + said if isinstance(said, str) else json_value(said)
 
 
 # ---- runs

@@ -12,6 +12,9 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from posttrain.chat import opened_thinking
+from posttrain.core import Rollout
+
 THINKING = r"think|thinking|thought|reasoning"
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 LOOSE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
@@ -45,6 +48,11 @@ class Stated:
 
     text: str
     how: str
+
+
+def whole_reply(rollout: Rollout) -> str:
+    """The last reply, behind the tag of thinking that its prompt has opened: a reply may begin inside of it."""
+    return opened_thinking(rollout.turns[-1].reply) + rollout.text if rollout.turns else ""
 
 
 def without_thinking(text: str) -> str:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from posttrain.core import Rollout
-from posttrain.grade.stated import without_thinking
+from posttrain.grade.stated import whole_reply, without_thinking
 from posttrain.reward import each
 
 FENCE = re.compile(
@@ -68,7 +68,7 @@ def is_json(rollout: Rollout) -> float:
         except ValueError as error:
             raise ValueError(f"task {rollout.task.key!r}: `grade=json` cannot read its answer {truth!r}") from error
     try:
-        return float(same_json(parse_json(rollout.text), truth))
+        return float(same_json(parse_json(whole_reply(rollout)), truth))
     except (ValueError, RecursionError):
         return 0.0
 

@@ -13,6 +13,7 @@ from posttrain.grade.stated import (
     first_clause,
     stated_marks,
     tidied,
+    whole_reply,
     without_thinking,
 )
 from posttrain.reward import each
@@ -83,7 +84,7 @@ def is_exact(rollout: Rollout) -> float:
     Case and space do not count, nor punctuation around the reply that the truth does not have.
     """
     truth = folded(final_answer(truth_text(rollout.task, "exact")))
-    said, found = final_answer(rollout.text), announced(tidied(rollout.text))
+    said, found = final_answer(whole_reply(rollout)), announced(tidied(whole_reply(rollout)))
     texts = [said, first_clause(said), *([found.text] if found else [])]
     forms = {form for text in texts for form in (folded(text), normal_text(text))}
     return float(truth in forms or (truth.rstrip(" .,;:") or truth) in forms)
@@ -94,7 +95,7 @@ def is_contained(rollout: Rollout) -> float:
     truth = normal_text(truth_text(rollout.task, "contains"))
     if not truth:
         raise ValueError(f"task {rollout.task.key!r}: `grade=contains` needs an answer, and this one is empty")
-    said = normal_text(without_thinking(rollout.text))
+    said = normal_text(without_thinking(whole_reply(rollout)))
     if PLAIN_NUMBER.fullmatch(truth):
         return float(truth.replace(",", "").lstrip("+") in numbers_in(said))
     if UNSPACED.search(truth):
@@ -160,7 +161,7 @@ def is_choice(rollout: Rollout) -> float:
     match = re.fullmatch(r"\(?([A-Za-z])\)?(?:[.:)]\s*.*)?", str(truth).strip(), re.DOTALL)
     if match is None:
         raise ValueError(f"task {rollout.task.key!r}: `grade=choice` needs one letter as the answer, not {truth!r}")
-    return float(chosen_letter(rollout.text) == match[1].upper())
+    return float(chosen_letter(whole_reply(rollout)) == match[1].upper())
 
 
 exact = each(is_exact)

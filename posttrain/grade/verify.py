@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from posttrain.core import Group, Invalid, Rollout, Score
-from posttrain.grade.stated import LONGEST, Stated, boxes_in, marked, plain_numbers, stated_answer
+from posttrain.grade.stated import LONGEST, Stated, boxes_in, marked, plain_numbers, stated_answer, whole_reply
 from posttrain.grade.text import truth_text
 
 CPU_S = 10  # of the child, for one reply; on a busy machine, elapsed seconds say nothing about the work
@@ -32,7 +32,7 @@ def math(group: Group) -> list[Score | Invalid]:
 def math_score(rollout: Rollout) -> Score | Invalid:
     gold = gold_answer(truth_text(rollout.task, "math"))
     found = checker.check(gold, "") if gold else "unreadable"  # what nobody can read is said at once
-    for candidate in candidates(stated_answer(rollout.text)) if found != "unreadable" else ():
+    for candidate in candidates(stated_answer(whole_reply(rollout))) if found != "unreadable" else ():
         found = checker.check(gold, candidate)
         if found != "wrong":
             break

@@ -230,13 +230,13 @@ def student_probability(value: float, freedom: int) -> float:
 
 
 def stored_finding(claim: Claim, system: str, rows: Sequence[Mapping[str, Any]]) -> Finding:
-    """The finding of `claim` from rows of `as_json`, matched by what is compared and not by its words.
+    """The finding of `claim` from rows of `as_json`, matched by what is compared and not by its words or margin.
 
     Raises ValueError when no row makes the comparison.
     """
     for row in rows:
-        compared = (row["measure"], row["better"], row["baseline"], row["against"], row["larger"], row["margin"])
-        wanted = (claim.measure, claim.better, claim.baseline, claim.against, claim.larger, claim.margin)
+        compared = (row["measure"], row["better"], row["baseline"], row["against"], row["larger"])
+        wanted = (claim.measure, claim.better, claim.baseline, claim.against, claim.larger)
         if row["system"] == system and compared == wanted:
             return Finding(claim, row["seeds"], row["ours"], row["theirs"], row["cpu_s"])
     raise ValueError(f"{system}: no values are kept for the claim {claim.name!r}; run its arms")

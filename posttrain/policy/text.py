@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from posttrain.chat import Chat, Tokens, continues, trace, unroll
+from posttrain.chat import Chat, Tokens, continues, opened_thinking, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
 from posttrain.episode import ordered_replies
 from posttrain.policy.fast.dense import Dense, weight
@@ -242,7 +242,8 @@ class TextPolicy:
     def record(self, reply: Reply) -> dict[str, Any]:
         tokens = trace(reply)
         entropy = [] if tokens.entropy is None else [round(h, 4) for h in tokens.entropy.tolist()]
-        return {
+        opened = opened_thinking(reply)
+        return ({"opened": opened} if opened else {}) | {
             "prompt_ids": list(tokens.prompt),
             "ids": list(tokens.reply),
             "pieces": self.chat.pieces(tokens.reply),

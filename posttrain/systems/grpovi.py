@@ -291,17 +291,23 @@ ARMS = {
     "solver": solver_gain,
 }
 CLAIMS = pt.claims("""
+    increasing the variance ends higher than GRPO
+        paper: a higher reward at equal steps; both divide by the group's standard deviation, as GRPO does
+        final quality in [0, 1]: varied, std > grpo, std
+    increasing the variance converges faster than GRPO
+        paper: faster training; both divide by the group's standard deviation, as GRPO does
+        steps to 0.8: varied, std < grpo, std
     increasing the variance converges faster than GRPO, neither divided by the deviation
-        paper: a higher reward at equal steps; here without the division by the group's standard deviation
+        ours: the scale of the advantage, which the division takes out, is where the variance acts
         steps to 0.8: varied < grpo
     increasing the variance ends higher than GRPO, neither divided by the deviation
-        paper: a higher reward at equal steps; here without the division by the group's standard deviation
+        ours: the scale of the advantage, which the division takes out, is where the variance acts
         final quality: varied > grpo
     increasing the variance under the policy's weights ends higher than GRPO, neither divided by the deviation
-        paper: p_i under the initial policy, as published
+        ours: p_i under the initial policy, as published, without the division
         final quality: varied, policy's weights > grpo
-    increasing the variance ends higher than GRPO divided by the deviation
-        ours: against GRPO as it is usually run, on the raw reward
+    increasing the variance, without the division, ends higher than GRPO divided by the deviation
+        paper: against GRPO as the paper runs it, on the raw reward
         final quality in [0, 1]: varied > grpo, std
     increasing the variance beats stretching the reward to its range
         ours: equal information: the band is known, and stretched linearly

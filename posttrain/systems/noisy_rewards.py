@@ -283,8 +283,11 @@ ARMS = {
     ),
 }
 CLAIMS = pt.claims("""
+    flipping 40 % of the rewards costs little
+        paper: MATH-500 72.0 with 40 % flipped, 75.9 without; here within 0.1
+        accuracy in [0, 1]: flips 40% > flips 0% - 0.1
     rewards still teach when 40 % of them are flipped
-        paper: MATH-500 72.0 with 40 % flipped, 75.9 without, from about 5
+        paper: MATH-500 72.0, from about 5
         accuracy: flips 40% > base
     flipping 20 % of the rewards costs little
         paper: the curve falls slowly up to 40 %; here within 0.1

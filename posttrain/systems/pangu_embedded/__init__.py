@@ -21,11 +21,13 @@ __all__ = ["PARTS", "recipe"]
 def recipe(
     reward: pt.Reward, *, kl: float = 0.0, reference: pt.TextPolicy | None = None, samples: int = 8
 ) -> pt.Recipe:
-    """GRPO with the zero-advantage mask: rows that teach nothing leave the loss, so that a KL term cannot rule it."""
+    """Rewards centred on their group, with the zero-advantage mask: rows that teach nothing leave the loss, so that a
+    KL term cannot rule it. A group's own deviation would undo the scale that the router gives a source.
+    """
     loss = pt.total((1.0, pt.clipped()), (kl, pt.kl_to_reference(pt.k3))) if kl else pt.clipped()
     return pt.Recipe(
         reward,
-        advantage=pt.normalised,
+        advantage=pt.centred,
         loss=loss,
         reduce=pt.token_mean,
         samples=samples,
@@ -37,6 +39,6 @@ def recipe(
 PARTS: Mapping[str, pt.Part] = {
     "masked": lambda plain, tiny: replace(plain, keep=pt.credited),
     "unrepeated": lambda plain, tiny: replace(
-        plain, reward=with_auxiliaries(plain.reward, lambda text: True, format_weight=0.0)
+        plain, reward=with_auxiliaries(plain.reward, lambda rollout: True, format_weight=0.0)
     ),
 }

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import posttrain as pt
+from posttrain.grade.stated import whole_reply, without_thinking
 
 Scaling = Literal["zscore", "sigmoid", "none"]
 
@@ -68,7 +69,7 @@ class Router:
 
 def with_auxiliaries(
     reward: pt.Reward,
-    well_formed: Callable[[str], bool],
+    well_formed: Callable[[pt.Rollout], bool],
     *,
     format_weight: float = 0.1,
     repetition_weight: float = 0.2,
@@ -83,13 +84,18 @@ def with_auxiliaries(
         ]
 
     def add_parts(one: pt.Rollout, score: pt.Score) -> pt.Score:
-        form, again = float(well_formed(one.text)), repetition(one.text.split(), width)
+        form, again = float(well_formed(one)), repetition(one.text.split(), width)
         value = score.value + format_weight * form - repetition_weight * again
         return replace(
             score, value=value, parts={**score.parts, "task": score.value, "format": form, "repetition": again}
         )
 
     return with_parts
+
+
+def answers(rollout: pt.Rollout) -> bool:
+    """Whether the last reply says something once its thinking is closed: the format of stage `reinforce`."""
+    return bool(without_thinking(whole_reply(rollout)).strip())
 
 
 def repetition(words: Collection[Any], width: int = 8) -> float:

@@ -22,7 +22,7 @@ from posttrain.systems.pangu_embedded.distillation import (
     shortest_right,
 )
 from posttrain.systems.pangu_embedded.dual import fast_enough, fusion_set, in_mode
-from posttrain.systems.pangu_embedded.mars import Router, Scaling
+from posttrain.systems.pangu_embedded.mars import Router, Scaling, answers, with_auxiliaries
 from posttrain.systems.pangu_embedded.repair import Repaired
 
 MAIN = "main"  # the source of `data`
@@ -68,6 +68,8 @@ def reinforce(
 ) -> pt.Session:
     """MARS on your checkpoint: each source's rewards on a scale of its own, flat groups left out of the loss.
 
+    Every reply earns 0.1 for an answer behind closed thinking, and loses 0.2 times its share of repeated 8-grams.
+
     also        more sources, as name=file=grade,...; a grade is one of those of `grade`, or a reward model (folder, Hub
                 id or address of posttrain serve)
     kl          weight of the divergence from the model it starts from
@@ -79,7 +81,8 @@ def reinforce(
     tasks, router = sources(task, also)
     tests = {name: of_source(MAIN, some) for name, some in task.tests(held_out).items()}
     reference = policy.frozen_copy() if kl else None
-    made = replace(recipe(router, kl=kl, reference=reference, samples=samples), evaluation=router.on_scales({}))
+    paid = with_auxiliaries(router, answers)
+    made = replace(recipe(paid, kl=kl, reference=reference, samples=samples), evaluation=router.on_scales({}))
     drawn: Any = tasks
     if curriculum and not run.dry_run:
         pt.ranks.run_on_primary(lambda: pt.Directory(Path(run.out)).check(run), "for the run's directory")
