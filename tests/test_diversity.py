@@ -70,8 +70,26 @@ def test_a_flat_group_of_right_samples_is_still_learnt_from(make):
 
 def test_equations_are_found_without_spaces():
     text = "Let $x = 2 + 3$, so x=5. Then $2 x = 10 \\, = 2\\cdot 5$.\nno equation here"
-    assert equations("so 1,000 = 10^3, and x <= 5") == ["so1,000=10^3"]
-    assert equations(text) == ["x=2+3", "sox=5", "2x=10", "10=2\\cdot5"]
+    assert equations("so 1,000 = 10^3, and x <= 5") == ["1,000=10^3"]
+    assert equations(text) == ["x=2+3", "x=5", "2x=10", "10=2\\cdot5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The total number of apples is 5 + 3 = 8 apples.", ["5+3=8"]),
+        ("Total cost = price times quantity", []),
+        ("the total = 2 + 3 = 5", ["2+3=5"]),
+        ("Natalia sold 48/2 = <<48/2=24>>24 clips in May.", ["48/2=24"]),
+        ("- 2 + 2 = 4\n* x = 3\nStep 1: 7 - 3 = 4", ["2+2=4", "x=3", "7-3=4"]),
+        ("I get x = 4 because a triangle has $\\sin a = \\frac{1}{2}$", ["x=4", "\\sina=\\frac{1}{2}"]),
+        ("\\[ A = 12 \\text{ cm}^2 \\]", ["A=12^2"]),
+        ("**5 + 5 = 10**", ["5+5=10"]),
+        ("a = b", ["a=b"]),
+    ],
+)
+def test_prose_is_no_equation(text, found):
+    assert equations(text) == found
 
 
 def test_distinct_equations_by_hand():

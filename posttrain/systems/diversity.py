@@ -42,19 +42,27 @@ def diversity(right_only: bool = True, part: str | None = None) -> pt.Loss:
 
 # ---- measures: how different the solutions are, and how much there is to gain
 
-MACROS = re.compile(r"\\[,;:!]|\\q?quad\b")  # that only make space
+BETWEEN = re.compile(r"\\[\[\]()]|[$\n;]|,(?!\d)|[.:](?=\s|$)|<<|>>|\*\*")  # equations, which do not go across
+MACROS = re.compile(r"\\[,;:!]|\\q?quad\b|\\(?:text|textbf|mathrm|mbox)\{[^{}]*\}|&")  # space, and prose in mathematics
+PROSE = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|ln|exp|max|min|lim|gcd|lcm|mod|det)(?![A-Za-z]))[A-Za-z][A-Za-z'-]*[A-Za-z]"
+    r"|\b[aAI]\b(?=\s+[A-Za-z]{2})|^\s*[-*•]\s+"
+)
 COMPARED = re.compile(r"[<>!]=")  # no equation
 SPACING = re.compile(r"\s+|\.$")
+MATHEMATICS = re.compile(r"\d|[A-Za-z]")
 
 
 def equations(text: str) -> list[str]:
-    """The equations of a solution, without spaces and spacing macros; chains a = b = c count each step."""
+    """The equations of a solution without prose, spaces and spacing macros; chains a = b = c count each step.
+
+    A side that is words alone is none: "the total = 5" holds no equation, "the total = 2 + 3 = 5" holds 2+3=5.
+    """
     found: list[str] = []
-    for line in re.split(r"[$\n;]|,(?!\d)|\. ", MACROS.sub(" ", text)):
-        if COMPARED.search(line):
-            continue
-        sides = [SPACING.sub("", side) for side in line.split("=")]
-        found += [f"{a}={b}" for a, b in pairwise(sides) if a and b]
+    for line in BETWEEN.split(MACROS.sub(" ", text)):
+        if "=" in line and not COMPARED.search(line):
+            sides = [SPACING.sub("", PROSE.sub(" ", side)) for side in line.split("=")]
+            found += [f"{a}={b}" for a, b in pairwise(sides) if MATHEMATICS.search(a) and MATHEMATICS.search(b)]
     return found
 
 

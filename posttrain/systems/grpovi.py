@@ -159,14 +159,15 @@ def learn(
     std: bool = True,
     weights: Weights = "policy",
     reward_model: str | None = None,
-    low: float = 0.0,
-    high: float = 1.0,
+    low: float | None = None,
+    high: float | None = None,
     kl: float = 0.04,
     held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """Your checkpoint, graded by a rule (`grade`) or by a sequence classifier (`reward_model`), in a range you declare.
 
-    A reward model's scores are clipped to [`low`, `high`]. Held-out tasks are graded without the increase.
+    A reward model's scores are clipped to [`low`, `high`], and the share of those that were is logged (`part/clipped`).
+    Held-out tasks are graded without the increase.
 
     increase      raise the variance of a group's rewards; without it, plain GRPO
     std           divide by the group's standard deviation
@@ -174,11 +175,14 @@ def learn(
                   mean log-probability per token of these, for long replies
     reward_model  a sequence classifier that grades in place of `grade`: a Hub id, a folder, or the address of a server
                   (posttrain serve --scorer reward-model=FOLDER)
-    low           least reward
-    high          greatest reward
+    low           least reward: 0 for a rule; of a reward model it must be given
+    high          greatest reward: 1 for a rule; of a reward model it must be given
     kl            weight of the divergence from the model it starts from; 0 leaves it out
     held_out      data of tasks that are only evaluated: FILE, or NAME=FILE
     """
+    if reward_model and (low is None or high is None):
+        raise ValueError("`reward_model`: the variance may fill the range of its scores: give `low` and `high`")
+    low, high = 0.0 if low is None else low, 1.0 if high is None else high
     if not low < high:
         raise ValueError(f"`high={high}`: it must be above `low={low}`")
     policy, raw = model.policy(), task.reward()
@@ -193,7 +197,10 @@ def learn(
 
 def clipped_score(judge: pt.Reward, rollout: pt.Rollout, low: float, high: float) -> pt.Score | pt.Invalid:
     score = judge([rollout])[0]
-    return score if isinstance(score, pt.Invalid) else replace(score, value=min(max(score.value, low), high))
+    if isinstance(score, pt.Invalid):
+        return score
+    held = min(max(score.value, low), high)
+    return replace(score, value=held, parts={**score.parts, "clipped": float(held != score.value)})
 
 
 STAGES = {"laptop": laptop, "train": learn}
