@@ -190,6 +190,8 @@ def propose(
 ) -> Path:
     """Write OUT/topics.jsonl: the topics with ten counterclaims each, by the persuader itself.
 
+    It ends with an error when not a single one was proposed.
+
     data   topics: JSONL, CSV or Parquet with `pos` and `neg`
     limit  use only the first so many topics
     """
@@ -205,6 +207,11 @@ def propose(
             done(len(some))
     counts = [len(one.counterclaims) for one in topics(path)]
     mean, none = statistics.fmean(counts), counts.count(0)
+    if none == len(counts):
+        raise ValueError(
+            f"not one counterclaim was proposed for the {none} topics in {path}: no reply of {model.model} held a "
+            "numbered list. Give a model that follows instructions, or more `max_new`, and `overwrite=True`"
+        )
     print(f"{path}: {len(counts)} topics, {mean:.1f} counterclaims each, {none} topics without any")
     return path.parent
 
