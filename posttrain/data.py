@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from posttrain.core import Message, Task
 from posttrain.episode import assistant, user
@@ -15,6 +15,7 @@ from posttrain.episode import system as system_message
 from posttrain.records import Place, Record, column, records
 
 MARK = "<image>"  # in a prompt: here a picture stands
+SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 COLUMN = re.compile(r"\{([A-Za-z_]\w*)\}")  # in a template; other braces, as in \\boxed{}, stay as they are
 
 
@@ -26,13 +27,16 @@ class Demonstration:
     place: str = field(default="", compare=False)  # where it stands, for error messages
 
 
+Continuation: TypeAlias = "str | tuple[Message, ...]"  # a reply's text, or messages, of which every reply is learned
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two replies to one prompt, the first preferred."""
+    """Two ways to go on from one prompt, the first preferred."""
 
     prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    chosen: Continuation
+    rejected: Continuation
     kind: str = ""  # of a category, where results are told apart by it
 
 
@@ -108,23 +112,28 @@ def read_pairs(
     category: str | None = None,
     **options: Any,
 ) -> list[Pair]:
-    """Preference pairs: a prompt and two replies, each plain text or chat messages.
+    """Preference pairs: a prompt and two replies, each plain text, chat messages, or a transcript as HH-RLHF has them.
 
-    Where `chosen` and `rejected` are whole conversations, the prompt is what they share before the last message.
-    `category` names a column of kinds of pair.
+    Where `chosen` and `rejected` are whole conversations, the prompt is what they share; from the first reply in which
+    they differ on, every reply of each is learned. `category` names a column of kinds of pair.
     """
     out = []
     for place, record in records(data, **options):
-        good, bad = column(record, chosen, place, "chosen"), column(record, rejected, place, "rejected")
+        good, bad = (
+            messages_of_transcript(column(record, name, place, argument))
+            for name, argument in ((chosen, "chosen"), (rejected, "rejected"))
+        )
         before = [system_message(system)] if system else []
-        earlier = messages_before_the_reply(good, bad, place, (chosen, rejected))
+        earlier = shared_messages(good, bad, place, (chosen, rejected))
         if earlier and (earlier[0]["role"] != "assistant" or not (prompt in record or COLUMN.search(prompt))):
             asked = earlier
         else:
             asked = (*prompt_of(record, prompt, place), *earlier)
         asked = with_pictures(asked, record, None, place)
         asked = with_tools((*before, *asked), record, place)
-        pair = Pair(asked, reply_text(good, place, chosen), reply_text(bad, place, rejected))
+        pair = Pair(
+            asked, continuation(good, len(earlier), place, chosen), continuation(bad, len(earlier), place, rejected)
+        )
         if category:
             pair = replace(pair, kind=str(column(record, category, place, "category")))
         if pair.chosen == pair.rejected:
@@ -290,24 +299,42 @@ def reply_messages(value: Any, place: Place, name: str) -> list[Message]:
     return messages
 
 
-def messages_before_the_reply(good: Any, bad: Any, place: Place, names: tuple[str, str]) -> tuple[Message, ...]:
-    """What both conversations of a pair say before their last message. Raises ValueError when they differ in it."""
-    if not is_chat(good) or len(good) < 2:
+def messages_of_transcript(value: Any) -> Any:
+    """A transcript of HH-RLHF, "\\n\\nHuman: ...\\n\\nAssistant: ...", as chat messages; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("Human:"):
+        return value
+    _, *said = SPEAKER.split("\n\n" + value.lstrip())
+    roles: dict[str, Any] = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": text.strip()} for who, text in zip(said[::2], said[1::2], strict=True)]
+
+
+def shared_messages(good: Any, bad: Any, place: Place, names: tuple[str, str]) -> tuple[Message, ...]:
+    """What both conversations of a pair say before the first reply in which they differ.
+
+    Raises ValueError when they differ in something else.
+    """
+    if not is_chat(good) or not is_chat(bad):
         return ()
-    if not is_chat(bad) or list(bad[:-1]) != list(good[:-1]):
-        raise ValueError(f"{place}: {names[0]!r} and {names[1]!r} do not share their messages before the last")
-    return tuple(good[:-1])
+    pairs = list(zip(good, bad, strict=False))
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs) - 1)
+    role = next((one[shared]["role"] for one in (good, bad) if one[shared]["role"] != "assistant"), None)
+    if role is not None:
+        raise ValueError(f"{place}: {names[0]!r} and {names[1]!r} differ in a {role}'s message before any reply")
+    return tuple(good[:shared])
+
+
+def continuation(value: Any, start: int, place: Place, name: str) -> Continuation:
+    """What one side of a pair says from message `start` on: a text, or messages where there is more than one reply."""
+    if not is_chat(value):
+        return reply_text(value, place, name)
+    said = reply_messages(value[start:], place, name)
+    if said[0]["role"] != "assistant":
+        raise ValueError(f"{place}: the messages in {name!r} begin with the {said[0]['role']}'s, not with a reply")
+    return said[0]["content"] if len(said) == 1 and not said[0].get("tool_calls") else tuple(said)
 
 
 def reply_text(value: Any, place: Place, name: str) -> str:
-    """A reply given as text, or as chat messages that end in it. Raises ValueError for one that is not text."""
-    if is_chat(value):
-        if value[-1]["role"] != "assistant":
-            role = value[-1]["role"]
-            raise ValueError(f"{place}: the messages in {name!r} end with the {role}'s, not the assistant's")
-        if value[-1].get("tool_calls"):
-            raise ValueError(f"{place}: the reply in {name!r} calls a tool; pairs of tool calls are not learned yet")
-        value = with_reply(value[-1], place, name)["content"]
+    """Raises ValueError for a reply that is no text."""
     if not isinstance(value, str):
         raise ValueError(f"{place}: the column {name!r} holds {type(value).__name__}, neither text nor chat messages")
     return value

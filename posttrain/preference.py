@@ -17,10 +17,11 @@ from torch import Tensor
 
 from posttrain import ranks
 from posttrain.core import Metrics, Row
-from posttrain.data import Pair
+from posttrain.data import Continuation, Pair
 from posttrain.descent import descend
+from posttrain.episode import assistant
 from posttrain.policy.text import TextPolicy
-from posttrain.row import row_logps, split_to_size
+from posttrain.row import reply_rows, row_logps, split_to_size
 from posttrain.run.session import Session
 from posttrain.run.settings import Run
 
@@ -152,9 +153,16 @@ PAIR_LOSSES: dict[str, Callable[[], PairLoss]] = {
 WITH_REFERENCE = ("dpo", "cdpo", "ipo", "kto")
 
 
-def row(policy: TextPolicy, pair: Pair, reply: str) -> Row:
-    turn = policy.demonstrate(pair.prompt, reply)
-    return Row([turn], torch.ones(len(turn.reply.logp)))
+def row(policy: TextPolicy, pair: Pair, said: Continuation) -> Row:
+    """Raises ValueError where the template rewrites the earlier of several replies, so that they are not one row."""
+    after = (assistant(said),) if isinstance(said, str) else said
+    found = reply_rows(policy, (*pair.prompt, *after), len(pair.prompt))
+    if len(found) > 1:
+        raise ValueError(
+            "the chat template changes an earlier reply once another follows (it drops its thinking, say), so a pair "
+            "of conversations of several replies cannot be scored: give another `template`, or pairs that differ in one"
+        )
+    return found[0]
 
 
 def sequence_logp(policy: TextPolicy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

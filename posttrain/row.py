@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from posttrain.core import Batch, Group, Policy, Rollout, Row, Score, Turn
+from posttrain.core import Batch, Group, Message, Policy, Rollout, Row, Score, Turn
 from posttrain.data import Demonstration
 from posttrain.policy.text import TextPolicy
 
@@ -46,13 +46,18 @@ def rows(policy: Packer, rollout: Rollout, advantage: Tensor, group: int = 0, sc
 
 def demonstration_rows(policy: TextPolicy, demonstration: Demonstration) -> list[Row]:
     """A row (or several, where the template rewrites the past) in which every assistant message is learned."""
+    return reply_rows(policy, demonstration.messages)
+
+
+def reply_rows(policy: TextPolicy, messages: Sequence[Message], start: int = 0) -> list[Row]:
+    """The same of the assistant messages from `start` on; those before are only read."""
     rows: list[Row] = []
-    messages = list(demonstration.messages)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+    said = list(messages)
+    for i, message in enumerate(said):
+        if i < start or message["role"] != "assistant":
             continue
-        turn = policy.demonstrate(messages[:i], message)
-        messages[i] = {**message, "reply": turn.reply}
+        turn = policy.demonstrate(said[:i], message)
+        said[i] = {**message, "reply": turn.reply}
         if rows and policy.extends(rows[-1].turns[-1], turn):
             turns: list[Turn] = [*rows[-1].turns, turn]
             rows[-1] = Row(turns, torch.ones(sum(len(t.reply.logp) for t in turns)))

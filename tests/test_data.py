@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import posttrain as pt
+from posttrain import preference
 from posttrain.cli.options import TaskOptions
 
 
@@ -65,6 +67,41 @@ def test_prompts_from_columns_templates_and_chats(write):
     assert [m["content"] for m in one.messages] == ["2+2?", "4"]
 
 
+def test_transcripts_of_hh_rlhf_are_conversations(write):
+    """As its files are: no prompt column, both sides a whole transcript."""
+    start = "\n\nHuman: hi\n\nAssistant: hello, said\n\nthe machine\n\nHuman: why?\n\nAssistant:"
+    path = write("hh.jsonl", {"chosen": f"{start} because", "rejected": f"{start} no"})
+    asked = (pt.user("hi"), pt.assistant("hello, said\n\nthe machine"), pt.user("why?"))
+    assert pt.read_pairs(path) == [pt.Pair(asked, "because", "no")]
+
+
+def test_pairs_that_differ_in_several_replies_learn_each_of_them(write, make):
+    first, second = pt.user("hi"), pt.user("and?")
+    good, bad = [first, pt.assistant("a"), second, pt.assistant("b")], [first, pt.assistant("c c")]
+    [pair] = pt.read_pairs(write("a.jsonl", {"chosen": good, "rejected": bad}))
+    assert pair == pt.Pair((first,), (pt.assistant("a"), second, pt.assistant("b")), "c c")
+    policy = make(template="chatml")
+    row = preference.row(policy, pair, pair.chosen)
+    assert [policy.chat.decode(turn.reply.trace.reply) for turn in row.turns] == ["a", "b"]
+    logp, lengths = preference.sequence_logp(policy, [row])
+    both = [policy.demonstrate(good[:1], "a"), policy.demonstrate(good[:3], "b")]
+    assert lengths.tolist() == [sum(len(turn.reply.logp) for turn in both)]
+    apart = policy.density([pt.Row([turn], torch.ones(len(turn.reply.logp))) for turn in both]).logp.sum()
+    torch.testing.assert_close(logp[0], apart, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pair_of_tool_calls_keeps_them(write):
+    def calling(city: str) -> dict:
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+    [pair] = pt.read_pairs(
+        write("a.jsonl", {"prompt": "hi", "chosen": [calling("Oslo")], "rejected": [calling("Rome")]})
+    )
+    assert pair.chosen == (calling("Oslo"),)
+    assert pair.rejected == (calling("Rome"),)
+
+
 def test_pairs_in_plain_and_chat_form_are_the_same(write):
     user = {"role": "user", "content": "hi"}
     good, bad = {"role": "assistant", "content": "hello"}, {"role": "assistant", "content": "go away"}
@@ -74,8 +111,10 @@ def test_pairs_in_plain_and_chat_form_are_the_same(write):
     expected = pt.Pair((pt.user("hi"),), "hello", "go away")
     assert [pt.read_pairs(path) for path in (plain, mixed, whole)] == [[expected]] * 3
     odd = write("d.jsonl", {"chosen": [user, good], "rejected": [{"role": "user", "content": "ho"}, bad]})
-    with pytest.raises(ValueError, match="do not share their messages"):
+    with pytest.raises(ValueError, match="differ in a user's message before any reply"):
         pt.read_pairs(odd)
+    with pytest.raises(ValueError, match="'chosen' begin with the user's, not with a reply"):
+        pt.read_pairs(write("f.jsonl", {"prompt": "hi", "chosen": [user, good], "rejected": "go away"}))
     with pytest.raises(ValueError, match="line 1: .* are the same text"):
         pt.read_pairs(write("e.jsonl", {"prompt": "hi", "chosen": "x", "rejected": "x"}))
 

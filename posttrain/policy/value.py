@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from posttrain.advantage import decision_rewards
 from posttrain.core import Group, Invalid, Message, Metrics, Rollout, Row, Score, Task
+from posttrain.data import Continuation
 from posttrain.descent import retry_out_of_memory
 from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer, place, set_threads
 from posttrain.policy.text import TextPolicy, quiet
@@ -200,8 +201,10 @@ class RewardModel:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
-    def ids(self, prompt: Sequence[Message], reply: str) -> list[int]:
-        tokens = self.chat.demonstration_tokens(tuple(prompt), reply)
+    def ids(self, prompt: Sequence[Message], said: Continuation) -> list[int]:
+        """The tokens of a conversation that ends in a reply, or in the last of several."""
+        before, reply = ((), said) if isinstance(said, str) else (said[:-1], said[-1])
+        tokens = self.chat.demonstration_tokens((*prompt, *before), reply)
         return [*tokens.prompt, *tokens.reply]
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
