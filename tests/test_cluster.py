@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import processes
@@ -21,7 +22,7 @@ from posttrain import tiny
 from posttrain.cli import main
 from posttrain.policy.text import TextPolicy
 
-STEPS, SHORT, TASKS, SAMPLES = 24, 12, 4, 6
+STEPS, TASKS, SAMPLES = 24, 4, 6
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,11 @@ def place(tmp_path_factory, words) -> Path:
     lines = [json.dumps({"prompt": f"hi {i}", "answer": "x"}) for i in range((STEPS + 3) * TASKS)]
     (folder / "tasks.jsonl").write_text("\n".join(lines))
     (folder / "reward.py").write_text(
-        "import time\n"
+        "import time\nfrom pathlib import Path\n"
         "def digits(rollout):\n"
         "    time.sleep(0.004)\n"
+        "    while (Path(__file__).parent / 'hold').exists():\n"
+        "        time.sleep(0.1)\n"
         "    return sum(c.isdigit() for c in rollout.text) / max(len(rollout.text), 1)\n"
     )
     return folder
@@ -57,24 +60,12 @@ def trained_here(words: list[str]) -> None:
     main(words[3:])
 
 
-def started(words: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-
 def rewards(folder: Path) -> list[float]:
     return [line["reward"] for line in pt.read_metrics(folder)]
 
 
 def wait_for_steps(process: subprocess.Popen, out: Path, count: int) -> None:
     processes.wait_until(process, lambda: len(pt.read_metrics(out)) >= count)
-
-
-def trained_once(out: Path) -> None:
-    """Every step has its groups, and no task of this single epoch was trained twice."""
-    seen = Counter(record["task"] for record in pt.read_rollouts(out))
-    assert len(seen) == STEPS * TASKS
-    assert set(seen.values()) == {SAMPLES}
-    assert [line["step"] for line in pt.read_metrics(out)] == list(range(STEPS))
 
 
 @pytest.mark.slow
@@ -91,48 +82,61 @@ def test_staleness_zero_is_the_loop_of_one_process(place):
     assert all(line["age_max"] == 0 for line in pt.read_metrics(place / "spread"))
 
 
-@pytest.mark.slow
-def test_a_sampler_is_killed_and_replaced_and_the_run_ends_as_well(place):
-    trained_here(command(place, "laptop"))
-    out = place / "killed"
-    process = started(command(place, "killed", "--cluster", "local", "--samplers", "2", "--staleness", "1"))
-    wait_for_steps(process, out, 3)
-    players = [pid for pid, name in descendants(process.pid).items() if name.startswith("ray::Actor")]
-    assert len(players) == 2
-    os.kill(players[0], signal.SIGKILL)
-    processes.output(process)
-    assert process.returncode == 0
-    lines = pt.read_metrics(out)
-    assert lines[-1]["players_replaced"] == 1
-    assert sum(line["groups_lost"] for line in lines) >= 1
-    trained_once(out)
-    assert max(line["age_max"] for line in lines) == 1
-    assert sum(line["age/0"] for line in lines if "age/0" in line) > 0
-    assert all(line["parity_gap"] < 1e-4 for line in lines if "parity_gap" in line)
-    ends = [statistics.fmean(rewards(place / name)[-5:]) for name in ("laptop", "killed")]
-    assert ends[0] > 0.5
-    assert abs(ends[0] - ends[1]) < 0.25, "the same band"
+STALE = ("--cluster", "local", "--samplers", "2", "--staleness", "1")
 
 
-@pytest.mark.slow
-def test_the_whole_run_is_killed_and_resumed_with_nothing_lost(place):
-    out = place / "cut"
-    options = ["--cluster", "local", "--staleness", "1"]
-    process = started(command(place, "cut", *options, steps=SHORT))
-    wait_for_steps(process, out, 5)
+@pytest.fixture(scope="module")
+def running(place) -> Iterator[subprocess.Popen]:
+    """A run on two samplers under way, which two tests kill: one in part, the other as a whole."""
+    process = subprocess.Popen(
+        command(place, "killed", *STALE), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for_steps(process, place / "killed", 2)
+    yield process
+    kill_all(process)
+
+
+def kill_all(process: subprocess.Popen) -> None:
     for pid in descendants(process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue  # a child of one that was killed first
     process.wait()
-    trained(command(place, "cut", *options, "--resume", steps=SHORT))
+
+
+@pytest.mark.slow
+def test_a_sampler_that_is_killed_is_replaced(place, running):
+    players = [pid for pid, name in descendants(running.pid).items() if name.startswith("ray::Actor")]
+    assert len(players) == 2
+    os.kill(players[0], signal.SIGKILL)
+    out = place / "killed"
+    processes.wait_until(running, lambda: pt.read_metrics(out)[-1]["players_replaced"] == 1)
+    wait_for_steps(running, out, len(pt.read_metrics(out)) + 2)
+    (place / "hold").touch()  # it stays under way
     lines = pt.read_metrics(out)
-    assert [line["step"] for line in lines] == list(range(SHORT))
+    assert sum(line["groups_lost"] for line in lines) >= 1
+    assert max(line["age_max"] for line in lines) == 1
+    assert sum(line["age/0"] for line in lines if "age/0" in line) > 0
+    assert all(line["parity_gap"] < 1e-4 for line in lines if "parity_gap" in line)
+
+
+@pytest.mark.slow
+def test_the_whole_run_is_killed_and_resumed_with_nothing_lost(place, running):
+    out = place / "killed"
+    kill_all(running)
+    (place / "hold").unlink()
+    trained_here(command(place, "laptop"))
+    assert len(pt.read_metrics(out)) < STEPS, "it was still under way"
+    trained(command(place, "killed", *STALE, "--resume"))
     seen = Counter(record["task"] for record in pt.read_rollouts(out))
-    assert set(seen.values()) == {SAMPLES}, "no group was trained twice"
-    assert len(seen) == SHORT * TASKS
+    assert len(seen) == STEPS * TASKS
+    assert set(seen.values()) == {SAMPLES}, "no task of this single epoch was trained twice"
+    assert [line["step"] for line in pt.read_metrics(out)] == list(range(STEPS))
     assert json.loads((out / "run.json").read_text())["resumed"]
+    ends = [statistics.fmean(rewards(place / name)[-5:]) for name in ("laptop", "killed")]
+    assert ends[0] > 0.5
+    assert abs(ends[0] - ends[1]) < 0.25, "the same band"
 
 
 @pytest.mark.slow
