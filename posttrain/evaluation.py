@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.core import Env, Group, Invalid, Reward, Rollout, Sampler, Score, Task
 from posttrain.episode import decoded_with, single_turn
-from posttrain.group import play_and_grade
-from posttrain.run.progress import progress_bar
+from posttrain.group import GradedGroup, play_and_grade
 
 GROUPS_AT_ONCE = 64  # tasks sampled together
 
@@ -60,8 +59,14 @@ class Evaluation:
     def invalid(self) -> int:
         return sum(isinstance(score, Invalid) for score in self.marks)
 
+    def require_graded(self) -> None:
+        """Raises ValueError when there are tasks and not one sample could be graded."""
+        if self.groups and not any(self.values):
+            reason = next(score.reason for score in self.scores[0] if isinstance(score, Invalid))
+            raise ValueError(f"no sample of {len(self.groups)} tasks could be graded; the first because: {reason}")
 
-def evaluate(
+
+def graded_batches(
     players: Mapping[str, Sampler],
     tasks: Sequence[Task],
     reward: Reward,
@@ -71,31 +76,39 @@ def evaluate(
     seed: int = 0,
     temperature: float | None = None,
     max_new: int | None = None,
+    first: int = 0,
+) -> Iterator[list[GradedGroup]]:
+    """The graded groups of all tasks from the one numbered `first`, a multiple of `GROUPS_AT_ONCE`, in batches.
+
+    What is drawn depends on a task's number and not on where this begins. Other arguments are those of `evaluate`.
+    """
+    if temperature is not None or max_new is not None:
+        env = decoded_with(env, temperature, max_new)
+    for start in range(first, len(tasks), GROUPS_AT_ONCE):
+        some, _ = play_and_grade(tasks[start : start + GROUPS_AT_ONCE], env, reward, players, samples, seed + start)
+        yield some
+
+
+def evaluate(
+    players: Mapping[str, Sampler],
+    tasks: Sequence[Task],
+    reward: Reward,
+    env: Env = single_turn,
+    *,
     watch: Callable[[int], object] = lambda more: None,
+    **options: Any,
 ) -> Evaluation:
     """Sample and grade every task. `watch(n)` is called after each batch with the number of tasks finished.
 
+    samples, seed          of every task, 1 if not given; of all draws
     temperature, max_new   of the policy's replies, where its environment does not say: 0 is greedy; the policy's own if
                            not given
     Raises ValueError when not one sample could be graded.
     """
-    if temperature is not None or max_new is not None:
-        env = decoded_with(env, temperature, max_new)
     found = Evaluation()
-    for start in range(0, len(tasks), GROUPS_AT_ONCE):
-        some, _ = play_and_grade(tasks[start : start + GROUPS_AT_ONCE], env, reward, players, samples, seed + start)
+    for some in graded_batches(players, tasks, reward, env, **options):
         found.groups += [one.group for one in some]
         found.scores += [one.scores for one in some]
         watch(len(some))
-    if tasks and not any(found.values):
-        reason = next(score.reason for score in found.scores[0] if isinstance(score, Invalid))
-        raise ValueError(f"no sample of {len(tasks)} tasks could be graded; the first because: {reason}")
+    found.require_graded()
     return found
-
-
-def evaluate_with_bar(
-    players: Mapping[str, Sampler], tasks: Sequence[Task], reward: Reward, env: Env = single_turn, **options: Any
-) -> Evaluation:
-    """`evaluate` with a progress bar in a terminal."""
-    with progress_bar("tasks", len(tasks)) as watch:
-        return evaluate(players, tasks, reward, env, watch=watch, **options)

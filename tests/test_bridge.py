@@ -177,8 +177,8 @@ def test_an_environment_and_a_recipe_of_the_user_s_own_file(place, capsys):
     assert [len(one["turns"]) for one in rollouts] == [2, 2]
     assert json.loads((place / "run" / "run.json").read_text())["run"]["settings"]["env_sha256"]
     data = ["--model", str(place / "base"), "--data", str(place / "q.jsonl"), "--grade", "exact", "--max-new", "4"]
-    main(["eval", *data, "--env", f"{mine}:twice", "--out", str(place / "e.json")])
-    assert len(json.loads((place / "e.jsonl").read_text().splitlines()[0])["replies"]) == 2
+    main(["eval", *data, "--env", f"{mine}:twice", "--out", str(place / "e"), "--quiet"])
+    assert len(json.loads((place / "e" / "replies.jsonl").read_text().splitlines()[0])["replies"]) == 2
     for option, message in (
         (["--env", f"{mine}:thrice"], "has no function thrice; did you mean twice?"),
         (["--recipe", f"{mine}:greedy"], "it asks for budget; a recipe may ask for policy, reward and samples"),

@@ -79,14 +79,59 @@ def test_the_main_job(questions, model, tmp_path, capsys):
     assert "What is" in page
     assert "http-equiv" not in page
 
-    numbers = tmp_path / "numbers.json"
+    numbers = tmp_path / "evaluation"
     options = ["--prompt", "question", "--grade", "exact", "--max-new", "8"]
     more = ["--samples", "4", "--k", "1,4", "--greedy", "--out", str(numbers)]
     main(["eval", "--model", str(out / "model"), "--data", questions, *options, *more])
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr()
     for name in ("pass@1", "pass@4", "majority@4", "coverage", "greedy", "95 %"):
-        assert name in printed
-    assert json.loads(numbers.read_text())["measures"]["tasks"] == 6
+        assert name in printed.out
+    assert "tasks 6/6" in printed.err
+    assert "tokens/s" in printed.err
+    assert json.loads((numbers / "measures.json").read_text())["tasks"] == 6
+
+
+def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(questions, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("posttrain.evaluation.GROUPS_AT_ONCE", 2)
+    monkeypatch.setattr("posttrain.cli.replies.GROUPS_AT_ONCE", 2)
+    out = tmp_path / "evaluation"
+    words = [
+        "eval",
+        "--model",
+        model,
+        "--data",
+        questions,
+        "--prompt",
+        "question",
+        "--grade",
+        "exact",
+        "--max-new",
+        "8",
+    ]
+    words += ["--samples", "2", "--greedy", "--out", str(out)]
+    main(words)
+    replies, measures = (out / "replies.jsonl").read_text(), (out / "measures.json").read_text()
+    assert len(replies.splitlines()) == 6 * 2 + 6
+    assert "already holds evaluation.json: continue with --resume" in fails(capsys, *words)
+    assert "was started with temperature" in fails(capsys, *words, "--resume", "--temperature", "0.5")
+    lines = replies.splitlines(keepends=True)
+    for kept in (lines[:5], lines[:15], lines):  # within the second batch; among the greedy ones; nothing is missing
+        (out / "replies.jsonl").write_text("".join(kept) + ("" if kept == lines else '{"task": "cut sh'))
+        main([*words, "--resume"])
+        assert (out / "replies.jsonl").read_text() == replies
+        assert (out / "measures.json").read_text() == measures
+    main(["grade", "--data", str(out), "--grade", "exact"])
+    assert "18 replies" in capsys.readouterr().out
+
+
+def test_greedy_replies_alone(questions, model, capsys):
+    words = ["eval", "--model", model, "--data", questions, "--prompt", "question", "--max-new", "8", "--greedy"]
+    main(words)
+    printed = capsys.readouterr().out
+    assert "6 tasks x one greedy reply" in printed
+    assert "greedy  " in printed
+    assert "pass@1" not in printed
+    assert "nothing would be answered" in fails(capsys, *words[:-1], "--samples", "0")
 
 
 @pytest.mark.parametrize(

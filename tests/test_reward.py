@@ -277,7 +277,7 @@ def test_a_reward_file_is_imported_as_python_imports_one(tmp_path):
 
 
 def test_an_evaluation_leaves_out_what_could_not_be_graded():
-    from posttrain.cli.report import evaluation_values
+    from posttrain.cli.measures import evaluation_values
     from posttrain.evaluation import Evaluation
 
     bad = pt.Invalid("timeout")
@@ -293,6 +293,19 @@ def test_an_evaluation_leaves_out_what_could_not_be_graded():
     down = pt.each(lambda rollout: pt.Invalid("down"))
     with pytest.raises(ValueError, match="no sample of 1 tasks could be graded; the first because: down"):
         pt.evaluate({"policy": Bandit([0.0])}, [task()], down)
+
+
+def test_a_reward_between_counts_as_right_and_is_said_to(capsys):
+    from posttrain.cli.measures import evaluation_table, evaluation_values
+    from posttrain.evaluation import Evaluation
+
+    found = Evaluation([[said("7"), said("8")]], [[pt.Score(0.5), pt.Score(0.0)]])
+    values = evaluation_values(found, [1])
+    assert values["pass@1"] == [0.5], "a single task has no interval"
+    evaluation_table(values, "model on data")
+    printed = capsys.readouterr().out
+    assert "from 0.5 on a reply counts as right" in printed
+    assert "nan" not in printed
 
 
 # ---- measures

@@ -12,12 +12,13 @@ import tyro
 
 from posttrain.cli.bridge import Call, bind, explained, options_of
 from posttrain.cli.compare import compare
+from posttrain.cli.evaluation import evaluate
 from posttrain.cli.experiments import claims, list_systems
 from posttrain.cli.grading import grade
 from posttrain.cli.launch import refuse_distribution
 from posttrain.cli.options import check_choice
 from posttrain.cli.serving import schedule, serve
-from posttrain.cli.training import evaluate, prefer, sft, train
+from posttrain.cli.training import prefer, sft, train
 
 if TYPE_CHECKING:
     from posttrain.systems import System

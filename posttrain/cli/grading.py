@@ -39,8 +39,8 @@ def grade(
 
     Nothing is sampled: use it to audit a grader before a run is paid by it, or to re-grade a run that was.
 
-    data     a run's directory, the replies of an evaluation (OUT.jsonl of posttrain eval), or a JSONL, CSV or Parquet
-             file of replies with their answers
+    data     the directory of a run or of an evaluation (posttrain eval), or a JSONL, CSV or Parquet file of replies
+             with their answers
     grade    math, exact, choice, contains, json, or file.py:function for a reward of your own
     against  another grader, to compare with instead of the recorded rewards
     reply    column of the reply, in a file of your own
@@ -77,9 +77,11 @@ def value_of(reward: Reward, rollout: Rollout) -> float | None:
 
 def recorded(path: Path, reply: str, answer: str) -> Iterator[Recorded]:
     """The replies of a run, of an evaluation, or of a file. Raises ValueError when there are none."""
+    from posttrain.cli.replies import REPLIES
     from posttrain.records import column, records
     from posttrain.run.directory import read_rollouts
 
+    path = path / REPLIES if (path / REPLIES).is_file() else path
     if path.is_dir():
         for one in read_rollouts(path):
             texts = [turn.get("opened", "") + turn["content"] for turn in one["turns"]]

@@ -1,4 +1,4 @@
-"""What a run, or an evaluation, looks like: a table in the terminal, and one self-contained HTML file."""
+"""What a run looks like: a table in the terminal, and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -8,97 +8,18 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from posttrain.chat import opened_thinking, readable_content
-from posttrain.core import Metrics, Reply, Score
-from posttrain.measure import coverage, entropy_law, interval, majority_at_k, mean_pass_at_k, potential_at_k
-from posttrain.run.directory import Directory, json_value, read_json, read_metrics, read_rollouts, write_json
-
-if TYPE_CHECKING:
-    from posttrain.evaluation import Evaluation
+from posttrain.chat import readable_content
+from posttrain.core import Metrics
+from posttrain.measure import entropy_law
+from posttrain.run.directory import Directory, read_json, read_metrics, read_rollouts
 
 FIRST = ("reward", "held_out/reward", "accuracy", "loss", "entropy", "length", "groups_flat", "grad_norm", "truncated")
 SHOWN = 6  # curves shown at once; the others are folded away
 SMOOTHED = 10  # steps in a moving average
 LAW_STEPS = 10  # steps from which on the law of entropy is worth fitting
 STEPS_SHOWN, ROLLOUTS_SHOWN = 12, 16  # in the browser of rollouts
-
-
-# ---- evaluations
-
-
-def evaluation_values(found: Evaluation, ks: Sequence[int], greedy: Evaluation | None = None) -> dict[str, Any]:
-    """Measures with their 95 % bootstrap intervals over tasks: [mean, low, high] each."""
-    values = [task for task in found.values if task]
-    out: dict[str, Any] = {"tasks": len(found.groups), "samples": len(found.groups[0]), "invalid": found.invalid}
-    means = [statistics.fmean(task) for task in values]
-    out["reward"] = [statistics.fmean(means), *interval(means)]
-    out["length"] = found.length
-    for k in ks:
-        each = [mean_pass_at_k([task], k) for task in values if len(task) >= k]
-        if each:  # a task with too many ungradable samples is left out
-            out[f"pass@{k}"] = [statistics.fmean(each), *interval(each)]
-        votes = [majority_at_k([a], [v], k) for a, v in votes_by_task(found) if len(v) >= k] if k > 1 else []
-        if votes:
-            out[f"majority@{k}"] = [statistics.fmean(votes), *interval(votes)]
-    covered = [float(coverage([task])) for task in values]
-    out["coverage"] = [statistics.fmean(covered), *interval(covered)]
-    if greedy is not None:
-        first = [task[0] for task in greedy.values if task]
-        out["greedy"] = [statistics.fmean(first), *interval(first)]
-        both = [(a[0], b) for a, b in zip(greedy.values, found.values, strict=True) if a and len(b) >= max(ks)]
-        out[f"potential@{max(ks)}"] = potential_at_k([a for a, _ in both], [b for _, b in both], max(ks))
-    return out
-
-
-def votes_by_task(found: Evaluation) -> list[tuple[list[str | None], list[float]]]:
-    """Of every task, the settled answers of its gradable samples and their values."""
-    from posttrain.grade.stated import whole_reply
-
-    return [
-        ([settled_answer(whole_reply(rollout)) for rollout, _ in pairs], [score.value for _, score in pairs])
-        for pairs in (
-            [(r, s) for r, s in zip(group, marks, strict=True) if isinstance(s, Score)]
-            for group, marks in zip(found.groups, found.scores, strict=True)
-        )
-    ]
-
-
-def settled_answer(text: str) -> str | None:
-    """What a reply votes for: what follows its last answer mark, without case and space."""
-    from posttrain.grade.text import final_answer, normal_text
-
-    return normal_text(final_answer(text)) or None
-
-
-def evaluation_table(values: dict[str, Any], title: str) -> None:
-    print(f"{title}: {values['tasks']} tasks x {values['samples']} samples, {values['length']:.1f} tokens a reply")
-    for name, value in values.items():
-        if isinstance(value, list):
-            print(f"  {name:14} {value[0]:.3f}   95 % [{value[1]:.3f}, {value[2]:.3f}]")
-        elif name.startswith("potential"):
-            print(f"  {name:14} {value:.3f}   of the tasks that the greedy reply fails")
-    if values["invalid"]:
-        print(f"  {values['invalid']} samples could not be graded and are left out")
-
-
-def write_evaluation(path: Path, values: Mapping[str, Any], found: Evaluation) -> None:
-    """The numbers as JSON, and beside them every reply with its score, a line each."""
-    rewards = {group[0].task.key: one for group, one in zip(found.groups, found.values, strict=True)}
-    write_json(path, {"measures": values, "rewards": rewards})
-    with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-        for rollout, score in zip(found.rollouts, found.marks, strict=True):
-            line: dict[str, Any] = {"task": rollout.task.key, "truth": json_value(rollout.task.truth)}
-            line |= {"replies": [recorded_content(turn.reply) for turn in rollout.turns]}
-            line |= {"reward": score.value} if isinstance(score, Score) else {"invalid": score.reason}
-            file.write(json.dumps(line) + "\n")
-
-
-def recorded_content(reply: Reply) -> Any:
-    """What a reply says, behind the thinking that its prompt has opened."""
-    said = reply.content
-    return opened_thinking(reply) + said if isinstance(said, str) else json_value(said)
 
 
 # ---- runs

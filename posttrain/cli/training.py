@@ -1,11 +1,10 @@
-"""The commands that train and evaluate on data of one's own."""
+"""The commands that train on data of one's own."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -145,51 +144,6 @@ def with_terms(recipe: Recipe, entropy: float, masked: bool) -> Recipe:
         return keep(row) and wait_for_learners(row)
 
     return replace(recipe, loss=loss, keep=is_kept if masked else keep)
-
-
-def evaluate(
-    task: TaskOptions,
-    model: ModelOptions = ModelOptions(),
-    scale: ScaleOptions = ScaleOptions(),
-    samples: int = 1,
-    k: str = "1",
-    greedy: bool = False,
-    seed: int = 0,
-    out: str | None = None,
-    env: str | None = None,
-    recipe: str | None = None,
-) -> None:
-    """Grade samples of a model: mean reward, pass@k, majority@k, with 95 % intervals.
-
-    samples  samples per task
-    k        the k of pass@k and majority@k, separated by commas
-    greedy   also answer every task greedily, and report Potential@k
-    seed     of the samples
-    out      write the numbers as JSON to this file, and every reply with its score to the JSONL file beside it
-    env      an environment of your own, file.py:function (docs/environments.md)
-    recipe   a recipe of your own, file.py:function, for its environment, players and (evaluation) reward
-    """
-    from posttrain.cli.report import evaluation_table, evaluation_values, write_evaluation
-    from posttrain.evaluation import evaluate_with_bar
-
-    ks = [int(one) for one in k.split(",")]
-    if max(ks) > samples:
-        raise ValueError(f"`k={k}`: pass@{max(ks)} needs at least `samples={max(ks)}`, not {samples}")
-    if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-    tasks, reward, policy = task.tasks(), task.reward(), model.policy()
-    made = recipe_of(recipe, policy, reward, None) if recipe else None
-    environment = task.env(env) if env or made is None else made.env
-    reward = reward if made is None else made.evaluation or made.reward
-    policy.check(tasks)
-    with scale.playing(policy, out or "eval", tasks) as sampler:
-        players = {"policy": sampler, **(made.others if made else {})}
-        found = evaluate_with_bar(players, tasks, reward, environment, samples=samples, seed=seed)
-        first = evaluate_with_bar(players, tasks, reward, environment, seed=seed, temperature=0.0) if greedy else None
-    values = evaluation_values(found, ks, first)
-    evaluation_table(values, f"{model.model} on {task.data}")
-    if out:
-        write_evaluation(Path(out), values, found)
 
 
 def sft(

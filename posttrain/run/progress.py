@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from posttrain.chat import readable_content
@@ -26,6 +25,7 @@ SHOWN = {
 }
 SAMPLES = 10  # sample rollouts shown in a run
 LINES = 40  # lines printed in a run, where there is no terminal
+LINE_S = 10.0  # between lines of other work
 PATIENCE = 10  # steps without variance before a warning
 
 
@@ -87,13 +87,31 @@ class Progress:
 
 @contextmanager
 def progress_bar(name: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A progress bar in a terminal, for work that is no run; entered, it gives what counts one more, or as many."""
+    """Progress of work that is no run: a bar in a terminal, elsewhere a line at most every `LINE_S` seconds.
+
+    Entered, it gives what counts: `advance(more=1, note="")`, the note being shown beside the count.
+    """
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=quiet or not console.is_terminal, transient=True) as shown:
-        yield partial(shown.advance, shown.add_task(name, total=total))
+    live = console.is_terminal
+    columns = [BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, disable=quiet or not live, transient=True
+    ) as shown:
+        row = shown.add_task(name, total=total, note="")
+        done, said = 0, time.monotonic()
+
+        def advance(more: int = 1, note: str = "") -> None:
+            nonlocal done, said
+            done += more
+            shown.update(row, advance=more, note=note)
+            if not live and not quiet and more and (done >= total or time.monotonic() - said > LINE_S):
+                said = time.monotonic()
+                print(f"{name} {done}/{total}  {note}".rstrip(), file=sys.stderr, flush=True)
+
+        yield advance
 
 
 def shorten(text: Any, width: int = 90) -> str:
