@@ -47,6 +47,12 @@ def words() -> Any:
     return tiny.tokenizer()
 
 
+@pytest.fixture(autouse=True)
+def quick_bfloat16(monkeypatch):
+    """bfloat16 is tested wherever the tests run: `choose_bf16` would leave it out where it is slow."""
+    monkeypatch.setattr("posttrain.policy.abilities.bfloat16_slowdown", lambda: 0.5)
+
+
 @pytest.fixture
 def make(words) -> Callable[..., TextPolicy]:
     """A tiny random text policy: `make(seed=0, max_new=8, **options)`."""

@@ -207,3 +207,16 @@ def test_loading_errors_say_what_to_do(tmp_path, saved, monkeypatch):
     (tmp_path / "bare" / "config.json").write_text((good / "config.json").read_text())
     with pytest.raises(ValueError, match="no loadable"):
         pt.text(str(tmp_path / "bare"))
+
+
+def test_bfloat16_is_left_out_where_it_is_slower_and_said_to_be(saved, monkeypatch, capsys):
+    monkeypatch.setattr("posttrain.policy.abilities.bfloat16_slowdown", lambda: 6.5)
+    assert not pt.text(str(saved("qwen2")), max_new=6, bf16=True, device="cpu").bf16
+    assert "takes 6.5 times as long in bfloat16 as in float32, so the model runs in float32" in capsys.readouterr().err
+
+
+def test_the_speed_of_a_product_is_measured():
+    from posttrain.policy import abilities
+
+    assert 0.01 < abilities.product_seconds(torch.bfloat16) / abilities.product_seconds(torch.float32) < 1000
+    assert abilities.cpu_name()

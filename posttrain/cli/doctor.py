@@ -88,6 +88,7 @@ def examine() -> None:
     import torch
 
     from posttrain import tiny
+    from posttrain.policy.abilities import ROWS, SIZE, SLOWER, bfloat16_slowdown, cpu_name, product_seconds
     from posttrain.policy.load import choose_device
     from posttrain.sandbox import probe
 
@@ -102,6 +103,10 @@ def examine() -> None:
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         print(f"  cuda:{i}  {torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+    speed, slowdown = 2 * ROWS * SIZE**2 / product_seconds(torch.float32) / 1e9, bfloat16_slowdown()
+    print(f"cpu      {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}: {speed:.0f} GFLOP/s a thread in float32")
+    left_out = "; --bf16 is left out on it" if slowdown > SLOWER else ""
+    print(f"         a product in bfloat16 takes {slowdown:.1f} times as long as in float32{left_out}")
     print(f"threads  {torch.get_num_threads()} of {os.cpu_count()} cores; models under 2 M parameters use 1")
     cache = tiny.cache()
     held = sorted(p.name for p in cache.glob("tiny-*")) if cache.is_dir() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -87,6 +88,13 @@ def show(result: Any) -> None:
     if (path / "metrics.jsonl").is_file():
         from posttrain.cli.report import write_report
 
-        print(f"model:  {path / 'model'}\nreport: {write_report(path)}", file=sys.stderr)
+        print(f"model:  {path / 'model'}{saved_dtype(path / 'model')}\nreport: {write_report(path)}", file=sys.stderr)
     else:
         print(f"written to {path}", file=sys.stderr)
+
+
+def saved_dtype(model: Path) -> str:
+    """In brackets, the dtype that a checkpoint's configuration names; empty for a model of another kind."""
+    config = model / "config.json"
+    kind = json.loads(config.read_text()).get("dtype") if config.is_file() else None
+    return f" ({kind}, as it came)" if kind else ""

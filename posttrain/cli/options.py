@@ -68,7 +68,7 @@ class ModelOptions:
     lora: int = 0
     """Rank of a LoRA adapter on every linear layer; 0 trains all parameters."""
     bf16: bool = False
-    """Run the model in bfloat16; weights and optimizer stay float32."""
+    """Run the model in bfloat16, except on a CPU that it makes slower; weights and optimizer stay float32."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     device: str | None = None

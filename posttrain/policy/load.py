@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from posttrain.policy.abilities import choose_bf16
+from posttrain.policy.checkpoint_folder import remember_dtype
 from posttrain.policy.text import Sampling, TextPolicy, quiet
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def text(
     """A trainable text policy.
 
     model          Hub id, folder of a Hugging Face checkpoint, GGUF file, `tiny`, or `smollm2` (SmolLM2-135M-Instruct)
+    bf16           run the model in bfloat16, except on a CPU that it makes slower; weights stay float32
     lora           rank of a LoRA adapter on every linear layer; 0 trains all parameters
     checkpointing  recompute activations in the backward pass: less memory, about a third more time
     weights        False: read only the configuration and the tokenizer; the model lies on torch's `meta` device, takes
@@ -55,6 +58,7 @@ def text(
         load_pretrained(AutoModelForCausalLM, path, weights, whole=True), lora, checkpointing, device, threads
     )
     sampling = Sampling(max_new, temperature, stop)
+    bf16 = choose_bf16(bf16, network.device)
     return require_room(TextPolicy(network, load_tokenizer(path), sampling, template=template, bf16=bf16), model)
 
 
@@ -89,7 +93,7 @@ def vision(
         load_pretrained(AutoModelForImageTextToText, path, weights, whole=True), lora, checkpointing, device, threads
     )
     sampling = Sampling(max_new, temperature, stop)
-    options: dict[str, Any] = {"template": template, "bf16": bf16}
+    options: dict[str, Any] = {"template": template, "bf16": choose_bf16(bf16, network.device)}
     return require_room(VisionPolicy(network, load_tokenizer(path), preprocessing, sampling, **options), model)
 
 
@@ -167,8 +171,8 @@ def place(network: Any, device: torch.device) -> None:
 def load_pretrained(kind: Any, path: str, weights: bool = True, *, whole: bool = False, **options: Any) -> Any:
     """`kind.from_pretrained` in float32, with an error that says where it looked; without `weights` on `meta`.
 
-    `whole`: a checkpoint that lacks a parameter, which would be drawn at random, is refused: a reward model has no head
-    of a language model.
+    It will be saved in the dtype of its configuration again. `whole`: a checkpoint that lacks a parameter, which would
+    be drawn at random, is refused: a reward model has no head of a language model.
     """
     from transformers import AutoConfig
 
@@ -179,6 +183,7 @@ def load_pretrained(kind: Any, path: str, weights: bool = True, *, whole: bool =
                 if whole and found["missing_keys"]:
                     name = min(found["missing_keys"])
                     raise ValueError(f"it lacks {name}, which would be random numbers: it is no language model's")
+                remember_dtype(model, AutoConfig.from_pretrained(path))
                 return model
             config = AutoConfig.from_pretrained(path, **options)
             with torch.device("meta"):

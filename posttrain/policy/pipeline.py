@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from posttrain.policy.abilities import choose_bf16
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.policy.load import choose_device, first_line, keep_freed_memory, set_threads
 from posttrain.policy.text import quiet
@@ -63,6 +64,7 @@ def diffusion(
         if network is not None:
             network.to(choose_device(device))
     how, words = Denoising() if denoising is None else denoising, tokenizer_of(path)
+    bf16 = choose_bf16(bf16, choose_device(device))
     return DiffusionPolicy(unet, scheduler, encoder, words, vae, how, bf16=bf16, batch=batch)
 
 

@@ -259,10 +259,12 @@ class TextPolicy:
         restore(self.state_dict(), state)
 
     def save(self, path: Path) -> None:
-        """A Hugging Face checkpoint; a LoRA adapter is merged into it, and kept beside it in `adapter/`.
+        """A Hugging Face checkpoint in the dtype that it came in; a LoRA adapter is merged, and kept in `adapter/` too.
 
         Of a model that lies on several ranks, all of them call this, and the primary one writes.
         """
+        from posttrain.policy.checkpoint_folder import write_checkpoint
+
         tensors = dict(checkpoint_tensors(self)) if self.shards else None
         if not is_primary():
             return
@@ -270,8 +272,7 @@ class TextPolicy:
         if hasattr(self.model, "merge_and_unload") and not self.shards:
             self.model.save_pretrained(path / "adapter")  # type: ignore[operator]
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
-        with quiet():
-            model.save_pretrained(path, **({"state_dict": tensors} if tensors else {}))
+        write_checkpoint(model, path, tensors)
         self.tokenizer.save_pretrained(path)
 
 

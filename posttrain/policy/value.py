@@ -15,8 +15,9 @@ from posttrain.advantage import decision_rewards
 from posttrain.core import Group, Invalid, Message, Metrics, Rollout, Row, Score, Task
 from posttrain.data import Continuation
 from posttrain.descent import retry_out_of_memory
+from posttrain.policy.checkpoint_folder import write_checkpoint
 from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer, place, set_threads
-from posttrain.policy.text import TextPolicy, quiet
+from posttrain.policy.text import TextPolicy
 from posttrain.policy.trained import restore, trained_parameters
 from posttrain.row import micro_batches, rows_of
 
@@ -250,8 +251,7 @@ class RewardModel:
                 p.copy_(state[name])
 
     def save(self, path: Path) -> None:
-        with quiet():
-            self.model.save_pretrained(path)
+        write_checkpoint(self.model, path)
         self.tokenizer.save_pretrained(path)
 
 

@@ -1,0 +1,59 @@
+"""What this machine's processor is good at, by measuring one small product."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from posttrain import ranks
+
+ROWS, SIZE, TRIES = 64, 512, 10
+SLOWER = 1.2  # times as long as in float32: more is no accident of the clock
+
+
+def product_seconds(kind: torch.dtype) -> float:
+    """The best time of a product [64, 512] x [512, 512] on one thread of the CPU."""
+    rows, weight = torch.ones(ROWS, SIZE, dtype=kind), torch.ones(SIZE, SIZE, dtype=kind)
+    times, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for one another on a busy machine
+    for _ in range(TRIES):
+        clock = time.perf_counter()
+        rows @ weight
+        times.append(time.perf_counter() - clock)
+    torch.set_num_threads(threads)
+    return min(times)
+
+
+@functools.cache
+def bfloat16_slowdown() -> float:
+    """How many times as long as in float32 a product takes in bfloat16: below 1 with AMX or AVX-512 BF16."""
+    return product_seconds(torch.bfloat16) / product_seconds(torch.float32)
+
+
+def choose_bf16(asked: bool, device: torch.device) -> bool:
+    """Whether to run in bfloat16: as asked, but not on a CPU that it makes slower, which is said."""
+    if not asked or device.type != "cpu" or torch.cuda.is_available():  # ranks load on the CPU and compute on GPUs
+        return asked
+    slowdown = bfloat16_slowdown()
+    if slowdown <= SLOWER:
+        return True
+    if ranks.is_primary():
+        print(
+            f"bf16: on this CPU ({cpu_name()}) a product takes {slowdown:.1f} times as long in bfloat16 as in float32, "
+            "so the model runs in float32",
+            file=sys.stderr,
+        )
+    return False
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
