@@ -124,6 +124,20 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(questions, mode
     assert "18 replies" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("grade", "answer"), [("math", ["9"]), ("exact", {"a": 1}), ("choice", "nine"), ("json", "{oh"), ("contains", [1])]
+)
+def test_an_answer_that_cannot_be_graded_is_named_before_anything_is_sampled(grade, answer, model, tmp_path, capsys):
+    data = tmp_path / "bad.jsonl"
+    data.write_text(json.dumps({"prompt": "4+5?", "answer": "9" if grade != "choice" else "A"}) + "\n")
+    with data.open("a") as file:
+        file.write(json.dumps({"prompt": "4+5?", "answer": answer}) + "\n")
+    common = ["--model", model, "--data", str(data), "--grade", grade, "--max-new", "4", "--quiet"]
+    for command in (["train", "--steps", "1", "--tasks", "1"], ["eval"]):
+        assert "task '2'" in fails(capsys, *command, *common, "--out", str(tmp_path / "r"))
+        assert not (tmp_path / "r").exists()
+
+
 def test_greedy_replies_alone(questions, model, capsys):
     words = ["eval", "--model", model, "--data", questions, "--prompt", "question", "--max-new", "8", "--greedy"]
     main(words)

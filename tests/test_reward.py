@@ -256,6 +256,49 @@ def test_rewards_of_trl_and_rewards_that_wait_work_as_they_are(tmp_path):
     assert most == 2, "side by side"
 
 
+def sleeps(reply):
+    time.sleep(60.0 if reply == "slow" else 0.0)
+    return 1.0
+
+
+def computes(reply):
+    while reply == "slow":
+        pass
+    return 1.0
+
+
+async def waits(reply):
+    await asyncio.sleep(60.0 if reply == "slow" else 0.0)
+    return 1.0
+
+
+@pytest.mark.parametrize("function", [sleeps, computes, waits])
+def test_a_reward_that_hangs_leaves_its_sample_out_and_is_named(function):
+    before = signal.getsignal(signal.SIGALRM)
+    first, second = own(function, 0.2)([said("slow"), said("quick")])
+    assert first == pt.Invalid(f"the reward {function.__name__} took more than 0.2 s")
+    assert second.value == 1.0
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_a_reward_of_a_group_that_hangs_leaves_the_group_out():
+    def whole(group):
+        time.sleep(60.0)
+
+    def trl(completions, **columns):
+        time.sleep(60.0)
+
+    for function in (whole, trl):
+        assert [type(one) for one in own(function, 0.2)([said(""), said("")])] == [pt.Invalid, pt.Invalid]
+
+
+def test_what_hangs_where_no_signal_reaches_is_said(capfd):
+    thread = threading.Thread(target=own(lambda reply: time.sleep(0.6) or 1.0, 0.2), args=([said("")],))
+    thread.start()
+    thread.join()
+    assert "took more than 0.2 s and has not ended" in capfd.readouterr().err
+
+
 def test_a_reward_file_is_imported_as_python_imports_one(tmp_path):
     (tmp_path / "beside_it.py").write_text("BONUS = 2.0\n")
     file = tmp_path / "math.py"  # as a module of Python's own

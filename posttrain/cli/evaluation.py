@@ -32,6 +32,7 @@ def evaluate(
     from posttrain.cli.measures import evaluation_table, evaluation_values
     from posttrain.cli.replies import Replies
     from posttrain.cli.training import recipe_of
+    from posttrain.grade import check_answers
 
     count = (0 if greedy else 1) if samples is None else samples
     ks = [int(one) for one in k.split(",")]
@@ -44,6 +45,8 @@ def evaluate(
     environment = task.env(env) if env or made is None else made.env
     reward = reward if made is None else made.evaluation or made.reward
     policy.check(tasks)
+    if not recipe:
+        check_answers(task.grade, tasks)
     kept = Replies(output)
     with scale.playing(policy, output.out or "eval", tasks) as sampler:
         players = {"policy": sampler, **(made.others if made else {})}

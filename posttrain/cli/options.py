@@ -166,6 +166,8 @@ class TaskOptions:
     """Column of the truth that the grader sees."""
     grade: str = "math"
     """math, exact, choice, contains, json, or file.py:function for a reward of your own."""
+    reward_timeout: float = 300.0
+    """Seconds that a call of a reward of your own may take; what it was to grade is left out then, and it is named."""
     image: str | None = None
     """Column of pictures: a path relative to the file, or several; <image> in the prompt says where each stands."""
     system: str | None = None
@@ -191,7 +193,8 @@ class TaskOptions:
         from posttrain import grade
 
         if ":" in self.grade:
-            return grade.reward_file(self.grade)
+            at_least(1e-3, reward_timeout=self.reward_timeout)
+            return grade.reward_file(self.grade, self.reward_timeout)
         return grade.GRADES[check_choice(self.grade, grade.GRADES, "grade")]
 
     def env(self, env: str | None) -> Env:

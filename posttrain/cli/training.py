@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -62,6 +63,7 @@ def train(
     env             an environment of your own, file.py:function (docs/environments.md)
     recipe          a recipe of your own, file.py:function of policy, reward and samples, as far as it names them
     """
+    from posttrain.grade import check_answers
     from posttrain.method import METHODS
 
     check_choice(method, METHODS, "method")
@@ -76,7 +78,10 @@ def train(
 
         made = with_parts(made, parts_in(with_), is_tiny(policy))
     made = with_terms(made, entropy, truncated == "mask")
-    return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out, held_out_split))
+    tasks, tests = task.tasks(), task.tests(held_out, held_out_split)
+    if not recipe and not with_:  # which may pay by something else
+        check_answers(task.grade, [*tasks, *itertools.chain(*tests.values())])
+    return scale.train(policy, tasks, made, run, held_out=tests)
 
 
 def recipe_of(spec: str, policy: TextPolicy, reward: Reward, samples: int | None) -> Recipe:

@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.chat import readable_content
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
+from posttrain.grade.deadline import DeadlinePassed, deadline
 from posttrain.reward import as_score
 from posttrain.user_code import function_in
 
@@ -18,10 +19,10 @@ VIEWS: dict[str, Callable[[Rollout], Any]] = {
     "answer": lambda rollout: rollout.task.truth,
     "prompt": lambda rollout: readable_content(rollout.task.prompt[-1]["content"]) if rollout.task.prompt else "",
 }
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+TIMEOUT_S = 300.0
 
 
-def own(function: Callable[..., Any]) -> Reward:
+def own(function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> Reward:
     """A plain function as a reward, `async` or not; its parameters say what it looks at.
 
         def brevity(group): ...                           all samples of a task; returns one number each
@@ -31,23 +32,45 @@ def own(function: Callable[..., Any]) -> Reward:
         def brevity(completions, prompts, **columns): ... TRL's form: lists over the samples of a task
 
     A parameter with a default keeps it where the data has no such column; `**columns` gets all others. Replies to an
-    `async` function are graded side by side. Raises ValueError for a parameter that is neither, when it is called.
+    `async` function are graded side by side. What a call that takes more than `timeout_s` seconds was to grade is
+    `Invalid`. Raises ValueError for a parameter that is neither, when it is called.
     """
-    parameters = inspect.signature(function).parameters
-    if list(parameters) == ["group"] and not inspect.iscoroutinefunction(function):
-        return function
-    if "completions" in parameters:
-        return lambda group: [score_of(one) for one in resolved(function(**trl_arguments(parameters, group)))]
+    parameters, name = inspect.signature(function).parameters, getattr(function, "__name__", "reward")
+    waits, what = inspect.iscoroutinefunction(function), f"the reward {name}"
     if not parameters:
-        raise ValueError(f"the reward {function.__name__}() takes nothing: give it `reply`, `answer` or `rollout`")
+        raise ValueError(f"the reward {name}() takes nothing: give it `reply`, `answer` or `rollout`")
+    if "completions" in parameters or (list(parameters) == ["group"] and not waits):
 
-    def reward(group: Group) -> list[Score | Invalid]:
+        def of_group(group: Group) -> Sequence[Score | Invalid]:
+            try:
+                with deadline(timeout_s, what):
+                    if "completions" not in parameters:
+                        return function(group)
+                    found = resolved(function(**trl_arguments(parameters, group)))
+            except DeadlinePassed as passed:
+                return [Invalid(str(passed))] * len(group)
+            return [score_of(one) for one in found]
+
+        return of_group
+
+    def each_sample(group: Group) -> list[Score | Invalid]:
         calls = [arguments(function, parameters, rollout) for rollout in group]
-        if inspect.iscoroutinefunction(function):
-            return [as_score(one) for one in asyncio.run(gathered([function(**call) for call in calls]))]
-        return [as_score(function(**call)) for call in calls]
+        if waits:
+            found = asyncio.run(gathered([function(**call) for call in calls], timeout_s, what))
+            return [as_score(one) for one in found]
+        return [graded_in_time(function, call, timeout_s, what) for call in calls]
 
-    return reward
+    return each_sample
+
+
+def graded_in_time(
+    function: Callable[..., Any], call: Mapping[str, Any], timeout_s: float, what: str
+) -> Score | Invalid:
+    try:
+        with deadline(timeout_s, what):
+            return as_score(function(**call))
+    except DeadlinePassed as passed:
+        return Invalid(str(passed))
 
 
 def arguments(
@@ -97,10 +120,18 @@ async def awaited(thing: Any) -> Any:
     return await thing
 
 
-async def gathered(calls: Sequence[Any]) -> list[Any]:
-    return list(await asyncio.gather(*calls))
+async def gathered(calls: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
+    """Side by side, each with its own deadline."""
+
+    async def in_time(call: Any) -> Any:
+        try:
+            return await asyncio.wait_for(call, timeout_s)
+        except TimeoutError:
+            return Invalid(f"{what} took more than {timeout_s:g} s")
+
+    return list(await asyncio.gather(*map(in_time, calls)))
 
 
-def reward_file(spec: str) -> Reward:
+def reward_file(spec: str, timeout_s: float = TIMEOUT_S) -> Reward:
     """The reward that `file.py:function` names. Raises ValueError when file or function is not there."""
-    return own(function_in(spec, "grade"))
+    return own(function_in(spec, "grade"), timeout_s)

@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "peft", "diffusers", "numpy", "math-verify"
 # What a resumed run may have otherwise: it does not change what is learned.
 MAY_CHANGE = {
     *("resume", "overwrite", "steps", "save_every", "keep", "track", "quiet", "dry_run", "out", "micro_tokens"),
-    *("eval_every", "eval_temperature", "device", "threads"),
+    *("eval_every", "eval_temperature", "device", "threads", "reward_timeout"),
     *("sampler", "sampler_options", "sampler_folder", "cluster", "learners", "samplers", "at_once", "gpus"),
 }
 LEAST_FREE = 64 * 2**20  # bytes
