@@ -6,6 +6,7 @@ rows --density--> log-probabilities --loss--> cost, weighed once --> optimizer  
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -78,8 +79,14 @@ def credit_and_pack(
         for row in rows(policy, one.rollout, one.advantage, i, one.score if isinstance(one.score, Score) else None)
         if recipe.keep(row)
     ]
-    refused = {"groups_refused": float(len(seen) - len(admitted)), "rows": float(len(packed))}
-    return Experience(packed, [one for group in credit for one in group], {**group_metrics(seen), **refused, **metrics})
+    played = [one for group in credit for one in group]
+    credited = [bool(one.advantage.any()) for one in played if one.advantage is not None]
+    about = {
+        "groups_refused": float(len(seen) - len(admitted)),
+        "rows": float(len(packed)),
+        "credited": statistics.fmean(credited) if credited else 0.0,
+    }
+    return Experience(packed, played, {**group_metrics(seen), **about, **metrics})
 
 
 def credit_groups(recipe: Recipe, groups: Sequence[GradedGroup]) -> list[list[ScoredRollout]]:

@@ -22,6 +22,7 @@ import posttrain as pt
 from posttrain.policy.value import Critic, Gae
 from posttrain.run.folder import prepare_folder
 from posttrain.run.lines import Lines, whole_lines
+from posttrain.run.progress import alarms
 
 HERE = Path(__file__).parent
 STEPS = 8
@@ -450,3 +451,10 @@ def test_lines_outlive_a_kill_and_go_on_behind_the_last_whole_one(tmp_path):
     assert list(whole_lines(path)) == [{"text": "e"}]
     assert Lines(path, resume=False).found == []
     assert path.read_text() == ""
+
+
+def test_flat_groups_are_no_alarm_where_the_reward_is_not_what_teaches():
+    """On-policy distillation has rewards that do not matter, and credit all the same."""
+    flat = [{"groups_flat": 1.0, "reward": 0.0, "credited": 0.0}] * 10
+    assert any("every group has had one reward" in warning for warning in alarms(flat))
+    assert not list(alarms([{**line, "credited": 1.0} for line in flat]))

@@ -16,7 +16,7 @@ import diffusion_checkpoints
 import pytest
 import torch
 import vision_checkpoints
-from conftest import task
+from conftest import said, task
 
 import posttrain as pt
 from posttrain import systems, tiny
@@ -377,6 +377,19 @@ def test_parts_join_by_name(make):
     for wrong, message in (("entropi.kl_cov", "did you mean entropy"), ("entropy.klcov", "did you mean kl_cov")):
         with pytest.raises(ValueError, match=message):
             with_parts(recipe, [wrong], tiny=True)
+
+
+def test_a_part_that_would_throw_away_another_s_work_is_refused(tmp_path):
+    plain = pt.grpo(PLAIN, samples=3)
+    with pytest.raises(ValueError, match=r"replaces the reward that noisy_rewards.flipped_40 has changed: name mm_upt"):
+        with_parts(plain, ["noisy_rewards.flipped_40", "mm_upt.majority"], tiny=True)
+    both = with_parts(plain, ["mm_upt.majority", "noisy_rewards.flipped_40"], tiny=True)
+    group = [said("7"), said("7"), said("8")]
+    assert {score.parts["raw"] for score in both.reward(group)} == {0.0, 1.0}, "the majority's answer, then the flip"
+    file = tmp_path / "mine.py"
+    file.write_text("PARTS = {'broken': lambda plain, tiny: None}\n")
+    with pytest.raises(ValueError, match="it returned NoneType; a part returns a posttrain.Recipe"):
+        with_parts(plain, [f"{file}:broken"], tiny=True)
 
 
 def test_parts_that_replace_the_surrogate_leave_other_terms():

@@ -33,7 +33,11 @@ def summary(path: Path) -> None:
     print(f"{path}: {about['kind']}, started {about['started']}{steps}")
     settings = {**run["settings"], **{name: run[name] for name in ("tasks", "seed") if name in run}}
     settings |= {"lr": about["lr"]} if "lr" in about else {}
-    known = {name: value for name, value in settings.items() if value is not None and not name.endswith("_sha256")}
+    known = {
+        name: f"{value:g}" if isinstance(value, float) else value
+        for name, value in settings.items()
+        if value not in (None, False, "", [], {}) and not name.endswith("_sha256")
+    }
     print("  " + ", ".join(f"{name} {value}" for name, value in known.items()))
     names = [name for name in FIRST if any(name in line for line in metrics)]
     part = max(min(len(metrics) // 5, 20), 1)

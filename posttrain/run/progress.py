@@ -125,7 +125,8 @@ def alarms(history: Sequence[Metrics]) -> Iterator[str]:
         return
     recent = history[-PATIENCE:]
     earlier = history[-PATIENCE - 1] if len(history) > PATIENCE else {}
-    if all(line.get("groups_flat") == 1 for line in recent) and earlier.get("groups_flat") != 1:
+    idle = [line.get("groups_flat") == 1 and not line.get("credited") for line in recent]
+    if all(idle) and not (earlier.get("groups_flat") == 1 and not earlier.get("credited")):
         value = recent[-1].get("reward", 0.0)
         yield (
             f"warning: for {PATIENCE} steps every group has had one reward for all its samples (last {value:g}), so "
