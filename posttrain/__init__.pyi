@@ -172,3 +172,5 @@ from .stream import ShuffledSource as ShuffledSource
 from .stream import Source as Source
 from .supervised import sft as sft
 from .supervised import teacher_demonstrations as teacher_demonstrations
+from .tools import ToolCall as ToolCall
+from .tools import tool_calls as tool_calls

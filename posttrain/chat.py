@@ -92,7 +92,7 @@ class Chat:
         """
         from jinja2.exceptions import TemplateError
 
-        tools = next(filter(None, (message.get("tools") for message in messages)), None)
+        tools = tools_offered(messages)
         options = {"tools": tools} if tools else {}
         plain = [self.template_message(message) for message in messages]
         try:
@@ -273,6 +273,11 @@ def readable_content(content: Any) -> str:
         return str(content)
     parts = [part if isinstance(part, Mapping) else {"text": part} for part in content]
     return "".join(str(part.get("text", f"<{part.get('type')}>")) for part in parts)
+
+
+def tools_offered(messages: Sequence[Message]) -> list[Any]:
+    """The tools that a conversation may call, as its first message names them."""
+    return next((list(tools) for message in messages if (tools := message.get("tools"))), [])
 
 
 def text_after_reply(text: str, trace: Tokens, said: str) -> str | None:

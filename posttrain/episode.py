@@ -16,12 +16,13 @@ No model is needed to test it: drive it by hand with `next` and `.send`.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from posttrain.background import prefetch
 from posttrain.concurrency import results_as_completed
@@ -43,6 +44,9 @@ from posttrain.core import (
 )
 from posttrain.seeding import mix
 
+if TYPE_CHECKING:
+    from posttrain.tools import ToolCall
+
 
 def user(content: Any) -> Message:
     """What the user, or the environment, says."""
@@ -54,9 +58,11 @@ def system(content: Any) -> Message:
     return {"role": "system", "content": content}
 
 
-def tool(content: Any) -> Message:
-    """What a tool returned."""
-    return {"role": "tool", "content": content}
+def tool(content: Any, call: ToolCall | None = None) -> Message:
+    """What a tool returned, as text or, of anything else, as JSON; `call` is the one that it answers."""
+    said = content if isinstance(content, str) else json.dumps(content)
+    answered = {"name": call.name, "tool_call_id": call.id} if call else {}
+    return cast(Message, {"role": "tool", "content": said, **answered})
 
 
 def assistant(said: Reply | str) -> Message:

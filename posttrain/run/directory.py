@@ -163,7 +163,7 @@ def as_record(step: int, policy: Policy, played: ScoredRollout) -> dict[str, Any
         start += count
         turns.append(
             {
-                "messages": [{"role": m["role"], "content": json_value(m["content"])} for m in turn.ask.messages],
+                "messages": [recorded_message(message) for message in turn.ask.messages],
                 "content": json_value(turn.reply.content),
                 "stop": turn.reply.stop,
                 "version": turn.reply.version,
@@ -316,3 +316,9 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
+
+
+def recorded_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as rollouts/ holds it: without what was sampled, which has a turn of its own."""
+    kept = {key: json_value(value) for key, value in message.items() if key not in ("reply", "content")}
+    return kept | {"content": json_value(message.get("content"))}

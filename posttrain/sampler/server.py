@@ -17,10 +17,12 @@ from typing import Any, Literal
 import httpx
 import torch
 
+from posttrain.chat import HIDDEN, tools_offered
 from posttrain.core import Ask, Failure, Message, Reply
 from posttrain.episode import ordered_replies
 from posttrain.policy.pixels import data_url
 from posttrain.seeding import mix
+from posttrain.tools import calls_as_text
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that may pass
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
@@ -167,21 +169,22 @@ class Player:
             "max_tokens": self.max_new if ask.max_new is None else ask.max_new,
             "seed": mix(ask.seed) % 2**31,
             **({"stop": list(ask.stop)} if ask.stop else {}),
+            **({"tools": tools} if (tools := tools_offered(ask.messages)) else {}),
             **self.options,
         }
         answer = self.server.post(f"{self.server.url}/chat/completions", body)
         try:
             [choice] = answer["choices"]
-            text = choice["message"]["content"] or ""
-        except (KeyError, TypeError, ValueError) as error:
+            text = (choice["message"].get("content") or "") + calls_as_text(choice["message"].get("tool_calls") or ())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ServerError(f"{self.server.url} gave no choice with a message: {str(answer)[:300]}") from error
         return Reply(text, torch.zeros(0), None, stop_of(choice), 0, temperature)
 
 
 def json_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as JSON, without what was sampled; pictures as data in addresses."""
+    """Messages as JSON, without what was sampled and the tools; pictures as data in addresses."""
     return [
-        {key: as_json(value) if key == "content" else value for key, value in message.items() if key != "reply"}
+        {key: as_json(value) if key == "content" else value for key, value in message.items() if key not in HIDDEN}
         for message in messages
     ]
 

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from posttrain.policy.text import TextPolicy
 from posttrain.sampler.weights import scores, tensor_sums
 from posttrain.serve.desk import Desk
 from posttrain.serve.record import Recorder
+from posttrain.tools import text_beside_calls, tool_calls
 
 FINISH = {"end": "stop", "string": "stop", "length": "length"}
 
@@ -68,10 +70,12 @@ class App:
         """Chat completions; the messages that were sampled here are continued by their own tokens."""
         body = await self.body(request)
         given = body.get("messages")
-        if not isinstance(given, list) or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in given):
-            raise InvalidRequest("messages: a list of objects with role and content")
+        if not isinstance(given, list) or not given or not all(map(is_message, given)):
+            raise InvalidRequest("messages: a list of objects with role and content, or tool_calls")
         for message in given:
-            check_text(message["content"])
+            check_text(message.get("content"))
+        tools = tools_of(body)
+        given = [{**given[0], "tools": tools}, *given[1:]] if tools else given
         messages, last = self.recorder.restore_replies(given)
         episode = request.headers.get("x-posttrain-episode") or (last.episode if last else "")
         task = request.headers.get("x-posttrain-task") or (last.task if last else "")
@@ -81,10 +85,11 @@ class App:
         for i, (one, got) in enumerate(zip(wanted, await self.samples(wanted), strict=True)):
             ask = Ask(messages)
             reply = self.policy.reply(ask, before, one, got)
-            said = {"role": "assistant", "content": without_stop(reply, one.stop)}
-            name = self.recorder.note(given, said["content"], ask, reply, episode if i == 0 else "", task)
+            said = answer_message(without_stop(reply, one.stop), bool(tools))
+            name = self.recorder.note(given, said, ask, reply, episode if i == 0 else "", task)
             logprobs = {"content": [self.token(*pair) for pair in zip(got.ids, got.logp.tolist(), strict=True)]}
             choice = {"index": i, "message": said, **self.finish_fields(reply, one)}
+            choice |= {"finish_reason": "tool_calls"} if said.get("tool_calls") else {}
             choices.append(choice | {"logprobs": logprobs if body.get("logprobs") else None, "episode": name})
         answer = self.answer("chat.completion", choices, prompt, wanted)
         return (
@@ -213,6 +218,30 @@ class App:
         return {"version": self.policy.version, "sums": sums}
 
 
+def is_message(message: Any) -> bool:
+    return isinstance(message, dict) and "role" in message and ("content" in message or bool(message.get("tool_calls")))
+
+
+def tools_of(body: Mapping[str, Any]) -> list[Any]:
+    """The tools that a request offers, as the chat template is given them."""
+    tools, choice = body.get("tools") or [], body.get("tool_choice") or "auto"
+    if choice not in ("auto", "none"):
+        raise InvalidRequest(f"tool_choice: {choice!r} cannot be forced on a model that is sampled from; auto or none")
+    names = [tool.get("function", {}).get("name") if isinstance(tool, dict) else None for tool in tools]
+    if not isinstance(tools, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidRequest("tools: a list of objects with type and function, which has a name")
+    return tools if choice == "auto" else []
+
+
+def answer_message(text: str, tools: bool) -> dict[str, Any]:
+    """A reply as OpenAI's interface has it: with its calls apart where tools were offered."""
+    calls = tool_calls(text) if tools else []
+    if not calls:
+        return {"role": "assistant", "content": text}
+    named = [replace(call, id=f"call_{uuid.uuid4().hex}").openai() for call in calls]
+    return {"role": "assistant", "content": text_beside_calls(text) or None, "tool_calls": named}
+
+
 def check_text(content: Any) -> None:
     """Refuse what is not text: of a picture a client could name any file of this machine."""
     if isinstance(content, str | None):
@@ -247,7 +276,10 @@ async def events(answer: dict[str, Any]) -> AsyncIterator[str]:
     """A chat completion as a stream of events: every choice in one piece."""
     plain = {key: answer[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
     for choice in answer["choices"]:
-        for delta, reason in ((choice["message"], None), ({}, choice["finish_reason"])):
+        message = dict(choice["message"])
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+        for delta, reason in ((message, None), ({}, choice["finish_reason"])):
             part = {"index": choice["index"], "delta": delta, "finish_reason": reason}
             yield f"data: {json.dumps(plain | {'choices': [part]})}\n\n"
     yield "data: [DONE]\n\n"

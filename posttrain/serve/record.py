@@ -53,18 +53,23 @@ class Recorder:
             for i, message in enumerate(messages):
                 found = self.known.get(key_of(messages[: i + 1])) if message["role"] == "assistant" else None
                 last = found or last
-                out.append({**message, **assistant(found.reply)} if found else dict(message))
+                out.append(assistant(found.reply) if found else dict(message))
         return tuple(out), last
 
     def note(
-        self, messages: Sequence[Mapping[str, Any]], said: str, asked: Ask, reply: Reply, episode: str, task: str
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        answer: Mapping[str, Any],
+        asked: Ask,
+        reply: Reply,
+        episode: str,
+        task: str,
     ) -> str:
-        """Remember a reply, which the agent has seen as `said`, and write it down; returns the name of its episode."""
+        """Remember a reply, which the agent has seen as `answer`, and write it down; returns its episode's name."""
         with self.lock:
             if not episode:
                 episode, self.episodes = f"episode-{self.episodes}", self.episodes + 1
             self.named.add(episode)
-            answer = {"role": "assistant", "content": said}
             self.known[key_of([*messages, answer])] = KnownReply(reply, episode, task)
             if len(self.known) > REMEMBERED:
                 self.known.popitem(last=False)
@@ -100,7 +105,12 @@ class Recorder:
 
 
 def key_of(messages: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps([[message["role"], message["content"]] for message in messages])
+    return json.dumps([[message["role"], message.get("content") or "", called(message)] for message in messages])
+
+
+def called(message: Mapping[str, Any]) -> list[Any]:
+    """The calls of a message without what clients write in their own way: order of keys, `None`s, space in the JSON."""
+    return [call.get("id") for call in message.get("tool_calls") or ()]
 
 
 def read_episodes(path: str | Path) -> list[Rollout]:
