@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from posttrain.core import Group, Invalid, Reward, Score
+from posttrain.policy.checkpoint_folder import quiet
 from posttrain.policy.latents import text_of
 from posttrain.policy.load import choose_device, first_line
-from posttrain.policy.text import quiet
 
 
 def clip_similarity(model: str, device: str | None = None) -> Reward:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from posttrain.policy.text import quiet
 
 
 def remember_dtype(model: nn.Module, config: Any) -> None:
@@ -37,3 +36,17 @@ def write_checkpoint(model: Any, path: Path, tensors: Mapping[str, Tensor] | Non
         if "dtype" in part:
             part["dtype"] = str(kind).removeprefix("torch.")
     file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars, which would run through ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from posttrain.policy.text import quiet
+from posttrain.policy.checkpoint_folder import quiet
 from posttrain.run.directory import file_hash
 from posttrain.tiny import cached_folder
 

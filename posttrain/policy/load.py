@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from posttrain.policy.abilities import choose_bf16
-from posttrain.policy.checkpoint_folder import remember_dtype
-from posttrain.policy.text import Sampling, TextPolicy, quiet
+from posttrain.policy.checkpoint_folder import quiet, remember_dtype
+from posttrain.policy.text import Sampling, TextPolicy
 
 if TYPE_CHECKING:
     from posttrain.policy.pixels import Preprocessing

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from posttrain.policy.abilities import choose_bf16
+from posttrain.policy.checkpoint_folder import quiet
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.policy.load import choose_device, first_line, keep_freed_memory, set_threads
-from posttrain.policy.text import quiet
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # what SRRL's and DDPO's releases adapt
 EXTRA = "a diffusion policy needs the extra: pip install 'posttrain[diffusion]'"

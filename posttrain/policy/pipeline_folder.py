@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.policy.text import quiet
+from posttrain.policy.checkpoint_folder import quiet
 
 
 def has_adapter(unet: Any) -> bool:

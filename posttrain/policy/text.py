@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from posttrain.chat import Chat, Tokens, continues, opened_thinking, trace, unroll
 from posttrain.core import Ask, Density, Message, Reply, Row, Task, Turn
 from posttrain.episode import ordered_replies
+from posttrain.policy.checkpoint_folder import write_checkpoint
 from posttrain.policy.fast.dense import Dense, weight
 from posttrain.policy.fast.generate import Sample, SampleRequest, generate
 from posttrain.policy.fast.head import Head
@@ -263,8 +264,6 @@ class TextPolicy:
 
         Of a model that lies on several ranks, all of them call this, and the primary one writes.
         """
-        from posttrain.policy.checkpoint_folder import write_checkpoint
-
         tensors = dict(checkpoint_tensors(self)) if self.shards else None
         if not is_primary():
             return
@@ -298,20 +297,6 @@ def length_of(row: Row) -> int:
     """Tokens of a row."""
     last = trace(row.turns[-1].reply)
     return len(last.prompt) + len(last.reply)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run through ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def without_dropout(model: nn.Module) -> None:
