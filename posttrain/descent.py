@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 from posttrain import ranks
 from posttrain.core import Batch, Density, Loss, Metrics, Policy, Reduce, Row
 from posttrain.loss import ImportanceCorrection, credit_only, token_mean, whole_step_parts
+from posttrain.policy.activations import tokens_that_fit
 from posttrain.row import flatten, micro_batches
 
 Result = TypeVar("Result")
@@ -80,8 +82,11 @@ def retry_out_of_memory(
 ) -> tuple[Result, int]:
     """`attempt(tokens)`, in micro-batches half as large as often as memory runs out; and the size that fitted.
 
+    On a CPU, where the kernel's kill cannot be met afterwards, they are made to fit what is free beforehand.
     Raises the error of the last attempt when a single row does not fit, or where other ranks are in step with this one.
     """
+    if ranks.world() == 1:
+        tokens = tokens_that_fit(policy, rows, tokens, partial(micro_batches, policy))
     while True:
         try:
             return attempt(tokens), tokens

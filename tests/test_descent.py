@@ -185,3 +185,45 @@ def test_errors_of_the_sampler_and_of_the_reward_reach_the_caller(make):
         if thread.name == "posttrain sampler":
             thread.join()
     assert threading.active_count() <= before
+
+
+def test_micro_batches_fit_the_memory_that_is_free(make, monkeypatch):
+    """A kernel's kill cannot be caught, so they are cut before; the gradient stays what it is."""
+    policy, twin = make(), make()
+    group = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 12)[0]
+    rows = [pt.Row([one.turns[0]], torch.linspace(-1, 1, one.decisions)) for one in group]
+    sizes = []
+
+    def learned(one):
+        density = one.density
+        monkeypatch.setattr(one, "density", lambda some: sizes.append(len(some)) or density(some))
+        spy = Spy(one)
+        metrics = pt.update(one, spy, rows, pt.clipped())
+        return spy.seen[0], metrics["micro_tokens"]
+
+    monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: None)
+    whole, tokens = learned(policy)
+    assert (sizes, tokens) == ([12], 16384)
+    sizes.clear()
+    monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: 600_000)
+    pieces, tokens = learned(twin)
+    assert 1 < len(sizes) <= 12
+    assert tokens < 16384
+    torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-4)
+    sizes.clear()
+    monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: 1)
+    learned(twin)
+    assert set(sizes) == {1}, "a row is never cut"
+
+
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    from posttrain.policy import abilities
+
+    whole = abilities.free_memory()
+    assert whole is None or whole > 2**20
+    for name, value in (("max", "5000"), ("current", "2000")):
+        (tmp_path / name).write_text(value + "\n")
+    monkeypatch.setattr(abilities, "CGROUPS", ((tmp_path / "max", tmp_path / "current"),))
+    assert abilities.free_memory() == 3000
+    (tmp_path / "max").write_text("max\n")
+    assert abilities.free_memory() == whole or whole is None or abilities.free_memory() > 2**20

@@ -19,12 +19,12 @@ import posttrain as pt
 from posttrain import tiny
 from posttrain.cli import main
 from posttrain.cli.plan import plan_of
-from posttrain.cli.plan.footprint import network_of
 from posttrain.cli.plan.machine import GIB, MACHINES, gpus_needed, work
 from posttrain.cli.plan.workload import steps
 from posttrain.core import Row
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import assistant
+from posttrain.policy.activations import network_of
 from posttrain.policy.value import RewardModel
 from posttrain.reward import each
 from posttrain.run.session import Session

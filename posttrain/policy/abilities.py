@@ -13,6 +13,13 @@ import torch
 from posttrain import ranks
 
 ROWS, SIZE, TRIES = 64, 512, 10
+CGROUPS = tuple(  # limits of a container, in versions 2 and 1
+    (Path("/sys/fs/cgroup") / most, Path("/sys/fs/cgroup") / used)
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+)
 SLOWER = 1.2  # times as long as in float32: more is no accident of the clock
 
 
@@ -49,6 +56,20 @@ def choose_bf16(asked: bool, device: torch.device) -> bool:
             file=sys.stderr,
         )
     return False
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take without being killed; None where the system does not say."""
+    found = []
+    file = Path("/proc/meminfo")
+    if file.is_file():
+        lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in lines:
+            found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    for most, used in CGROUPS:
+        if most.is_file() and used.is_file() and (limit := most.read_text().strip()).isdigit():
+            found.append(max(int(limit) - int(used.read_text()), 0))
+    return min(found, default=None)
 
 
 def cpu_name() -> str:

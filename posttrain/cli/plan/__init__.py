@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.cli.plan.footprint import ADAM, FLOAT, Footprint, Network, learning_bytes, network_of, sampling_bytes
+from posttrain.cli.plan.footprint import ADAM, Footprint, learning_bytes, sampling_bytes
 from posttrain.cli.plan.machine import BANDWIDTH, COMPUTE, GIB, MACHINES, MOST_GPUS, Machine, Work, gpus_needed, work
 from posttrain.cli.plan.workload import Lengths, Step, lengths, steps
 from posttrain.core import Row, Task
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import single_turn
+from posttrain.policy.activations import FLOAT, Network, network_of
 from posttrain.policy.load import choose_device
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel

@@ -1,176 +1,22 @@
 """How much memory a run takes: bytes of what its process holds while it samples, learns and saves.
 
-Sizes of tensors that are known are exact. Of activations it counts what autograd keeps of a layer of Llama's family,
-tensor by tensor; docs/performance.md compares the sums with what runs took.
+Sizes of tensors that are known are exact; docs/performance.md compares the sums with what runs took.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from posttrain.cli.plan.workload import Decoded, Group, Piece, Step
+from posttrain.cli.plan.workload import Decoded, Step
+from posttrain.policy.activations import BUFFERS, FLOAT, HALF, Network, activation_bytes
 from posttrain.policy.fast.generate import ROWS
-from posttrain.policy.fast.head import ELEMENTS
 from posttrain.policy.fast.keys import PREFILL, ROOM, SHARED_PROMPT
-from posttrain.policy.fast.prompt import LONG, MOST
-from posttrain.policy.text import TextPolicy
-from posttrain.policy.value import RewardModel
 
-FLOAT, HALF = 4, 2  # bytes
 ADAM = 8  # bytes of a parameter's two moments
-HEAP = 1.4  # of what is alive, what the C library's heap takes on the CPU: freed blocks of a layer do not all fit again
 MAPPED = 2**27  # bytes of a block that does not come from the heap (`keep_freed_memory`)
-BUFFERS = 3  # of logits that are held at once, in scoring and in drawing
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """The sizes of a language model, and how it is run. Counts are of parameters."""
-
-    parameters: int
-    trained: int
-    linear: int  # of the linear layers of the trunk
-    active: int  # of these, what one token meets: fewer where there are experts
-    largest_layer: int
-    layers: int
-    width: int  # D
-    inner: int  # of an MLP
-    heads: int
-    key_heads: int
-    head_size: int
-    vocabulary: int  # of a head that is scored; 0: none is
-    normed_heads: bool  # queries and keys have norms of their own
-    bf16: bool
-    casts: bool  # autocast keeps a bfloat16 copy of the weights
-    checkpointing: bool
-    fused: bool  # sampled by `Dense`, which holds the weights once more
-    lines: bool  # trained on lines of tokens, with `Line`'s attention
-    plain_head: bool  # scored by `Linear`
-    device: str  # cpu, cuda or mps
-
-    @property
-    def head(self) -> int:
-        """Parameters of the head."""
-        return self.vocabulary * self.width
-
-    @property
-    def whole(self) -> bool:
-        """All parameters are trained, and not an adapter's."""
-        return self.trained > self.parameters / 2
-
-    @property
-    def compute(self) -> int:
-        """Bytes of a number in a matrix product."""
-        return HALF if self.bf16 else FLOAT
-
-    @property
-    def attention(self) -> int:
-        """Bytes of a number in attention: on the CPU it is computed in float32."""
-        return FLOAT if self.device == "cpu" else self.compute
-
-    @property
-    def heap(self) -> float:
-        return HEAP if self.device == "cpu" else 1.0
-
-    @property
-    def kept_keys(self) -> int:
-        """Bytes of keys and values of one token. transformers' cache holds keys in float32, as they are rotated."""
-        both = 2 * self.attention if self.fused else FLOAT + self.compute
-        return self.layers * self.key_heads * self.head_size * both
-
-
-def network_of(policy: TextPolicy | RewardModel, device: str) -> Network:
-    """The sizes of a policy's or a reward model's network, as it is run on a `device`."""
-    text = isinstance(policy, TextPolicy)
-    bf16 = policy.bf16 if isinstance(policy, TextPolicy) else False
-    body: Any = policy.body if isinstance(policy, TextPolicy) else policy.model
-    config, trunk = body.config.get_text_config(), body.base_model
-    layers = getattr(trunk, "language_model", trunk).layers
-    linear = sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear))
-    experts = [p.numel() for name, p in layers.named_parameters() if ".experts." in name]
-    linear += sum(p.numel() for name, p in layers.named_parameters() if ".experts." in name and name.endswith("_proj"))
-    each, all_experts = getattr(config, "num_experts_per_tok", None) or 1, getattr(config, "num_experts", None) or 1
-    inner = getattr(config, "moe_intermediate_size", None) if experts else None
-    return Network(
-        parameters=sum(p.numel() for p in policy.model.parameters()),
-        trained=sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
-        linear=linear,
-        active=linear - round(sum(experts) * (1 - each / all_experts)),
-        largest_layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        inner=each * inner if inner else config.intermediate_size,
-        heads=config.num_attention_heads,
-        key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        vocabulary=config.vocab_size if text else 0,
-        normed_heads=any("q_norm" in name for name, _ in layers.named_parameters()),
-        bf16=bf16,
-        casts=bf16,
-        checkpointing=bool(getattr(body, "is_activation_checkpointing", False)),
-        fused=policy.dense if isinstance(policy, TextPolicy) else False,
-        lines=policy.lines if isinstance(policy, TextPolicy) else False,
-        plain_head=policy.head.linear if isinstance(policy, TextPolicy) else True,
-        device=device,
-    )
 
 
 # ---- learning
-
-
-def token_bytes(n: Network) -> int:
-    """What a layer keeps of one token for the backward pass, attention over keys aside."""
-    heads = n.heads * n.head_size
-    both = (n.heads + n.key_heads) * n.head_size
-    norms = 2 * both * FLOAT if n.normed_heads else 0
-    if not n.bf16:  # residuals 2, norms 2 x 2 wide; queries, attention and its copy; gate, its activation, up, product
-        return FLOAT * (6 * n.width + 3 * heads + 4 * n.inner) + norms
-    inputs = 5 * n.width * HALF  # each of the five projections makes a bfloat16 copy of its input
-    return FLOAT * 4 * n.width + inputs + n.attention * 2 * heads + HALF * (heads + 4 * n.inner) + norms
-
-
-def attention_bytes(n: Network, group: Group) -> int:
-    """What a layer keeps of a group's keys, and of their products where those are kept."""
-    size, total = n.head_size, 0
-    keys = n.key_heads * size * 2 * n.attention
-    if not n.lines:
-        return sum(group.own) * keys
-    if n.device == "cpu" and LONG <= group.prompt <= MOST:  # `PromptAttention`
-        for own in group.own:
-            total += n.heads * own * (group.prompt + own) * n.compute  # probabilities
-            total += own * (keys + n.heads * size * FLOAT)
-        return total + group.prompt * keys
-    copies = 1 if n.device == "cpu" else n.heads // n.key_heads
-    for own in group.own:
-        total += (group.prompt + own) * keys * copies
-    if group.prompt:
-        total += max(group.own) * (group.prompt + max(group.own)) * FLOAT  # the mask
-    return total
-
-
-def layer_bytes(n: Network, piece: Piece) -> int:
-    return piece.tokens * token_bytes(n) + sum(attention_bytes(n, group) for group in piece.groups)
-
-
-def head_bytes(n: Network, piece: Piece) -> int:
-    """Hidden states of the decisions, and logits in chunks."""
-    buffers = BUFFERS if n.plain_head else 2 * BUFFERS
-    logits = min(piece.decisions * n.vocabulary, max(ELEMENTS, n.vocabulary)) * FLOAT * buffers
-    return logits + 2 * piece.decisions * n.width * FLOAT + piece.tokens * n.width * 2 * FLOAT
-
-
-def activation_bytes(n: Network, piece: Piece) -> int:
-    """Most of what is held between the beginning of a forward pass and the end of the backward pass."""
-    layer = layer_bytes(n, piece)
-    casts = HALF * n.linear if n.casts else 0  # the weights in bfloat16
-    backward = piece.tokens * (3 * n.inner + 4 * n.width) * n.compute  # gradients of one layer's activations
-    if n.checkpointing:
-        residuals = n.layers * piece.tokens * n.width * FLOAT
-        return residuals + max(casts, layer + backward) + head_bytes(n, piece)
-    return n.layers * layer + casts + max(backward, head_bytes(n, piece))
 
 
 def head_gradients(n: Network, pieces: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from posttrain.cli.plan.footprint import FLOAT, Footprint, Network, learning_bytes, sampling_bytes
-from posttrain.cli.plan.workload import Decoded, Group, Piece, Step
+from posttrain.cli.plan.footprint import Footprint, learning_bytes, sampling_bytes
+from posttrain.cli.plan.workload import Decoded, Step
+from posttrain.policy.activations import FLOAT, Group, Network, Piece
 from posttrain.policy.fast.generate import ROWS
 
 GIB = 2**30

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from posttrain.chat import Tokens, trace
+from posttrain.chat import Tokens
 from posttrain.core import Ask, Reply, Row, Task, Turn
 from posttrain.data import Demonstration, Pair
+from posttrain.policy.activations import Group, Piece, piece_of
 from posttrain.policy.text import TextPolicy, length_of
 from posttrain.policy.value import RewardModel
 from posttrain.preference import pair_batches
@@ -26,24 +26,6 @@ if TYPE_CHECKING:
 STEPS = 8  # whose micro-batches are worked out
 ROWS = 4096  # of these steps together
 ITEMS = 2048  # of the data that are tokenized, evenly spread, where there are more
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Rows of a micro-batch that share a prompt; a row that shares none is a group of its own with a prompt of 0."""
-
-    prompt: int
-    own: tuple[int, ...]  # [B] tokens of each row after the shared prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A micro-batch."""
-
-    tokens: int  # that go through the model, padding included
-    decisions: int  # that are scored
-    groups: tuple[Group, ...]
-    pictured: int = 0  # tokens that stand for pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +99,9 @@ def step(policy: TextPolicy | RewardModel, batch: Sequence[Any], recipe: Recipe 
         return Step(tuple(scored_pieces(policy, batch, run.micro_tokens)))
     if isinstance(batch[0], Pair):
         pieces = pair_batches(policy, batch, run.micro_tokens)
-        return Step(tuple(piece(policy, [row for pair in part for row in item_rows(policy, pair)]) for part in pieces))
+        return Step(
+            tuple(piece_of(policy, [row for pair in part for row in item_rows(policy, pair)]) for part in pieces)
+        )
     if isinstance(batch[0], Task):
         assert recipe is not None
         return sampled_step(policy, batch, recipe, run)
@@ -148,7 +132,7 @@ def longest_row(policy: TextPolicy, task: Task, prompt: tuple[int, ...], new: in
 
 def cut(policy: TextPolicy, rows: Sequence[Row], micro_tokens: int) -> Iterator[Piece]:
     for part in micro_batches(policy, rows, micro_tokens):
-        yield piece(policy, [rows[i] for i in part])
+        yield piece_of(policy, [rows[i] for i in part])
 
 
 def full(policy: TextPolicy, rows: Sequence[Row], micro_tokens: int) -> Iterator[Piece]:
@@ -161,27 +145,8 @@ def full(policy: TextPolicy, rows: Sequence[Row], micro_tokens: int) -> Iterator
             while policy.size(left[: count + 2 * step]) <= micro_tokens and count + 2 * step <= len(left):
                 step *= 2
             count = min(count + step, len(left))
-        yield piece(policy, left[:count])
+        yield piece_of(policy, left[:count])
         left = left[count:]
-
-
-def piece(policy: TextPolicy, rows: Sequence[Row]) -> Piece:
-    decisions = sum(len(row.advantage) for row in rows)
-    sizes = [length_of(row) for row in rows]
-    if not policy.lines:
-        widths = (max(sizes),) * len(rows)
-        return Piece(policy.size(rows), decisions, tuple(Group(0, (width,)) for width in widths))
-    prompts = [trace(row.turns[0].reply).prompt for row in rows]
-    counts, own = Counter(prompts), dict[tuple[int, ...], list[int]]()
-    groups = []
-    for prompt, size in zip(prompts, sizes, strict=True):
-        if counts[prompt] > 1:
-            own.setdefault(prompt, []).append(size - len(prompt))
-        else:
-            groups.append(Group(0, (size,)))
-    groups += [Group(len(prompt), tuple(rest)) for prompt, rest in own.items()]
-    pictured = sum(id < 0 for prompt in counts for id in prompt)
-    return Piece(policy.size(rows), decisions, tuple(groups), pictured)
 
 
 def scored_pieces(model: RewardModel, pairs: Sequence[Pair], micro_tokens: int) -> Iterator[Piece]:
