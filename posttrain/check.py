@@ -61,7 +61,9 @@ def check_env(env: Env, task: Task, replies: Sequence[Any], most: int = 1000) ->
             said += len(asks)
             for ask in asks:
                 assert ask.messages, "an ask has no messages"
-                assert all({"role", "content"} <= set(m) for m in ask.messages), "a message lacks its role or content"
+                assert all("role" in m and ("content" in m or m.get("tool_calls")) for m in ask.messages), (
+                    "a message lacks its role or content"
+                )
             asks = episode.send(answers)
     except StopIteration as stop:
         return stop.value

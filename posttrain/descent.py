@@ -10,7 +10,7 @@ import gc
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -136,6 +136,7 @@ def accumulate(
     log = Averages()
     lengths = torch.tensor([len(row.advantage) for row in rows])
     weight = reduce(lengths, torch.tensor([row.group for row in rows]))  # [B]
+    require_shape(weight, len(rows), "the reduction", "row")
     marks = first_pass(policy, rows, old, loss, reference, micro_tokens)
     taught = [i for i, row in enumerate(rows) if row.advantage.any()] if credit_only(loss) else list(range(len(rows)))
     whole = 0.0
@@ -149,7 +150,7 @@ def accumulate(
         batch = on_device(batch, now.logp.device, {part: [values[i] for i in piece] for part, values in marks.items()})
         if now.logp.shape != batch.logp_old.shape:
             raise ValueError(f"{len(batch.logp_old)} decisions were sampled, but density scored {len(now.logp)}")
-        cost, metrics = loss(batch, now)  # [N]
+        cost, metrics = costs_of(loss, batch, now)
         step_cost = (weight[piece].to(cost.device)[batch.row] * cost).sum() * float(counts)
         step_cost.backward()
         whole += step_cost.item()
@@ -163,6 +164,22 @@ def accumulate(
     whole = sum(ranks.all_gather(whole, "for the loss"))
     log.add({"loss": whole, "rows_skipped": 1 - len(taught) / len(rows)}, 1)
     return log
+
+
+def costs_of(loss: Loss, batch: Batch, now: Density) -> tuple[Tensor, Metrics]:
+    """[N] and the metrics. Raises ValueError for anything else, such as a mean, which would be weighed once more."""
+    found = loss(batch, now)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise ValueError(f"the loss returned {type(found).__name__}, not its costs [N] and a dictionary of metrics")
+    require_shape(found[0], len(now.logp), "the loss", "decision")
+    return found
+
+
+def require_shape(found: Any, size: int, who: str, what: str) -> None:
+    """Raises ValueError for anything but one number for each."""
+    if not isinstance(found, Tensor) or found.shape != (size,):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{who} returned {shape}, not [{size}]: one number for each {what}")
 
 
 def rank_micro_batches(policy: Policy, rows: Sequence[Row], micro_tokens: int) -> list[tuple[list[int], bool]]:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from posttrain import ranks
 from posttrain.core import Metrics, Policy, Row, Sampler, Score, ShardedSampler, Task
-from posttrain.descent import update
+from posttrain.descent import require_shape, update
 from posttrain.group import GradedGroup, ScoredRollout, group_metrics, limit_invalid, play_and_grade
 from posttrain.recipe import LearningAdvantage, Recipe
 from posttrain.row import rows
@@ -100,9 +100,15 @@ def credit_groups(recipe: Recipe, groups: Sequence[GradedGroup]) -> list[list[Sc
                     f"task {one.group[0].task.key!r}: the advantage returned {len(found)} tensors for "
                     f"{len(one.valid)} rollouts; it returns one [N] tensor for each"
                 )
+            for (rollout, _), values in zip(one.valid, found, strict=True):
+                require_shape(values, rollout.decisions, "the advantage", "decision of a rollout")
             credit += found
     if recipe.across:
-        credit = recipe.across(credit)
+        sizes, credit = [len(values) for values in credit], list(recipe.across(credit))
+        if [len(values) for values in credit] != sizes:
+            raise ValueError(
+                "`across` returned credit of another shape: it returns one [N] tensor for each it is given"
+            )
     left = iter(credit)
     return [
         [

@@ -227,3 +227,26 @@ def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
     assert abilities.free_memory() == 3000
     (tmp_path / "max").write_text("max\n")
     assert abilities.free_memory() == whole or whole is None or abilities.free_memory() > 2**20
+
+
+@pytest.mark.parametrize(
+    ("field", "part", "message"),
+    [
+        (
+            "loss",
+            lambda batch, now: (-now.logp.mean(), {}),
+            r"the loss returned \[\], not \[\d+\]: one number for each dec",
+        ),
+        ("loss", lambda batch, now: -now.logp, "the loss returned Tensor, not its costs"),
+        ("loss", pt.clipped, "the loss returned function"),
+        ("reduce", lambda lengths, group: torch.tensor(1.0), r"the reduction returned \[\], not \[\d+\]"),
+        ("advantage", lambda group, scores: [1.0] * len(group), "the advantage returned float, not"),
+        ("advantage", lambda group, scores: [torch.ones(1)] * len(group), r"the advantage returned \[1\], not"),
+        ("across", lambda credit: credit[:1], "`across` returned credit of another shape"),
+    ],
+)
+def test_parts_of_the_wrong_shape_are_named(make, field, part, message):
+    """Some would be broadcast, and learn something else without a word."""
+    recipe = pt.Recipe(pt.each(digits), samples=2, **{field: part})
+    with pytest.raises(ValueError, match=message):
+        pt.train_in_memory(make(max_new=6), [task("a"), task("b")], recipe, steps=1, per_step=2)

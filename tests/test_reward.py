@@ -351,6 +351,21 @@ def test_a_reward_between_counts_as_right_and_is_said_to(capsys):
     assert "nan" not in printed
 
 
+def test_the_table_of_confusions_is_what_its_command_writes(tmp_path, capsys):
+    from posttrain.cli import main
+
+    root = Path(__file__).parent.parent
+    page = tmp_path / "rewards.md"
+    page.write_text((root / "docs" / "rewards.md").read_text())
+    plain = f"{root / 'benchmarks' / 'plain_graders.py'}:math_verify"
+    main(["grade", "--data", str(root / "docs" / "confusions.jsonl"), "--against", plain, "--write", str(page)])
+    assert page.read_text() == (root / "docs" / "rewards.md").read_text()
+    page.write_text("no table here")
+    with pytest.raises(SystemExit):
+        main(["grade", "--data", str(root / "docs" / "confusions.jsonl"), "--against", plain, "--write", str(page)])
+    assert "between which the table goes" in capsys.readouterr().err
+
+
 # ---- measures
 
 

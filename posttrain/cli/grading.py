@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHOWN, TAIL = 20, 300  # disagreements that are printed; characters of a reply's end
 SAME = 1e-9
+START, END = "<!-- made by `posttrain grade --write` -->", "<!-- end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ def grade(
     answer: str = "answer",
     limit: int | None = None,
     out: str | None = None,
+    write: str | None = None,
 ) -> None:
     """Grade recorded replies again, and list where the grade differs from the recorded reward, or from another grader.
 
@@ -47,6 +49,7 @@ def grade(
     answer   column of the answer, in a file of your own
     limit    grade only the first so many replies
     out      write every reply with its grades to this JSONL file
+    write    put a table of the disagreements into this Markdown file, in the place of the one that is there
     """
     from posttrain.cli.options import TaskOptions
 
@@ -64,6 +67,31 @@ def grade(
     if out:
         Path(out).write_text("".join(json.dumps(row) + "\n" for row in rows))
     show(rows, grade, against or "recorded")
+    if write:
+        write_table(Path(write), [row for row in rows if differ(row, grade, against or "recorded")], grade, against)
+
+
+def differ(row: dict[str, Any], ours: str, theirs: str) -> bool:
+    """Where both could be graded."""
+    both = row[ours], row[theirs]
+    return None not in both and abs(both[0] - both[1]) > SAME
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], ours: str, against: str | None) -> None:
+    """Raises ValueError for a file without the marks between which the table stands."""
+    theirs = against or "recorded"
+    head = [f"| answer | reply | {ours} | {theirs.rpartition(':')[2]} |", "|---|---|---|---|"]
+    lines = [f"| {cell(row['answer'])} | {cell(row['reply'])} | {row[ours]:g} | {row[theirs]:g} |" for row in rows]
+    text = path.read_text() if path.is_file() else ""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"`write={path}`: it has no lines {START!r} and {END!r}, between which the table goes")
+    path.write_text("\n".join([before + start, *head, *lines, end + after]))
+
+
+def cell(value: Any) -> str:
+    return "`" + " ".join(str(value).split()).replace("|", "\\|") + "`"
 
 
 def value_of(reward: Reward, rollout: Rollout) -> float | None:
@@ -112,7 +140,7 @@ def show(rows: list[dict[str, Any]], ours: str, theirs: str) -> None:
         if graded:
             print(f"mean of {ours}: {statistics.fmean(row[ours] for row in graded):.3f}; nothing to compare with")
         return
-    differing = [row for row in pairs if abs(row[ours] - row[theirs]) > SAME]
+    differing = [row for row in pairs if differ(row, ours, theirs)]
     mean, other = (statistics.fmean(row[name] for row in pairs) for name in (ours, theirs))
     print(f"mean of {ours}: {mean:.3f}, of {theirs}: {other:.3f}; they differ on {len(differing)}")
     for (a, b), count in Counter((row[ours], row[theirs]) for row in differing).most_common():
