@@ -411,7 +411,9 @@ def test_the_default_rate_is_gentle_for_pretrained_models_and_not_under_lora():
             return [self.model[0]]
 
     assert default_rate(Model(10**8, 10**8), "train") == 1e-6
-    assert default_rate(Model(10**8, 10**6), "train") == pytest.approx(1e-5)
+    assert default_rate(Model(7 * 10**9, 10**7), "train") == pytest.approx(1e-5)
+    assert default_rate(Model(15 * 10**7, 10**6), "train") == pytest.approx(2e-4)
+    assert default_rate(Model(15 * 10**7, 10**6), "sft") == pytest.approx(3e-4), "at most"
     assert default_rate(Model(10**8, 10**8), "sft") == 1e-5
     assert default_rate(Model(10**6, 10**6), "train") == 3e-4
 

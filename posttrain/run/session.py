@@ -41,6 +41,7 @@ HeldOut: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]  # one set of t
 
 RATES = {"train": 1e-6, "sft": 1e-5, "prefer": 1e-6, "reward-model": 1e-5}  # for pretrained models, by kind of run
 SMALL_RATE, LORA_FACTOR = 3e-4, 10.0
+LORA_SIZE = 3e9  # parameters, below which an adapter learns faster the smaller the model (docs/policies.md)
 
 
 class DryRun(Exception):
@@ -238,13 +239,15 @@ class Session:
 
 
 def default_rate(policy: Policy, kind: str) -> float:
-    """The learning rate of AdamW when none is given: gentle for pretrained models, ten times that under LoRA."""
+    """The learning rate of AdamW when none is given: gentle for pretrained models, at least ten times that under LoRA."""
     trained = sum(p.numel() for p in policy.parameters())
     model = getattr(policy, "model", None)
     whole = sum(p.numel() for p in model.parameters()) if model is not None else trained
     if whole < SMALL_MODEL:
         return SMALL_RATE
-    return RATES[kind] * (LORA_FACTOR if trained < whole / 2 else 1.0)
+    if trained >= whole / 2:
+        return RATES[kind]
+    return min(RATES[kind] * LORA_FACTOR * max(LORA_SIZE / whole, 1.0), SMALL_RATE)
 
 
 def in_main_thread() -> bool:
