@@ -22,7 +22,10 @@ MARK = re.compile(r"####[ \t]*([^\n#]*?)[ \t]*#*[ \t]*$", re.MULTILINE)
 ANNOUNCED = re.compile(
     r"\b(?:(?:final|correct|best|right)\s+){0,3}(?:answer|result|solution)s?\b"
     r"(?:\s+(?:choice|option|here|to\s+(?:the|this)\s+\w+))?\s*[*_`]*\s*(?:(?:is|are|was|=|:|：|equals|must\s+be|would\s+be|"
-    r"should\s+be|will\s+be)(?![a-z])[*_`:]*\s*)+|(?:答案|結果|结果)\s*(?:[是为為：:]\s*)+|答えは",
+    r"should\s+be|will\s+be)(?![a-z])[*_`:]*\s*)+|(?:答案|結果|结果)\s*(?:[是为為：:]\s*)+|答えは|"
+    r"\b(?:(?:Antwort|Lösung|Ergebnis)\s+(?:ist|lautet|beträgt)|réponse(?:\s+(?:correcte|finale))?\s+est|"
+    r"respuesta(?:\s+(?:correcta|final))?\s+es|risposta(?:\s+(?:corretta|finale|giusta))?\s+è|"
+    r"resposta(?:\s+(?:correta|final))?\s+é)(?!\w)\s*[:：]?\s*",
     re.IGNORECASE,
 )
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
