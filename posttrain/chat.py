@@ -110,7 +110,8 @@ class Chat:
         """A message as templates expect it: arguments of tool calls as objects, control tokens disarmed."""
         plain: dict[str, Any] = {key: value for key, value in message.items() if key not in HIDDEN}
         plain["content"] = self.disarmed(self.template_content(plain.get("content")))
-        opened = opened_thinking(message["reply"]) if message.get("reply") else ""
+        reply = message.get("reply")
+        opened = opened_thinking(reply) if reply else ""
         if opened and isinstance(plain["content"], str):
             plain["content"] = opened + plain["content"]
         elif self.thinking and message["role"] == "assistant":

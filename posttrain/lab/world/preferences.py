@@ -76,12 +76,12 @@ class Preferences:
 
     def marked_pairs(self, count: int, cue: str) -> list[Pair]:
         """The same reply with a cue, as `chosen`, and without: a judge of quality alone scores both the same."""
-        return [replace(pair, chosen=add_cue(pair.rejected, cue)) for pair in self.tests(count, "A")]
+        return [replace(pair, chosen=add_cue(str(pair.rejected), cue)) for pair in self.tests(count, "A")]
 
     def demonstration(self, draw: random.Random) -> Demonstration:
         """For policies: any reply, of either kind, that is somewhat better than chance."""
         pair = self.pair(draw)
-        return demonstration_of(pair.prompt[0]["content"], pair.chosen if draw.random() < 0.6 else pair.rejected)
+        return demonstration_of(pair.prompt[0]["content"], str(pair.chosen if draw.random() < 0.6 else pair.rejected))
 
 
 def write_reply(reply: list[int]) -> str:

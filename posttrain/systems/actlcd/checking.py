@@ -65,7 +65,7 @@ class QuestionOptions:
     @property
     def columns(self) -> pt.TaskOptions:
         return pt.TaskOptions(
-            self.data, self.prompt, self.answer, self.grade, None, self.system, self.limit, self.split
+            self.data, self.prompt, self.answer, self.grade, system=self.system, limit=self.limit, split=self.split
         )
 
     def checker(self) -> Checker:
