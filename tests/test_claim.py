@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -339,10 +340,8 @@ def test_kept_values_are_found_by_what_is_compared():
     reworded = Claim("another name", "other words", "accuracy", "new", "old", bounds=SHARE)
     again = stored_finding(reworded, "s", rows)
     assert (again.claim, again.ours, again.theirs, again.cpu_s) == (reworded, ONES, LEVEL, 300.0)
-    for other in (
-        Claim("gain", "Table 1", "accuracy", "new", "old", margin=0.1),
-        Claim("g", "T", "loss", "new", "old"),
-    ):
+    assert stored_finding(replace(reworded, margin=0.1), "s", rows).ours == ONES, "a margin changes no value"
+    for other in (Claim("g", "T", "accuracy", "old", "new"), Claim("g", "T", "loss", "new", "old")):
         with pytest.raises(ValueError, match="s: no values are kept for the claim 'g"):
             stored_finding(other, "s", rows)
     with pytest.raises(ValueError, match="no values are kept"):

@@ -239,7 +239,7 @@ class Session:
 
 
 def default_rate(policy: Policy, kind: str) -> float:
-    """The learning rate of AdamW when none is given: gentle for pretrained models, ten times that and more under LoRA."""
+    """The learning rate of AdamW when none is given: gentle for pretrained models, ten times that or more with LoRA."""
     trained = sum(p.numel() for p in policy.parameters())
     model = getattr(policy, "model", None)
     whole = sum(p.numel() for p in model.parameters()) if model is not None else trained

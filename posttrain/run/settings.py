@@ -33,8 +33,8 @@ class Run:
     tasks: int = 16
     """Tasks (or demonstrations, or pairs) in a step."""
     lr: float | None = None
-    """Learning rate. If not given: 3e-4 for models under 10 M parameters; above, 1e-6 (sft and reward models 1e-5), under
-    LoRA ten times that, and more for models under 3 B: times 3 B over their parameters, to at most 3e-4."""
+    """Learning rate. If not given: 3e-4 for models under 10 M parameters; above, 1e-6 (sft and reward models 1e-5). Ten
+    times that under LoRA, and more for models under 3 B: times 3 B over their parameters, to at most 3e-4."""
     warmup: int = 0
     """Steps over which the learning rate rises."""
     schedule: str = "constant"
