@@ -82,7 +82,9 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 def words_of(place: Path, system: str, out: str) -> list[str]:
     data = {
         "deeptheorem": ["--data", "theorems.jsonl", "--samples", "4"],
-        "noisy-rewards": ["--data", "questions.jsonl", "--samples", "4", "--held-out", "questions.jsonl"],
+        "noisy-rewards": [
+            *("--data", "questions.jsonl", "--samples", "4", "--held-out", "questions.jsonl", "--critic-warmup", "0")
+        ],
         "q-rm": ["--data", "questions.jsonl", "--q-model", "q"],
         "mm-upt": ["--data", "questions.jsonl", "--answers", "text"],
     }[system]

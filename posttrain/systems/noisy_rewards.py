@@ -197,20 +197,22 @@ def learn(
     share: float = 0.4,
     judge: str | None = None,
     samples: int = 4,
+    critic_warmup: int = 20,
     held_out: tuple[str, ...] = (),
 ) -> pt.Session:
     """PPO as published, on your checkpoint, data and grader: gamma 1, lambda 1, whitened advantages, a critic that
-    takes four steps for one of the policy and is warmed up over 20.
+    takes four steps for one of the policy and is warmed up.
 
     Give `max_new=4096` for the published length.
 
-    kind      what makes the reward noisy: flips of it; patterns of reasoning in its place; a judge; the judge,
-              calibrated
-    share     probability of a flip, for the kind flips
-    judge     for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward: a Hub
-              id, a folder, or the address of a server (posttrain serve --scorer reward-model=FOLDER)
-    samples   samples of a task
-    held_out  data of tasks that are only evaluated, by the grader itself: FILE, or NAME=FILE
+    kind           what makes the reward noisy: flips of it; patterns of reasoning in its place; a judge; the judge,
+                   calibrated
+    share          probability of a flip, for the kind flips
+    judge          for the kinds judge and calibrated: a sequence classifier, whose scores of 0 to 1 are the reward: a
+                   Hub id, a folder, or the address of a server (posttrain serve --scorer reward-model=FOLDER)
+    samples        samples of a task
+    critic_warmup  first steps, in which only the critic learns
+    held_out       data of tasks that are only evaluated, by the grader itself: FILE, or NAME=FILE
     """
     if (kind in ("judge", "calibrated")) != (judge is not None):
         raise ValueError(f"`kind={kind}`: `judge`, a sequence classifier, goes with the kinds judge and calibrated")
@@ -221,7 +223,7 @@ def learn(
         reward = calibrated(loaded, patterned(OPEN_PHRASES)) if kind == "calibrated" else loaded
     made = pt.Recipe(
         reward,
-        advantage=pt.Gae(pt.Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=20, updates=CRITIC_UPDATES),
+        advantage=pt.Gae(pt.Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=critic_warmup, updates=CRITIC_UPDATES),
         across=pt.whitened,
         loss=pt.total((1.0, pt.clipped()), (0.001, pt.entropy_bonus)),
         samples=samples,
