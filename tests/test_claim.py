@@ -288,9 +288,14 @@ def test_claims_compare_arms_that_there_are(name):
     assert {arm for claim in system.claims for arm in claim.arms} <= set(system.arms)
 
 
+ALIKE = ("pangu-embedded synchronous",)  # on a cluster as "staleness 1" is, with another number
+
+
 def every_arm() -> Iterator[Any]:
     for name in NAMES:
         for arm in systems.system(name).arms:
+            if f"{name} {arm}" in ALIKE:
+                continue
             yield pytest.param(name, arm, id=f"{name} {arm}", marks=pytest.mark.slow if name in SLOW else ())
 
 
