@@ -82,22 +82,22 @@ def retry_out_of_memory(
 ) -> tuple[Result, int]:
     """`attempt(tokens)`, in micro-batches half as large as often as memory runs out; and the size that fitted.
 
-    On a CPU, where the kernel's kill cannot be met afterwards, they are made to fit what is free beforehand.
+    On a CPU, where running out gets the process killed, they are sized beforehand, in this call alone.
     Raises the error of the last attempt when a single row does not fit, or where other ranks are in step with this one.
     """
-    if ranks.world() == 1:
-        tokens = tokens_that_fit(policy, rows, tokens, partial(micro_batches, policy))
+    most = tokens
     while True:
+        size = tokens_that_fit(policy, rows, most, partial(micro_batches, policy)) if ranks.world() == 1 else most
         try:
-            return attempt(tokens), tokens
+            return attempt(size), most
         except RuntimeError as error:
             if is_out_of_memory(error) and ranks.world() > 1:
                 error.add_note(f"rank {ranks.rank()} ran out of memory: give `resume=True` and fewer `micro_tokens`")
                 raise
-            bins = micro_batches(policy, rows, tokens)
-            if not is_out_of_memory(error) or all(len(piece) == 1 for piece in bins):
+            shared = [piece for piece in micro_batches(policy, rows, size) if len(piece) > 1]
+            if not is_out_of_memory(error) or not shared:
                 raise
-            tokens = max(policy.size([rows[i] for i in piece]) for piece in bins) // 2
+            most = max(policy.size([rows[i] for i in piece]) for piece in shared) // 2
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -59,8 +59,9 @@ def system(content: Any) -> Message:
 
 
 def tool(content: Any, call: ToolCall | None = None) -> Message:
-    """What a tool returned, as text or, of anything else, as JSON; `call` is the one that it answers."""
-    said = content if isinstance(content, str) else json.dumps(content)
+    """What a tool returned to `call`: text, or parts of a message, as they are, and anything else as JSON."""
+    parts = isinstance(content, list) and bool(content) and all(isinstance(p, Mapping) and "type" in p for p in content)
+    said = content if parts or isinstance(content, str) else json.dumps(content)
     answered = {"name": call.name, "tool_call_id": call.id} if call else {}
     return cast(Message, {"role": "tool", "content": said, **answered})
 

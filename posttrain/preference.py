@@ -160,7 +160,8 @@ def row(policy: TextPolicy, pair: Pair, said: Continuation) -> Row:
     if len(found) > 1:
         raise ValueError(
             "the chat template changes an earlier reply once another follows (it drops its thinking, say), so a pair "
-            "of conversations of several replies cannot be scored: give another `template`, or pairs that differ in one"
+            "of conversations of several replies cannot be scored: give another `template`, or pairs that "
+            "differ in one reply"
         )
     return found[0]
 

@@ -35,11 +35,9 @@ Part: TypeAlias = "Callable[[Recipe, bool], Recipe]"  # changes a recipe; True: 
 class LearningAdvantage(Protocol):
     """An advantage that learns as well (GAE's critic): called once a step, after the policy's update.
 
-    The policy takes no step while `warming_up`.
+    One that has a property `warming_up` is also asked for it: while it is true, the policy takes no step.
     """
 
-    @property
-    def warming_up(self) -> bool: ...
     def learn(self) -> Metrics: ...
 
 

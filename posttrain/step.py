@@ -144,7 +144,7 @@ def learn_from(
     clock = time.perf_counter()
     metrics: Metrics = {}
     learning = recipe.advantage if isinstance(recipe.advantage, LearningAdvantage) else None
-    if experience.rows and not (learning and learning.warming_up):
+    if experience.rows and not getattr(learning, "warming_up", False):
         metrics = update(
             policy,
             optimizer,

@@ -7,7 +7,7 @@ that the next prompt continues its very tokens, and answer every call with `tool
         messages = [{**task.prompt[0], "tools": TOOLS}]
         for _ in range(4):
             reply = yield from pt.ask(messages)
-            if not (calls := pt.tool_calls(reply.content)):
+            if not (calls := pt.tool_calls(reply)):
                 break
             messages += [pt.assistant(reply), *(pt.tool(run(call.name, call.arguments), call) for call in calls)]
 """
@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.chat import opened_thinking
+from posttrain.core import Reply
 from posttrain.grade.stated import without_thinking
 
 BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
@@ -42,27 +44,30 @@ class ToolCall:
         return {"id": self.id, "type": "function", "function": function}
 
 
-def tool_calls(text: str) -> list[ToolCall]:
+def tool_calls(said: Reply | str) -> list[ToolCall]:
     """The calls of a reply, in order; none of those that are only thought of, or are not well formed.
 
     Read are `<tool_call>` with JSON (Hermes, Qwen 2.5 and 3) or with `<function=...>` (Qwen 3.5, Nemotron 3) in it, and
-    a reply that is nothing but `{"name": ..., "parameters": ...}` (Llama 3).
+    a reply that is nothing but `{"name": ..., "parameters": ...}` (Llama 3). Of a reply, rather than its text, it is
+    known whether its prompt had opened the thinking.
     """
+    text = opened_thinking(said) + str(said.content) if isinstance(said, Reply) else said
     found = list(named_calls(without_thinking(text)))
-    return [ToolCall(f"call_{i}", name, arguments) for i, (name, arguments) in enumerate(found)]
+    return [ToolCall(call_id or f"call_{i}", name, arguments) for i, (call_id, name, arguments) in enumerate(found)]
 
 
-def named_calls(said: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def named_calls(said: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Ids, which are mostly empty, names and arguments."""
     blocks = BLOCK.findall(said)
     for block in blocks or [said.strip()]:
         functions = FUNCTION.findall(block)
         for name, inner in functions:
-            yield name, {key: value_of(value) for key, value in PARAMETER.findall(inner)}
+            yield "", name, {key: value_of(value) for key, value in PARAMETER.findall(inner)}
         if not functions and (call := json_call(block)):
             yield call
 
 
-def json_call(text: str) -> tuple[str, Mapping[str, Any]] | None:
+def json_call(text: str) -> tuple[str, str, Mapping[str, Any]] | None:
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):
@@ -70,12 +75,13 @@ def json_call(text: str) -> tuple[str, Mapping[str, Any]] | None:
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
         return None
     arguments = next((call[key] for key in ARGUMENTS if key in call), None)
-    if isinstance(arguments, str):
+    if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = json.loads(arguments)
         except ValueError:
             return None
-    return (call["name"], arguments) if isinstance(arguments, Mapping) else None
+    known = str(call.get("id") or "")
+    return (known, call["name"], arguments) if isinstance(arguments, Mapping) else None
 
 
 def value_of(text: str) -> Any:
@@ -92,7 +98,27 @@ def text_beside_calls(text: str) -> str:
 
 
 def calls_as_text(calls: Sequence[Mapping[str, Any]]) -> str:
-    """Calls that a server gives apart, as OpenAI's interface has them, written as `tool_calls` reads them."""
-    found = [json_call(json.dumps(call["function"])) for call in calls]
-    named = [{"name": call[0], "arguments": call[1]} for call in found if call]
-    return "".join(f"\n<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in named)
+    """Calls that a server gives apart, as OpenAI's interface has them, written as `tool_calls` reads them, ids too.
+
+    Raises ValueError for one whose arguments are no JSON object.
+    """
+    return "".join(f"\n<tool_call>\n{json.dumps(plain_call(call))}\n</tool_call>" for call in calls)
+
+
+def plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    given = function.get("arguments") or {}
+    arguments = json.loads(given) if isinstance(given, str) and given.strip() else given or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"the arguments of the tool call {function.get('name')!r} are no object: {given!r}")
+    return {"name": function["name"], "arguments": arguments, "id": call.get("id") or ""}
+
+
+def message_with_calls(message: Mapping[str, Any]) -> dict[str, Any]:
+    """An assistant's message whose text holds calls, with these apart, as a server wants its own replies back."""
+    said = message.get("content")
+    calls = tool_calls(said) if message["role"] == "assistant" and isinstance(said, str) else []
+    if not calls:
+        return dict(message)
+    apart = {"content": text_beside_calls(said) or None, "tool_calls": [call.openai() for call in calls]}
+    return {**message, **apart}

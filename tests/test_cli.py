@@ -145,7 +145,7 @@ def test_greedy_replies_alone(questions, model, capsys):
     assert "6 tasks x one greedy reply" in printed
     assert "greedy  " in printed
     assert "pass@1" not in printed
-    assert "nothing would be answered" in fails(capsys, *words[:-1], "--samples", "0")
+    assert "there would be nothing to grade" in fails(capsys, *words[:-1], "--samples", "0")
 
 
 @pytest.mark.parametrize(

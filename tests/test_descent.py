@@ -208,7 +208,7 @@ def test_micro_batches_fit_the_memory_that_is_free(make, monkeypatch):
     monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: 600_000)
     pieces, tokens = learned(twin)
     assert 1 < len(sizes) <= 12
-    assert tokens < 16384
+    assert tokens == 16384, "only memory that did run out is remembered"
     torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-4)
     sizes.clear()
     monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: 1)
@@ -221,10 +221,10 @@ def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
 
     whole = abilities.free_memory()
     assert whole is None or whole > 2**20
-    for name, value in (("max", "5000"), ("current", "2000")):
+    for name, value in (("max", "5000"), ("current", "2000"), ("stat", "anon 900\ninactive_file 1100")):
         (tmp_path / name).write_text(value + "\n")
-    monkeypatch.setattr(abilities, "CGROUPS", ((tmp_path / "max", tmp_path / "current"),))
-    assert abilities.free_memory() == 3000
+    monkeypatch.setattr(abilities, "CGROUPS", (tuple(tmp_path / name for name in ("max", "current", "stat")),))
+    assert abilities.free_memory() == 4100, "files in the cache are given up"
     (tmp_path / "max").write_text("max\n")
     assert abilities.free_memory() == whole or whole is None or abilities.free_memory() > 2**20
 
@@ -250,3 +250,38 @@ def test_parts_of_the_wrong_shape_are_named(make, field, part, message):
     recipe = pt.Recipe(pt.each(digits), samples=2, **{field: part})
     with pytest.raises(ValueError, match=message):
         pt.train_in_memory(make(max_new=6), [task("a"), task("b")], recipe, steps=1, per_step=2)
+
+
+def test_a_long_row_beside_short_ones_is_met(make, monkeypatch):
+    """It cannot be cut, however small micro-batches become: the others are, and it is tried."""
+    policy = make(max_new=60)
+    replies = [policy.sample([pt.Ask((pt.user("hi"),), max_new=n, seed=n)])[0] for n in (60, 8, 8, 8)]
+    rows = [
+        pt.Row([pt.Turn(pt.Ask((pt.user("hi"),)), one)], torch.ones(len(one.logp)), i) for i, one in enumerate(replies)
+    ]
+    monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: 1)
+    assert pt.update(policy, Spy(policy), rows, pt.clipped())["micro_tokens"] == 16384
+    density = policy.density
+
+    def scarce(some):
+        if len(some) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return density(some)
+
+    monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: None)
+    monkeypatch.setattr(policy, "density", scarce)
+    assert pt.update(policy, Spy(policy), rows, pt.clipped())["micro_tokens"] < 16384
+
+
+def test_networks_of_another_build_are_not_sized(words, monkeypatch):
+    """GPT-2 has neither `layers` nor `intermediate_size`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from posttrain.policy.text import Sampling, TextPolicy
+
+    config = GPT2Config(vocab_size=len(words), n_positions=128, n_embd=32, n_layer=2, n_head=2, bos_token_id=None)
+    policy = TextPolicy(GPT2LMHeadModel(config), words, Sampling(4))
+    group = pt.rollout(pt.single_turn, [task()], {"policy": policy}, 2)[0]
+    rows = [pt.Row([one.turns[0]], torch.ones(one.decisions)) for one in group]
+    monkeypatch.setattr("posttrain.policy.activations.free_memory", lambda: 1)
+    assert pt.update(policy, Spy(policy), rows, pt.clipped())["micro_tokens"] == 16384

@@ -86,6 +86,9 @@ def test_equations_are_found_without_spaces():
         ("\\[ A = 12 \\text{ cm}^2 \\]", ["A=12^2"]),
         ("**5 + 5 = 10**", ["5+5=10"]),
         ("a = b", ["a=b"]),
+        ("2x-y = 3", ["2x-y=3"]),
+        ("$x-y = 3$ for well-known reasons", ["x-y=3"]),
+        ("2^{n-k} = 8", ["2^{n-k}=8"]),
     ],
 )
 def test_prose_is_no_equation(text, found):

@@ -263,7 +263,10 @@ def sleeps(reply):
 
 def computes(reply):
     while reply == "slow":
-        pass
+        try:
+            time.sleep(0.01)
+        except Exception:  # as rewards of users do: no deadline is lost in it
+            return 0.0
     return 1.0
 
 
@@ -290,6 +293,28 @@ def test_a_reward_of_a_group_that_hangs_leaves_the_group_out():
 
     for function in (whole, trl):
         assert [type(one) for one in own(function, 0.2)([said(""), said("")])] == [pt.Invalid, pt.Invalid]
+
+
+def test_a_timeout_of_the_reward_s_own_is_its_error_and_none_is_no_limit():
+    async def times_out(reply):
+        raise TimeoutError("socket")
+
+    with pytest.raises(TimeoutError, match="socket"):
+        own(times_out)([said("")])
+    assert values(own(sleeps, math.inf)([said("quick")])) == [1.0]
+
+
+def test_a_deadline_within_the_math_grader_leaves_the_next_question_its_own_answer():
+    from posttrain.grade.deadline import CallLimit, DeadlinePassed, deadline
+
+    checker = Checker()
+    assert checker.check("7", "7") == "right"
+    process = checker.process
+    os.kill(process.pid, signal.SIGSTOP)  # it does not answer in time
+    with pytest.raises(DeadlinePassed), deadline(CallLimit(0.3, "the reward")):
+        checker.check("8", "8")
+    assert checker.check("7", "8") == "wrong"
+    checker.stop()
 
 
 def test_what_hangs_where_no_signal_reaches_is_said(capfd):

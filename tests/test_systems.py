@@ -381,13 +381,22 @@ def test_parts_join_by_name(make):
 
 def test_a_part_that_would_throw_away_another_s_work_is_refused(tmp_path):
     plain = pt.grpo(PLAIN, samples=3)
-    with pytest.raises(ValueError, match=r"replaces the reward that noisy_rewards.flipped_40 has changed: name mm_upt"):
+    with pytest.raises(
+        ValueError,
+        match=r"replaces the reward that noisy_rewards.flipped_40 has changed: name mm_upt.majority before it",
+    ):
         with_parts(plain, ["noisy_rewards.flipped_40", "mm_upt.majority"], tiny=True)
     both = with_parts(plain, ["mm_upt.majority", "noisy_rewards.flipped_40"], tiny=True)
     group = [said("7"), said("7"), said("8")]
     assert {score.parts["raw"] for score in both.reward(group)} == {0.0, 1.0}, "the majority's answer, then the flip"
     file = tmp_path / "mine.py"
-    file.write_text("PARTS = {'broken': lambda plain, tiny: None}\n")
+    file.write_text(
+        "from dataclasses import replace\nfrom functools import partial\n"
+        "def bonus(reward, group):\n    return reward(group)\n"
+        "PARTS = {\n    'broken': lambda plain, tiny: None,\n"
+        "    'partly': lambda plain, tiny: replace(plain, reward=partial(bonus, plain.reward)),\n}\n"
+    )
+    with_parts(plain, ["noisy_rewards.flipped_40", f"{file}:partly"], tiny=True)  # it wraps the flips
     with pytest.raises(ValueError, match="it returned NoneType; a part returns a posttrain.Recipe"):
         with_parts(plain, [f"{file}:broken"], tiny=True)
 

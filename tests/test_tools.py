@@ -6,11 +6,14 @@ import copy
 import json
 
 import pytest
+import torch
 from conftest import Canned, task
 
 import posttrain as pt
+from posttrain.chat import Tokens
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.row import rows_of
+from posttrain.sampler.server import json_messages
 from posttrain.tools import ToolCall, calls_as_text, text_beside_calls
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
@@ -50,6 +53,27 @@ def test_calls_are_read_in_the_formats_that_models_write(text, found):
     assert [(call.name, call.arguments) for call in pt.tool_calls(text)] == found
 
 
+def test_a_call_in_thinking_that_the_template_has_opened_is_only_thought_of(words):
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    trace = Tokens((), (), (), "assistant: <think>\n", text, 0)
+    assert pt.tool_calls(pt.Reply(text, torch.zeros(0), trace)) == []
+    assert [call.name for call in pt.tool_calls(pt.Reply(f"so</think>{text}", torch.zeros(0), trace))] == ["f"]
+
+
+def test_a_server_gets_its_own_calls_back_apart():
+    call = {"id": "abc", "type": "function", "function": {"name": "f", "arguments": ""}}
+    said = "I look." + calls_as_text([call])
+    assert pt.tool_calls(said) == [ToolCall("abc", "f", {})]
+    messages = [pt.user("hi"), pt.assistant(said), pt.tool("7", pt.tool_calls(said)[0])]
+    sent = json_messages(messages, tools=True)
+    assert (sent[1]["content"], sent[1]["tool_calls"][0]["id"]) == ("I look.", "abc")
+    assert sent[2]["tool_call_id"] == "abc"
+    assert json_messages(messages)[1]["content"] == said
+    with pytest.raises(ValueError, match="are no object"):
+        calls_as_text([{"function": {"name": "f", "arguments": "[1]"}}])
+    assert pt.tool([{"type": "image", "image": "a.png"}])["content"] == [{"type": "image", "image": "a.png"}]
+
+
 def test_calls_go_to_openai_s_form_and_back():
     call = ToolCall("call_0", "f", {"x": [1, "a"]})
     assert [(one.name, one.arguments) for one in pt.tool_calls(calls_as_text([call.openai()]))] == [
@@ -70,7 +94,7 @@ def asks_the_weather(task):
     messages = [{**task.prompt[0], "tools": [WEATHER]}]
     for _ in range(2):
         reply = yield from pt.ask(messages)
-        calls = pt.tool_calls(reply.content)
+        calls = pt.tool_calls(reply)
         if not calls:
             return reply.content
         messages += [pt.assistant(reply), *(pt.tool(f"{call.arguments['city']} 7", call) for call in calls)]
@@ -144,7 +168,7 @@ def test_a_served_model_s_calls_are_openai_s(caller, tmp_path):
     streamed = ask(messages[:1], stream=True).text
     assert '"tool_calls": [{"index": 0, ' in streamed
     for wrong, message in (
-        ({"tool_choice": "required"}, "cannot be forced"),
+        ({"tool_choice": "required"}, "is not supported here"),
         ({"tools": [{"type": "function"}]}, "which has a name"),
         ({"tools": "weather"}, "tools: a list"),
     ):

@@ -20,7 +20,7 @@ def evaluate(
 ) -> None:
     """Grade samples of a model: mean reward, pass@k, majority@k, with 95 % intervals.
 
-    With `out`, every reply with its score goes to OUT/replies.jsonl as it comes, and `resume` goes on behind them;
+    With `out`, every reply with its score goes to OUT/replies.jsonl as it comes, and `resume` continues after them;
     OUT/measures.json has the numbers.
 
     samples  samples per task; 1, or none where `greedy` is given alone
@@ -38,8 +38,10 @@ def evaluate(
     ks = [int(one) for one in k.split(",")]
     if count and max(ks) > count:
         raise ValueError(f"`k={k}`: pass@{max(ks)} needs at least `samples={max(ks)}`, not {count}")
+    if not count and k != "1":
+        raise ValueError(f"`k={k}`: it is of samples, and there is one greedy reply; give `samples` too")
     if not count and not greedy:
-        raise ValueError("`samples=0`: nothing would be answered; give `greedy=True`, or more samples")
+        raise ValueError("`samples=0`: there would be nothing to grade; give `greedy=True`, or more samples")
     tasks, reward, policy = task.tasks(), task.reward(), model.policy()
     made = recipe_of(recipe, policy, reward, None) if recipe else None
     environment = task.env(env) if env or made is None else made.env

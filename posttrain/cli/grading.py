@@ -49,7 +49,7 @@ def grade(
     answer   column of the answer, in a file of your own
     limit    grade only the first so many replies
     out      write every reply with its grades to this JSONL file
-    write    put a table of the disagreements into this Markdown file, in the place of the one that is there
+    write    put a table of the disagreements into this Markdown file, replacing the table already there
     """
     from posttrain.cli.options import TaskOptions
 

@@ -97,4 +97,4 @@ def saved_dtype(model: Path) -> str:
     """In brackets, the dtype that a checkpoint's configuration names; empty for a model of another kind."""
     config = model / "config.json"
     kind = json.loads(config.read_text()).get("dtype") if config.is_file() else None
-    return f" ({kind}, as it came)" if kind else ""
+    return f" ({kind}, like the original checkpoint)" if kind else ""

@@ -167,7 +167,7 @@ class TaskOptions:
     grade: str = "math"
     """math, exact, choice, contains, json, or file.py:function for a reward of your own."""
     reward_timeout: float = 300.0
-    """Seconds that a call of a reward of your own may take; what it was to grade is left out then, and it is named."""
+    """Seconds that a call of a reward of your own may take; after that its samples count as ungradable."""
     image: str | None = None
     """Column of pictures: a path relative to the file, or several; <image> in the prompt says where each stands."""
     system: str | None = None

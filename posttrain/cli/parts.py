@@ -53,8 +53,8 @@ def with_parts(recipe: Recipe, names: Sequence[str], tiny: bool) -> Recipe:
                 continue
             if field in owners and not is_made_of(after, before):
                 raise ValueError(
-                    f"`with={name}`: it replaces the {field} that {owners[field]} has changed: name {name} first, or "
-                    "leave one of them out"
+                    f"`with={name}`: it replaces the {field} that {owners[field]} has changed: name {name} before it, "
+                    "or leave one of them out"
                 )
             owners[field] = name
         recipe = changed
@@ -71,6 +71,11 @@ def is_made_of(thing: Any, wanted: Any) -> bool:
         if id(one) not in seen and not isinstance(one, nn.Module | Tensor):
             seen.add(id(one))
             left += [*components(one).values(), *getattr(one, "__dict__", {}).values()]
+            left += [getattr(one, name) for name in ("func", "args", "keywords", "__self__") if hasattr(one, name)]
+            left += [
+                *(getattr(one, "__defaults__", None) or ()),
+                *(getattr(one, "__kwdefaults__", None) or {}).values(),
+            ]
     return False
 
 

@@ -1,4 +1,4 @@
-"""The graded replies of an evaluation, kept as they come: a killed one goes on from them, `grade` audits them."""
+"""The graded replies of an evaluation, kept as they come: a killed one resumes from them, `grade` audits them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Replies:
             settings = {"seed": output.seed, **output.settings}
             options = {"resume": output.resume, "overwrite": output.overwrite}
             prepare_folder(self.folder, "evaluation", [REPLIES, MEASURES], settings, **options)
-            self.lines = Lines(self.folder / REPLIES, output.resume)
+            self.lines = ranks.run_on_primary(
+                lambda: Lines(self.folder / REPLIES, output.resume), "for the replies that are there"
+            )
 
     def grade(
         self,

@@ -36,7 +36,7 @@ def summary(path: Path) -> None:
     known = {
         name: f"{value:g}" if isinstance(value, float) else value
         for name, value in settings.items()
-        if value not in (None, False, "", [], {}) and not name.endswith("_sha256")
+        if value is not None and value is not False and value not in ("", [], {}) and not name.endswith("_sha256")
     }
     print("  " + ", ".join(f"{name} {value}" for name, value in known.items()))
     names = [name for name in FIRST if any(name in line for line in metrics)]

@@ -10,23 +10,38 @@ from contextlib import contextmanager
 from types import FrameType
 
 FREE = (signal.SIG_DFL, signal.SIG_IGN, None)
+AGAIN_S = 1.0  # until the alarm rings again in code that has caught it
 
 
-class DeadlinePassed(Exception):
-    """Raised in the call that has taken too long."""
+class DeadlinePassed(BaseException):
+    """Raised in the call that has taken too long. No `except Exception` in that code keeps it."""
+
+
+class CallLimit:
+    """How long a call may take, and what it is called in messages."""
+
+    def __init__(self, seconds: float, what: str):
+        self.seconds, self.what = seconds, what
+
+    @property
+    def message(self) -> str:
+        return f"{self.what} took more than {self.seconds:g} s"
 
 
 @contextmanager
-def deadline(seconds: float, what: str) -> Iterator[None]:
+def deadline(limit: CallLimit) -> Iterator[None]:
     """Raises DeadlinePassed in the block after so many seconds, whether it computes, sleeps or waits for a socket.
 
-    Where a signal cannot do that (outside of the main thread, under an alarm of somebody else's, on Windows) the block
-    goes on, and what hangs is said on stderr.
+    Where a signal cannot do that (outside of the main thread, when another handler of SIGALRM is installed, on Windows)
+    the block goes on, and the hanging call is reported on stderr.
     """
-    said = f"{what} took more than {seconds:g} s"
+    if limit.seconds > threading.TIMEOUT_MAX:
+        yield
+        return
     main = threading.current_thread() is threading.main_thread()
     if not (main and hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) in FREE):
-        timer = threading.Timer(seconds, print, [f"warning: {said} and has not ended"], {"file": sys.stderr})
+        warning = f"warning: {limit.message} and has not ended"
+        timer = threading.Timer(limit.seconds, print, [warning], {"file": sys.stderr})
         timer.daemon = True
         timer.start()
         try:
@@ -36,10 +51,10 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
         return
 
     def alarm(number: int, frame: FrameType | None) -> None:
-        raise DeadlinePassed(said)
+        raise DeadlinePassed(limit.message)
 
     before = signal.signal(signal.SIGALRM, alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, limit.seconds, AGAIN_S)
     try:
         yield
     finally:

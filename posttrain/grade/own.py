@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.chat import readable_content
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
-from posttrain.grade.deadline import DeadlinePassed, deadline
+from posttrain.grade.deadline import CallLimit, DeadlinePassed, deadline
 from posttrain.reward import as_score
 from posttrain.user_code import function_in
 
@@ -32,18 +32,18 @@ def own(function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> Reward:
         def brevity(completions, prompts, **columns): ... TRL's form: lists over the samples of a task
 
     A parameter with a default keeps it where the data has no such column; `**columns` gets all others. Replies to an
-    `async` function are graded side by side. What a call that takes more than `timeout_s` seconds was to grade is
+    `async` function are graded side by side. If a call takes longer than `timeout_s` seconds, its samples are
     `Invalid`. Raises ValueError for a parameter that is neither, when it is called.
     """
     parameters, name = inspect.signature(function).parameters, getattr(function, "__name__", "reward")
-    waits, what = inspect.iscoroutinefunction(function), f"the reward {name}"
+    waits, limit = inspect.iscoroutinefunction(function), CallLimit(timeout_s, f"the reward {name}")
     if not parameters:
         raise ValueError(f"the reward {name}() takes nothing: give it `reply`, `answer` or `rollout`")
     if "completions" in parameters or (list(parameters) == ["group"] and not waits):
 
         def of_group(group: Group) -> Sequence[Score | Invalid]:
             try:
-                with deadline(timeout_s, what):
+                with deadline(limit):
                     if "completions" not in parameters:
                         return function(group)
                     found = resolved(function(**trl_arguments(parameters, group)))
@@ -56,18 +56,16 @@ def own(function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> Reward:
     def each_sample(group: Group) -> list[Score | Invalid]:
         calls = [arguments(function, parameters, rollout) for rollout in group]
         if waits:
-            found = asyncio.run(gathered([function(**call) for call in calls], timeout_s, what))
+            found = asyncio.run(gathered([function(**call) for call in calls], limit))
             return [as_score(one) for one in found]
-        return [graded_in_time(function, call, timeout_s, what) for call in calls]
+        return [graded_in_time(function, call, limit) for call in calls]
 
     return each_sample
 
 
-def graded_in_time(
-    function: Callable[..., Any], call: Mapping[str, Any], timeout_s: float, what: str
-) -> Score | Invalid:
+def graded_in_time(function: Callable[..., Any], call: Mapping[str, Any], limit: CallLimit) -> Score | Invalid:
     try:
-        with deadline(timeout_s, what):
+        with deadline(limit):
             return as_score(function(**call))
     except DeadlinePassed as passed:
         return Invalid(str(passed))
@@ -120,14 +118,17 @@ async def awaited(thing: Any) -> Any:
     return await thing
 
 
-async def gathered(calls: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
+async def gathered(calls: Sequence[Any], limit: CallLimit) -> list[Any]:
     """Side by side, each with its own deadline."""
 
     async def in_time(call: Any) -> Any:
         try:
-            return await asyncio.wait_for(call, timeout_s)
+            async with asyncio.timeout(limit.seconds) as clock:
+                return await call
         except TimeoutError:
-            return Invalid(f"{what} took more than {timeout_s:g} s")
+            if clock.expired():
+                return Invalid(limit.message)
+            raise  # the reward's own
 
     return list(await asyncio.gather(*map(in_time, calls)))
 

@@ -106,9 +106,13 @@ class Checker:
             self.start()
         assert self.process is not None
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([gold, answer, CPU_S]) + "\n")
-        self.process.stdin.flush()
-        found = self.line()
+        try:
+            self.process.stdin.write(json.dumps([gold, answer, CPU_S]) + "\n")
+            self.process.stdin.flush()
+            found = self.line()
+        except BaseException:  # a deadline or Ctrl-C: what the child still answers is not for the next question
+            self.stop()
+            raise
         if found is None:
             self.stop()
             return "timeout"

@@ -14,13 +14,13 @@ from posttrain import ranks
 
 ROWS, SIZE, TRIES = 64, 512, 10
 CGROUPS = tuple(  # limits of a container, in versions 2 and 1
-    (Path("/sys/fs/cgroup") / most, Path("/sys/fs/cgroup") / used)
-    for most, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    tuple(Path("/sys/fs/cgroup") / file for file in files)
+    for files in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
     )
 )
-SLOWER = 1.2  # times as long as in float32: more is no accident of the clock
+SLOWER = 1.2  # times as long as in float32: beyond this it is not timing noise
 
 
 def product_seconds(kind: torch.dtype) -> float:
@@ -43,18 +43,20 @@ def bfloat16_slowdown() -> float:
 
 
 def choose_bf16(asked: bool, device: torch.device) -> bool:
-    """Whether to run in bfloat16: as asked, but not on a CPU that it makes slower, which is said."""
-    if not asked or device.type != "cpu" or torch.cuda.is_available():  # ranks load on the CPU and compute on GPUs
+    """Whether to run in bfloat16: as asked, but not in one process on a CPU that it makes slower, which is said.
+
+    Several ranks must not decide differently, and load on the CPU what they compute on GPUs: they do as asked.
+    """
+    if not asked or device.type != "cpu" or ranks.world() > 1:
         return asked
     slowdown = bfloat16_slowdown()
     if slowdown <= SLOWER:
         return True
-    if ranks.is_primary():
-        print(
-            f"bf16: on this CPU ({cpu_name()}) a product takes {slowdown:.1f} times as long in bfloat16 as in float32, "
-            "so the model runs in float32",
-            file=sys.stderr,
-        )
+    print(
+        f"bf16: on this CPU ({cpu_name()}) a product takes {slowdown:.1f} times as long in bfloat16 as in float32, "
+        "so the model runs in float32",
+        file=sys.stderr,
+    )
     return False
 
 
@@ -66,10 +68,17 @@ def free_memory() -> int | None:
         lines = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
         if "MemAvailable" in lines:
             found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    for most, used in CGROUPS:
+    for most, used, parts in CGROUPS:
         if most.is_file() and used.is_file() and (limit := most.read_text().strip()).isdigit():
-            found.append(max(int(limit) - int(used.read_text()), 0))
+            taken = int(used.read_text()) - cached_files(parts)
+            found.append(max(int(limit) - taken, 0))
     return min(found, default=None)
+
+
+def cached_files(parts: Path) -> int:
+    """Bytes of files that the kernel keeps in a container's memory, and gives up when it is wanted."""
+    lines = [line.split() for line in parts.read_text().splitlines()] if parts.is_file() else []
+    return max((int(line[1]) for line in lines if line[0] in ("inactive_file", "total_inactive_file")), default=0)
 
 
 def cpu_name() -> str:

@@ -219,33 +219,43 @@ def activation_bytes(n: Network, piece: Piece) -> int:
 
 # ---- on this machine
 
-networks: WeakKeyDictionary[Any, Network] = WeakKeyDictionary()
+networks: WeakKeyDictionary[Any, Network | None] = WeakKeyDictionary()  # None: of another build than is counted
 
 
 def tokens_that_fit(
     policy: Any, rows: Sequence[Row], tokens: int, bins: Callable[[Sequence[Row], int], Sequence[Sequence[int]]]
 ) -> int:
-    """`tokens` of a micro-batch, or fewer where the CPU has not the memory: a process that takes it is killed unasked.
+    """`tokens` of a micro-batch, or fewer where the CPU lacks the memory: the kernel kills what takes too much.
 
-    Where memory is ample, and on GPUs, whose errors can be caught, nothing is worked out. One row may still not fit.
+    Nothing is worked out where memory is ample, on GPUs, whose errors can be caught, and for networks that are not
+    built as Llama's family is. A single row may still not fit.
 
     bins  rows and tokens to micro-batches, as indices of rows
     """
     if not isinstance(policy, TextPolicy) or policy.device.type != "cpu" or not rows:
         return tokens
-    free = free_memory()
-    if free is None:
+    free, network = free_memory(), cpu_network(policy)
+    if free is None or network is None:
         return tokens
-    if policy not in networks:
-        networks[policy] = network_of(policy, "cpu")
-    network = networks[policy]
     most = min(tokens, max(sum(map(length_of, rows)), 1))
     bound = Piece(most, most, (Group(0, (max(map(length_of, rows)),)),) * len(rows))
     if network.heap * activation_bytes(network, bound) < SHARE * free / 2:
         return tokens
     while True:
         parts = [[rows[i] for i in part] for part in bins(rows, tokens)]
-        need = max(activation_bytes(network, piece_of(policy, part)) for part in parts)
-        if network.heap * need <= SHARE * free or all(len(part) == 1 for part in parts):
+        large = [
+            part for part in parts if network.heap * activation_bytes(network, piece_of(policy, part)) > SHARE * free
+        ]
+        shared = [policy.size(part) for part in large if len(part) > 1]
+        if not shared:
             return tokens
-        tokens = max(policy.size(part) for part in parts) // 2
+        tokens = max(shared) // 2
+
+
+def cpu_network(policy: TextPolicy) -> Network | None:
+    if policy not in networks:
+        try:
+            networks[policy] = network_of(policy, "cpu")
+        except (AttributeError, TypeError, ValueError):  # GPT-2's layers and sizes have other names
+            networks[policy] = None
+    return networks[policy]

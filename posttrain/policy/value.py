@@ -118,7 +118,7 @@ class Gae:
     A rollout that was cut off is a finished episode here, as the reward has judged it as it stands.
 
     updates  optimizer steps of the critic after a step of the policy, each on its share of the rows
-    warmup   steps in which only the critic learns: whatever the loss, the policy takes none
+    warmup   steps in which only the critic learns: the policy takes no step, whatever the loss
     by_turn  every turn is an episode of its own, so that no turn is credited with what a later one earns
     """
 

@@ -22,7 +22,7 @@ from posttrain.core import Ask, Failure, Message, Reply
 from posttrain.episode import ordered_replies
 from posttrain.policy.pixels import data_url
 from posttrain.seeding import mix
-from posttrain.tools import calls_as_text
+from posttrain.tools import calls_as_text, message_with_calls
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses that may pass
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
@@ -164,7 +164,7 @@ class Player:
         temperature = self.temperature if ask.temperature is None else ask.temperature
         body = {
             "model": self.server.model,
-            "messages": json_messages(ask.messages),
+            "messages": json_messages(ask.messages, bool(tools_offered(ask.messages))),
             "temperature": temperature,
             "max_tokens": self.max_new if ask.max_new is None else ask.max_new,
             "seed": mix(ask.seed) % 2**31,
@@ -181,11 +181,15 @@ class Player:
         return Reply(text, torch.zeros(0), None, stop_of(choice), 0, temperature)
 
 
-def json_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as JSON, without what was sampled and the tools; pictures as data in addresses."""
+def json_messages(messages: Sequence[Message], tools: bool = False) -> list[dict[str, Any]]:
+    """Messages as JSON, without what was sampled and the tools; pictures as data in addresses.
+
+    tools  are offered: calls in the texts of earlier replies are sent apart
+    """
+    plain = [message_with_calls(message) if tools else message for message in messages]
     return [
         {key: as_json(value) if key == "content" else value for key, value in message.items() if key not in HIDDEN}
-        for message in messages
+        for message in plain
     ]
 
 

@@ -24,7 +24,7 @@ from posttrain.policy.text import TextPolicy
 from posttrain.sampler.weights import scores, tensor_sums
 from posttrain.serve.desk import Desk
 from posttrain.serve.record import Recorder
-from posttrain.tools import text_beside_calls, tool_calls
+from posttrain.tools import ToolCall, text_beside_calls, tool_calls
 
 FINISH = {"end": "stop", "string": "stop", "length": "length"}
 
@@ -85,7 +85,7 @@ class App:
         for i, (one, got) in enumerate(zip(wanted, await self.samples(wanted), strict=True)):
             ask = Ask(messages)
             reply = self.policy.reply(ask, before, one, got)
-            said = answer_message(without_stop(reply, one.stop), bool(tools))
+            said = answer_message(without_stop(reply, one.stop), tool_calls(reply) if tools else [])
             name = self.recorder.note(given, said, ask, reply, episode if i == 0 else "", task)
             logprobs = {"content": [self.token(*pair) for pair in zip(got.ids, got.logp.tolist(), strict=True)]}
             choice = {"index": i, "message": said, **self.finish_fields(reply, one)}
@@ -219,23 +219,30 @@ class App:
 
 
 def is_message(message: Any) -> bool:
-    return isinstance(message, dict) and "role" in message and ("content" in message or bool(message.get("tool_calls")))
+    if not isinstance(message, dict) or "role" not in message:
+        return False
+    calls = message.get("tool_calls") or []
+    named = isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(call.get("function"), dict) for call in calls
+    )
+    return named and ("content" in message or bool(calls))
 
 
 def tools_of(body: Mapping[str, Any]) -> list[Any]:
     """The tools that a request offers, as the chat template is given them."""
     tools, choice = body.get("tools") or [], body.get("tool_choice") or "auto"
     if choice not in ("auto", "none"):
-        raise InvalidRequest(f"tool_choice: {choice!r} cannot be forced on a model that is sampled from; auto or none")
-    names = [tool.get("function", {}).get("name") if isinstance(tool, dict) else None for tool in tools]
-    if not isinstance(tools, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidRequest(f"tool_choice: {choice!r} is not supported here; use auto or none")
+    functions = [tool.get("function") if isinstance(tool, dict) else None for tool in tools]
+    if not isinstance(tools, list) or not all(
+        isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions
+    ):
         raise InvalidRequest("tools: a list of objects with type and function, which has a name")
     return tools if choice == "auto" else []
 
 
-def answer_message(text: str, tools: bool) -> dict[str, Any]:
+def answer_message(text: str, calls: list[ToolCall]) -> dict[str, Any]:
     """A reply as OpenAI's interface has it: with its calls apart where tools were offered."""
-    calls = tool_calls(text) if tools else []
     if not calls:
         return {"role": "assistant", "content": text}
     named = [replace(call, id=f"call_{uuid.uuid4().hex}").openai() for call in calls]

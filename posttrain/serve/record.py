@@ -109,7 +109,7 @@ def key_of(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def called(message: Mapping[str, Any]) -> list[Any]:
-    """The calls of a message without what clients write in their own way: order of keys, `None`s, space in the JSON."""
+    """The calls of a message by their ids: clients change other details, such as the space in their JSON."""
     return [call.get("id") for call in message.get("tool_calls") or ()]
 
 

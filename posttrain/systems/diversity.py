@@ -45,7 +45,7 @@ def diversity(right_only: bool = True, part: str | None = None) -> pt.Loss:
 BETWEEN = re.compile(r"\\[\[\]()]|[$\n;]|,(?!\d)|[.:](?=\s|$)|<<|>>|\*\*")  # equations, which do not go across
 MACROS = re.compile(r"\\[,;:!]|\\q?quad\b|\\(?:text|textbf|mathrm|mbox)\{[^{}]*\}|&")  # space, and prose in mathematics
 PROSE = re.compile(
-    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|ln|exp|max|min|lim|gcd|lcm|mod|det)(?![A-Za-z]))[A-Za-z][A-Za-z'-]*[A-Za-z]"
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|ln|exp|max|min|lim|gcd|lcm|mod|det)(?![A-Za-z]))(?:[A-Za-z]{2,}(?:['-][A-Za-z]{2,})*|[A-Za-z]+'[A-Za-z]+)"
     r"|\b[aAI]\b(?=\s+[A-Za-z]{2})|^\s*[-*•]\s+"
 )
 COMPARED = re.compile(r"[<>!]=")  # no equation

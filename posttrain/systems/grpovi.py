@@ -181,7 +181,7 @@ def learn(
     held_out      data of tasks that are only evaluated: FILE, or NAME=FILE
     """
     if reward_model and (low is None or high is None):
-        raise ValueError("`reward_model`: the variance may fill the range of its scores: give `low` and `high`")
+        raise ValueError("`reward_model` needs `low` and `high`: its scores are spread within that range")
     low, high = 0.0 if low is None else low, 1.0 if high is None else high
     if not low < high:
         raise ValueError(f"`high={high}`: it must be above `low={low}`")

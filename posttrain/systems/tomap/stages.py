@@ -198,12 +198,13 @@ def propose(
     found, policy = topics(data, limit=limit), model.policy()
     path = Path(output.out) / "topics.jsonl"
     prepare_directory("propose", output)
-    lines = pt.Lines(path, output.resume)
+    lines = pt.ranks.run_on_primary(lambda: pt.Lines(path, output.resume), "for the topics that are there")
     with scale.playing(policy, output.out) as player, pt.progress_bar("topics", len(found), output.quiet) as done:
         done(len(lines.found))
         for start in range(len(lines.found), len(found), AT_ONCE):
             some = found[start : start + AT_ONCE]
-            lines.add(*map(record, propose_counterclaims(player, some, seed=output.seed)))
+            proposed = [*map(record, propose_counterclaims(player, some, seed=output.seed))]
+            pt.ranks.run_on_primary(lambda proposed=proposed: lines.add(*proposed), "for the topics to be written")
             done(len(some))
     counts = [len(one.counterclaims) for one in topics(path)]
     mean, none = statistics.fmean(counts), counts.count(0)
