@@ -117,8 +117,7 @@ def plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
 def message_with_calls(message: Mapping[str, Any]) -> dict[str, Any]:
     """An assistant's message whose text holds calls, with these apart, as a server wants its own replies back."""
     said = message.get("content")
-    calls = tool_calls(said) if message["role"] == "assistant" and isinstance(said, str) else []
-    if not calls:
+    if message["role"] != "assistant" or not isinstance(said, str) or not (calls := tool_calls(said)):
         return dict(message)
     apart = {"content": text_beside_calls(said) or None, "tool_calls": [call.openai() for call in calls]}
     return {**message, **apart}

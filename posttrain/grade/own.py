@@ -122,8 +122,9 @@ async def gathered(calls: Sequence[Any], limit: CallLimit) -> list[Any]:
     """Side by side, each with its own deadline."""
 
     async def in_time(call: Any) -> Any:
+        clock = asyncio.timeout(limit.seconds)
         try:
-            async with asyncio.timeout(limit.seconds) as clock:
+            async with clock:
                 return await call
         except TimeoutError:
             if clock.expired():
