@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
-from posttrain.systems.grpovi import PARTS, spread_out, varied
+from posttrain.systems.grpovi import PARTS, clipped_score, learn, spread_out, varied
 
 EXAMPLES = [  # uniform weights on [0, 1]; by hand from the theorem
     ([0.9, 0.55, 0.5, 0.45, 0.1], [1, 1, 0.5, 0, 0]),
@@ -131,3 +131,11 @@ def test_as_a_part_of_another_method_held_out_tasks_keep_the_raw_reward():
     made = PARTS["varied"](pt.grpo(raw), False)
     assert values(made.reward([said("0.75"), said("0.25")])) == [1.0, 0.0]
     assert made.evaluation is raw
+
+
+def test_scores_that_are_clipped_are_counted_and_their_range_is_asked_for():
+    judge = pt.each(lambda rollout: float(rollout.text))
+    found = [clipped_score(judge, said(text), 0.0, 1.0) for text in ("0.5", "7", "-1")]
+    assert [(one.value, one.parts["clipped"]) for one in found] == [(0.5, 0.0), (1.0, 1.0), (0.0, 1.0)]
+    with pytest.raises(ValueError, match="`reward_model` needs `low` and `high`"):
+        learn(pt.TaskOptions("no.jsonl"), pt.ModelOptions(), pt.ScaleOptions(), reward_model="rm")

@@ -20,6 +20,7 @@ from posttrain.systems.noisy_rewards import (
     flipped,
     pattern,
     patterned,
+    ppo_recipe,
     repeated_share,
 )
 
@@ -150,3 +151,16 @@ def test_a_warm_up_of_patterns_is_remembered_by_a_run():
     again = Switched(reward.early, reward.late, 2)
     again.load_state_dict(reward.state_dict())
     assert values(again([said("x")])) == [0.0]
+
+
+def test_ppo_is_the_published_one(make):
+    """Whitened, four steps of the critic for one of the policy, and a warm-up in which only the critic learns."""
+    made = ppo_recipe(patterned(), make(), patterned())
+    assert made.across is pt.whitened
+    assert (made.updates, made.advantage.updates, made.advantage.warmup) == (1, 4, 20)
+    assert (made.advantage.gamma, made.advantage.lam, made.advantage.critic.clip) == (1.0, 1.0, 0.5)
+    assert made.samples == 4
+
+
+def test_the_phrases_are_as_many_as_released():
+    assert (len(PHRASES), len(OPEN_PHRASES), len(set(OPEN_PHRASES))) == (40, 53, 53)

@@ -131,6 +131,24 @@ def recipe(reward: pt.Reward, raw: pt.Reward, samples: int = 4) -> pt.Recipe:
     )
 
 
+CRITIC_UPDATES = 4  # minibatches of 128 rollouts in a step of 128 prompts x 4, which the actor takes whole
+
+
+def ppo_recipe(
+    reward: pt.Reward, policy: pt.TextPolicy, raw: pt.Reward, *, samples: int = 4, critic_warmup: int = 20
+) -> pt.Recipe:
+    """PPO as published: gamma 1, lambda 1, whitened advantages, entropy 0.001, four steps of the critic for one."""
+    critic = pt.Critic(policy, lr=5e-6, clip=0.5)
+    return pt.Recipe(
+        reward,
+        advantage=pt.Gae(critic, lam=1.0, warmup=critic_warmup, updates=CRITIC_UPDATES),
+        across=pt.whitened,
+        loss=pt.total((1.0, pt.clipped()), (0.001, pt.entropy_bonus)),
+        samples=samples,
+        evaluation=raw,
+    )
+
+
 PARTS: Mapping[str, pt.Part] = {
     "flipped_20": lambda plain, tiny: replace(
         plain, reward=flipped(plain.reward, 0.2), evaluation=plain.evaluation or plain.reward
@@ -146,7 +164,6 @@ PARTS: Mapping[str, pt.Part] = {
 
 # ---- at two scales
 
-CRITIC_UPDATES = 4  # minibatches of 128 rollouts in a step of 128 prompts x 4, which the actor takes whole
 Kind = Literal["flips", "patterns", "judge", "calibrated"]
 WORKING = patterned(("w ",), 1.0)  # in the tiny world, reasoning is one word
 
@@ -221,14 +238,7 @@ def learn(
     if judge:
         loaded = pt.reward_of(judge, device=model.device)
         reward = calibrated(loaded, patterned(OPEN_PHRASES)) if kind == "calibrated" else loaded
-    made = pt.Recipe(
-        reward,
-        advantage=pt.Gae(pt.Critic(policy, lr=5e-6, clip=0.5), lam=1.0, warmup=critic_warmup, updates=CRITIC_UPDATES),
-        across=pt.whitened,
-        loss=pt.total((1.0, pt.clipped()), (0.001, pt.entropy_bonus)),
-        samples=samples,
-        evaluation=raw,
-    )
+    made = ppo_recipe(reward, policy, raw, samples=samples, critic_warmup=critic_warmup)
     return scale.train(policy, task.tasks(), made, run, held_out=task.tests(held_out))
 
 
