@@ -35,8 +35,9 @@ PLAIN = (
 )
 UNSEEN = ("image", "image_url", "video", "video_url")  # types of parts that templates of text drop without a word
 TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
-OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")  # a prompt whose reply begins inside of the thinking
-THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>(.*?)</\1>\s*(.*)", re.DOTALL)
+THINKING = r"think|thinking|thought|reasoning"  # names of the tags
+OPENED = re.compile(rf"<({THINKING})>\s*$")  # a prompt whose reply begins inside of the thinking
+THOUGHT = re.compile(rf"\s*<({THINKING})>(.*?)</\1>\s*(.*)", re.DOTALL)
 MARK = "SENTINEL"
 SAMPLE: tuple[Message, ...] = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": MARK})
 STANDING_IN = 0x10F000  # private characters from here on stand for control tokens that a user has written
@@ -331,6 +332,12 @@ def opened_thinking(reply: Reply) -> str:
     """The tag that the prompt of a reply has left open, as DeepSeek-R1's does: the reply begins inside its thinking."""
     found = OPENED.search(reply.trace.before) if isinstance(reply.trace, Tokens) else None
     return found[0] if found else ""
+
+
+def without_thinking(text: str) -> str:
+    """What follows the last `</think>`; nothing of a reply whose thinking is still open."""
+    after = re.split(rf"</(?:{THINKING})>", text, flags=re.IGNORECASE)[-1]
+    return re.split(rf"<(?:{THINKING})>", after, flags=re.IGNORECASE)[0]
 
 
 def continues(last: Turn, turn: Turn) -> bool:

@@ -20,9 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.chat import opened_thinking
+from posttrain.chat import opened_thinking, without_thinking
 from posttrain.core import Reply
-from posttrain.grade.stated import without_thinking
 
 BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 FUNCTION = re.compile(r"<function=([\w.-]+)>(.*?)</function>", re.DOTALL)

@@ -95,20 +95,8 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(questions, mode
     monkeypatch.setattr("posttrain.evaluation.GROUPS_AT_ONCE", 2)
     monkeypatch.setattr("posttrain.cli.replies.GROUPS_AT_ONCE", 2)
     out = tmp_path / "evaluation"
-    words = [
-        "eval",
-        "--model",
-        model,
-        "--data",
-        questions,
-        "--prompt",
-        "question",
-        "--grade",
-        "exact",
-        "--max-new",
-        "8",
-    ]
-    words += ["--samples", "2", "--greedy", "--out", str(out)]
+    words = ["eval", "--model", model, "--data", questions, "--prompt", "question", "--grade", "exact"]
+    words += ["--max-new", "8", "--samples", "2", "--greedy", "--out", str(out)]
     main(words)
     replies, measures = (out / "replies.jsonl").read_text(), (out / "measures.json").read_text()
     assert len(replies.splitlines()) == 6 * 2 + 6

@@ -53,6 +53,8 @@ def grade(
     """
     from posttrain.cli.options import TaskOptions
 
+    if write:
+        around_table(Path(write))
     reward = TaskOptions(data, grade=grade).reward()
     other = TaskOptions(data, grade=against).reward() if against else None
     rows: list[dict[str, Any]] = []
@@ -78,16 +80,22 @@ def differ(row: dict[str, Any], ours: str, theirs: str) -> bool:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], ours: str, against: str | None) -> None:
-    """Raises ValueError for a file without the marks between which the table stands."""
+    """In the place of the table between the marks."""
     theirs = against or "recorded"
     head = [f"| answer | reply | {ours} | {theirs.rpartition(':')[2]} |", "|---|---|---|---|"]
     lines = [f"| {cell(row['answer'])} | {cell(row['reply'])} | {row[ours]:g} | {row[theirs]:g} |" for row in rows]
+    before, after = around_table(path)
+    path.write_text("\n".join([before + START, *head, *lines, END + after]))
+
+
+def around_table(path: Path) -> tuple[str, str]:
+    """What stands before and after the marks. Raises ValueError for a file without them."""
     text = path.read_text() if path.is_file() else ""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"`write={path}`: it has no lines {START!r} and {END!r}, between which the table goes")
-    path.write_text("\n".join([before + start, *head, *lines, end + after]))
+    return before, after
 
 
 def cell(value: Any) -> str:

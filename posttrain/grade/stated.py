@@ -12,10 +12,9 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from posttrain.chat import opened_thinking
+from posttrain.chat import opened_thinking, without_thinking
 from posttrain.core import Rollout
 
-THINKING = r"think|thinking|thought|reasoning"
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 LOOSE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
 MARK = re.compile(r"####[ \t]*([^\n#]*?)[ \t]*#*[ \t]*$", re.MULTILINE)
@@ -56,12 +55,6 @@ class Stated:
 def whole_reply(rollout: Rollout) -> str:
     """The last reply, behind the tag of thinking that its prompt has opened: a reply may begin inside of it."""
     return opened_thinking(rollout.turns[-1].reply) + rollout.text if rollout.turns else ""
-
-
-def without_thinking(text: str) -> str:
-    """What follows the last `</think>`; nothing of a reply whose thinking is still open."""
-    after = re.split(rf"</(?:{THINKING})>", text, flags=re.IGNORECASE)[-1]
-    return re.split(rf"<(?:{THINKING})>", after, flags=re.IGNORECASE)[0]
 
 
 def tidied(text: str) -> str:

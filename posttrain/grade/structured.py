@@ -6,8 +6,9 @@ import json as standard_json
 import re
 from typing import Any
 
+from posttrain.chat import without_thinking
 from posttrain.core import Rollout
-from posttrain.grade.stated import whole_reply, without_thinking
+from posttrain.grade.stated import whole_reply
 from posttrain.reward import each
 
 FENCE = re.compile(

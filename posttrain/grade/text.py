@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from posttrain.chat import without_thinking
 from posttrain.core import Rollout, Task
 from posttrain.grade.stated import (
     announced,
@@ -14,7 +15,6 @@ from posttrain.grade.stated import (
     stated_marks,
     tidied,
     whole_reply,
-    without_thinking,
 )
 from posttrain.reward import each
 

@@ -1,4 +1,4 @@
-"""What this machine's processor is good at, by measuring one small product."""
+"""What this machine can do: how fast its processor is in each precision, and how much memory is free."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import posttrain as pt
-from posttrain.grade.stated import whole_reply, without_thinking
+from posttrain.chat import without_thinking
+from posttrain.grade.stated import whole_reply
 
 Scaling = Literal["zscore", "sigmoid", "none"]
 
