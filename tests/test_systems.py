@@ -179,6 +179,20 @@ def questions(tmp_path) -> str:
 
 
 @pytest.fixture
+def table_questions(tmp_path) -> str:
+    """A question of each kind about a small table."""
+    path = tmp_path / "tables.jsonl"
+    table = [["a", "b"], ["x", "1"], ["y", "2"]]
+    lines = [
+        {"question": "b of x?", "answers": ["1"], "table": table},
+        {"statement": "b of y is 2", "label": 1, "header": table[0], "rows": table[1:]},
+        {"question": "b of x?", "answer": "It is 1.", "table_array": table},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
 def theorems(tmp_path) -> str:
     """Rows in the columns of DeepTheorem's data."""
     path = tmp_path / "theorems.jsonl"

@@ -1,0 +1,204 @@
+"""Reinforce, distil, learn from traces, evaluate: on a checkpoint, and tables of the user's own or as published."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import posttrain as pt
+from posttrain.systems.table_r1 import recipe
+from posttrain.systems.table_r1.answers import KINDS, strict_format
+from posttrain.systems.table_r1.questions import Fitted, Long, fitted, questions
+from posttrain.systems.table_r1.reward import Form, Truth, accuracy, evaluation, reward
+
+REPLIES, TRACES, MEASURES = "replies.jsonl", "traces.jsonl", "measures.json"
+AT_ONCE = 64  # questions that are asked together
+LEAST = 0.5  # of a sentence's accuracy, to be a trace: our choice
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Which questions, and which of their prompts fit."""
+
+    data: str
+    """Questions about tables: WikiTableQuestions, TabFact, FeTaQA, HiTab, Table-R1's own rows, or JSONL with
+    `question`, `answer` and a `table` of your own, a CSV file or rows (docs/systems/table-r1.md)."""
+    limit: int | None = None
+    """Use only the first so many lines."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    most_prompt: int = 4096
+    """Most tokens of a prompt."""
+    long: Long = "drop"
+    """Of a prompt that is longer: drop the question, as published, or cut rows from the end of its table."""
+
+    def tasks(self, policy: pt.TextPolicy, name: str | None = None, split: str | None = None) -> list[pt.Task]:
+        """The tasks of `data`, or of another file; what became of prompts that do not fit is printed."""
+        pt.at_least(1, most_prompt=self.most_prompt)
+        file = name or self.data
+        found = questions(file, None if name else self.limit, split or self.split)
+        most = min(self.most_prompt, policy.context - policy.sampling.max_new)
+        fit: Fitted = fitted(found, lambda task: len(policy.chat.prompt(task.prompt)[0]), most, self.long)
+        if (fit.dropped or fit.cut) and pt.ranks.is_primary():
+            print(f"{file}: {fit}")
+        return fit.tasks
+
+    def tests(self, policy: pt.TextPolicy, held_out: Iterable[str]) -> dict[str, list[pt.Task]]:
+        return {name: self.tasks(policy, file, "test") for name, file in pt.named_files(held_out).items()}
+
+
+def train(
+    tables: TableOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/table-r1", steps=379, tasks=256, lr=1e-6),
+    form: Form = "strict",
+    samples: int = 16,
+    held_out: tuple[str, ...] = (),
+) -> pt.Session:
+    """Table-R1-Zero: rewards of form and accuracy by kind of task, on your checkpoint. Give `max_new=1024`.
+
+    form      reward of form: strict for instruct models, cumulative for base models
+    samples   samples of a question
+    held_out  questions that are only evaluated, by the looser scorer: FILE, or NAME=FILE
+    """
+    policy = model.policy()
+    made = recipe(reward(form), samples=samples, evaluation=evaluation())
+    return scale.train(policy, tables.tasks(policy), made, run, held_out=tables.tests(policy, held_out))
+
+
+def distil(
+    tables: TableOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/table-r1-traces"),
+    teacher: str | None = None,
+    teacher_samples: int = 4,
+) -> Path:
+    """Write OUT/traces.jsonl: a teacher's replies that are right and in form, for stage `sft`.
+
+    Of a sentence right means an accuracy of at least 0.5.
+
+    teacher          a chat server (http://...), Hub id or folder; the model itself if not given
+    teacher_samples  its replies to a question, of which the first right one is kept
+    """
+    pt.at_least(1, teacher_samples=teacher_samples)
+    policy = model.policy()
+    tasks, out = tables.tasks(policy), Path(output.out)
+    settings = {"seed": output.seed, **output.settings}
+    pt.prepare_folder(
+        out, "distillation", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite
+    )
+    lines = pt.Lines(out / REPLIES, output.resume)
+    known = {str(line["id"]) for line in lines.found}
+    left = [task for task in tasks if task.key not in known]
+    with scale.playing(policy, out, tasks) as player, pt.progress_bar("questions", len(tasks), output.quiet) as done:
+        speaker = model.player(teacher) if teacher else player
+        done(len(tasks) - len(left))
+        for start in range(0, len(left), AT_ONCE):
+            some = left[start : start + AT_ONCE]
+            seed = pt.mix(output.seed, some[0].key)
+            groups = pt.rollout(pt.single_turn, some, {"policy": speaker}, teacher_samples, seed)
+            lines.add(*(trace(task, [one.text for one in group]) for task, group in zip(some, groups, strict=True)))
+            done(len(some))
+    kept = [line for line in lines.found if line["response"] is not None]
+    pt.Lines(out / TRACES, resume=False).replace(kept)
+    print(f"{out / TRACES}: {len(kept)} traces of {len(tasks)} questions")
+    if not kept:
+        raise ValueError(f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`")
+    return out
+
+
+def trace(task: pt.Task[Truth], texts: list[str]) -> dict[str, object]:
+    """The first reply that is right and in form; None where there is none."""
+
+    def is_trace(text: str) -> bool:
+        parts = accuracy(text, task.truth)
+        return parts is not None and parts["accuracy"] >= LEAST and strict_format(text, task.truth.kind) == 1
+
+    return {"id": task.key, "prompt": list(task.prompt), "response": next(filter(is_trace, texts), None)}
+
+
+def sft(
+    shown: pt.DemonstrationOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run(
+        "runs/table-r1-sft", steps=394, tasks=256, lr=1e-5, schedule="cosine", warmup=39, weight_decay=0.01
+    ),
+    held_out: tuple[str, ...] = (),
+) -> pt.Session:
+    """Table-R1-SFT: learn verified traces, of stage distil or as released (`prompt=question`, `response=answer`).
+
+    held_out  traces whose loss is only measured: FILE, or NAME=FILE
+    """
+    scale.refuse_sampler()
+    return pt.sft(model.policy(), shown.demonstrations(), run, held_out=shown.tests(held_out))
+
+
+def evaluate(
+    tables: TableOptions,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/table-r1-evaluation"),
+    samples: int = 5,
+) -> Path:
+    """The looser scorer, by kind of task: mean of the samples (pass@1) and best of them (pass@5), as published.
+
+    The published temperature is 0.6: give `temperature=0.6`, and `most_prompt=14000`.
+
+    samples  replies to a question
+    """
+    policy = model.policy()
+    tasks = tables.tasks(policy)
+    out, settings = Path(output.out), {"seed": output.seed, **output.settings}
+    options = {"resume": output.resume, "overwrite": output.overwrite}
+    pt.prepare_folder(out, "evaluation", [MEASURES], settings, **options)
+    with (
+        scale.playing(policy, out, tasks) as player,
+        pt.progress_bar("questions", len(tasks), output.quiet) as done,
+    ):
+        found = pt.evaluate({"policy": player}, tasks, evaluation(), samples=samples, seed=output.seed, watch=done)
+    table = by_kind(found)
+    pt.write_json(out / MEASURES, table)
+    for kind, row in table.items():
+        print(
+            f"{kind:7} {row['questions']:5.0f} questions, mean {row['mean']:.3f}, best of {samples} {row['best']:.3f}"
+        )
+    return out
+
+
+def by_kind(found: pt.Evaluation) -> dict[str, Mapping[str, float]]:
+    out: dict[str, Mapping[str, float]] = {}
+    for kind in KINDS:
+        values = [v for g, v in zip(found.groups, found.values, strict=True) if g[0].task.truth.kind == kind and v]
+        if values:
+            mean, best = statistics.fmean(map(statistics.fmean, values)), statistics.fmean(map(max, values))
+            out[kind] = {"questions": float(len(values)), "mean": mean, "best": best}
+    return out
+
+
+def laptop(
+    start: Literal["instruct", "base"] = "instruct",
+    form: Form = "strict",
+    run: pt.Run = pt.Run("runs/table-r1", steps=100, tasks=32, lr=1e-3),
+) -> pt.Session:
+    """Four kinds of questions about tiny tables, after a teacher who is wrong on a third of them.
+
+    start  instruct: a model that answers in form; base: one that seldom does
+    form   reward of form: strict, or cumulative
+    """
+    from posttrain.lab.world.tables import OPERATIONS, Tables
+    from posttrain.lab.world.words import base
+    from posttrain.systems.table_r1 import lab
+
+    world = Tables(run.seed, formed=1.0 if start == "instruct" else lab.UNFORMED)
+    made = recipe(reward(form), samples=lab.SAMPLES, evaluation=evaluation())
+    tests = {name: lab.tasks(world, 48, f"test {name}", [name]) for name in OPERATIONS}
+    return pt.train(base(world, run.seed, lab.TINY), lab.tasks(world, 2000, "training"), made, run, held_out=tests)
+
+
+STAGES = {"laptop": laptop, "train": train, "sft": sft, "distil": distil, "evaluate": evaluate}
