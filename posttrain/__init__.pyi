@@ -30,6 +30,7 @@ from .cli.options import at_least as at_least
 from .cli.options import check_choice as check_choice
 from .cli.options import named_files as named_files
 from .cli.scale import ScaleOptions as ScaleOptions
+from .collection import collect as collect
 from .core import Advantage as Advantage
 from .core import Ask as Ask
 from .core import Batch as Batch

@@ -38,7 +38,7 @@ from posttrain.reward import group_scores
 from posttrain.run.lines import Lines
 from posttrain.systems import rl_with_cold_start as system
 from posttrain.systems.rl_with_cold_start import lab
-from posttrain.systems.rl_with_cold_start.chains import collect, record
+from posttrain.systems.rl_with_cold_start.chains import collect_chains, record
 from posttrain.systems.rl_with_cold_start.reflection import gap, patterns, reflects
 from posttrain.systems.rl_with_cold_start.stages import check_cold_start, freeze_tower
 from posttrain.systems.rl_with_cold_start.styles import AGAIN, CRITICISE, DESCRIBE, REVISE, STYLES, right_chains
@@ -261,9 +261,9 @@ def test_every_answer_is_written_when_it_comes(tmp_path):
             raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):
-        collect(Dies(), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True)
+        collect_chains(Dies(), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True)
     assert [json.loads(line)["id"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == ["a"]
-    count = collect(
+    count = collect_chains(
         Canned("\\boxed{4}"), [seen("a"), seen("b")], grade.GRADES["math"], "distilled", 4, 0, tmp_path, quiet=True
     )
     assert count == 2
@@ -274,17 +274,17 @@ def test_every_answer_is_written_when_it_comes(tmp_path):
 def test_a_teacher_that_refuses_is_not_one_that_is_wrong(tmp_path, capsys):
     refusal = Failure("http://teacher refused (status 400): no pictures here")
     tasks = [seen(str(i)) for i in range(20)]
-    with pytest.raises(ValueError, match=r"could not answer 20 of 20 problems; the first because: .*no pictures here"):
-        collect(Canned(refusal), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
+    with pytest.raises(ValueError, match=r"20 of 20 problems could not be answered; the first because: .*no pictures here"):
+        collect_chains(Canned(refusal), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
     assert not (tmp_path / "chains.jsonl").exists()
 
     def moody(ask):
         return refusal if ask.messages == tasks[3].prompt else "\\boxed{4}"
 
     tasks[3] = pt.Task("3", (pt.user("other"),), "4")
-    count = collect(Canned(moody), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
+    count = collect_chains(Canned(moody), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
     assert count == 19
-    assert "warning: the teacher could not answer 1 of 20 problems" in capsys.readouterr().err
+    assert "warning: 1 of 20 problems could not be answered" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

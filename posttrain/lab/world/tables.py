@@ -1,16 +1,19 @@
 """Questions about small tables, answered in the form that Table-R1 asks for, by a teacher who is often wrong.
 
-    lookup c1 e3 | e0 c0 4 c1 7 c2 1 ; e3 c0 2 c1 9 c2 0 ; ... =     "9"
-    most c1      | ...                                          =     "e3", the row with the largest value
-    verify c1 e3 9 | ...                                        =     "entailed", or "refuted"
-    tell c1 e3   | ...                                          =     "the c1 of e3 is 9"
+    lookup b e3 | e0 a4 b7 ; e3 a2 b9 ; ... =     ["9"]: column b of row e3
+    row e3 | ...                            =     ["2", "9"]: all of the row
+    verify e3 b4 | ...                      =     "entailed", or "refuted": b of row e3 is not 4
+    tell b e3 | ...                         =     "the b of e3 is 9"
 
-Words are joined by blanks, so that a reply is JSON in a fence between tags, as a language model writes it.
+A cell is one word, its column and its value, and a reply's thought repeats the row that is asked for, and
+what is claimed of it. Words are joined by blanks, so that a
+reply is JSON in a fence between tags, as a language model writes it.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,56 +21,62 @@ from posttrain.data import Demonstration
 from posttrain.lab.world.words import demonstration_of
 from posttrain.seeding import mix
 
-Operation = Literal["lookup", "most", "verify", "tell"]
-OPERATIONS: tuple[Operation, ...] = ("lookup", "most", "verify", "tell")
-ENTITIES, COLUMNS, VALUES = 8, 3, 10
+Operation = Literal["lookup", "row", "verify", "tell"]
+OPERATIONS: tuple[Operation, ...] = ("lookup", "row", "verify", "tell")
+ENTITIES, COLUMNS, VALUES = 8, "ab", 6
 FENCE = "```json"
 
 
 @dataclass(frozen=True)
 class TableQuestion:
+    """`claimed` is the value that `verify` asks about."""
+
     operation: Operation
-    column: int
+    column: str
     entity: int
     claimed: int
-    rows: tuple[tuple[int, tuple[int, ...]], ...]  # entity and its values
+    rows: Mapping[int, tuple[int, ...]]  # values by entity
 
     @property
     def prompt(self) -> str:
         asked = {
-            "lookup": f"lookup c{self.column} e{self.entity}",
-            "most": f"most c{self.column}",
-            "verify": f"verify c{self.column} e{self.entity} {self.claimed}",
-            "tell": f"tell c{self.column} e{self.entity}",
+            "lookup": f"{self.column} e{self.entity}",
+            "row": f"e{self.entity}",
+            "verify": f"e{self.entity} {self.column}{self.claimed}",
+            "tell": f"{self.column} e{self.entity}",
         }[self.operation]
-        rows = " ; ".join(
-            f"e{entity} " + " ".join(f"c{i} {value}" for i, value in enumerate(values)) for entity, values in self.rows
-        )
-        return f"{asked} | {rows} ="
+        return f"{self.operation} {asked} | {' ; '.join(map(self.row, self.rows))} ="
+
+    def row(self, entity: int) -> str:
+        """As it stands in the prompt: `e3 a2 b9`."""
+        cells = zip(COLUMNS, self.rows[entity], strict=True)
+        return f"e{entity} {' '.join(f'{column}{value}' for column, value in cells)}"
 
     @property
     def value(self) -> int:
-        return dict(self.rows)[self.entity][self.column]
+        return self.rows[self.entity][COLUMNS.index(self.column)]
 
     @property
-    def answer(self) -> str:
-        """As a grader is told it."""
+    def thought(self) -> str:
+        claim = f" , {self.column}{self.claimed}" if self.operation == "verify" else ""
+        return self.row(self.entity) + claim
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """As a grader is told them."""
         if self.operation == "verify":
-            return "entailed" if self.value == self.claimed else "refuted"
+            return ("entailed" if self.claimed == self.value else "refuted",)
         if self.operation == "tell":
-            return f"the c{self.column} of e{self.entity} is {self.value}"
-        return f"e{self.entity}" if self.operation == "most" else str(self.value)
+            return (f"the {self.column} of e{self.entity} is {self.value}",)
+        return tuple(map(str, self.rows[self.entity])) if self.operation == "row" else (str(self.value),)
 
     def with_mistake(self, draw: random.Random) -> TableQuestion:
-        """The question whose answer a mistaken teacher gives: about another row, or another value of it."""
-        entity, values = draw.choice(self.rows)
-        if self.operation == "verify":
-            return replace(self, claimed=(self.value + (self.claimed == self.value)) % VALUES)
-        if self.operation == "most":
-            return replace(self, entity=entity)
-        wrong = draw.choice(values)
-        changed = tuple(v if i != self.column else wrong for i, v in enumerate(dict(self.rows)[self.entity]))
-        return replace(self, rows=tuple((e, changed if e == self.entity else v) for e, v in self.rows))
+        """The question that a mistaken teacher answers: the row has other values, and a claim turns out otherwise."""
+        wrong = tuple((value + draw.randrange(1, VALUES)) % VALUES for value in self.rows[self.entity])
+        found = replace(self, rows={**self.rows, self.entity: wrong})
+        if self.operation == "verify" and found.answers == self.answers:
+            return replace(found, claimed=found.value)  # it was refuted
+        return found
 
 
 @dataclass(frozen=True)
@@ -77,33 +86,27 @@ class Tables:
     seed: int = 0
     wrong: float = 0.35
     formed: float = 1.0
-    rows: int = 4
+    rows: tuple[int, ...] = (3, 4)  # that a table may have
     longest: int = 20
 
     @property
     def vocabulary(self) -> list[str]:
-        entities, columns = [f"e{i}" for i in range(ENTITIES)], [f"c{i}" for i in range(COLUMNS)]
-        values = [str(i) for i in range(VALUES)]
-        quoted = [f'"{word}"' for word in (*values, *entities, "entailed", "refuted")]
+        entities, values = [f"e{i}" for i in range(ENTITIES)], [str(i) for i in range(VALUES)]
+        cells = [f"{column}{value}" for column in COLUMNS for value in values]
+        quoted = [f'"{word}"' for word in (*values, "entailed", "refuted")]
         written = ["<think>", "</think>", "<answer>", "</answer>", FENCE, "```", '{"answer":', "[", "]", "}", '"the']
         return [
-            *(*OPERATIONS, "|", ";", "=", "of", "is", *entities, *columns, *values),
+            *(*OPERATIONS, "|", ";", "=", ",", "of", "is", *entities, *COLUMNS, *cells, *values),
             *(*quoted, *(f'{value}"' for value in values), *written),
         ]
 
     def question(
         self, draw: random.Random, operation: Operation | None = None, rows: int | None = None
     ) -> TableQuestion:
-        chosen = operation or draw.choice(OPERATIONS)
-        entities = draw.sample(range(ENTITIES), rows or self.rows)
-        column = draw.randrange(COLUMNS)
-        while True:
-            table = tuple((e, tuple(draw.randrange(VALUES) for _ in range(COLUMNS))) for e in entities)
-            values = [row[column] for _, row in table]
-            if chosen != "most" or values.count(max(values)) == 1:
-                break
-        entity = entities[values.index(max(values))] if chosen == "most" else draw.choice(entities)
-        true = dict(table)[entity][column]
+        entities = draw.sample(range(ENTITIES), rows or draw.choice(self.rows))
+        table = {entity: tuple(draw.randrange(VALUES) for _ in COLUMNS) for entity in entities}
+        chosen, column, entity = operation or draw.choice(OPERATIONS), draw.choice(COLUMNS), draw.choice(list(table))
+        true = table[entity][COLUMNS.index(column)]
         claimed = true if draw.random() < 0.5 else (true + draw.randrange(1, VALUES)) % VALUES
         return TableQuestion(chosen, column, entity, claimed, table)
 
@@ -125,14 +128,15 @@ def reply(said: TableQuestion, form: int = 3) -> str:
 
     form  3 whole; 2 with a number or a bare list in the place of strings; 1 without the fence; 0 without the blocks
     """
-    thought = f"e{said.entity} c{said.column} {said.value}"
-    words = said.answer.split()
-    quoted = f'"{said.answer}"' if len(words) == 1 else " ".join(['"the', *words[1:-1], f'{words[-1]}"'])
-    answer = quoted if said.operation in ("verify", "tell") else f"[ {quoted} ]"
+    quoted = [f'"{one}"' for one in said.answers]
+    if said.operation == "tell":  # whose words are words of the vocabulary
+        first, *between, last = said.answers[0].split()
+        quoted = [" ".join([f'"{first}', *between, f'{last}"'])]
+    answer = quoted[0] if said.operation in ("verify", "tell") else f"[ {' , '.join(quoted)} ]"
     if form == 2:
         answer = f"[ {said.value} ]"
     inner = f'{{"answer": {answer} }}'
     if form == 0:
         return inner
     block = inner if form == 1 else f"{FENCE} {inner} ```"
-    return f"<think> {thought} </think> <answer> {block} </answer>"
+    return f"<think> {said.thought} </think> <answer> {block} </answer>"

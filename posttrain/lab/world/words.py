@@ -120,16 +120,16 @@ def folder(world: World, seed: int, size: Size, *later: tuple[World, Size], buil
 
 
 def train_base(world: World, seed: int, size: Size, *later: tuple[World, Size]) -> TextPolicy:
-    """The base model, trained here and now."""
+    """The base model, trained here and now, from the one before the last of `later`."""
     import torch
 
     from posttrain import tiny
 
-    policy = untrained_policy(world, seed, size)
+    policy = base(world, seed, size, *later[:-1]) if later else untrained_policy(world, seed, size)
+    taught, length = later[-1] if later else (world, size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for one, length in ((world, size), *later):
-        tiny.warm_start(policy, demonstrations(one, seed), length.steps, length.rows, length.rate)
+    tiny.warm_start(policy, demonstrations(taught, seed), length.steps, length.rows, length.rate)
     torch.set_num_threads(threads)
     return policy
 

@@ -7,69 +7,19 @@ chains.json     the settings they were made with, which a resume must share
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import posttrain as pt
 from posttrain.chat import readable_content
-from posttrain.core import ShardedSampler
-from posttrain.evaluation import GROUPS_AT_ONCE
 from posttrain.policy.pixels import open_picture
-from posttrain.run.lines import whole_lines
-from posttrain.systems.rl_with_cold_start.styles import STYLES, Choice, choose
+from posttrain.systems.rl_with_cold_start.styles import STYLES, choose
 
 CHAINS, ANSWERS = "chains.jsonl", "answers.jsonl"
-MOST_FAILED = 0.1  # share of problems that the teacher may fail on
 
 
-class Answers:
-    """What came of every problem, and which the teacher could not answer. The first of several ranks writes."""
-
-    def __init__(self, folder: Path, system: str | None):
-        self.folder, self.system = folder, system
-        self.known = {
-            line["id"] for line in pt.ranks.run_on_primary(lambda: list(whole_lines(folder / ANSWERS)), "for answers")
-        }
-        self.lines = pt.Lines(folder / ANSWERS) if pt.ranks.is_primary() else None
-        self.failures: list[str] = []
-
-    def add(self, number: int, key: str, found: Choice, candidates: int) -> None:
-        """Keep what came of the problem of this number; one whose candidates all failed is asked again on a resume."""
-        if len(found.ungraded) == candidates:
-            self.failures.append(found.ungraded[0])
-            return
-        self.known.add(key)
-        if self.lines:
-            picture = self.folder / f"picture-{number}"
-            chain = None if found.chain is None else record(key, found.chain, picture, self.system)
-            self.lines.add({"id": key, "chain": chain})
-
-    def check(self, problems: int) -> None:
-        """Raises ValueError, with the first reason, when the teacher could not answer more than a tenth of them."""
-        if not self.failures:
-            return
-        counted = (
-            f"the teacher could not answer {len(self.failures)} of {problems} problems; the first because: "
-            f"{self.failures[0]}"
-        )
-        if len(self.failures) > MOST_FAILED * problems:
-            raise ValueError(f"{counted}\nwhat it did answer is kept: `resume=True` asks for the rest")
-        if pt.ranks.is_primary():
-            print(f"warning: {counted}", file=sys.stderr)
-
-    def write_chains(self, tasks: Sequence[pt.Task]) -> int:
-        """Write the chains in the order of their tasks; returns how many there are."""
-        assert self.lines is not None
-        chains = {line["id"]: line["chain"] for line in self.lines.found}
-        kept = [chains[task.key] for task in tasks if chains.get(task.key)]
-        pt.Lines(self.folder / CHAINS).replace(kept)
-        return len(kept)
-
-
-def collect(
+def collect_chains(
     teacher: pt.Sampler,
     tasks: Sequence[pt.Task],
     verify: pt.Reward,
@@ -82,32 +32,23 @@ def collect(
 ) -> int:
     """Write the chains that are kept to a folder that is there; no problem is asked about twice. Returns their number.
 
-    Raises ValueError, with the first reason, when the teacher could not answer more than a tenth of the problems; what
-    it did answer stays, for a resume.
+    Raises ValueError, with the first reason, when more than a tenth of the problems could not be answered; what was
+    answered stays, for a resume.
     """
-    if count := pt.ranks.run_on_primary(lambda: len(list(whole_lines(folder / CHAINS))), "for the chains"):
-        return count
-    answers = Answers(folder, system)
-    left = [number for number, task in enumerate(tasks) if task.key not in answers.known]
-    at_once = len(left) if pt.ranks.world() == 1 else GROUPS_AT_ONCE * pt.ranks.world()
-    with pt.progress_bar("problems", len(tasks), quiet or not pt.ranks.is_primary()) as step:
-        step(len(tasks) - len(left))
-        with teacher.gather_parameters() if isinstance(teacher, ShardedSampler) else nullcontext():
-            for start in range(0, len(left), max(at_once, 1)):
-                mine, done = pt.ranks.share(left[start : start + at_once]), dict[int, Choice]()
+    numbers = {task.key: number for number, task in enumerate(tasks)}
 
-                def ended(i: int, group: pt.Group, mine: Any = mine, done: Any = done) -> None:
-                    done[mine[i]] = choose(group, verify, style)
-                    if pt.ranks.is_primary():
-                        answers.add(mine[i], group[0].task.key, done[mine[i]], candidates)
-                    step()
+    def line(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
+        found, key = choose(group, verify, style), group[0].task.key
+        if len(found.ungraded) == candidates:
+            return pt.Invalid(found.ungraded[0])
+        picture = folder / f"picture-{numbers[key]}"
+        return {"chain": None if found.chain is None else record(key, found.chain, picture, system)}
 
-                pt.rollout(STYLES[style], [tasks[n] for n in mine], {"policy": teacher}, candidates, seed, ended, mine)
-                for number, found in pt.ranks.merge_shares(list(done.items()), "for the teacher's answers"):
-                    if not (pt.ranks.is_primary() and number in done):
-                        answers.add(number, tasks[number].key, found, candidates)
-    answers.check(len(tasks))
-    return pt.ranks.run_on_primary(lambda: answers.write_chains(tasks), "for the chains")
+    options: dict[str, Any] = {"env": STYLES[style], "samples": candidates, "seed": seed, "name": "problems"}
+    lines = pt.collect(teacher, tasks, line, folder / ANSWERS, quiet=quiet, **options)
+    kept = [found["chain"] for found in lines if found["chain"]]
+    pt.ranks.run_on_primary(lambda: pt.Lines(folder / CHAINS).replace(kept), "for the chains")
+    return len(kept)
 
 
 def record(key: str, chain: pt.Demonstration, picture: Path, system: str | None = None) -> dict[str, Any]:

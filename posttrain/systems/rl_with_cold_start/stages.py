@@ -12,7 +12,7 @@ from typing import Literal
 import posttrain as pt
 from posttrain.lab.world.glyphs import is_right
 from posttrain.systems.rl_with_cold_start import SYSTEM, recipe
-from posttrain.systems.rl_with_cold_start.chains import ANSWERS, CHAINS, collect
+from posttrain.systems.rl_with_cold_start.chains import ANSWERS, CHAINS, collect_chains
 from posttrain.systems.rl_with_cold_start.lab import SFT_EPOCHS, STUDENT, base, chains, learn_chains, world_of
 
 LEAST_PIXELS, MOST_PIXELS = 262_144, 1_204_224
@@ -99,7 +99,7 @@ def distil(
             folder, "chains", (CHAINS, ANSWERS), settings, resume=output.resume, overwrite=output.overwrite
         )
         seed = pt.mix(output.seed, "teacher")
-        kept = collect(player, tasks, reward, style, candidates, seed, folder, task.system, output.quiet)
+        kept = collect_chains(player, tasks, reward, style, candidates, seed, folder, task.system, output.quiet)
     if not kept:
         raise ValueError("not one chain of the teacher was right, so there is nothing to learn")
     print(f"{folder / CHAINS}: {kept} right chains on {len(tasks)} problems")

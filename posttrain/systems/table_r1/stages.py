@@ -6,16 +6,16 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import posttrain as pt
+from posttrain.grade.stated import whole_reply
 from posttrain.systems.table_r1 import recipe
 from posttrain.systems.table_r1.answers import KINDS, strict_format
 from posttrain.systems.table_r1.questions import Fitted, Long, fitted, questions
-from posttrain.systems.table_r1.reward import Form, Truth, accuracy, evaluation, reward
+from posttrain.systems.table_r1.reward import Form, accuracy, evaluation, reward
 
 REPLIES, TRACES, MEASURES = "replies.jsonl", "traces.jsonl", "measures.json"
-AT_ONCE = 64  # questions that are asked together
 LEAST = 0.5  # of a sentence's accuracy, to be a trace: our choice
 
 
@@ -89,37 +89,33 @@ def distil(
     policy = model.policy()
     tasks, out = tables.tasks(policy), Path(output.out)
     settings = {"seed": output.seed, **output.settings}
-    pt.prepare_folder(
-        out, "distillation", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite
-    )
-    lines = pt.Lines(out / REPLIES, output.resume)
-    known = {str(line["id"]) for line in lines.found}
-    left = [task for task in tasks if task.key not in known]
-    with scale.playing(policy, out, tasks) as player, pt.progress_bar("questions", len(tasks), output.quiet) as done:
+    pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
+    options = {"samples": teacher_samples, "seed": pt.mix(output.seed, "teacher"), "quiet": output.quiet}
+    with scale.playing(policy, out, tasks) as player:
         speaker = model.player(teacher) if teacher else player
-        done(len(tasks) - len(left))
-        for start in range(0, len(left), AT_ONCE):
-            some = left[start : start + AT_ONCE]
-            seed = pt.mix(output.seed, some[0].key)
-            groups = pt.rollout(pt.single_turn, some, {"policy": speaker}, teacher_samples, seed)
-            lines.add(*(trace(task, [one.text for one in group]) for task, group in zip(some, groups, strict=True)))
-            done(len(some))
-    kept = [line for line in lines.found if line["response"] is not None]
-    pt.Lines(out / TRACES, resume=False).replace(kept)
-    print(f"{out / TRACES}: {len(kept)} traces of {len(tasks)} questions")
+        lines = pt.collect(speaker, tasks, right_trace, out / REPLIES, **options)
+    kept = [line for line in lines if line["response"] is not None]
     if not kept:
         raise ValueError(f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`")
+    pt.ranks.run_on_primary(lambda: pt.Lines(out / TRACES).replace(kept), "for the traces")
+    if pt.ranks.is_primary():
+        print(f"{out / TRACES}: {len(kept)} traces of {len(tasks)} questions")
     return out
 
 
-def trace(task: pt.Task[Truth], texts: list[str]) -> dict[str, object]:
+def right_trace(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
     """The first reply that is right and in form; None where there is none."""
 
-    def is_trace(text: str) -> bool:
-        parts = accuracy(text, task.truth)
-        return parts is not None and parts["accuracy"] >= LEAST and strict_format(text, task.truth.kind) == 1
+    def is_trace(one: pt.Rollout) -> bool:
+        text, truth = whole_reply(one), one.task.truth
+        parts = accuracy(text, truth)
+        return parts is not None and parts["accuracy"] >= LEAST and strict_format(text, truth.kind) == 1
 
-    return {"id": task.key, "prompt": list(task.prompt), "response": next(filter(is_trace, texts), None)}
+    answered = [one for one in group if not isinstance(one.facts, pt.Failure)]
+    if not answered:
+        return pt.Invalid(str(group[0].facts))
+    right = next(filter(is_trace, answered), None)
+    return {"prompt": list(group[0].task.prompt), "response": None if right is None else right.text}
 
 
 def sft(
@@ -184,7 +180,7 @@ def by_kind(found: pt.Evaluation) -> dict[str, Mapping[str, float]]:
 def laptop(
     start: Literal["instruct", "base"] = "instruct",
     form: Form = "strict",
-    run: pt.Run = pt.Run("runs/table-r1", steps=100, tasks=32, lr=1e-3),
+    run: pt.Run = pt.Run("runs/table-r1", steps=60, tasks=32, lr=1e-3),
 ) -> pt.Session:
     """Four kinds of questions about tiny tables, after a teacher who is wrong on a third of them.
 
@@ -192,13 +188,12 @@ def laptop(
     form   reward of form: strict, or cumulative
     """
     from posttrain.lab.world.tables import OPERATIONS, Tables
-    from posttrain.lab.world.words import base
     from posttrain.systems.table_r1 import lab
 
     world = Tables(run.seed, formed=1.0 if start == "instruct" else lab.UNFORMED)
     made = recipe(reward(form), samples=lab.SAMPLES, evaluation=evaluation())
     tests = {name: lab.tasks(world, 48, f"test {name}", [name]) for name in OPERATIONS}
-    return pt.train(base(world, run.seed, lab.TINY), lab.tasks(world, 2000, "training"), made, run, held_out=tests)
+    return pt.train(lab.start(world, run.seed), lab.tasks(world, 2000, "training"), made, run, held_out=tests)
 
 
 STAGES = {"laptop": laptop, "train": train, "sft": sft, "distil": distil, "evaluate": evaluate}

@@ -1,0 +1,70 @@
+"""Problems with an answer: MATH's and AMC's columns, miniF2F's, and a user's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.records import Place, records
+
+QUESTIONS = ("problem", "question", "informal_prefix")
+NAMES = ("unique_id", "id", "name")
+COMMENT = re.compile(r"\A\s*/--(.*?)-/\s*\Z", re.DOTALL)
+ASSERTED = re.compile(r"\s*Show that it is (.*?)\.?\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`statement` is a formal one that the data brings, `None` where it brings none."""
+
+    key: str
+    question: str
+    answer: str
+    statement: str | None = None
+
+
+def problems(data: str | Path, limit: int | None = None, split: str = "test") -> tuple[list[Problem], int]:
+    """The problems of a file or Hub dataset, and how many rows were left out because they ask for no answer.
+
+        MATH-500, AMC    problem, answer (unique_id)
+        miniF2F          informal_prefix, in which "Show that it is ..." names the answer; name, formal_statement
+        your own         question, answer (id, statement)
+
+    Raises ValueError naming file, line and what is missing, and where no row has an answer.
+    """
+    found, without = dict[str, Problem](), 0
+    for place, record in records(data, limit, split):
+        one = problem(record, place)
+        if one is None:
+            without += 1
+        elif one.key in found:
+            raise ValueError(f"{place}: the id {one.key!r} is used twice; ids must be unique")
+        else:
+            found[one.key] = one
+    if not found:
+        raise ValueError(f"{data}: not one of its rows has an `answer`")
+    return list(found.values()), without
+
+
+def problem(record: Mapping[str, Any], place: Place) -> Problem | None:
+    """None for a row that asks for a proof alone."""
+    asked = next((record[name] for name in QUESTIONS if record.get(name)), None)
+    if not isinstance(asked, str) or not asked.strip():
+        raise ValueError(f"{place}: there is no question: give `question` (or `problem`) and `answer`")
+    key = next((str(record[name]) for name in NAMES if record.get(name) is not None), str(place.line))
+    statement = record.get("statement", record.get("formal_statement"))
+    if match := COMMENT.match(asked):
+        asked = match[1].strip()
+        asserted = ASSERTED.search(asked)
+        if asserted is None:
+            return None
+        return Problem(key, asked[: asserted.start()].strip(), asserted[1].strip(), statement)
+    answer = record.get("answer")
+    if answer is None:
+        return None
+    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+        raise ValueError(f"{place}: the answer {answer!r} is neither text nor a number")
+    return Problem(key, asked.strip(), str(answer), statement)

@@ -1,0 +1,96 @@
+"""A formal system behind one interface: does this script prove this statement, and of what does it say that it exists?
+
+coq     Coq's own kernel, in one process that stays (Debian's package `coq`); the default where it is installed
+z3      z3 from PyPI (the extra `z3`): it takes the witness and decides the rest itself; statements about integers
+lean    a Kimina Lean Server; no Lean is on the package registries, so that it was only tried against a stand-in
+
+Scripts come from a model, and are untrusted: `script` says what is refused before any prover sees it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+MISSING = (
+    "no prover is installed: `apt-get install coq` (Debian's Coq), or pip install 'posttrain[z3]' for integers alone, "
+    "or give the address of a Kimina Lean Server (http://...)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a script proves its statement.
+
+    witness    what the statement is said to be true of, a closed numeral; None where it is not about existence
+    error      why not, as far as the prover says
+    axioms     that the proof rests on, besides those that are allowed
+    timed_out  the script asked for more work than it may
+    """
+
+    ok: bool
+    witness: str | None = None
+    error: str = ""
+    axioms: tuple[str, ...] = ()
+    milliseconds: float = 0.0
+    timed_out: bool = False
+
+
+class ProverDied(Exception):
+    """The prover itself failed, whatever it was asked."""
+
+
+class Prover(Protocol):
+    """A formal system. `check` raises ProverDied where it cannot say."""
+
+    @property
+    def language(self) -> str: ...  # of statements and scripts: coq or lean4
+    def check(self, statement: str, script: str) -> Verdict: ...
+    def close(self) -> None: ...
+
+
+class CachedProver:
+    """Asks a prover about each statement and script once."""
+
+    def __init__(self, prover: Prover):
+        self.prover, self.known = prover, dict[tuple[str, str], Verdict]()
+
+    @property
+    def language(self) -> str:
+        return self.prover.language
+
+    def check(self, statement: str, script: str) -> Verdict:
+        asked = (statement, script)
+        if asked not in self.known:
+            self.known[asked] = self.prover.check(statement, script)
+        return self.known[asked]
+
+    def check_all(self, asked: Sequence[tuple[str, str]]) -> list[Verdict]:
+        return [self.check(*one) for one in asked]
+
+    def close(self) -> None:
+        self.prover.close()
+
+
+def prover_of(name: str | None = None) -> CachedProver:
+    """`coq`, `z3`, or the address of a Lean server; None takes Coq, or else z3.
+
+    Raises ValueError, with what to install, when it is not there.
+    """
+    if name is None:
+        name = "coq" if shutil.which("coqtop") else "z3"
+    if name == "coq":
+        from posttrain.systems.nl_fl_hybrid.prover.coq import Coq
+
+        return CachedProver(Coq())
+    if name == "z3":
+        from posttrain.systems.nl_fl_hybrid.prover.smt import Z3
+
+        return CachedProver(Z3())
+    if name.startswith(("http://", "https://")):
+        from posttrain.systems.nl_fl_hybrid.prover.lean import LeanServer
+
+        return CachedProver(LeanServer(name))
+    raise ValueError(f"`prover={name}`: it is coq, z3, or the address of a Lean server (http://...)")
