@@ -1,6 +1,6 @@
 """NL-FL on questions about integers: one tiny model answers in words, another by proofs, and a real prover checks them.
 
-Who is good at what is built in, as in the paper: the one was taught mostly linear equations, the other mostly remainders.
+Who is good at what is built in, as in the paper: one was taught mostly linear equations, the other mostly remainders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEARCH = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
 
 @cache
 def quick_prover(name: str | None = None) -> CachedProver:
-    """Coq without its audit of axioms, which takes 0.4 s a proof: about integers it has none, and scripts cannot add any."""
+    """Coq without its audit of axioms, which takes 0.4 s a proof: integers need none, and scripts cannot add any."""
     if name in (None, "coq") and shutil.which("coqtop"):
         from posttrain.systems.nl_fl_hybrid.prover.coq import Coq
 
@@ -46,10 +46,11 @@ def start(world: Existence, seed: int, budget: pt.Budget = pt.FULL) -> pt.TextPo
 def tasks(world: Existence, asked: Sequence[Question], guesses: Sequence[int] = ()) -> list[pt.Task[tuple[str, str]]]:
     """Their truth is the theorem, and the answer; `guesses` are what theorems of equality name."""
     named = guesses or [one.answer for one in asked]
-    return [
-        pt.Task(f"{number} {one.words}", (pt.user(world.prompt(one, guess)),), (theorem(one, world.shown, guess), str(one.answer)))
-        for number, (one, guess) in enumerate(zip(asked, named, strict=True))
-    ]  # fmt: skip
+    out = []
+    for number, (one, guess) in enumerate(zip(asked, named, strict=True)):
+        truth = (theorem(one, world.shown, guess), str(one.answer))
+        out.append(pt.Task(f"{number} {one.words}", (pt.user(world.prompt(one, guess)),), truth))
+    return out
 
 
 def script(rollout: pt.Rollout) -> str | None:
@@ -139,7 +140,7 @@ def answers_by_proofs(
 
 
 def guess_of(asked: Question, said: str | None) -> int:
-    """The answer that a theorem of equality names: what the model of words says; the first that could be, if nothing."""
+    """The answer that a theorem of equality names: what words say; the first that could be, if they say nothing."""
     return int(said) if said is not None else asked_range(asked)[0]
 
 

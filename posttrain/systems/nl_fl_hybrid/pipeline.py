@@ -56,7 +56,7 @@ class Pipeline:
     quiet: bool = False
 
     def run(self, problems: Sequence[Problem]) -> tuple[list[Line], list[Line], Counter[str]]:
-        """Answers in words, a line for each problem; answers by proofs, a line for each proof; what was dropped, by reason."""
+        """A line for each problem, of answers in words; a line for each proof; and what was dropped, by reason."""
         known = {one.key: one for one in problems}
         direct = self.ask(
             self.general,

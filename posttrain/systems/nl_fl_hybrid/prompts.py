@@ -10,16 +10,19 @@ import posttrain as pt
 SYSTEM = "You are an expert in mathematics and {name}."
 SOLVE = "{question}\n\nReason step by step, and put the final answer within \\boxed{{}}."
 EXAMPLES = (
-    ("What is the smallest positive integer that 2, 3 and 5 divide?", "There is a smallest positive integer $n$ that 2, 3 and 5 divide."),
+    (
+        "What is the smallest positive integer that 6 and 15 divide?",
+        "A smallest positive integer exists that both divide.",
+    ),
     ("Solve $3x + 5 = 26$ for $x$.", "There is a real number $x$ such that $3x + 5 = 26$."),
-    ("How many positive divisors has 36?", "There is a natural number $n$ that is the number of positive divisors of 36."),
-)  # fmt: skip
+    ("How many positive divisors has 36?", "There is a natural number that is the number of positive divisors of 36."),
+)
 EXIST = (
     "Rewrite the question as a statement that its answer exists. Do not solve it: the statement must not name the "
     "answer. End with the statement in a ```md block.\n\n{examples}\n\n```md\n{question}\n```"
 )
 EXTRACT = (
-    "A question, and somebody's thoughts about it:\n\n{question}\n\n{thought}\n\nWhat answer do these thoughts come to? "
+    "A question, and somebody's thoughts about it:\n\n{question}\n\n{thought}\n\nWhat answer do the thoughts come to? "
     "Do not solve the question anew. Put the answer within \\boxed{{}}."
 )
 
@@ -39,8 +42,8 @@ LANGUAGES: Mapping[str, Language] = {
     "lean4": Language(
         "Lean 4",
         "lean4",
-        "Please autoformalize the following problem in Lean 4 with a header. Use the following theorem names: {name}.\n\n"
-        "{text}",
+        "Please autoformalize the following problem in Lean 4 with a header. Use the following theorem names: {name}."
+        "\n\n{text}",
         "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 0\n\nopen BigOperators Real Nat Topology Rat\n\n",
         "/-- {} -/",
     ),

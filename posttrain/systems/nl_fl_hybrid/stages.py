@@ -45,7 +45,7 @@ def solve(
     reasoner    who proves them, likewise
     samples     answers in words to a problem, and as many of both roads in the union
     formal      statements of a problem, of each of which one proof is tried
-    align       first put the question as a statement that its answer exists; without it the formaliser gets the question
+    align       first put the question as a statement that its answer exists; without it the question is formalised
     mixed       show the reasoner the question beside the statement
     prover      ours: check the proofs by coq, z3 or a Lean server, and select by them; the paper checks none
     quick       ends the request to read an answer out: /no_think turns Qwen3's thinking off

@@ -13,7 +13,7 @@ from posttrain.systems.table_r1.answers import Kind, strict_format
 from posttrain.systems.table_r1.reward import Form, Truth, evaluation, reward
 from posttrain.tiny import warm_start
 
-READS, ERRS = Size(steps=1000, rows=32), Size(steps=200, rows=32, rate=1e-3)  # after a right teacher, then a wrong one
+READS, ERRS = Size(steps=1400, rows=32), Size(steps=200, rows=32, rate=1e-3)  # after a right teacher, then a wrong one
 STEPS, PER_STEP, RATE, SAMPLES = 60, 32, 1e-3, 8
 TRACES, SFT_STEPS = 4000, 400
 KIND: dict[Operation, Kind] = {"lookup": "TQA", "row": "TQA", "verify": "TFV", "tell": "FF-TQA"}

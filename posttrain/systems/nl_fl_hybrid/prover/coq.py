@@ -124,7 +124,8 @@ class Coq:
                 raise ProverDied(f"coqtop cannot load its library: {error_of(said)}")
 
     def send(self, sentence: str, deadline: float) -> str:
-        assert self.process is not None and self.process.stdin is not None
+        assert self.process is not None
+        assert self.process.stdin is not None
         try:
             self.process.stdin.write(sentence.encode() + b"\n")
         except BrokenPipeError as error:
@@ -133,7 +134,8 @@ class Coq:
 
     def answer(self, deadline: float) -> str:
         """What is printed up to the next prompt. Raises TooLong once the process's work is past the deadline."""
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         found, idle = bytearray(), time.monotonic()
         with selectors.DefaultSelector() as ready:
             ready.register(self.process.stdout, selectors.EVENT_READ)

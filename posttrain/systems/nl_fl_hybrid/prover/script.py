@@ -1,8 +1,7 @@
 """What a model may write for Coq: a term as a statement, a list of known tactics as a proof.
 
 Every rule is here because its breach was seen to pass a careless checker: `Admitted` ends without an error, `Redirect`
-writes a file, `Axiom` and a comment that opens hide what is proved, and `exists y, expr = y` is proved by `expr` itself,
-so that a witness that is not a numeral says nothing.
+writes a file, `Axiom` and a comment hide what is proved, and `exists y, expr = y` is proved by `expr` itself, so that a witness that is not a numeral says nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ TACTICS = {
     *("exists", "split", "left", "right", "intro", "intros", "constructor", "assumption", "trivial", "easy", "auto"),
     *("lia", "lra", "nia", "nra", "ring", "field", "reflexivity", "symmetry", "discriminate", "congruence", "subst"),
     *("simpl", "cbn", "compute", "vm_compute", "unfold", "destruct", "induction", "rewrite", "apply", "exact"),
-    *("assert", "replace", "specialize", "contradiction", "exfalso", "clear", "f_equal", "ring_simplify", "field_simplify"),
+    *("assert", "replace", "specialize", "contradiction", "exfalso", "clear", "f_equal", "ring_simplify"),
 }  # fmt: skip
 LONGEST = 10_000  # characters of a statement or a script
 MOST_SENTENCES = 200

@@ -1,0 +1,137 @@
+"""Candidates whose ranking is known: answers of one model that trusts the passage more, less, or not at all.
+
+alpha 0 is the model with the passage, -1 the model without it, -1.4 a model that shuns it. A larger alpha ranks higher.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import posttrain as pt
+from posttrain.records import Place, records
+from posttrain.systems.rag_zeval.prompts import judged
+from posttrain.systems.rag_zeval.reward import Ranked
+
+ALPHAS = (0.0, -0.5, -1.0, -1.4)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A question, and the passage that answers it."""
+
+    key: str
+    question: str
+    passage: str
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Different answers to a question, the best first, with what they were made by."""
+
+    key: str
+    question: str
+    reference: str
+    responses: tuple[str, ...]
+    alphas: tuple[float, ...]
+
+
+def passages(data: str | Path, limit: int | None = None, split: str = "train") -> list[Passage]:
+    """Questions with a `passage` (or `context`). Raises ValueError naming file, line and what is missing."""
+    found = []
+    for place, record in records(data, limit, split):
+        question, passage = text_of(record, place, "question", "query"), text_of(record, place, "passage", "context")
+        found.append(Passage(str(record.get("id", place.line)), question, passage))
+    return found
+
+
+def candidates(data: str | Path, limit: int | None = None, split: str = "train") -> list[Candidates]:
+    """Rows of stage synthesise, or your own: `question`, `reference`, `responses` and their `alphas`, any ranks.
+
+    Raises ValueError naming file, line and what is missing.
+    """
+    found = []
+    for place, record in records(data, limit, split):
+        responses, alphas = record.get("responses"), record.get("alphas")
+        if not is_list_of(responses, str) or not is_list_of(alphas, int | float) or len(responses) != len(alphas):
+            raise ValueError(f"{place}: give `responses`, a list of texts, and as many numbers in `alphas`")
+        if len(set(responses)) < len(responses) or len(responses) < 2:
+            raise ValueError(f"{place}: a ranking needs two or more `responses`, each another text")
+        order = sorted(range(len(alphas)), key=lambda i: -alphas[i])
+        question, reference = text_of(record, place, "question"), text_of(record, place, "reference", "passage")
+        key = str(record.get("id", place.line))
+        ordered = tuple(responses[i] for i in order), tuple(float(alphas[i]) for i in order)
+        found.append(Candidates(key, question, reference, *ordered))
+    return found
+
+
+def text_of(record: Mapping[str, Any], place: Place, *names: str) -> str:
+    found = next((record[name] for name in names if isinstance(record.get(name), str)), "")
+    if not found.strip():
+        raise ValueError(f"{place}: there is no `{names[0]}`, or it is no text")
+    return found
+
+
+def is_list_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in value)
+
+
+def distinct(responses: Mapping[float, str]) -> dict[float, str]:
+    """Responses by alpha without repetitions, each under the highest alpha that made it, the best first."""
+    out: dict[float, str] = {}
+    for alpha in sorted(responses, reverse=True):
+        text = responses[alpha].strip()
+        if text and text not in out.values():
+            out[alpha] = text
+    return out
+
+
+# ---- what an evaluator is trained on
+
+
+def task(one: Candidates, count: int, draw: random.Random) -> pt.Task[Ranked]:
+    """So many of the candidates, in a random order: otherwise an earlier one would be the better one."""
+    chosen = draw.sample(range(len(one.responses)), count)
+    shown = [one.responses[i] for i in chosen]
+    ranks = tuple(one.alphas[i] for i in chosen)
+    return pt.Task(f"{one.key}/{count}", judged(one.question, one.reference, shown), Ranked(one.reference, ranks))
+
+
+class Curriculum:
+    """A Source that shows few candidates at first and more later; questions with too few show all they have.
+
+    counts  candidates by epoch, (3, 4) as published: the last holds from there on
+    """
+
+    def __init__(self, found: Sequence[Candidates], counts: Sequence[int] = (3, 4), seed: int = 0):
+        if not found:
+            raise ValueError("there is nothing to train on: the list of candidates is empty")
+        self.found, self.counts, self.seed, self.cursor = found, tuple(counts), seed, 0
+
+    @property
+    def items(self) -> list[pt.Task[Ranked]]:
+        """Each question with as many candidates as it may ever show."""
+        return [self.made(one, max(self.counts), 0) for one in self.found]
+
+    def take(self, count: int) -> list[pt.Task[Ranked]]:
+        out = []
+        for _ in range(count):
+            epoch, position = divmod(self.cursor, len(self.found))
+            order = random.Random(pt.mix(self.seed, "epoch", epoch)).sample(range(len(self.found)), len(self.found))
+            shown = self.counts[min(epoch, len(self.counts) - 1)]
+            out.append(self.made(self.found[order[position]], shown, epoch))
+            self.cursor += 1
+        return out
+
+    def made(self, one: Candidates, count: int, epoch: int) -> pt.Task[Ranked]:
+        draw = random.Random(pt.mix(self.seed, one.key, epoch))
+        return task(one, min(count, len(one.responses)), draw)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cursor = state["cursor"]

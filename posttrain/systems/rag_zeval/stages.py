@@ -1,0 +1,216 @@
+"""Make candidates, train an evaluator on their rankings, and hold it against people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import posttrain as pt
+from posttrain.decode.context import ContextContrast
+from posttrain.grade.overlap import rouge_l
+from posttrain.systems.rag_zeval import KL, prompts, recipe
+from posttrain.systems.rag_zeval.benchmark import Pairing, agreement, pairings
+from posttrain.systems.rag_zeval.candidates import ALPHAS, Curriculum, candidates, distinct, passages
+from posttrain.systems.rag_zeval.evaluator import WARMTH, Asked, evaluation, scores_of
+from posttrain.systems.rag_zeval.evidence import LEAST
+from posttrain.systems.rag_zeval.reward import Goal, reward
+from posttrain.systems.rag_zeval.trajectory import Assessed
+
+CANDIDATES, SCORES, MEASURES = "candidates.jsonl", "scores.jsonl", "measures.json"
+
+
+@pt.one_process("two contexts are decoded side by side, each with a cache of its own")
+def synthesise(
+    data: str,
+    model: pt.ModelOptions,
+    output: pt.Output = pt.Output("runs/rag-zeval-candidates"),
+    most_passage: int = 6000,
+    limit: int | None = None,
+    split: str = "train",
+) -> Path:
+    """Write OUT/candidates.jsonl: four answers to each question, by a model that trusts its passage less and less.
+
+    Published: Qwen2.5-7B-Instruct, 5,500 questions of Natural Questions, alpha of 0, -0.5, -1 and -1.4. The model must
+    answer well with its passage: where it does not, the ranking is wrong, and an evaluator learns it.
+
+    data          questions with a `passage`
+    most_passage  tokens of the longest; a question with a longer one is dropped, and counted
+    limit         use only the first so many lines
+    split         of a Hugging Face dataset
+    """
+    pt.at_least(1, most_passage=most_passage)
+    policy, out, found = model.policy(), Path(output.out), passages(data, limit, split)
+    room = min(most_passage, policy.context - policy.sampling.max_new)
+    asked = {one.key: prompts.answered(one.question, one.passage) for one in found}
+    fit = [one for one in found if len(policy.chat.prompt(asked[one.key])[0]) <= room]
+    if not fit:
+        raise ValueError(f"`most_passage={most_passage}`: not one of {len(found)} passages is as short")
+    files = [CANDIDATES, *(answers_file(alpha) for alpha in ALPHAS)]
+    settings = {"seed": output.seed, **output.settings}
+    pt.prepare_folder(out, "candidates", files, settings, resume=output.resume, overwrite=output.overwrite)
+    tasks = [pt.Task(one.key, asked[one.key], None) for one in fit]
+    answers = {
+        alpha: pt.collect(
+            ContextContrast(policy, alpha, prompts.without_passage),
+            tasks,
+            lambda group: {"text": group[0].text, "cut": group[0].truncated},
+            out / answers_file(alpha),
+            name=f"alpha {alpha:g}",
+            quiet=output.quiet,
+        )
+        for alpha in ALPHAS
+    }
+    rows = []
+    for i, one in enumerate(fit):
+        made = distinct({alpha: str(lines[i]["text"]) for alpha, lines in answers.items()})
+        if len(made) > 1:
+            rows.append(
+                {
+                    "id": one.key,
+                    "question": one.question,
+                    "reference": one.passage,
+                    "responses": [*made.values()],
+                    "alphas": [*made],
+                }
+            )
+    pt.Lines(out / CANDIDATES).replace(rows)
+    whole = sum(len(row["responses"]) == len(ALPHAS) for row in rows)
+    print(
+        f"{out / CANDIDATES}: {len(rows)} of {len(found)} questions, {whole} with four different answers; "
+        f"{len(found) - len(fit)} with too long a passage, {len(fit) - len(rows)} whose answers are all the same"
+    )
+    if not rows:
+        raise ValueError("the model says the same with its passage and without it: there is nothing to rank")
+    return out
+
+
+def answers_file(alpha: float) -> str:
+    return f"answers-alpha{alpha:g}.jsonl"
+
+
+def train(
+    data: str,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    run: pt.Run = pt.Run("runs/rag-zeval", steps=343, tasks=32, lr=1e-6, schedule="linear", warmup=10),
+    counts: tuple[int, ...] = (3, 4),
+    goal: Goal = "ranking",
+    least: int = LEAST,
+    samples: int = 8,
+    kl: float = KL,
+    limit: int | None = None,
+    held_out: tuple[str, ...] = (),
+) -> pt.Session:
+    """GRPO on rankings: a whole trajectory, the right order, evidence that stands in the reference.
+
+    Published: Qwen2.5-7B-Instruct, `--max-new 8192`.
+
+    data      candidates with their ranking, of stage synthesise or your own (question, reference, responses, alphas)
+    counts    candidates of a trajectory by epoch; the last holds from there on
+    goal      ranking: every pair; best: the best candidate above all others (an ablation)
+    least     words of a span of evidence that counts
+    samples   trajectories of the same candidates
+    kl        weight of the KL to the model at the start
+    limit     use only the first so many lines
+    held_out  candidates that are only evaluated: FILE, or NAME=FILE
+    """
+    if not counts or min(counts) < 2:
+        raise ValueError(f"`counts={' '.join(map(str, counts))}`: a ranking needs two or more candidates")
+    policy = model.policy()
+    made = recipe(reward(least, goal), samples=samples, kl=kl, reference=policy.frozen_copy() if kl else None)
+    source = Curriculum(candidates(data, limit), counts, run.seed)
+    tests = {
+        name: Curriculum(candidates(file, split="test"), counts[-1:], run.seed).items
+        for name, file in pt.named_files(held_out).items()
+    }
+    return scale.train(policy, source, made, run, held_out=tests)
+
+
+def evaluate(
+    data: str,
+    model: pt.ModelOptions,
+    scale: pt.ScaleOptions,
+    output: pt.Output = pt.Output("runs/rag-zeval-evaluation"),
+    attempts: int = 3,
+    limit: int | None = None,
+    split: str = "train",
+) -> Path:
+    """How well the evaluator agrees with people, beside what ROUGE-L alone would say.
+
+    OUT/scores.jsonl has both scores of every pair, or why there is none, OUT/measures.json the table.
+
+    data      pairs of answers: RAGChecker's meta-evaluation, WikiEval, or question, reference, answers (two) and `human`
+    attempts  at a whole trajectory
+    limit     use only the first so many lines
+    split     of a Hugging Face dataset
+    """
+    pt.at_least(1, attempts=attempts)
+    found, policy, out = pairings(data, limit, split), model.policy(), Path(output.out)
+    settings, warmth = {"seed": output.seed, **output.settings}, model.temperature if model.temperature < 1 else WARMTH
+    pt.prepare_folder(out, "evaluation", [SCORES, MEASURES], settings, resume=output.resume, overwrite=output.overwrite)
+    asked = {pair_key(one): Asked(one.question, one.reference, one.answers) for one in found}
+    tasks = [pt.Task(key, prompts.judged(one.question, one.reference, one.answers), one) for key, one in asked.items()]
+    env, seed = partial(evaluation, temperature=warmth, attempts=attempts), pt.mix(output.seed, "evaluation")
+    with scale.playing(policy, out, tasks) as player:
+        lines = pt.collect(
+            player, tasks, score_line, out / SCORES, env=env, seed=seed, name="pairs", quiet=output.quiet
+        )
+    scores = {line["id"]: line["scores"] for line in lines}
+    known = [one for one in found if all(isinstance(s, float) for s in scores.get(pair_key(one), [""]))]
+    table = {"evaluator": agreement(known, [tuple(scores[pair_key(one)]) for one in known])} if known else {}
+    table["ROUGE-L"] = agreement(found, [tuple(rouge_l(text, one.reference) for text in one.answers) for one in found])
+    counts = {"pairs": len(found), "with scores": len(known)}
+
+    def write() -> None:
+        pt.write_json(out / MEASURES, {**counts, **table})
+        print("\n".join(report_lines(counts, table)))
+
+    pt.ranks.run_on_primary(write, "for the measures")
+    return out
+
+
+def pair_key(one: Pairing) -> str:
+    return f"{one.key}/{pt.mix(0, one.question, *one.answers)}"
+
+
+def score_line(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
+    """Both scores of a pair, each a number or why there is none, and the claims that they come from."""
+    facts = group[0].facts
+    if isinstance(facts, pt.Failure):
+        return pt.Invalid(facts.reason)
+    claims = [[asdict(claim) for claim in one.claims] if isinstance(one, Assessed) else [] for one in facts]
+    return {"scores": scores_of(group[0]), "claims": claims}
+
+
+def report_lines(counts: dict[str, int], table: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    lines = [", ".join(f"{count} {name}" for name, count in counts.items())]
+    for who, rows in table.items():
+        for name, row in rows.items():
+            lines.append(f"{who:10} {name:13} " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    return lines
+
+
+def laptop(
+    counts: Literal["curriculum", "static"] = "curriculum",
+    goal: Goal = "ranking",
+    run: pt.Run = pt.Run("runs/rag-zeval", steps=50, tasks=16, lr=2e-4),
+) -> pt.Session:
+    """A judge that takes what is usual for what stands there learns, from rankings alone, to look.
+
+    counts  curriculum: two candidates, later three; static: three from the start
+    goal    ranking: every pair; best: the best candidate above all others
+    """
+    from posttrain.systems.rag_zeval import lab
+
+    world = lab.Judge(run.seed)
+    policy, found = lab.judge_policy(world, run.seed), lab.candidates_of(run.seed, "training", lab.TRAINED)
+    source = lab.source(found, counts == "curriculum", run.steps * run.tasks, run.seed)
+    made = replace(recipe(reward(1, goal), samples=lab.SAMPLES, reference=policy.frozen_copy()), env=lab.ask_judge)
+    tests = lab.pair_tasks(lab.candidates_of(run.seed, "test", 50))
+    return pt.train(policy, source, made, run, held_out=tests)
+
+
+STAGES = {"laptop": laptop, "train": train, "synthesise": synthesise, "evaluate": evaluate}
