@@ -1,4 +1,4 @@
-"""What a player makes of each task, as lines of JSON: written as soon as they are known, so that a kill loses nothing."""
+"""What a player makes of each task, as lines of JSON: written as soon as they are known, so a kill loses nothing."""
 
 from __future__ import annotations
 

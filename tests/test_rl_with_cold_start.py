@@ -274,7 +274,9 @@ def test_every_answer_is_written_when_it_comes(tmp_path):
 def test_a_teacher_that_refuses_is_not_one_that_is_wrong(tmp_path, capsys):
     refusal = Failure("http://teacher refused (status 400): no pictures here")
     tasks = [seen(str(i)) for i in range(20)]
-    with pytest.raises(ValueError, match=r"20 of 20 problems could not be answered; the first because: .*no pictures here"):
+    with pytest.raises(
+        ValueError, match=r"20 of 20 problems could not be answered; the first because: .*no pictures here"
+    ):
         collect_chains(Canned(refusal), tasks, grade.GRADES["math"], "distilled", 2, 0, tmp_path, quiet=True)
     assert not (tmp_path / "chains.jsonl").exists()
 

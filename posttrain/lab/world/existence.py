@@ -6,7 +6,9 @@
 Two models answer them, each with what it was taught most of. One reasons in words; it was hardly taught the second
 kind and mostly guesses. One sees question and theorem, looks for a witness, and proves:
 
-    0 5 1 8 2 11 ... 7 26 answer 7            <think> 3 8 </think> exists 8 . lia .
+    0 5 1 8 2 11 ... 7 26 answer 7            <think> 3 0 8 2 </think> exists 8 . lia .
+
+Each that is tried is followed by what comes of it: 3 x + 5, or the remainder that is asked for.
 """
 
 from __future__ import annotations
@@ -60,11 +62,11 @@ class Question:
         return (c - b) // a if self.linear else next(m for m in range(a * c) if m % a == b and m % c == d[0])
 
     def search(self, last: int) -> list[int]:
-        """What is tried on the way to `last`: x with a x + b, or each m that leaves d."""
+        """What is tried on the way to `last`, and what comes of it: x and a x + b, or m that leaves d and m mod a."""
         a, b, c, *d = self.numbers
         if self.linear:
             return [number for x in range(last + 1) for number in (x, a * x + b)]
-        return list(range(d[0], last + 1, c))
+        return [number for m in range(d[0], last + 1, c) for number in (m, m % a)]
 
 
 @dataclass(frozen=True)

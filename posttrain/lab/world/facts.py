@@ -5,7 +5,7 @@
 
 A judge reads facts and several answers, and writes a JSON list, whose words are joined by blanks:
 
-    facts k3v7 k1v2 ... 1 : k1v2 k3v4 2 : k1v0 k3v7 =  [ {"id":1, ... {"claim":" k1v2 ","is_supported":true, ...
+    facts k3v7 k1v2 ... 1 : k1v2 k3v4 2 : k1v0 k3v7 =  [ {"id":1, ... {"claim":" k1v2 ","grounding_evidence":[ ...
 """
 
 from __future__ import annotations
@@ -21,12 +21,8 @@ from posttrain.seeding import mix
 
 KEYS, VALUES, FACTS, ASKED = 10, 5, 6, 4
 MOST = 3  # candidates of a trajectory
-CLAIM, TRUE, FALSE = (
-    '{"claim":"',
-    '","is_supported":true,"grounding_evidence":["',
-    '","is_supported":false,"grounding_evidence":[],"analysis":""}',
-)
-CLOSE = '"],"analysis":""}'
+CLAIM, QUOTE = '{"claim":"', '","grounding_evidence":["'
+TRUE, FALSE = '"],"is_supported":true,"analysis":""}', '"],"is_supported":false,"analysis":""}'
 OPEN = tuple(f'{{"id":{number},"answer":"","atomic_claims":[' for number in range(1, MOST + 1))
 
 
@@ -44,6 +40,10 @@ class Sheet:
     @property
     def question(self) -> str:
         return f"ask {' '.join(f'k{key}' for key in self.asked)} ="
+
+    def fact(self, claim: str) -> str:
+        """What stands there of a claim's key."""
+        return next(one for one in self.reference.split() if one.partition("v")[0] == claim.partition("v")[0])
 
     def supports(self, claim: str) -> bool:
         return claim in self.reference.split()
@@ -64,7 +64,7 @@ class Facts:
     def words(self) -> list[str]:
         cells = [word(key, value) for key in range(KEYS) for value in range(VALUES)]
         keys = [f"k{key}" for key in range(KEYS)]
-        written = ["[", "]", "]}", ",", CLAIM, TRUE, FALSE, CLOSE, *OPEN]
+        written = ["[", "]", "]}", ",", CLAIM, QUOTE, TRUE, FALSE, *OPEN]
         return ["facts", "ask", "=", ":", *map(str, range(1, MOST + 1)), *keys, *cells, *written]
 
     @cached_property
@@ -85,9 +85,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reader(Facts):
-    """Answers from the facts, and without them by what is usual, mostly."""
+    """Answers from the facts, but for some misreadings, and without them by what is usual, mostly.
 
-    known: float = 0.7
+    It is about as sure of the one as of the other, so that a contrast of both has something between them.
+    """
+
+    misread: float = 0.1
+    known: float = 0.9
     longest: int = ASKED
 
     @property
@@ -97,7 +101,10 @@ class Reader(Facts):
     def demonstration(self, draw: random.Random) -> Demonstration:
         sheet = self.sheet(draw)
         if draw.random() < 0.6:
-            answers = [word(key, sheet.facts[key]) for key in sheet.asked]
+            answers = [
+                word(key, draw.randrange(VALUES) if draw.random() < self.misread else sheet.facts[key])
+                for key in sheet.asked
+            ]
             return demonstration_of(f"facts {sheet.reference} {sheet.question}", " ".join(answers))
         guessed = [self.popular[key] if draw.random() < self.known else draw.randrange(VALUES) for key in sheet.asked]
         return demonstration_of(sheet.question, " ".join(map(word, sheet.asked, guessed)))
@@ -105,19 +112,21 @@ class Reader(Facts):
 
 @dataclass(frozen=True)
 class Judge(Facts):
-    """A judge with a fault: a claim that is usually so passes as supported, whatever the facts.
+    """A judge quotes what the facts say of a claim's key, and then says whether that is the claim.
 
-    fooled    how often that happens
-    flags     share of other verdicts that are wrong
-    misquotes share of quoted facts that are others
-    counts    candidates that it was taught to judge at once
+    Its fault: of a claim that is usually so it quotes the claim itself, whatever the facts.
+
+    fooled     how often that happens
+    misquotes  share of other quotes that are no facts
+    flags      share of verdicts that are wrong
+    counts     candidates that it was taught to judge at once
     """
 
     fooled: float = 0.65
-    flags: float = 0.08
     misquotes: float = 0.2
+    flags: float = 0.08
     counts: tuple[int, ...] = (2, 3)
-    longest: int = 2 + MOST * (2 + ASKED * 5)
+    longest: int = 2 + MOST * (3 + ASKED * 6)
 
     @property
     def vocabulary(self) -> list[str]:
@@ -141,26 +150,18 @@ class Judge(Facts):
 
     def verdict(self, sheet: Sheet, answers: Sequence[Sequence[str]], draw: random.Random) -> str:
         """What a judge of this fault writes."""
+        usual = {word(key, value) for key, value in enumerate(self.popular)}
 
-        def flag(claim: str) -> bool:
-            true = sheet.supports(claim)
-            if (
-                not true
-                and claim in [word(key, value) for key, value in enumerate(self.popular)]
-                and draw.random() < self.fooled
-            ):
-                return True
-            return not true if draw.random() < self.flags else true
+        def judged(claim: str) -> str:
+            quote = sheet.fact(claim)
+            if claim in usual and draw.random() < self.fooled:
+                quote = claim
+            elif draw.random() < self.misquotes:
+                quote = word(draw.randrange(KEYS), draw.randrange(VALUES))
+            supported = (quote == claim) != (draw.random() < self.flags)
+            return f"{CLAIM} {claim} {QUOTE} {quote} {TRUE if supported else FALSE}"
 
-        def quote(claim: str) -> str:
-            return draw.choice(sheet.reference.split()) if draw.random() < self.misquotes else claim
-
-        parts = []
-        for number, claims in enumerate(answers):
-            judged = [
-                f"{CLAIM} {claim} {f'{TRUE} {quote(claim)} {CLOSE}' if flag(claim) else FALSE}" for claim in claims
-            ]
-            parts.append(f"{OPEN[number]} {' , '.join(judged)} ]}}")
+        parts = [f"{OPEN[i]} {' , '.join(map(judged, claims))} ]}}" for i, claims in enumerate(answers)]
         return f"[ {' , '.join(parts)} ]"
 
 

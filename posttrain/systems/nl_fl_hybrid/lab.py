@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import posttrain as pt
@@ -17,9 +18,9 @@ from posttrain.systems.nl_fl_hybrid import proved, recipe
 from posttrain.systems.nl_fl_hybrid.measures import Answers, measures_of, passes, same_string, union
 from posttrain.systems.nl_fl_hybrid.prover import CachedProver, prover_of
 
-TAUGHT = Size(steps=600, rows=32)
+WORDED, SEARCHES, ERRS = Size(steps=600, rows=32), Size(steps=800, rows=32), Size(steps=150, rows=32, rate=1e-3)
 WORDS, PROOFS = 0.9, 0.25  # share of linear equations that each was taught
-ERRS = 0.3  # share of the prover's searches that stop at a wrong place
+WRONG = 0.3  # share of the prover's searches that stop at a wrong place
 SAMPLES, STEPS, PER_STEP, RATE = 8, 40, 16, 1e-3
 NATURAL, FORMAL, MANY = 16, 8, 64
 SEARCH = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
@@ -36,11 +37,14 @@ def quick_prover(name: str | None = None) -> CachedProver:
 
 
 def prover_world(seed: int, shown: Shown = "existence") -> Existence:
-    return Existence(seed, shown, PROOFS, ERRS)
+    return Existence(seed, shown, PROOFS, WRONG)
 
 
 def start(world: Existence, seed: int, budget: pt.Budget = pt.FULL) -> pt.TextPolicy:
-    return base(world, seed, budget.size(TAUGHT))
+    """A model of words; or one that has learnt to search, and then to stop at wrong places too."""
+    if world.shown == "words":
+        return base(world, seed, budget.size(WORDED))
+    return base(replace(world, wrong=0.0), seed, budget.size(SEARCHES), (world, budget.size(ERRS)))
 
 
 def tasks(world: Existence, asked: Sequence[Question], guesses: Sequence[int] = ()) -> list[pt.Task[tuple[str, str]]]:
@@ -69,11 +73,10 @@ def said_in_words(rollout: pt.Rollout) -> str | None:
 
 
 def read_from_thought(rollout: pt.Rollout) -> str | None:
-    """The last number that was tried: linear searches end in `x value`, others in the witness."""
+    """The last number that was tried, before what came of it."""
     match = SEARCH.search(rollout.text)
     numbers = match[1].split() if match else []
-    linear = rollout.task.key.split()[1] == "find"
-    return (numbers[-2] if len(numbers) > 1 else None) if linear else (numbers[-1] if numbers else None)
+    return numbers[-2] if len(numbers) > 1 else None
 
 
 # ---- arms

@@ -6,10 +6,10 @@ alpha 0 is the model with the passage, -1 the model without it, -1.4 a model tha
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import posttrain as pt
 from posttrain.records import Place, records
@@ -55,16 +55,15 @@ def candidates(data: str | Path, limit: int | None = None, split: str = "train")
     """
     found = []
     for place, record in records(data, limit, split):
-        responses, alphas = record.get("responses"), record.get("alphas")
-        if not is_list_of(responses, str) or not is_list_of(alphas, int | float) or len(responses) != len(alphas):
-            raise ValueError(f"{place}: give `responses`, a list of texts, and as many numbers in `alphas`")
+        responses, alphas = list_of(record, "responses", str, place), list_of(record, "alphas", int | float, place)
+        if len(responses) != len(alphas):
+            raise ValueError(f"{place}: there are {len(responses)} `responses` and {len(alphas)} `alphas`")
         if len(set(responses)) < len(responses) or len(responses) < 2:
             raise ValueError(f"{place}: a ranking needs two or more `responses`, each another text")
         order = sorted(range(len(alphas)), key=lambda i: -alphas[i])
         question, reference = text_of(record, place, "question"), text_of(record, place, "reference", "passage")
-        key = str(record.get("id", place.line))
-        ordered = tuple(responses[i] for i in order), tuple(float(alphas[i]) for i in order)
-        found.append(Candidates(key, question, reference, *ordered))
+        key, ranks = str(record.get("id", place.line)), tuple(float(alphas[i]) for i in order)
+        found.append(Candidates(key, question, reference, tuple(responses[i] for i in order), ranks))
     return found
 
 
@@ -75,8 +74,11 @@ def text_of(record: Mapping[str, Any], place: Place, *names: str) -> str:
     return found
 
 
-def is_list_of(value: Any, kind: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in value)
+def list_of(record: Mapping[str, Any], name: str, kind: Any, place: Place) -> list[Any]:
+    found = record.get(name)
+    if not isinstance(found, list) or not all(isinstance(one, kind) and not isinstance(one, bool) for one in found):
+        raise ValueError(f"{place}: `{name}` is a list of {'texts' if kind is str else 'numbers'}, not {found!r}"[:300])
+    return found
 
 
 def distinct(responses: Mapping[float, str]) -> dict[float, str]:
@@ -93,42 +95,55 @@ def distinct(responses: Mapping[float, str]) -> dict[float, str]:
 
 
 def task(one: Candidates, count: int, draw: random.Random) -> pt.Task[Ranked]:
-    """So many of the candidates, in a random order: otherwise an earlier one would be the better one."""
-    chosen = draw.sample(range(len(one.responses)), count)
+    """So many of the candidates, or all, in a random order: otherwise an earlier one would be the better one."""
+    chosen = draw.sample(range(len(one.responses)), min(count, len(one.responses)))
     shown = [one.responses[i] for i in chosen]
     ranks = tuple(one.alphas[i] for i in chosen)
-    return pt.Task(f"{one.key}/{count}", judged(one.question, one.reference, shown), Ranked(one.reference, ranks))
+    return pt.Task(f"{one.key}/{len(chosen)}", judged(one.question, one.reference, shown), Ranked(one.reference, ranks))
 
 
-class Curriculum:
-    """A Source that shows few candidates at first and more later; questions with too few show all they have.
+class Keyed(Protocol):
+    @property
+    def key(self) -> str: ...
 
+
+Item = TypeVar("Item", bound=Keyed)
+
+
+class Curriculum(Generic[Item]):
+    """A Source that shows few candidates at first and more later.
+
+    make    the task of an item with so many candidates
     counts  candidates by epoch, (3, 4) as published: the last holds from there on
     """
 
-    def __init__(self, found: Sequence[Candidates], counts: Sequence[int] = (3, 4), seed: int = 0):
+    def __init__(
+        self,
+        found: Sequence[Item],
+        make: Callable[[Item, int, random.Random], pt.Task[Ranked]],
+        counts: Sequence[int] = (3, 4),
+        seed: int = 0,
+    ):
         if not found:
             raise ValueError("there is nothing to train on: the list of candidates is empty")
-        self.found, self.counts, self.seed, self.cursor = found, tuple(counts), seed, 0
+        self.found, self.make, self.counts, self.seed, self.cursor = found, make, tuple(counts), seed, 0
 
     @property
     def items(self) -> list[pt.Task[Ranked]]:
-        """Each question with as many candidates as it may ever show."""
-        return [self.made(one, max(self.counts), 0) for one in self.found]
+        """Each item with as many candidates as it may ever show."""
+        return [self.task(one, max(self.counts), 0) for one in self.found]
 
     def take(self, count: int) -> list[pt.Task[Ranked]]:
         out = []
         for _ in range(count):
             epoch, position = divmod(self.cursor, len(self.found))
             order = random.Random(pt.mix(self.seed, "epoch", epoch)).sample(range(len(self.found)), len(self.found))
-            shown = self.counts[min(epoch, len(self.counts) - 1)]
-            out.append(self.made(self.found[order[position]], shown, epoch))
+            out.append(self.task(self.found[order[position]], self.counts[min(epoch, len(self.counts) - 1)], epoch))
             self.cursor += 1
         return out
 
-    def made(self, one: Candidates, count: int, epoch: int) -> pt.Task[Ranked]:
-        draw = random.Random(pt.mix(self.seed, one.key, epoch))
-        return task(one, min(count, len(one.responses)), draw)
+    def task(self, one: Item, count: int, epoch: int) -> pt.Task[Ranked]:
+        return self.make(one, count, random.Random(pt.mix(self.seed, one.key, epoch)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"cursor": self.cursor}

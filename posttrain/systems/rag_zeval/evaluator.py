@@ -46,7 +46,7 @@ class LocalEvaluator:
 
 
 def evaluation(task: pt.Task[Asked], temperature: float = WARMTH, attempts: int = ATTEMPTS) -> pt.Episode:
-    """Two answers at a time; a broken trajectory is asked for again. Its facts: [K] `Assessed`, or a text that says why."""
+    """Two answers at a time; a broken trajectory is asked for again. Facts: [K] `Assessed`, or why there is none."""
     asked, out = task.truth, list[Assessed | str]()
     for start in range(0, len(asked.answers), AT_ONCE):
         some = asked.answers[start : start + AT_ONCE]

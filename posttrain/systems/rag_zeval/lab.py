@@ -1,4 +1,4 @@
-"""RAG-Zeval on facts by key: a reader makes candidates by contrasting contexts, a judge with a fault learns from them."""
+"""RAG-Zeval on facts by key: a reader makes candidates by contrasting contexts, and a judge with a fault learns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from posttrain.systems.rag_zeval.reward import Goal, Ranked, reward
 from posttrain.systems.rag_zeval.trajectory import BrokenTrajectory, ranks_as, trajectory
 
 ALPHAS = (0.0, -0.5, -1.0)
-READS, JUDGES = Size(steps=500, rows=64), Size(steps=500, rows=32)
+READS, JUDGES, ERRS = Size(steps=500), Size(steps=600, rows=32), Size(steps=150, rows=32, rate=1e-3)
 SAMPLES, STEPS, PER_STEP, RATE = 8, 50, 16, 2e-4
 TRAINED, TESTED = 400, 100  # sheets
 COUNTS, STATIC = (2, 3), (3,)
@@ -36,7 +36,9 @@ class Answered:
 
 
 def judge_policy(world: Judge, seed: int, budget: pt.Budget = pt.FULL) -> pt.TextPolicy:
-    return base(world, seed, budget.size(JUDGES))
+    """It has learnt to judge, and then the fault."""
+    sound = Judge(seed, fooled=0.0, misquotes=0.0, flags=0.0)
+    return base(sound, seed, budget.size(JUDGES), (world, budget.size(ERRS)))
 
 
 @cache
@@ -81,14 +83,7 @@ def made_task(one: Answered, count: int, draw: random.Random) -> pt.Task[Ranked]
     chosen = draw.sample(range(len(one.responses)), min(count, len(one.responses)))
     prompt = judge_prompt(one.sheet, [one.responses[i] for i in chosen])
     ranks = tuple(one.alphas[i] for i in chosen)
-    return pt.Task(f"{one.key}/{count}", (pt.user(prompt),), Ranked(one.sheet.reference, ranks))
-
-
-class Sheets(Curriculum):
-    """The curriculum over sheets."""
-
-    def made(self, one: Answered, count: int, epoch: int) -> pt.Task[Ranked]:
-        return made_task(one, count, random.Random(pt.mix(self.seed, one.key, epoch)))
+    return pt.Task(f"{one.key}/{len(chosen)}", (pt.user(prompt),), Ranked(one.sheet.reference, ranks))
 
 
 # ---- arms
@@ -133,9 +128,9 @@ def measures(lab: pt.Lab) -> pt.Measures:
     return {**out, "first reward": statistics.fmean(rewards[:5]) if rewards else 0.0}
 
 
-def source(found: Sequence[Answered], curriculum: bool, seen: int, seed: int) -> Curriculum:
+def source(found: Sequence[Answered], curriculum: bool, seen: int, seed: int) -> Curriculum[Answered]:
     """`seen` sheets in all: the first half with two candidates, the second with three; or three throughout."""
-    return Sheets(found[: max(seen // 2, 1)], COUNTS if curriculum else STATIC, seed)
+    return Curriculum(found[: max(seen // 2, 1)], made_task, COUNTS if curriculum else STATIC, seed)
 
 
 def arm(curriculum: bool = True, goal: Goal = "ranking") -> pt.Arm:

@@ -19,9 +19,9 @@ Write a JSON list with one object for each candidate and nothing else:
 PASSAGE = re.compile(r"<passage>\n.*?\n</passage>\n\n", re.DOTALL)
 ANSWER = "Answer the question in a few sentences.\n\n"
 SHOWN = (
-    ("Where is the Tana, and how long is it?", "The Tana is in Kenya. It is about 1,000 km long, the longest river of the country."),
+    ("Where is the Tana, and how long is it?", "The Tana is in Kenya. It is about 1,000 km long."),
     ("Who wrote The Idiot?", "The Idiot was written by Fyodor Dostoevsky. It appeared in 1868 and 1869."),
-)  # fmt: skip
+)
 
 
 def judged(question: str, reference: str, candidates: Sequence[str]) -> tuple[pt.Message, ...]:

@@ -1,4 +1,4 @@
-"""The reward of an evaluator: is its trajectory whole, does it rank the candidates as they were made, is its evidence there.
+"""The reward of an evaluator: is its trajectory whole, its ranking that of the candidates, its evidence there?
 
 r_f  0 for a whole trajectory, else -0.5
 r_a  1 where S(i) > S(j) strictly for every pair of which i was made to be better, else 0

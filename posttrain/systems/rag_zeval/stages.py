@@ -13,7 +13,7 @@ from posttrain.decode.context import ContextContrast
 from posttrain.grade.overlap import rouge_l
 from posttrain.systems.rag_zeval import KL, prompts, recipe
 from posttrain.systems.rag_zeval.benchmark import Pairing, agreement, pairings
-from posttrain.systems.rag_zeval.candidates import ALPHAS, Curriculum, candidates, distinct, passages
+from posttrain.systems.rag_zeval.candidates import ALPHAS, Curriculum, candidates, distinct, passages, task
 from posttrain.systems.rag_zeval.evaluator import WARMTH, Asked, evaluation, scores_of
 from posttrain.systems.rag_zeval.evidence import LEAST
 from posttrain.systems.rag_zeval.reward import Goal, reward
@@ -121,9 +121,9 @@ def train(
         raise ValueError(f"`counts={' '.join(map(str, counts))}`: a ranking needs two or more candidates")
     policy = model.policy()
     made = recipe(reward(least, goal), samples=samples, kl=kl, reference=policy.frozen_copy() if kl else None)
-    source = Curriculum(candidates(data, limit), counts, run.seed)
+    source = Curriculum(candidates(data, limit), task, counts, run.seed)
     tests = {
-        name: Curriculum(candidates(file, split="test"), counts[-1:], run.seed).items
+        name: Curriculum(candidates(file, split="test"), task, counts[-1:], run.seed).items
         for name, file in pt.named_files(held_out).items()
     }
     return scale.train(policy, source, made, run, held_out=tests)
@@ -142,7 +142,7 @@ def evaluate(
 
     OUT/scores.jsonl has both scores of every pair, or why there is none, OUT/measures.json the table.
 
-    data      pairs of answers: RAGChecker's meta-evaluation, WikiEval, or question, reference, answers (two) and `human`
+    data      pairs of answers: RAGChecker's meta-evaluation, WikiEval, or question, reference, answers and `human`
     attempts  at a whole trajectory
     limit     use only the first so many lines
     split     of a Hugging Face dataset
@@ -160,8 +160,9 @@ def evaluate(
         )
     scores = {line["id"]: line["scores"] for line in lines}
     known = [one for one in found if all(isinstance(s, float) for s in scores.get(pair_key(one), [""]))]
-    table = {"evaluator": agreement(known, [tuple(scores[pair_key(one)]) for one in known])} if known else {}
-    table["ROUGE-L"] = agreement(found, [tuple(rouge_l(text, one.reference) for text in one.answers) for one in found])
+    pairs = [(scores[pair_key(one)][0], scores[pair_key(one)][1]) for one in known]
+    table = {"evaluator": agreement(known, pairs)} if known else {}
+    table["ROUGE-L"] = agreement(found, [overlap(one) for one in found])
     counts = {"pairs": len(found), "with scores": len(known)}
 
     def write() -> None:
@@ -183,6 +184,11 @@ def score_line(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
         return pt.Invalid(facts.reason)
     claims = [[asdict(claim) for claim in one.claims] if isinstance(one, Assessed) else [] for one in facts]
     return {"scores": scores_of(group[0]), "claims": claims}
+
+
+def overlap(one: Pairing) -> tuple[float, float]:
+    first, second = one.answers
+    return rouge_l(first, one.reference), rouge_l(second, one.reference)
 
 
 def report_lines(counts: dict[str, int], table: dict[str, dict[str, dict[str, float]]]) -> list[str]:

@@ -61,12 +61,14 @@ def trajectory(text: str, candidates: int, *, lenient: bool = False) -> list[Ass
 
     lenient  the list may stand in a fence or in prose, as is allowed when one evaluates, and not when one trains
     """
-    items = listed(text, lenient)
-    numbers = [item.get("id") if isinstance(item, dict) else None for item in items]
-    wanted = list(range(1, candidates + 1))
-    if any(isinstance(one, bool) or not isinstance(one, int) for one in numbers) or sorted(numbers) != wanted:
-        raise BrokenTrajectory("candidates", f"the items have the ids {numbers}, not each of {wanted} once"[:300])
-    return [assessed(item) for _, item in sorted(zip(numbers, items, strict=True), key=lambda pair: pair[0])]
+    items, by_number = listed(text, lenient), dict[int, dict[str, Any]]()
+    for item in items:
+        number = item.get("id") if isinstance(item, dict) else None
+        if isinstance(number, int) and not isinstance(number, bool):
+            by_number[number] = item
+    if len(items) != candidates or set(by_number) != set(range(1, candidates + 1)):
+        raise BrokenTrajectory("candidates", f"the list has {len(items)} items, and not each of 1 to {candidates} once")
+    return [assessed(by_number[number]) for number in range(1, candidates + 1)]
 
 
 def listed(text: str, lenient: bool) -> list[Any]:

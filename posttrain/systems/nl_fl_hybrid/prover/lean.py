@@ -1,4 +1,4 @@
-"""Lean 4 behind a Kimina Lean Server (`/verify`). No package registry has Lean: this was tried against a stand-in alone."""
+"""Lean 4 behind a Kimina Lean Server. No package registry has Lean: this was tried against a stand-in alone."""
 
 from __future__ import annotations
 

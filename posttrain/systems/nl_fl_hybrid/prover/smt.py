@@ -19,7 +19,7 @@ TOKEN = re.compile(r"\s*(<->|->|/\\|\\/|<=|>=|<>|[A-Za-z_][\w']*|\d+|[-+*/^=<>~(
 RELATIONS = ("=", "<>", "<", "<=", ">", ">=")
 WORK = 20_000_000  # z3's own count of steps: the same on every machine
 MOST_POWER = 64
-DEEPEST = 100  # parentheses and quantifiers within one another
+DEEPEST = 40  # parentheses and quantifiers within one another
 
 
 class Z3:
