@@ -27,6 +27,7 @@ from posttrain.systems.table_r1.answers import (
 from posttrain.systems.table_r1.lab import KIND, task
 from posttrain.systems.table_r1.questions import fitted, questions
 from posttrain.systems.table_r1.reward import Truth, evaluation, reward
+from posttrain.systems.table_r1.stages import right_trace
 from posttrain.systems.table_r1.tables import Table, cell
 
 pytest.importorskip("sacrebleu")
@@ -271,12 +272,12 @@ def test_the_world_s_right_replies_earn_everything_and_its_mistakes_do_not(opera
 
 
 def test_a_teacher_s_right_replies_become_traces(write, tmp_path, capsys, monkeypatch):
-    from posttrain.systems.table_r1.stages import trace
-
     path = write({"id": "a", "question": "q", "answers": ["Oslo"], "table": TABLE})
-    [one] = [question.task() for question in questions(path)]
-    assert trace(one, [whole('["Rome"]'), whole('["Oslo"]')])["response"] == whole('["Oslo"]')
-    assert trace(one, ['{"answer": ["Oslo"]}'])["response"] is None, "right, and not in form"
+    truth = Truth("TQA", ("Oslo",))
+    assert right_trace([said(whole('["Rome"]'), truth), said(whole('["Oslo"]'), truth)])["response"] == whole(
+        '["Oslo"]'
+    )
+    assert right_trace([said('{"answer": ["Oslo"]}', truth)])["response"] is None, "right, and not in form"
     words = ["run", "table-r1", "--stage", "distil", "--model", "tiny", "--max-new", "4", "--quiet"]
     with pytest.raises(SystemExit):
         main([*words, "--data", str(path), "--out", str(tmp_path / "traces")])

@@ -146,8 +146,7 @@ def record(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for group, name, value in leaves(arguments):
         if isinstance(group, Run | Output):
             continue
-        plain = [player_name(one) for one in value] if isinstance(value, tuple) else value
-        found[name] = player_name(plain) if isinstance(plain, str) else plain
+        found[name] = [*map(player_name, value)] if isinstance(value, tuple) else player_name(value)
         words = value if isinstance(value, tuple) else (value,)
         files = [file for word in words if isinstance(word, str) for file in files_named(word)]
         if files:

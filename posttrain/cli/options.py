@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Suppress
 
@@ -272,6 +272,7 @@ class PairOptions:
         return read_pairs(data, self.prompt, self.chosen, self.rejected, **where)
 
 
-def player_name(name: str | None) -> str | None:
+def player_name(value: Any) -> Any:
     """As settings hold a player: of a server only the model, as its address may change between a run and its resume."""
-    return f"server#{name.partition('#')[2]}" if name and name.startswith("http") else name
+    is_server = isinstance(value, str) and value.startswith("http")
+    return f"server#{value.partition('#')[2]}" if is_server else value

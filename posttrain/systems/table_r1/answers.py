@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 Kind = Literal["TQA", "TFV", "FF-TQA"]
@@ -26,7 +27,7 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 FENCE = re.compile(r"```json\s*(.*?)```", re.DOTALL)
 UNBRACED = re.compile(r'"answer"\s*:\s*')
 NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
-MOST_ITEMS = 100
+MOST_ITEMS, MOST_STARTS = 100, 100  # of a short answer; places in a reply where an answer may begin
 NEAR = 0.01  # between numbers that count as equal
 
 
@@ -71,8 +72,8 @@ def stated(text: str) -> Any:
     """
     blocks = [*ANSWER.findall(text)[:1], text]
     for block in blocks:
-        for fenced in FENCE.findall(block):
-            if (found := braced(fenced.strip())) is not None:
+        for fenced in islice(FENCE.finditer(block), MOST_STARTS):
+            if (found := braced(fenced[1].strip())) is not None:
                 return found
         for found in objects(block):
             if found is not None:
@@ -92,7 +93,7 @@ def braced(text: str) -> Any:
 def objects(text: str) -> Iterator[Any]:
     """The values of `answer` of the JSON objects in a text, one behind another."""
     decoder, start = json.JSONDecoder(), 0
-    for match in UNBRACED.finditer(text):
+    for match in islice(UNBRACED.finditer(text), MOST_STARTS):
         brace = text.rfind("{", start, match.start())
         if brace < 0 or text[brace + 1 : match.start()].strip():
             continue
@@ -145,7 +146,7 @@ def loosely_stated(text: str) -> Any:
     found = stated(text)
     if found is not None:
         return found
-    for match in UNBRACED.finditer(text):
+    for match in islice(UNBRACED.finditer(text), MOST_STARTS):
         try:
             return json.JSONDecoder().raw_decode(text, match.end())[0]
         except (ValueError, RecursionError):

@@ -18,7 +18,7 @@ STEPS, PER_STEP, RATE, SAMPLES = 60, 32, 1e-3, 8
 TRACES, SFT_STEPS = 4000, 400
 KIND: dict[Operation, Kind] = {"lookup": "TQA", "row": "TQA", "verify": "TFV", "tell": "FF-TQA"}
 MORE_ROWS = 5
-UNFORMED = 0.05  # of a base model's demonstrations in the whole form
+UNFORMED = 0.0  # of a base model's demonstrations in the whole form, after those of the readers
 
 
 def start(world: Tables, seed: int, budget: pt.Budget = pt.FULL) -> pt.TextPolicy:
