@@ -23,7 +23,6 @@ KINDS: tuple[Kind, ...] = ("TQA", "TFV", "FF-TQA")
 VERDICTS = ("entailed", "refuted")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 WHOLE = re.compile(r"\s*<think>.*?</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 FENCE = re.compile(r"```json\s*(.*?)```", re.DOTALL)
 UNBRACED = re.compile(r'"answer"\s*:\s*')
 NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
@@ -70,7 +69,9 @@ def stated(text: str) -> Any:
 
     None where there is none.
     """
-    blocks = [*ANSWER.findall(text)[:1], text]
+    _, _, behind = text.partition("<answer>")
+    block, closed, _ = behind.partition("</answer>")
+    blocks = [block, text] if closed else [text]
     for block in blocks:
         for fenced in islice(FENCE.finditer(block), MOST_STARTS):
             if (found := braced(fenced[1].strip())) is not None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 from posttrain.systems.nl_fl_hybrid.prover import MISSING, ProverDied, Verdict
@@ -56,7 +57,9 @@ class Coq:
             raise ValueError("`audit=False` needs `reals=False`: the library of real numbers has axioms")
         self.seconds, self.reals, self.audit = seconds, reals, audit
         self.folder = tempfile.mkdtemp(prefix="coq-")
+        self.remove_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.process: subprocess.Popen[bytes] | None = None
+        self.end_process = weakref.finalize(self, int)  # nothing yet
 
     def check(self, statement: str, script: str) -> Verdict:
         """Raises ProverDied when the process ends whatever it is asked."""
@@ -114,6 +117,7 @@ class Coq:
             env=environment,
             bufsize=0,
         )
+        self.end_process = weakref.finalize(self, kill, self.process)
         if hasattr(resource, "prlimit"):
             pid = self.process.pid
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))  # it cannot write a file, whatever it is told
@@ -163,18 +167,17 @@ class Coq:
 
     def end(self) -> None:
         """Kill the process; the next script starts another."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+        self.end_process()
+        self.process = None
 
     def close(self) -> None:
         self.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove_folder()
 
-    def __del__(self) -> None:
-        if hasattr(self, "process"):
-            self.close()
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
 
 
 def is_error(said: str) -> bool:
