@@ -121,4 +121,6 @@ if __name__ == "__main__":
         elif what == "prefer":
             prefer(place)
         else:
-            run(kind, place, int(sys.argv[4]), resume="--resume" in sys.argv)
+            for one in sys.argv[4:]:
+                name, steps, how = one.split("=")
+                run(kind, place / name, int(steps), resume=how == "resume")
