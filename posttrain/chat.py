@@ -248,25 +248,29 @@ class Chat:
         """What a reply says behind the prompt `before` in the template's rendering `whole`, without its end of turn."""
         shared = next((i for i, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), None)
         shared = min(len(before), len(whole)) if shared is None else shared
+        mark = OPENED.search(before)
+        if mark and mark.start() < shared < len(before[: mark.end()].rstrip()):  # a reply may begin with < too
+            shared = mark.start()
         opened, rest = before[shared:], whole[shared:]
+        rest = rest.rpartition(self.end)[0] if self.end and self.end in rest else rest.rstrip()
         if not opened:
-            said = rest
-        elif not opened.strip():  # the template trims what it opens a reply with
-            said = rest.lstrip()
-        elif (mark := OPENED.search(before)) and not before[:shared].endswith("</") and len(mark[0]) >= len(opened):
+            return rest
+        if not opened.strip():  # the template trims what it opens a reply with
+            return rest.lstrip()
+        if mark and opened == mark[0]:
             thought, closing, answer = content.partition(f"</{mark[1]}>")
             if closing:  # the template has dropped the thinking
-                said = re.sub(rf"^\s*<{mark[1]}>\n?", "", thought) + closing + answer + self.end
-            else:
-                said = f"\n</{mark[1]}>\n\n{rest}"
-        elif content.strip() and content.strip() in rest:
-            said = rest[rest.rindex(content.strip()) :]
-        else:
-            raise ValueError(
-                f"the chat template opens a reply with {before[-40:]!r} and renders this one as {rest[:60]!r}, so it "
-                "cannot be learned: give another `template`"
-            )
-        return said.rpartition(self.end)[0] if self.end and self.end in said else said.rstrip()
+                return re.sub(rf"^\s*<{mark[1]}>\n?", "", thought) + closing + answer
+            return f"\n</{mark[1]}>\n\n{rest}"
+        behind = rest.removeprefix(end_of_prompt(opened, rest))
+        if behind != rest and content.strip() in behind:  # the template puts the system prompt elsewhere
+            return behind
+        if content.strip() and content.strip() in rest:
+            return rest[rest.rindex(content.strip()) :]
+        raise ValueError(
+            f"the chat template opens a reply with {before[-40:]!r} and renders this one as {rest[:60]!r}, so it "
+            "cannot be learned: give another `template`"
+        )
 
 
 def readable_content(content: Any) -> str:
@@ -280,6 +284,12 @@ def readable_content(content: Any) -> str:
 def tools_offered(messages: Sequence[Message]) -> list[Any]:
     """The tools that a conversation may call, as its first message names them."""
     return next((list(tools) for message in messages if (tools := message.get("tools"))), [])
+
+
+def end_of_prompt(opened: str, rest: str) -> str:
+    """The longest end of `opened`, not of space alone, with which `rest` begins; nothing if there is none."""
+    ends = (opened[i:] for i in range(len(opened.rstrip())))
+    return next((end for end in ends if rest.startswith(end)), "")
 
 
 def text_after_reply(text: str, trace: Tokens, said: str) -> str | None:

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ASLEEP_S = 120.0  # in which no process of a tree that works uses less than `PULSE_S`, however busy the machine
 PULSE_S = 1.0  # CPU seconds; more than Ray's own processes use while they wait
@@ -44,10 +44,21 @@ def cpu_seconds(pid: int) -> float:
     return 0.0
 
 
+class Started(Protocol):
+    """What is asked of a process: `subprocess.Popen` has it."""
+
+    pid: int
+    args: Any
+
+    @property
+    def returncode(self) -> Any: ...
+    def poll(self) -> int | None: ...
+
+
 class Watch:
     """Over a process and those below it. `look` ends them and raises AssertionError once they sleep or never end."""
 
-    def __init__(self, process: subprocess.Popen):
+    def __init__(self, process: Started):
         self.process, self.used, self.since = process, {}, time.monotonic()
 
     def look(self) -> None:
@@ -85,7 +96,7 @@ def ran(words: list[str], **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, process.returncode, *written)
 
 
-def wait_until(process: subprocess.Popen, happened: Callable[..., bool], *arguments: Any) -> None:
+def wait_until(process: Started, happened: Callable[..., bool], *arguments: Any) -> None:
     """Wait until `happened(*arguments)`, by the work of this process; AssertionError if it ends before."""
     watch, looked = Watch(process), time.monotonic()
     while not happened(*arguments):

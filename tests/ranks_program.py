@@ -12,6 +12,7 @@ from conftest import Spy, digits, task
 import posttrain as pt
 from posttrain import ranks, tiny
 from posttrain.descent import update
+from posttrain.policy import abilities
 from posttrain.policy.load import add_adapter
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.scale.shards import shard
@@ -86,6 +87,15 @@ def run(kind: str, out: Path, steps: int, resume: bool) -> None:
     pt.train(policy, [task(str(i)) for i in range(7)], recipe, settings, held_out=[task("held")])
 
 
+def decide(out: Path) -> None:
+    """What each rank makes of bf16, of which the first has found that it is slow and the others that it is not."""
+    abilities.bfloat16_slowdown = lambda: 6.5 if ranks.is_primary() else 0.5
+    before = abilities.choose_bf16(True, torch.device("cpu"))
+    abilities.agree_on_slowdown()
+    chosen = [before, *(abilities.choose_bf16(True, torch.device(device)) for device in ("cpu", "cuda"))]
+    pt.write_json(out / f"bf16-{ranks.rank()}.json", chosen)
+
+
 PAIR_LOSSES = {"dpo": pt.dpo(), "coupled": pair_loss(margin_loss("coefficient")), "kto": pt.kto()}
 
 
@@ -104,9 +114,13 @@ if __name__ == "__main__":
     what, kind, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     with ranks.process_group():
         if what == "gradients":
+            decide(place)
+        if what == "gradients":
             for one in KINDS:
                 gradients(one, place / f"{one}.pt")
         elif what == "prefer":
             prefer(place)
         else:
-            run(kind, place, int(sys.argv[4]), resume="--resume" in sys.argv)
+            for one in sys.argv[4:]:
+                name, steps, how = one.split("=")
+                run(kind, place / name, int(steps), resume=how == "resume")

@@ -64,6 +64,7 @@ def test_the_main_job(questions, model, tmp_path, capsys):
     about = json.loads((out / "run.json").read_text())
     assert about["run"]["settings"]["method"] == "grpo"
     assert about["run"]["settings"]["max_new"] == 8
+    assert "weights" not in about["run"]["settings"], "nobody can give it"
     said = fails_to_train(
         capsys, questions, model, out, "--held-out", questions, "--eval-every", "1", "--resume", "--temperature", "0.5"
     )

@@ -16,6 +16,7 @@ from conftest import Spy, said
 from diffusion_checkpoints import drawing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import posttrain as pt
 from posttrain.check import check_policy
@@ -347,15 +348,25 @@ def test_half_precision(checkpoint):
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in policy.parameters())
 
 
-def test_a_checkpoint_in_half_precision_is_trained_in_float32(checkpoint, tmp_path):
+@pytest.mark.parametrize(("kind", "lora"), [(torch.float16, 0), (torch.bfloat16, 2), (torch.float32, 0)])
+def test_a_checkpoint_is_trained_in_float32_and_saved_in_its_own_dtype(checkpoint, tmp_path, kind, lora):
     from diffusers import StableDiffusionPipeline
 
-    stored = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float16)
+    stored = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=kind)
     stored.save_pretrained(tmp_path / "half")
-    policy = diffusion(str(tmp_path / "half"), pt.Denoising(steps=3), device="cpu")
+    policy = diffusion(str(tmp_path / "half"), pt.Denoising(steps=3), lora=lora, device="cpu")
     networks = (policy.unet, policy.encoder, policy.vae)
     assert {p.dtype for network in networks for p in network.parameters()} == {torch.float32}
     check_policy(policy, TASKS, tolerance=1e-3)
+    policy.save(tmp_path / "saved")
+    assert {p.dtype for network in networks for p in network.parameters()} == {torch.float32}, "it goes on in float32"
+    for folder in ("unet", "text_encoder", "vae"):
+        (one,), (two,) = ((tmp_path / name / folder).glob("*.safetensors") for name in ("half", "saved"))
+        before, after = load_file(one), load_file(two)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) and after[name].dtype == kind for name in before), folder
+    about = json.loads((tmp_path / "saved" / "text_encoder" / "config.json").read_text())
+    assert about["dtype"] == str(kind).removeprefix("torch.")
 
 
 def test_latents_are_not_taken_for_pictures(checkpoint, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import said, task
+from hypothesis import given
+from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.core import Batch, Density
@@ -89,10 +91,25 @@ def test_equations_are_found_without_spaces():
         ("2x-y = 3", ["2x-y=3"]),
         ("$x-y = 3$ for well-known reasons", ["x-y=3"]),
         ("2^{n-k} = 8", ["2^{n-k}=8"]),
+        ("ab = 12", ["ab=12"]),
+        ("- $2ab + c = 24$", ["2ab+c=24"]),
+        ("\\[ A = \\frac{bh}{2} = 6 \\]", ["A=\\frac{bh}{2}", "\\frac{bh}{2}=6"]),
+        ("ax^2 + bx + c = 0 and so on", ["ax^2+bx+c=0"]),
+        ("AB + BC = AC.", ["AB+BC=AC"]),
+        ("it = 5, so = 5, So ab = 5, the ab = 5, cost = lw", []),  # words, and what may be one beside them
+        ("5 kg = 5000 g", ["5=5000g"]),
+        ("5cm = 50mm", ["5=50"]),
     ],
 )
 def test_prose_is_no_equation(text, found):
     assert equations(text) == found
+
+
+@given(st.text(alphabet="ab =+\\{}1k.-", max_size=60) | st.text())
+def test_any_text_has_equations_of_two_sides_or_none(text):
+    for equation in equations(text):
+        assert len(list(filter(None, equation.split("=")))) == 2
+        assert not any(map(str.isspace, equation))
 
 
 def test_distinct_equations_by_hand():

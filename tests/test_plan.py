@@ -193,6 +193,22 @@ def test_seven_billion_parameters_are_planned_from_the_configuration(seven, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_bfloat16_is_planned_where_the_run_will_use_it(seven, monkeypatch, capsys):
+    """A CPU that it makes slower runs in float32; the GPUs of the table do as asked."""
+    if torch.cuda.is_available():
+        pytest.skip("a run would use the GPU")
+    asked, plain = (pt.text(seven, max_new=1024, bf16=bf16, weights=False) for bf16 in (True, False))
+    recipe = pt.grpo(each(digits), samples=2)
+    machines = [value for name, value in planned(asked, TASKS, recipe).lines if name == "machine"]
+    assert "in bfloat16" in text_of(planned(asked, TASKS, recipe))
+    monkeypatch.setattr("posttrain.policy.abilities.bfloat16_slowdown", lambda: 6.5)
+    plan = planned(asked, TASKS, recipe)
+    assert "on cpu, in float32" in text_of(plan)
+    assert "so the model runs in float32" in capsys.readouterr().err
+    assert plan.footprint == planned(plain, TASKS, recipe).footprint
+    assert [value for name, value in plan.lines if name == "machine"] == machines
+
+
 def test_a_model_without_weights_takes_no_memory_and_says_what_it_lacks(seven):
     policy = pt.text(seven, max_new=64, bf16=True, weights=False)
     assert {p.device.type for twin in (policy, policy.frozen_copy()) for p in twin.model.parameters()} == {"meta"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -28,12 +29,17 @@ def ran(*arguments: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_have_the_gradient_of_one(tmp_path):
-    """For a loss with a reference, two reductions, statistics of the whole step, and an entropy term."""
+    """For a loss with a reference, two reductions, statistics of the whole step, and an entropy term.
+
+    And both decide on bfloat16 alike.
+    """
     for world in "12":
         (tmp_path / world).mkdir()
     for kind in ranks_program.KINDS:
         ranks_program.gradients(kind, tmp_path / "1" / f"{kind}.pt")
     ran("gradients", "all", str(tmp_path / "2"))
+    for rank in range(2):  # as asked until they agree, then by the first rank's measurement, on the CPU alone
+        assert json.loads((tmp_path / "2" / f"bf16-{rank}.json").read_text()) == [True, False, True]
     for kind in ranks_program.KINDS:
         one, two = (torch.load(tmp_path / world / f"{kind}.pt") for world in "12")
         assert one.keys() == two.keys()
@@ -49,11 +55,10 @@ def test_two_ranks_have_the_gradient_of_one(tmp_path):
 def test_a_run_on_two_ranks_and_its_resumption(tmp_path):
     """The same run as on one rank to float tolerance; cut in the middle and resumed, the same to the last bit."""
     ranks_program.run("plain", tmp_path / "one", 6, resume=False)
-    ran("run", "plain", str(tmp_path / "two"), "6")
-    ran("run", "plain", str(tmp_path / "cut"), "4")
+    ran("run", "plain", str(tmp_path), "two=6=new", "cut=4=new")
     with pytest.raises(ValueError, match="written by 2 ranks and cannot be read by 1"):
         ranks_program.run("plain", tmp_path / "cut", 6, resume=True)
-    ran("run", "plain", str(tmp_path / "cut"), "6", "--resume")
+    ran("run", "plain", str(tmp_path), "cut=6=resume")
     one, two, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two", "cut"))
     assert one.keys() == two.keys() == cut.keys()
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-3

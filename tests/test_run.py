@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -10,12 +12,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import processes
 import pytest
+import run_program
 import torch
 from conftest import Bandit, digits, task
+from run_program import STEPS
 from safetensors.torch import load_file
 
 import posttrain as pt
@@ -24,59 +29,59 @@ from posttrain.run.folder import prepare_folder
 from posttrain.run.lines import Lines, whole_lines
 from posttrain.run.progress import alarms
 
-HERE = Path(__file__).parent
-STEPS = 8
+FORKS = multiprocessing.get_context("forkserver")
 
-PROGRAM = """
-import sys, torch
-sys.path.insert(0, {here!r})
-torch.set_num_threads(1)
-import posttrain as pt
-from posttrain import tiny
-from posttrain.policy.text import Sampling, TextPolicy
-from posttrain.policy.value import Critic, Gae
-from conftest import digits, task
 
-method, out, resume = sys.argv[1], sys.argv[2], "--resume" in sys.argv
-words = tiny.tokenizer()
-policy = TextPolicy(tiny.network(words, 0, hidden=32, layers=1, positions=128), words, Sampling(6))
-tasks = [task(str(i)) for i in range(7)]
-reward = pt.each(digits)
-recipe = {{
-    "ppo": lambda: pt.ppo(reward, advantage=Gae(Critic(policy, lr=1e-3)), samples=2, updates=2),
-    "dapo": lambda: pt.dapo(reward, max_new=6, samples=3),
-}}[method]()
-pt.train(policy, tasks, recipe, pt.Run(out, steps={steps}, tasks=3, lr=1e-2, save_every=2, resume=resume, quiet=True))
-"""
+class Program:
+    """`run_program.run` in a process of its own, as `subprocess.Popen` would have it."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.args, self.errors = arguments, folder / "errors.txt"
+        self.errors.unlink(missing_ok=True)
+        words = str(folder), str(self.errors), *arguments[:2], "--resume" in arguments
+        self.process = FORKS.Process(target=run_program.run, args=words)
+        self.process.start()
+        self.pid = self.process.pid or 0
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.pid, number)
+
+    def output(self) -> str:
+        """What it has written when it has ended."""
+        processes.wait_until(self, lambda: self.poll() is not None)
+        return self.errors.read_text() if self.errors.exists() else ""
 
 
 @pytest.fixture
-def program(tmp_path):
-    file = tmp_path / "program.py"
-    file.write_text(PROGRAM.format(here=str(HERE), steps=STEPS))
-    return file
+def started(tmp_path, monkeypatch):
+    """`started(method, out, "--resume")`: forked from one process that has imported everything, which takes seconds."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server of the forks is started once
+    FORKS.set_forkserver_preload(["run_program"])
+    return partial(Program, tmp_path)
 
 
-def started(program: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(program), *arguments], stderr=subprocess.PIPE, text=True, cwd=program.parent
-    )
-
-
-def finished(process: subprocess.Popen) -> str:
-    _, errors = processes.output(process)
+def finished(process: Program) -> str:
+    errors = process.output()
     assert process.returncode == 0, errors
     return errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ppo", "dapo"])
-def test_killed_anywhere_and_resumed_ends_with_identical_weights(program, tmp_path, method):
-    finished(started(program, method, "whole"))
+def test_killed_anywhere_and_resumed_ends_with_identical_weights(started, tmp_path, method):
+    finished(started(method, "whole"))
     draw = random.Random(method)
     metrics = tmp_path / "cut" / "metrics.jsonl"
     kills = 0
-    process = started(program, method, "cut")
+    process = started(method, "cut")
     while kills < 4:
         wanted = min(lines(metrics) + draw.randint(1, 3), STEPS)
         processes.wait_until(
@@ -86,9 +91,9 @@ def test_killed_anywhere_and_resumed_ends_with_identical_weights(program, tmp_pa
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.output()
         kills += 1
-        process = started(program, method, "cut", "--resume")
+        process = started(method, "cut", "--resume")
     finished(process)
     assert kills >= 1
     whole, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
@@ -109,17 +114,17 @@ def rewards(path: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(program, tmp_path):
-    finished(started(program, "dapo", "whole"))
-    process = started(program, "dapo", "cut")
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(started, tmp_path):
+    finished(started("dapo", "whole"))
+    process = started("dapo", "cut")
     processes.wait_until(process, lambda: lines(tmp_path / "cut" / "metrics.jsonl") >= 3)
     process.send_signal(signal.SIGINT)
-    _, errors = processes.output(process)
+    errors = process.output()
     assert process.returncode != 0
     assert "continue with the same command and `resume=True`" in errors
     saved = max(int(p.name) for p in (tmp_path / "cut" / "checkpoints").iterdir())
     assert saved == lines(tmp_path / "cut" / "metrics.jsonl") >= 3
-    finished(started(program, "dapo", "cut", "--resume"))
+    finished(started("dapo", "cut", "--resume"))
     assert rewards(tmp_path / "whole") == rewards(tmp_path / "cut")
 
 

@@ -22,7 +22,7 @@ import posttrain as pt
 from posttrain import systems, tiny
 from posttrain.advantage import by_decision, centred, leave_one_out, normalised
 from posttrain.cli import main
-from posttrain.cli.bridge import explained, parameter_types
+from posttrain.cli.bridge import explained, options_of, parameter_types
 from posttrain.cli.parts import parts_in, with_parts
 from posttrain.loss import Total, loss_parts
 from posttrain.policy.text import TextPolicy
@@ -69,14 +69,6 @@ def shrink(monkeypatch, found: systems.System) -> None:
         monkeypatch.setattr(owner, constant, value)
 
 
-def options_of(function: Any) -> set[str]:
-    return {
-        option
-        for name, kind in parameter_types(function).items()
-        for option in ([one.name for one in fields(kind)] if is_dataclass(kind) else [name])
-    }
-
-
 @pytest.mark.parametrize(("name", "stage", "line"), smoke_runs())
 def test_every_stage_runs(name, stage, line, briefly, tmp_path, monkeypatch, capsys, request):
     """As a user would type it. Braces in a line name a fixture: a checkpoint or a file."""
@@ -84,7 +76,7 @@ def test_every_stage_runs(name, stage, line, briefly, tmp_path, monkeypatch, cap
     shrink(monkeypatch, found)
     words = shlex.split(line)
     size = {**SIZE, "steps": "2"} if stage == "laptop" else SIZE
-    options = options_of(found.stages[stage])
+    options = set(options_of(found.stages[stage]))
     words += [
         word
         for option, value in size.items()
@@ -123,7 +115,7 @@ def test_every_system_declares_what_it_needs(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stage_that_learns_takes_held_out_tasks_and_an_engine_or_says_why_not(name):
     for stage, function in systems.system(name).stages.items():
-        options = options_of(function)
+        options = set(options_of(function))
         if stage == "laptop" or "steps" not in options:
             continue
         assert "sampler" in options or function.one_process, (stage, "no engine")

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
+from tyro.conf import Suppress
+
 from posttrain.cli.options import ModelOptions, ScorerOptions, player_name
 from posttrain.run.settings import Output, Run
 
@@ -116,8 +118,14 @@ def options_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The names of a function's options, those of its groups too, with no values yet."""
     found: dict[str, Any] = {}
     for name, kind in parameter_types(function).items():
-        found |= dict.fromkeys([one.name for one in fields(kind)] if is_dataclass(kind) else [name])
+        found |= dict.fromkeys(fields_shown(kind) if is_dataclass(kind) and isinstance(kind, type) else [name])
     return found
+
+
+def fields_shown(group: type) -> list[str]:
+    """The fields of a group that are options: not those that the program itself sets."""
+    kinds = get_type_hints(group, include_extras=True)
+    return [one.name for one in fields(group) if Suppress not in getattr(kinds[one.name], "__metadata__", ())]
 
 
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
@@ -130,7 +138,7 @@ def leaves(arguments: Mapping[str, Any]) -> Iterator[tuple[Any, str, Any]]:
     """Every option with the group it is of (None for one of the function itself), its name and its value."""
     for name, value in arguments.items():
         if is_dataclass(value) and not isinstance(value, type):
-            yield from ((value, one.name, getattr(value, one.name)) for one in fields(value))
+            yield from ((value, one, getattr(value, one)) for one in fields_shown(type(value)))
         else:
             yield None, name, value
 

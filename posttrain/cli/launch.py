@@ -57,9 +57,13 @@ def launch(parse: Parse, words: Sequence[str]) -> None:
             there = partial(program, parse, tuple(words), os.getcwd())
             show(run_on_cluster(scale.cluster, there, scale.players(), scale.learners, scale.gpus))
             return
-        from posttrain.ranks import is_primary, process_group
+        from posttrain.ranks import is_primary, process_group, world
 
         with process_group(model.device if model else None), contextlib.ExitStack() as stack:
+            if world() > 1:
+                from posttrain.policy.abilities import agree_on_slowdown
+
+                agree_on_slowdown()
             if not is_primary():
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             show(call.run())

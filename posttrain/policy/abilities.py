@@ -22,6 +22,8 @@ CGROUPS = tuple(  # limits of a container, in versions 2 and 1
 )
 SLOWER = 1.2  # times as long as in float32: beyond this it is not timing noise
 
+agreed: list[float] = []  # the primary rank's slowdown, once several ranks that compute on CPUs have taken it over
+
 
 def product_seconds(kind: torch.dtype) -> float:
     """The best time of a product [64, 512] x [512, 512] on one thread of the CPU."""
@@ -42,21 +44,30 @@ def bfloat16_slowdown() -> float:
     return product_seconds(torch.bfloat16) / product_seconds(torch.float32)
 
 
-def choose_bf16(asked: bool, device: torch.device) -> bool:
-    """Whether to run in bfloat16: as asked, but not in one process on a CPU that it makes slower, which is said.
+def agree_on_slowdown() -> None:
+    """Have ranks that compute on CPUs decide alike, by the primary's measurement: all of them call this together."""
+    if ranks.world() > 1 and (not torch.cuda.is_available() or torch.distributed.get_backend() == "gloo"):
+        agreed[:] = [ranks.run_on_primary(lambda: bfloat16_slowdown(), "for the speed of bfloat16")]
 
-    Several ranks must not decide differently, and load on the CPU what they compute on GPUs: they do as asked.
+
+def choose_bf16(asked: bool, device: torch.device) -> bool:
+    """Whether to run in bfloat16: as asked, but not on a CPU that it makes slower, which is said.
+
+    Several ranks must not decide differently, and load on the CPU what they may compute on GPUs: they do as asked,
+    unless they have agreed (`agree_on_slowdown`).
     """
-    if not asked or device.type != "cpu" or ranks.world() > 1:
+    several = ranks.world() > 1
+    if not asked or device.type != "cpu" or (several and not agreed):
         return asked
-    slowdown = bfloat16_slowdown()
+    slowdown = agreed[0] if several else bfloat16_slowdown()
     if slowdown <= SLOWER:
         return True
-    print(
-        f"bf16: on this CPU ({cpu_name()}) a product takes {slowdown:.1f} times as long in bfloat16 as in float32, "
-        "so the model runs in float32",
-        file=sys.stderr,
-    )
+    if ranks.is_primary():
+        print(
+            f"bf16: on this CPU ({cpu_name()}) a product takes {slowdown:.1f} times as long in bfloat16 as in "
+            "float32, so the model runs in float32",
+            file=sys.stderr,
+        )
     return False
 
 

@@ -5,6 +5,7 @@ unet/  scheduler/  text_encoder/  tokenizer/        and vae/, where the UNet wor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from posttrain.policy.diffusion import Denoising, DiffusionPolicy
 from posttrain.policy.load import choose_device, first_line, keep_freed_memory, set_threads
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # what SRRL's and DDPO's releases adapt
+OWN = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?\.safetensors")  # not a variant, as .fp16
 EXTRA = "a diffusion policy needs the extra: pip install 'posttrain[diffusion]'"
 
 
@@ -42,6 +44,8 @@ def diffusion(
 ) -> DiffusionPolicy:
     """A trainable diffusion policy from a folder or a Hub id, in float32 whatever the checkpoint is stored in.
 
+    It is saved in the dtype that its files are in.
+
     lora   rank of a LoRA adapter on the UNet's attention; 0 trains all of the UNet
     batch  latents in the UNet at a time: memory, never the result
     Raises ValueError naming what is missing: the folder, a part of it, the extra; or why its UNet cannot be asked.
@@ -60,8 +64,9 @@ def diffusion(
     encoder = part(CLIPTextModel.from_pretrained, path, "text_encoder", dtype=torch.float32)
     scheduler = part(schedulers.from_pretrained, path, "scheduler")
     vae = part(autoencoder.from_pretrained, path, "vae").requires_grad_(False).eval() if latent else None
-    for network in (unet, encoder, vae):
+    for folder, network in (("unet", unet), ("text_encoder", encoder), ("vae", vae)):
         if network is not None:
+            network.checkpoint_dtype = stored_dtype(path, folder)
             network.to(choose_device(device))
     how, words = Denoising() if denoising is None else denoising, tokenizer_of(path)
     bf16 = choose_bf16(bf16, choose_device(device))
@@ -101,6 +106,20 @@ def part(read: Callable[..., Any], path: str, folder: str, **options: Any) -> An
             return read(path, subfolder=folder, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model={path}`: its {folder}/ cannot be loaded: {first_line(error)}") from error
+
+
+def stored_dtype(path: str, folder: str) -> torch.dtype:
+    """What a part of a checkpoint that was read is stored in, by its first tensor; float32 without safetensors."""
+    from huggingface_hub import snapshot_download
+    from safetensors import safe_open
+
+    held = Path(path if Path(path).is_dir() else snapshot_download(path, local_files_only=True)) / folder
+    files = [file for file in sorted(held.glob("*.safetensors")) if OWN.fullmatch(file.name)]
+    if not files:
+        return torch.float32
+    with safe_open(files[0], "pt") as tensors:
+        kinds = (tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118
+        return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
 
 
 def tokenizer_of(path: str) -> Any:

@@ -1,4 +1,7 @@
-"""Writes diffusion checkpoints in the layout of diffusers, which `posttrain.policy.pipeline` reads."""
+"""Writes diffusion checkpoints in the layout of diffusers, which `posttrain.policy.pipeline` reads.
+
+Each part in the dtype that it came in: training is in float32, whatever was loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from posttrain.policy.checkpoint_folder import quiet
 
@@ -39,6 +45,16 @@ def write_pipeline(parts: Mapping[str, Any], path: Path) -> None:
     }
     for name, part in {**parts, "unet": unet}.items():
         with quiet():
-            part.save_pretrained(path / name)
+            in_checkpoint_dtype(part).save_pretrained(path / name)
         index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
     (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def in_checkpoint_dtype(part: Any) -> Any:
+    """A network in the dtype of its file, without another copy of it in float32; what has no dtype as it is."""
+    kind = getattr(part, "checkpoint_dtype", torch.float32)
+    if kind == torch.float32:
+        return part
+    cast = {id(p): nn.Parameter(p.detach().to(kind), p.requires_grad) for p in part.parameters()}
+    cast |= {id(b): b.to(kind) for b in part.buffers() if b.is_floating_point()}
+    return copy.deepcopy(part, cast)

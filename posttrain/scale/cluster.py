@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import ranks
+from posttrain.policy.abilities import agree_on_slowdown
 from posttrain.run.session import Session
 from posttrain.scale import apart
 from posttrain.scale.asynchronous import Players
@@ -42,6 +43,7 @@ class Learner:
         place |= {"MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
         os.environ.update({name: str(value) for name, value in place.items()})
         with ranks.process_group(), standing_in(Place(program, self.stopped.is_set)):
+            agree_on_slowdown()
             try:
                 result = program()
             except KeyboardInterrupt:

@@ -46,7 +46,17 @@ BETWEEN = re.compile(r"\\[\[\]()]|[$\n;]|,(?!\d)|[.:](?=\s|$)|<<|>>|\*\*")  # eq
 MACROS = re.compile(r"\\[,;:!]|\\q?quad\b|\\(?:text|textbf|mathrm|mbox)\{[^{}]*\}|&")  # space, and prose in mathematics
 PROSE = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|ln|exp|max|min|lim|gcd|lcm|mod|det)(?![A-Za-z]))(?:[A-Za-z]{2,}(?:['-][A-Za-z]{2,})*|[A-Za-z]+'[A-Za-z]+)"
-    r"|\b[aAI]\b(?=\s+[A-Za-z]{2})|^\s*[-*•]\s+"
+    r"|\b[aAI]\b(?=\s+[A-Za-z]{2})"
+)
+BULLET = re.compile(r"^\s*[-*•]\s+")
+FORMULA = re.compile(  # numbers, operators, letters, and pairs of letters, which are products where they are no words
+    r"(?:\\[A-Za-z]+(?![A-Za-z])|(?:[a-z]{1,2}|[A-Z]{1,2})(?![A-Za-z]|\s+[A-Za-z])|\d(?!\s+[A-Za-z]{2})"
+    r"|[-+*/^_.,!|(){}\[\]\s])+"
+)
+WORD = re.compile(  # of two letters, and units
+    r"(?<![\\A-Za-z])(?:a[hmnst]|b[ey]|do|eh|go|h[aei]|i[fnst]|m[ey]|no|o[fhknr]|so|to|u[ps]|we"
+    r"|cm|mm|km|kg|mg|ml|ft|lb|oz|hr|[gmk]b)(?![A-Za-z])",
+    re.IGNORECASE,
 )
 COMPARED = re.compile(r"[<>!]=")  # no equation
 SPACING = re.compile(r"\s+|\.$")
@@ -56,14 +66,20 @@ MATHEMATICS = re.compile(r"\d|[A-Za-z]")
 def equations(text: str) -> list[str]:
     """The equations of a solution without prose, spaces and spacing macros; chains a = b = c count each step.
 
-    A side that is words alone is none: "the total = 5" holds no equation, "the total = 2 + 3 = 5" holds 2+3=5.
+    A side that is words alone is none: "the total = 5" holds no equation, "the total = 2 + 3 = 5" holds 2+3=5. Two
+    letters are a product where nothing else on their side is a word (ab = 12), and they are none and no unit either.
     """
     found: list[str] = []
     for line in BETWEEN.split(MACROS.sub(" ", text)):
         if "=" in line and not COMPARED.search(line):
-            sides = [SPACING.sub("", PROSE.sub(" ", side)) for side in line.split("=")]
+            sides = [SPACING.sub("", without_prose(BULLET.sub(" ", side))) for side in line.split("=")]
             found += [f"{a}={b}" for a, b in pairwise(sides) if MATHEMATICS.search(a) and MATHEMATICS.search(b)]
     return found
+
+
+def without_prose(side: str) -> str:
+    """A side of an equation, without its words if it has any."""
+    return side if FORMULA.fullmatch(side) and not WORD.search(side) else PROSE.sub(" ", side)
 
 
 def distinct_equations(texts: Sequence[Sequence[str]]) -> float:

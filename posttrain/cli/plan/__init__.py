@@ -19,6 +19,7 @@ from posttrain.cli.plan.workload import Lengths, Step, lengths, steps
 from posttrain.core import Row, Task
 from posttrain.data import Demonstration, Pair
 from posttrain.episode import single_turn
+from posttrain.policy.abilities import choose_bf16
 from posttrain.policy.activations import FLOAT, Network, network_of
 from posttrain.policy.load import choose_device
 from posttrain.policy.text import TextPolicy
@@ -63,7 +64,7 @@ def plan_of(session: Session, one_process: bool = False) -> Plan:
         and items
         and isinstance(items[0], Task | Demonstration | Pair | Row)
     ):
-        network = network_of(policy, found.device)
+        network = network_here(policy, found.device)
         taken = steps(policy, items, session.recipe, session.run)
         memory = replace(
             memory,
@@ -71,7 +72,8 @@ def plan_of(session: Session, one_process: bool = False) -> Plan:
             learning=max(learning_bytes(network, step, memory.gradients) for step in taken),
         )
         lines += token_lines(session, policy, lengths(policy, items), taken)
-        lines += [("model", model_line(policy, policy.model)), *memory_lines(memory, found, taken)]
+        kind = "bfloat16" if network.bf16 else "float32"
+        lines += [("model", f"{model_line(policy, policy.model)}, in {kind}"), *memory_lines(memory, found, taken)]
         most = 1 if one_process or not isinstance(policy, TextPolicy) else MOST_GPUS
         lines += work_lines(session, policy, found, memory, taken, most)
     else:
@@ -84,6 +86,14 @@ def plan_of(session: Session, one_process: bool = False) -> Plan:
 def items_of(session: Session) -> Sequence[Any]:
     """What the session draws from; nothing, where its source makes what it hands out."""
     return session.source.items
+
+
+def network_here(policy: TextPolicy | RewardModel, device: str) -> Network:
+    """The policy's network as a run here has it: one that was not loaded has not decided on bfloat16 yet."""
+    network = network_of(policy, device)
+    loaded = next(policy.model.parameters()).device.type != "meta"
+    bf16 = network.bf16 and (loaded or choose_bf16(True, torch.device(device)))
+    return replace(network, bf16=bf16, casts=bf16)
 
 
 def sampled_bytes(network: Network, taken: Sequence[Step]) -> int | None:
