@@ -1,4 +1,4 @@
-"""NL-FL HybridReasoning: a question is also put as a theorem that its answer exists, and read out of the proof.
+"""NL-FL HybridReasoning: a question is also put as a theorem that its answer exists, and proved (arXiv:2505.23703).
 
 problems   questions with answers, and where a data set keeps them
 prompts    question to existence, formal statement, mixed input, extraction

@@ -1,4 +1,4 @@
-"""RAG-Zeval: an evaluator of answers that is trained from rankings alone, which nobody had to label.
+"""RAG-Zeval: an evaluator of answers, trained from rankings that nobody had to label (arXiv:2505.22430).
 
 candidates  answers whose ranking is known by how they were made, and the curriculum over them
 prompts     what the evaluator is asked, and what makes the candidates
