@@ -185,6 +185,42 @@ def table_questions(tmp_path) -> str:
 
 
 @pytest.fixture
+def existence_problems(tmp_path) -> str:
+    """Questions with an answer and a theorem that says it exists."""
+    path = tmp_path / "problems.jsonl"
+    lines = [
+        {"id": f"p{n}", "question": f"{n} + x = 9?", "answer": 9 - n, "statement": f"exists x : Z, {n} + x = 9"}
+        for n in (2, 3)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def passages(tmp_path) -> str:
+    path = tmp_path / "passages.jsonl"
+    lines = [{"question": f"What is {n}+{n}?", "passage": f"{n}+{n} is {3 * n}."} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def ranked_answers(tmp_path) -> str:
+    """Candidates whose ranking is known."""
+    path = tmp_path / "candidates.jsonl"
+    line = {"question": "Where?", "reference": "Here.", "responses": ["Here.", "There."], "alphas": [0, -1]}
+    path.write_text("\n".join(json.dumps({**line, "id": str(n)}) for n in range(4)))
+    return str(path)
+
+
+@pytest.fixture
+def judged_pairs(tmp_path) -> str:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"question": "Where?", "reference": "Here.", "answers": ["Here.", "There."]}))
+    return str(path)
+
+
+@pytest.fixture
 def theorems(tmp_path) -> str:
     """Rows in the columns of DeepTheorem's data."""
     path = tmp_path / "theorems.jsonl"
