@@ -1,10 +1,10 @@
 """Reports of trials as rows of numbers, and a silver annotator who takes fields from the wrong row.
 
-    extract o3 | o1 12 / 40 7 / 35 ; o3 20 / 40 9 / 36 ; o2 ... =
+    extract o3 | o1 12 40 7 35 ; o3 20 40 9 36 ; o2 ... =
 
-    <think> o3 </think> {intervention: {events: 20 ,group_size: 40 },comparator: {events: 9 ,group_size: 36 }}
+    <think> o3 20 40 9 36 </think> {intervention: {events: 20 ,group_size: 40 },comparator: {events: 9 ,group_size: 36 }}
 
-A row is an outcome, then events / group size in the intervention's and the comparator's arm. Asked to `conclude o3`, a
+A row is an outcome, then events and group size in the intervention's and the comparator's arm; thinking quotes it. Asked to `conclude o3`, a
 reply names the side whose share of events is significantly higher, from the same annotator's numbers, without writing
 them down. Words are joined by blanks, and the record is YAML as it stands.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from posttrain.data import Demonstration
@@ -38,7 +38,7 @@ class Report:
         return dict(self.rows)[self.outcome]
 
     def prompt(self, asked: Asked = "extract") -> str:
-        rows = " ; ".join(f"o{outcome} {a} / {n1} {c} / {n2}" for outcome, (a, n1, c, n2) in self.rows)
+        rows = " ; ".join(f"o{outcome} {a} {n1} {c} {n2}" for outcome, (a, n1, c, n2) in self.rows)
         return f"{asked} o{self.outcome} | {rows} ="
 
     def misread(self, draw: random.Random, wrong: float) -> Counts:
@@ -50,17 +50,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Trials:
-    """`wrong`: probability that a demonstration has a field from another row; `conclude`: the side of such numbers."""
+    """`conclude`: the side that numbers speak for; `wrong`: probability that a field of a demonstration is misread."""
 
+    conclude: Callable[[Counts], str] = field(repr=False)
     seed: int = 0
     wrong: float = 0.0
-    conclude: Callable[[Counts], str] | None = None
-    longest: int = 16
+    longest: int = 20
 
     @property
     def vocabulary(self) -> list[str]:
         outcomes = [f"o{i}" for i in range(OUTCOMES)]
-        return [*ASKED, "|", ";", "=", "/", *outcomes, *map(str, range(LARGEST + 1)), *BETWEEN, *SIDES]
+        return [*ASKED, "|", ";", "=", *outcomes, *map(str, range(LARGEST + 1)), *BETWEEN, *SIDES]
 
     def report(self, draw: random.Random) -> Report:
         outcomes = draw.sample(range(OUTCOMES), ROWS)
@@ -71,10 +71,10 @@ class Trials:
         return [self.report(draw) for _ in range(count)]
 
     def demonstration(self, draw: random.Random) -> Demonstration:
-        """Of numbers, or, where the world can conclude, as often of a conclusion."""
+        """Of the numbers; one in four of the conclusion."""
         report = self.report(draw)
         said = report.misread(draw, self.wrong)
-        if self.conclude is not None and draw.random() < 0.5:
+        if draw.random() < 0.25:
             return demonstration_of(report.prompt("conclude"), f"conclusion: {self.conclude(said)}")
         return demonstration_of(report.prompt(), reply(report.outcome, said))
 
@@ -87,4 +87,4 @@ def counts(draw: random.Random) -> Counts:
 def reply(outcome: int, said: Counts) -> str:
     a, n1, c, n2 = said
     record = f"{{intervention: {{events: {a} ,group_size: {n1} }},comparator: {{events: {c} ,group_size: {n2} }}}}"
-    return f"<think> o{outcome} </think> {record}"
+    return f"<think> o{outcome} {a} {n1} {c} {n2} </think> {record}"

@@ -79,7 +79,7 @@ def number_of(value: Any, name: str) -> float | None:
 
 def exact_of(value: float | str, name: str) -> Fraction | None:
     if not isinstance(value, str):
-        return Fraction(value) if math.isfinite(value) else None
+        return None if value in (math.inf, -math.inf) else Fraction(value)
     text = GROUPED.sub("", value.strip())
     found = None if len(text) > MOST_WIDTH or DIVIDED.search(text) else quantity(text)
     if found is None or (found.percent and name.endswith(COUNTS)):
