@@ -2,11 +2,12 @@
 
     extract o3 | o1 12 40 7 35 ; o3 20 40 9 36 ; o2 ... =
 
-    <think> o3 20 40 9 36 </think> {intervention: {events: 20 ,group_size: 40 },comparator: {events: 9 ,group_size: 36 }}
+    <think> o3 20 40 9 36 </think>
+    {intervention: {events: 20 ,group_size: 40 },comparator: {events: 9 ,group_size: 36 }}
 
-A row is an outcome, then events and group size in the intervention's and the comparator's arm; thinking quotes it. Asked to `conclude o3`, a
-reply names the side whose share of events is significantly higher, from the same annotator's numbers, without writing
-them down. Words are joined by blanks, and the record is YAML as it stands.
+A row is an outcome, then events and group size in the intervention's and the comparator's arm; thinking quotes it.
+Words are joined by blanks, and the record is YAML as it stands. Asked to `conclude o3`, a reply names the side whose
+share of events is significantly higher, from the same annotator's numbers, without writing them down.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ class Report:
     outcome: int
 
     @property
-    def counts(self) -> Counts:
+    def numbers(self) -> Counts:
         return dict(self.rows)[self.outcome]
 
-    def prompt(self, asked: Asked = "extract") -> str:
+    def prompt(self, asked: Asked) -> str:
         rows = " ; ".join(f"o{outcome} {a} {n1} {c} {n2}" for outcome, (a, n1, c, n2) in self.rows)
         return f"{asked} o{self.outcome} | {rows} ="
 
     def misread(self, draw: random.Random, wrong: float) -> Counts:
         """Its numbers, each taken from another outcome's row with this probability."""
-        others = [counts for outcome, counts in self.rows if outcome != self.outcome]
-        a, n1, c, n2 = (draw.choice(others)[i] if draw.random() < wrong else n for i, n in enumerate(self.counts))
+        others = [numbers for outcome, numbers in self.rows if outcome != self.outcome]
+        a, n1, c, n2 = (draw.choice(others)[i] if draw.random() < wrong else n for i, n in enumerate(self.numbers))
         return a, n1, c, n2
 
 
@@ -55,6 +56,7 @@ class Trials:
     conclude: Callable[[Counts], str] = field(repr=False)
     seed: int = 0
     wrong: float = 0.0
+    asked: Asked = "extract"
     longest: int = 20
 
     @property
@@ -71,12 +73,10 @@ class Trials:
         return [self.report(draw) for _ in range(count)]
 
     def demonstration(self, draw: random.Random) -> Demonstration:
-        """Of the numbers; one in four of the conclusion."""
         report = self.report(draw)
         said = report.misread(draw, self.wrong)
-        if draw.random() < 0.25:
-            return demonstration_of(report.prompt("conclude"), f"conclusion: {self.conclude(said)}")
-        return demonstration_of(report.prompt(), reply(report.outcome, said))
+        answer = reply(report.outcome, said) if self.asked == "extract" else f"conclusion: {self.conclude(said)}"
+        return demonstration_of(report.prompt(self.asked), answer)
 
 
 def counts(draw: random.Random) -> Counts:

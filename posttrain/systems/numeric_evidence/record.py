@@ -33,10 +33,9 @@ FIELDS: Mapping[Kind, tuple[str, ...]] = {
     "continuous": ("mean", "standard_deviation", "group_size"),
 }
 COUNTS = ("events", "group_size")
-UNKNOWN = frozenset(
-    "x|?|-|–|—|~|.|null|none|nan|.nan|na|n/a|n.a.|nr|unknown|missing|unclear|not reported|not available|not applicable|"
-    "not given|not stated|not known|not provided|not specified".split("|")
-) | {""}
+WORDS = "x ? - – — ~ . null none nan .nan na n/a n.a. nr unknown missing unclear"
+NOT = "reported available applicable given stated known provided specified"
+UNKNOWN = frozenset(("", *WORDS.split(), *(f"not {word}" for word in NOT.split())))
 NEAR = 1e-3  # between numbers that are no counts
 LARGEST = 1e12  # of a number, so that whatever is computed from it is finite
 MOST_CHARACTERS, MOST_WIDTH, MOST_DEPTH = 2_000, 40, 4  # of a record, a number, and mappings inside one another

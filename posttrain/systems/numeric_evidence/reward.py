@@ -1,4 +1,4 @@
-"""The rewards: 0.8 of fields that are right, 0.1 of form, 0.1 of the tags of thinking; or all fields and nothing less."""
+"""The rewards: 0.8 for fields that are right, 0.1 for form, 0.1 for thinking; or all fields and nothing less."""
 
 from __future__ import annotations
 

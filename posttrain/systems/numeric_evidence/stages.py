@@ -15,7 +15,13 @@ from posttrain.systems.numeric_evidence import recipe
 from posttrain.systems.numeric_evidence.effect import NONE
 from posttrain.systems.numeric_evidence.measures import as_text, measures, prediction
 from posttrain.systems.numeric_evidence.record import record_of, yaml_text
-from posttrain.systems.numeric_evidence.reward import Density, conclusion_is_right, reward, score_parts, stated_conclusion
+from posttrain.systems.numeric_evidence.reward import (
+    Density,
+    conclusion_is_right,
+    reward,
+    score_parts,
+    stated_conclusion,
+)
 from posttrain.systems.numeric_evidence.trials import Asked, questions
 
 TRACES, PREDICTIONS = "traces.jsonl", "predictions.jsonl"
@@ -141,7 +147,9 @@ def sft(
     """
     scale.refuse_sampler()
     policy = model.policy()
-    tests = {name: demonstrations(replace(trials, data=file), policy) for name, file in pt.named_files(held_out).items()}
+    tests = {
+        name: demonstrations(replace(trials, data=file), policy) for name, file in pt.named_files(held_out).items()
+    }
     return pt.sft(policy, demonstrations(trials, policy), run, held_out=tests)
 
 

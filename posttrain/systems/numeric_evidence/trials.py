@@ -97,7 +97,9 @@ def question(record: Mapping[str, Any], place: Place) -> Question:
     )
     key = str(place.line if record.get("id") in (None, "") else record["id"])
     good = event_is_good(record, place)
-    return Question(key, report(record, place), outcome, intervention, comparator, kind, numbers(record, kind, place), good)
+    return Question(
+        key, report(record, place), outcome, intervention, comparator, kind, numbers(record, kind, place), good
+    )
 
 
 def numbers(record: Mapping[str, Any], kind: Kind, place: Place) -> Record | None:
