@@ -440,6 +440,10 @@ def test_measures_by_hand():
     assert found["exact"] == pytest.approx(3 / 6)
     assert found["exact but one"] == pytest.approx(5 / 6)
     assert found["fields"] == pytest.approx((4 + 3 + 2 + 4 + 3 + 4) / 24)
+    assert found["known"] == pytest.approx((4 + 3 + 2 + 4 + 3) / 20)
+    assert found["invented"] == 0
+    guessed = [prediction("g", yaml_text(record_of_counts((0, 9, 0, 9)), KIND), made[-2].truth)]
+    assert (measures(guessed)["fields"], measures(guessed)["invented"]) == (0, 1), "zero is not unknown"
     assert found["error impact"] == pytest.approx(2 / 3)
     errors = [0, math.log(29 / 30) ** 2, (2 * math.log(6)) ** 2, 0]
     assert found["squared error"] == pytest.approx(sum(errors) / 4)

@@ -1,4 +1,4 @@
-"""Numeric evidence: extract a trial's numbers, compute what follows from them, by rewards of fields.
+"""Numeric evidence: extract a trial's numbers, and compute what follows from them (arXiv:2505.22928).
 
 A model reads a report and writes the numbers of an outcome in two arms as YAML. Only the numbers are rewarded; the risk
 ratio or mean difference, its interval and the conclusion are computed from them, and are asked for in evaluation alone.
@@ -6,14 +6,14 @@ ratio or mean difference, its interval and the conclusion are computed from them
     record    the structured answer, and the numbers in it, whatever their spelling
     effect    risk ratio, mean difference, 95 % interval, conclusion
     reward    0.8 fields + 0.1 form + 0.1 thinking, or all fields and nothing less
-    trials    the published columns and a user's own; prompts
+    trials    questions in the published columns and a user's own; prompts
     measures  of predictions: conclusions, fields, and the errors that matter
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ def recipe(
     return pt.grpo(reward, samples=samples, kl=kl, reference=reference, evaluation=evaluation)
 
 
-def by_field(group: pt.Group) -> list[pt.Score | pt.Invalid]:
+def by_field(group: pt.Group) -> Sequence[pt.Score | pt.Invalid]:
     """The share of the fields of the truth, a JSON object, that a reply's JSON has right; all of them always count.
 
     An object inside the object counts by its own fields, a list as a whole. What a reply adds earns and costs nothing,

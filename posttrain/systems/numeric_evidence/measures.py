@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.grade.agreement import macro_f1
 from posttrain.systems.numeric_evidence.effect import NONE, Effect, effect
-from posttrain.systems.numeric_evidence.record import Kind, Record, is_unreadable, names, record_of
+from posttrain.systems.numeric_evidence.record import Kind, Record, is_unreadable, names, record_of, same
 from posttrain.systems.numeric_evidence.reward import Truth, right_fields, stated_conclusion
 
 
@@ -68,6 +68,8 @@ def measures(found: Sequence[Prediction], textual: bool = False) -> dict[str, fl
     exact              all fields right
     exact but one      at most one field wrong
     fields             share of the fields that are right
+    known              the same, of the numbers that are known: `x` throughout has none of them
+    invented           share of the unknown fields for which a number is given
     squared error      mean, of log risk ratios, and in `squared error, means` of mean differences in their own units,
                        where both have an estimate
     error impact       share of the wrong extractions whose conclusion is another one
@@ -91,6 +93,11 @@ def extraction(labelled: Sequence[Prediction], decided: Sequence[Prediction]) ->
         "exact but one": statistics.fmean(one.wrong <= 1 for one in labelled),
         "fields": statistics.fmean(fields),
     }
+    marks = [mark for one in labelled for mark in field_marks(one)]
+    if known := [right for is_known, right, _ in marks if is_known]:
+        out["known"] = statistics.fmean(known)
+    if unknown := [given for is_known, _, given in marks if not is_known]:
+        out["invented"] = statistics.fmean(unknown)
     kinds: Mapping[Kind, str] = {"dichotomous": "squared error", "continuous": "squared error, means"}
     for kind, name in kinds.items():
         errors = [error for one in decided if one.truth.kind == kind and (error := squared_error(one)) is not None]
@@ -99,6 +106,18 @@ def extraction(labelled: Sequence[Prediction], decided: Sequence[Prediction]) ->
     if wrong:
         out["error impact"] = statistics.fmean(one.conclusion != one.truth.conclusion for one in wrong)
     return out
+
+
+def field_marks(one: Prediction) -> Iterator[tuple[bool, bool, bool]]:
+    """Of every field of a question with numbers: whether it is known, whether it is right, whether a number is given."""
+    wanted, given = one.truth.record or {}, one.record or {}
+    for name in names(one.truth.kind):
+        said = given.get(name)
+        yield (
+            wanted[name] is not None,
+            name in given and same(said, wanted[name], name),
+            said is not None and not is_unreadable(said),
+        )
 
 
 def squared_error(one: Prediction) -> float | None:
