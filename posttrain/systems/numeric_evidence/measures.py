@@ -109,7 +109,7 @@ def extraction(labelled: Sequence[Prediction], decided: Sequence[Prediction]) ->
 
 
 def field_marks(one: Prediction) -> Iterator[tuple[bool, bool, bool]]:
-    """Of every field of a question with numbers: whether it is known, whether it is right, whether a number is given."""
+    """Of every field of a question: whether its number is known, whether it is right, whether a number is given."""
     wanted, given = one.truth.record or {}, one.record or {}
     for name in names(one.truth.kind):
         said = given.get(name)

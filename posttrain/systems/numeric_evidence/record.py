@@ -38,8 +38,8 @@ NOT = "reported available applicable given stated known provided specified"
 UNKNOWN = frozenset(("", *WORDS.split(), *(f"not {word}" for word in NOT.split())))
 NEAR = 1e-3  # between numbers that are no counts
 LARGEST = 1e12  # of a number, so that whatever is computed from it is finite
-MOST_CHARACTERS, MOST_WIDTH, MOST_DEPTH = 2_000, 40, 4  # of a record, a number, and mappings inside one another
-MOST_BLOCKS = 20  # fenced blocks that are looked at, from the end
+MOST_CHARACTERS, MOST_WIDTH, MOST_DEPTH = 1_000, 40, 4  # of a record, a number, and mappings inside one another
+MOST_BLOCKS = 5  # fenced blocks that are looked at, from the end
 EXTRA = "reading YAML needs the extra: pip install 'posttrain[text]'"
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*(?:ya?ml)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
