@@ -221,6 +221,22 @@ def judged_pairs(tmp_path) -> str:
 
 
 @pytest.fixture
+def trials(tmp_path) -> str:
+    """Questions about a trial with counts and with means, in the published columns."""
+    path = tmp_path / "trials.jsonl"
+    asked = {"outcome": "o", "intervention": "i", "comparator": "c", "text": "i 9 of 20, c 2 of 20"}
+    counts = {"intervention_events": 9, "comparator_events": 2}
+    means = {f"{arm}_{name}": 3 for arm in ("intervention", "comparator") for name in ("mean", "standard_deviation")}
+    sizes = {"intervention_group_size": 20, "comparator_group_size": 20}
+    lines = [
+        asked | sizes | {"outcome_type": "binary"} | counts,
+        asked | sizes | {"outcome_type": "continuous"} | means,
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
 def theorems(tmp_path) -> str:
     """Rows in the columns of DeepTheorem's data."""
     path = tmp_path / "theorems.jsonl"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import posttrain as pt
+from posttrain.fit import Fitted, fit
 from posttrain.records import Place, records
 from posttrain.systems.table_r1.answers import KINDS, VERDICTS, Kind
 from posttrain.systems.table_r1.reward import Truth
@@ -118,21 +119,6 @@ def released_question(record: Mapping[str, Any], key: str, place: Place) -> Ques
 # ---- tables that are too long
 
 
-@dataclass
-class Fitted:
-    """Tasks whose prompts fit, and what became of the others."""
-
-    tasks: list[pt.Task]
-    dropped: list[str]  # keys of questions
-    cut: list[str]
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.tasks)} questions"]
-        parts += [f"{len(self.cut)} with a table that was cut"] if self.cut else []
-        parts += [f"{len(self.dropped)} dropped, their prompts being too long"] if self.dropped else []
-        return ", ".join(parts)
-
-
 def fitted(found: Sequence[Question], length: Callable[[pt.Task], int], most: int, long: Long = "drop") -> Fitted:
     """The tasks whose prompts have at most so many tokens.
 
@@ -140,20 +126,13 @@ def fitted(found: Sequence[Question], length: Callable[[pt.Task], int], most: in
           which the prompt then says, as many as must be; one whose header alone does not fit is dropped
     Raises ValueError when nothing is left.
     """
-    out = Fitted([], [], [])
-    for one in found:
-        task = one.task()
-        if length(task) > most and long == "cut" and one.table is not None:
-            shorter = cut_to_fit(one, one.table, length, most)
-            out.cut += [one.key] if shorter else []
-            task = shorter or task
-        if length(task) > most:
-            out.dropped.append(one.key)
-        else:
-            out.tasks.append(task)
-    if not out.tasks:
-        raise ValueError(f"`most_prompt={most}`: not one of {len(found)} prompts is as short; give more, or `long=cut`")
-    return out
+    by_key = {one.key: one for one in found}
+
+    def cut(task: pt.Task) -> pt.Task | None:
+        one = by_key[task.key]
+        return cut_to_fit(one, one.table, length, most) if long == "cut" and one.table is not None else None
+
+    return fit([one.task() for one in found], length, most, cut, ", or `long=cut`")
 
 
 def cut_to_fit(one: Question, table: Table, length: Callable[[pt.Task], int], most: int) -> pt.Task | None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import posttrain as pt
+from posttrain.fit import prompt_tokens, room
 from posttrain.grade.stated import whole_reply
 from posttrain.systems.table_r1 import recipe
 from posttrain.systems.table_r1.answers import KINDS, strict_format
-from posttrain.systems.table_r1.questions import Fitted, Long, fitted, questions
+from posttrain.systems.table_r1.questions import Long, fitted, questions
 from posttrain.systems.table_r1.reward import Form, accuracy, evaluation, reward
 
 REPLIES, TRACES, MEASURES = "replies.jsonl", "traces.jsonl", "measures.json"
@@ -40,8 +41,7 @@ class TableOptions:
         pt.at_least(1, most_prompt=self.most_prompt)
         file = name or self.data
         found = questions(file, None if name else self.limit, split or self.split)
-        most = min(self.most_prompt, policy.context - policy.sampling.max_new)
-        fit: Fitted = fitted(found, lambda task: len(policy.chat.prompt(task.prompt)[0]), most, self.long)
+        fit = fitted(found, prompt_tokens(policy), room(policy, self.most_prompt), self.long)
         if (fit.dropped or fit.cut) and pt.ranks.is_primary():
             print(f"{file}: {fit}")
         return fit.tasks
