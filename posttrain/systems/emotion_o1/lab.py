@@ -1,0 +1,122 @@
+"""Emotion-o1 on a laptop: a task of one look-up and a task of six, and a teacher who thinks as long as each needs."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import posttrain as pt
+from posttrain.lab.world.signs import KINDS, LABELS, Kind, SignQuestion, Signs
+from posttrain.lab.world.words import Size, base, demonstrations
+from posttrain.systems.emotion_o1 import Method, recipe
+from posttrain.systems.emotion_o1.lengths import Band, fit_bands, tokens_of
+from posttrain.systems.emotion_o1.measures import measures_of, prediction
+from posttrain.systems.emotion_o1.reward import Truth, Weights, evaluation, reward
+
+TINY = Size(hidden=64, layers=2, steps=300, rows=32)
+STEPS, PER_STEP, SAMPLES = 50, 64, 2
+GROUPS, GROUP = 16, 8  # of an arm by GRPO: as many replies in a step
+RATE, CRITIC_RATE, KL = 1e-3, 1e-3, 0.01
+CHAINS = 1000  # of the teacher, on which bands are fitted
+SETS: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
+    "basic": ("basic", {}),
+    "advanced": ("advanced", {}),
+    "repeated words": ("advanced", {"repeated": True}),
+    "five words": ("advanced", {"shown": 5}),
+}
+
+
+def task(one: SignQuestion, key: str) -> pt.Task[Truth]:
+    return pt.Task(key, (pt.user(one.prompt),), Truth(one.kind, one.label, LABELS))
+
+
+def tasks(world: Signs, count: int, split: str, kind: Kind | None = None, **more: Any) -> list[pt.Task]:
+    return [task(one, f"{split}-{i}") for i, one in enumerate(world.questions(count, split, kind, **more))]
+
+
+def bands(world: Signs, policy: pt.TextPolicy, count: int = CHAINS) -> dict[str, Band]:
+    """Fitted on the teacher's chains: all have the right label."""
+    draw, tokens = random.Random(pt.mix(world.seed, "chains")), tokens_of(policy)
+    lengths = {
+        kind: [float(len(tokens(world.chain(one, draw)))) for one in world.questions(count, "chains", kind)]
+        for kind in KINDS
+    }
+    return fit_bands(lengths, KINDS)
+
+
+def measures(lab: pt.Lab) -> pt.Measures:
+    """Of sampled replies: weighted F1 and length of chains by set, and what both kinds in domain have in common.
+
+    `stuffing` is the structure of replies with a wrong label, which only questions of five words have enough of.
+    """
+    tokens, out, found = tokens_of(lab.policy), dict[str, float](), dict[str, list[dict[str, Any]]]()
+    for name, (kind, more) in SETS.items():
+        some = tasks(lab.world, lab.budget.items(96), f"test {name}", kind, **more)
+        played = lab.evaluate(some, evaluation(), samples=4).rollouts
+        found[name] = [prediction(one, tokens) for one in played]
+        [row] = measures_of(found[name]).values()
+        out |= {f"{name} F1": row["weighted F1"] or 0.0, f"{name} length": row["length"] or 0.0}
+    both = [*found["basic"], *found["advanced"]]
+    for name in ("length", "structure", "redundancy"):
+        out[name] = mean([one[name] for one in both])
+    wrong = [one["structure"] for one in found["five words"] if one["predicted"] != one["label"]]
+    return {**out, "unparseable": mean([one["length"] is None for one in both]), "stuffing": mean(wrong)}
+
+
+def mean(values: list[Any]) -> float:
+    known = [float(value) for value in values if value is not None]
+    return statistics.fmean(known) if known else 0.0
+
+
+def supervised(long_basic: float, long_advanced: float) -> pt.Arm:
+    """The teacher's chains alone, of which these shares are long."""
+    return pt.trial(lambda seed: Signs(seed, long_basic, long_advanced), None, measures, size=TINY)
+
+
+def arm(method: Method = "ppo", **weights: Any) -> pt.Arm:
+    """Reinforcement of the task-adaptive model."""
+    group = {"ppo": (PER_STEP, SAMPLES), "grpo": (GROUPS, GROUP)}[method]
+
+    def made(lab: pt.Lab) -> pt.Recipe:
+        paid = reward(bands(lab.world, lab.policy), tokens_of(lab.policy), Weights(**weights))
+        return recipe(paid, lab.policy, method=method, samples=group[1], kl=KL, critic_lr=CRITIC_RATE)
+
+    return pt.trial(
+        Signs,
+        made,
+        measures,
+        steps=STEPS,
+        per_step=group[0],
+        lr=RATE,
+        size=TINY,
+        tasks=lambda lab: tasks(lab.world, 4000, "training"),
+    )
+
+
+def continued(seed: int, budget: pt.Budget) -> pt.Measures:
+    """More supervised steps on the teacher's chains: as many of them as reinforcement samples replies."""
+    world = Signs(seed)
+    lab = pt.Lab(seed, budget, world, base(world, seed, budget.size(TINY)))
+    shown = demonstrations(world, pt.mix(seed, "continued"))
+    pt.tiny.warm_start(lab.policy, shown, budget.steps(STEPS), PER_STEP * SAMPLES, RATE)
+    return measures(lab)
+
+
+ARMS = {
+    "fixed short": supervised(0.0, 0.0),
+    "fixed long": supervised(1.0, 1.0),
+    "task-adaptive": pt.trial(Signs, None, measures, size=TINY),
+    "SFT continued": continued,
+    "accuracy only": arm(length_weight=0.0, structure_weight=0.0, redundancy_weight=0.0),
+    "Emotion-o1": arm(),
+    "by GRPO": arm("grpo"),
+    "without length": arm(length_weight=0.0),
+    "without structure": arm(structure_weight=0.0),
+    "without redundancy": arm(redundancy_weight=0.0),
+    "not gated": arm(gated=False),
+    "structure alone": arm(
+        accuracy_weight=0.0, length_weight=0.0, structure_weight=1.0, redundancy_weight=0.0, gated=False
+    ),
+}
