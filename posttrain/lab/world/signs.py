@@ -1,7 +1,7 @@
 """Words that carry a sign, and two tasks: one needs a single look-up, the other all of them.
 
     basic    | w3 w1 w5 w2 w0 w7 =      the sign of the first word
-    advanced | w3 w1 w5 w2 w0 w7 =      the product of all six, as sarcasm is a literal sense that every cue turns around
+    advanced | w3 w1 w5 w2 w0 w7 =      the product of all six, as every cue of sarcasm turns the sense around
 
 A chain is short, one step, or long, all running products; a step is a word and the product so far:
 

@@ -1,7 +1,7 @@
 """Emotion-o1: one model that thinks briefly about emotions and at length about sarcasm (arXiv:2505.22548).
 
-A teacher's chains are kept where their label is right; they are learnt, with prompts that name the task; then PPO with a
-critic, on a reward of four terms, one of which is the length that the teacher's chains have on that task.
+A teacher's chains are kept where their label is right; they are learnt, with prompts that name the task; then PPO with
+a critic, on a reward of four terms, one of which is the length that the teacher's chains have on that task.
 
 reply       the label and the chain that a reply states, words of reasoning
 lengths     bands of lengths, task by task, fitted on right chains before reinforcement
@@ -23,6 +23,7 @@ __all__ = ["PARTS", "recipe"]
 
 Method = Literal["ppo", "grpo"]
 SAMPLES: Mapping[Method, int] = {"ppo": 1, "grpo": 16}
+KL: Mapping[Method, float] = {"ppo": 0.05, "grpo": 0.01}
 
 
 def recipe(
@@ -31,18 +32,20 @@ def recipe(
     *,
     method: Method = "ppo",
     samples: int | None = None,
-    kl: float = 0.05,
+    kl: float | None = None,
     critic_lr: float = 1e-5,
     evaluation: pt.Reward | None = None,
 ) -> pt.Recipe:
-    """PPO with a critic: gamma and lambda 1, both clips 0.2, four passes over each batch, KL to the start in the reward.
+    """PPO with a critic: gamma and lambda 1, both clips 0.2, four passes over a batch, KL to the start in the reward.
 
     method   ppo; or grpo with groups of 16 and the KL in the loss
     samples  of an utterance: 1 for ppo, 16 for grpo if not given
-    kl       weight of the divergence from `policy` as it is now; 0 keeps no copy of it
+    kl       weight of the divergence from `policy` as it is now, 0.05 for ppo and 0.01 for grpo if not given; 0 keeps
+             no copy of it
     The paper names PPO and no numbers; these are ours.
     """
-    count, reference = samples or SAMPLES[method], policy.frozen_copy() if kl else None
+    count, kl = samples or SAMPLES[method], KL[method] if kl is None else kl
+    reference = policy.frozen_copy() if kl else None
     if method == "grpo":
         return pt.grpo(reward, samples=count, kl=kl, reference=reference, evaluation=evaluation)
     advantage = pt.Gae(pt.Critic(policy, lr=critic_lr, clip=0.2), gamma=1.0, lam=1.0, updates=4)

@@ -16,8 +16,7 @@ from posttrain.systems.emotion_o1.measures import measures_of, prediction
 from posttrain.systems.emotion_o1.reward import Truth, Weights, evaluation, reward
 
 TINY = Size(hidden=64, layers=2, steps=300, rows=32)
-STEPS, PER_STEP, SAMPLES = 50, 64, 2
-GROUPS, GROUP = 16, 8  # of an arm by GRPO: as many replies in a step
+STEPS, PER_STEP, SAMPLES = 35, 8, 16
 RATE, CRITIC_RATE, KL = 1e-3, 1e-3, 0.01
 CHAINS = 1000  # of the teacher, on which bands are fitted
 SETS: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {
@@ -77,18 +76,17 @@ def supervised(long_basic: float, long_advanced: float) -> pt.Arm:
 
 def arm(method: Method = "ppo", **weights: Any) -> pt.Arm:
     """Reinforcement of the task-adaptive model."""
-    group = {"ppo": (PER_STEP, SAMPLES), "grpo": (GROUPS, GROUP)}[method]
 
     def made(lab: pt.Lab) -> pt.Recipe:
         paid = reward(bands(lab.world, lab.policy), tokens_of(lab.policy), Weights(**weights))
-        return recipe(paid, lab.policy, method=method, samples=group[1], kl=KL, critic_lr=CRITIC_RATE)
+        return recipe(paid, lab.policy, method=method, samples=SAMPLES, kl=KL, critic_lr=CRITIC_RATE)
 
     return pt.trial(
         Signs,
         made,
         measures,
         steps=STEPS,
-        per_step=group[0],
+        per_step=PER_STEP,
         lr=RATE,
         size=TINY,
         tasks=lambda lab: tasks(lab.world, 4000, "training"),
@@ -120,3 +118,14 @@ ARMS = {
         accuracy_weight=0.0, length_weight=0.0, structure_weight=1.0, redundancy_weight=0.0, gated=False
     ),
 }
+SMOKE = pt.Smoke(
+    """
+    laptop
+    laptop --method grpo --length-weight 0
+    train --data {labelled_utterances} --bands {labelled_chains} --max-new 6 --samples 2
+        --held-out {labelled_utterances}
+    train --data {labelled_utterances} --method grpo --length-weight 0 --max-new 6 --samples 2
+    sft --data {labelled_chains} --max-new 8
+    evaluate --data {labelled_utterances} --max-new 6 --samples 2
+    """
+)
