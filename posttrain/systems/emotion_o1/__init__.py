@@ -34,6 +34,7 @@ def recipe(
     samples: int | None = None,
     kl: float | None = None,
     critic_lr: float = 1e-5,
+    epochs: int = 4,
     evaluation: pt.Reward | None = None,
 ) -> pt.Recipe:
     """PPO with a critic: gamma and lambda 1, both clips 0.2, four passes over a batch, KL to the start in the reward.
@@ -42,6 +43,7 @@ def recipe(
     samples  of an utterance: 1 for ppo, 16 for grpo if not given
     kl       weight of the divergence from `policy` as it is now, 0.05 for ppo and 0.01 for grpo if not given; 0 keeps
              no copy of it
+    epochs   passes of ppo over each batch
     The paper names PPO and no numbers; these are ours.
     """
     count, kl = samples or SAMPLES[method], KL[method] if kl is None else kl
@@ -49,7 +51,7 @@ def recipe(
     if method == "grpo":
         return pt.grpo(reward, samples=count, kl=kl, reference=reference, evaluation=evaluation)
     advantage = pt.Gae(pt.Critic(policy, lr=critic_lr, clip=0.2), gamma=1.0, lam=1.0, updates=4)
-    options = {"kl": kl, "reference": reference, "updates": 1, "epochs": 4}
+    options = {"kl": kl, "reference": reference, "updates": 1, "epochs": epochs}
     return pt.ppo(reward, advantage=advantage, samples=count, evaluation=evaluation, **options)
 
 

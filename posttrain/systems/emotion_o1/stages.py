@@ -277,7 +277,7 @@ def evaluate(
 def laptop(
     weights: Weights,
     method: Method = "ppo",
-    run: pt.Run = pt.Run("runs/emotion-o1", steps=35, tasks=8, lr=1e-3),
+    run: pt.Run = pt.Run("runs/emotion-o1", steps=36, tasks=16, lr=1e-3),
 ) -> pt.Session:
     """Words that carry a sign: one task needs a look-up and the other six, after a teacher who thinks as long as each.
 
@@ -290,7 +290,7 @@ def laptop(
     world = Signs(run.seed)
     policy = base(world, run.seed, lab.TINY)
     paid = reward(lab.bands(world, policy), tokens_of(policy), weights)
-    options = {"kl": lab.KL, "critic_lr": lab.CRITIC_RATE, "evaluation": evaluation()}
+    options = {"kl": lab.KL, "critic_lr": lab.CRITIC_RATE, "epochs": lab.EPOCHS, "evaluation": evaluation()}
     made = recipe(paid, policy, method=method, samples=lab.SAMPLES, **options)
     tests = {name: lab.tasks(world, 48, f"test {name}", kind, **more) for name, (kind, more) in lab.SETS.items()}
     return pt.train(policy, lab.tasks(world, 4000, "training"), made, run, held_out=tests)
