@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -295,6 +297,8 @@ def test_mustard_and_one_s_own_rows(write):
     assert (one.context, one.text) == (("SHELDON: It is broken.", "PERSON: All of it."), "RAJ: Oh, great.")
     [asked] = tasks_of([one], labels_of([one]))
     assert "step by step" in asked.prompt[0]["content"]
+    marks = (1, 0, True, False, "True", "false")
+    assert [utterances(write({**MUSTARD, "sarcasm": mark}))[0].label for mark in marks] == ["sarcastic", "sincere"] * 3
     own = [
         {"text": "bad", "label": "no", "task": "help"},
         {"id": "x", "text": "good", "label": "yes", "task": "help", "context": "before"},
@@ -320,6 +324,7 @@ def test_mustard_and_one_s_own_rows(write):
         ({"text": "x", "label": "a", "context": {"b": 1}}, "line 1: the context is neither"),
         ({"text": "x", "label": "a", "context": [1]}, "line 1: the context is neither"),
         ({**MUSTARD, "sarcasm": "perhaps"}, "line 1: sarcasm is 'perhaps', neither true nor false"),
+        ({**MUSTARD, "context": True}, "line 1: `context` and `context_speakers` are not two lists"),
         ({**MUSTARD, "context_speakers": ["A"]}, "line 1: `context` and `context_speakers` are not two lists"),
         ({**meld(0, 0, "a"), "Utterance_ID": "x"}, "line 1: the Utterance_ID 'x' is no number"),
         ({"Utterance": "a"}, "line 1: there is no column 'Emotion'"),
@@ -443,7 +448,7 @@ def test_the_world_of_signs():
 
 
 def test_a_teacher_s_chains_with_the_right_label_are_kept_with_their_bands(make, tmp_path, write):
-    from posttrain.systems.emotion_o1.stages import CHAINS, collect
+    from posttrain.systems.emotion_o1.distillation import CHAINS, collect
 
     found = utterances(
         write(*[{"text": text, "label": label} for text, label in (("a", "joy"), ("b", "joy"), ("c", "anger"))]),
@@ -460,6 +465,7 @@ def test_a_teacher_s_chains_with_the_right_label_are_kept_with_their_bands(make,
     kept = collect(Canned(says), tasks, 1, output)
     assert [row["id"] for row in kept] == ["emotion-1"], "one was not answered, and one has the wrong label"
     assert kept[0]["response"] == whole("joy")
+    assert "first" not in kept[0]
     kept = collect(Canned(whole("joy")), tasks, 1, output)  # taken up again
     assert [row["id"] for row in kept] == ["emotion-1", "emotion-2"]
     assert [json.loads(line)["id"] for line in (tmp_path / CHAINS).read_text().splitlines()] == [
@@ -472,9 +478,67 @@ def test_what_is_missing_is_said(write, tmp_path, capsys):
     data = write(*[{"text": text, "label": label} for text, label in (("a", "joy"), ("c", "anger"))])
     own = ["--model", "tiny", "--max-new", "4", "--data", data, "--out", str(tmp_path / "out"), "--quiet"]
     for stage, message in (
-        ("distil", "the task 'utterances' has no chain with the right label, only none: distil chains for it"),
+        (
+            "distil",
+            "the task 'utterances' has no chain with the right label, only none: give a stronger --teacher, or more --candidates; replies.jsonl has what was said",
+        ),
         ("train", "the reward's term of length needs --bands of stage distil, or --length-weight 0"),
     ):
         with pytest.raises(SystemExit):
             main(["run", "emotion-o1", "--stage", stage, *own])
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """A chat server that thinks briefly about moods and longer about irony, and is always right about `so`."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def reply(self, body):
+        said = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def do_GET(self):
+        self.reply({"data": [{"id": "teacher"}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][-1]["content"]
+        chain, label = ("so", "good") if "Task: mood" in asked else ("so but because so", "yes")
+        self.reply({"choices": [{"message": {"content": whole(label, chain)}, "finish_reason": "stop"}]})
+
+
+def test_from_a_chat_server_s_chains_to_a_trained_model(write, tmp_path, capsys):
+    """Distil, learn, reinforce, evaluate, each by what the stage before has written."""
+    rows = [("mood", "good"), ("mood", "bad"), ("irony", "yes"), ("irony", "no")]
+    data = write(*[{"text": f"that is {label}", "label": label, "task": task} for task, label in rows])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    small = ["--max-new", "8", "--quiet"]
+
+    def stage(name, model, *options):
+        main(["run", "emotion-o1", "--stage", name, "--model", model, *small, "--out", str(tmp_path / name), *options])
+
+    try:
+        teacher = f"http://127.0.0.1:{server.server_port}/v1"
+        stage("distil", "tiny", "--data", data, "--teacher", teacher, "--candidates", "1")
+    finally:
+        server.shutdown()
+        server.server_close()
+    chains, bands = tmp_path / "distil" / "chains.jsonl", tmp_path / "distil" / "bands.json"
+    assert [json.loads(line)["id"] for line in chains.read_text().splitlines()] == ["mood-1", "irony-3"]
+    kept = json.loads(bands.read_text())["bands"]
+    assert kept["irony"]["median"] > kept["mood"]["median"] == kept["mood"]["low"]
+    stage("sft", "tiny", "--data", str(chains), "--steps", "1", "--tasks", "2")
+    learnt = str(tmp_path / "sft" / "model")
+    few = ["--steps", "1", "--tasks", "2", "--samples", "2"]
+    stage("train", learnt, "--data", data, "--bands", str(bands), *few, "--held-out", data)
+    assert {"part/accuracy", "part/length", "part/structure", "part/redundancy", "critic_loss"} <= set(
+        pt.read_metrics(tmp_path / "train")[0]
+    )
+    stage("evaluate", str(tmp_path / "train" / "model"), "--data", data)
+    assert set(json.loads((tmp_path / "evaluate" / "measures.json").read_text())) == {"mood", "irony"}
+    assert "weighted F1" in capsys.readouterr().out

@@ -3,11 +3,12 @@
 A teacher's chains are kept where their label is right; they are learnt, with prompts that name the task; then PPO with
 a critic, on a reward of four terms, one of which is the length that the teacher's chains have on that task.
 
-reply       the label and the chain that a reply states, words of reasoning
-lengths     bands of lengths, task by task, fitted on right chains before reinforcement
-reward      accuracy, length, structure and redundancy, each with a weight of its own
-utterances  MELD, MUStARD and a user's own rows, as tasks with labels
-measures    accuracy, weighted F1, lengths and redundancy, task by task
+reply         the label and the chain that a reply states, words of reasoning
+utterances    MELD, MUStARD and a user's own rows, as tasks with labels
+distillation  a teacher's chains with the right label
+lengths       bands of lengths, task by task, fitted on these chains before reinforcement
+reward        accuracy, length, structure and redundancy, each with a weight of its own
+measures      accuracy, weighted F1, lengths and redundancy, task by task
 """
 
 from __future__ import annotations

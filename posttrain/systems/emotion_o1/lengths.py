@@ -48,18 +48,21 @@ def band(lengths: Sequence[float]) -> Band:
     return Band(low, median, high, len(lengths))
 
 
-def fit_bands(lengths: Mapping[str, Sequence[float]], tasks: Iterable[str]) -> dict[str, Band]:
-    """The band of each task. Raises ValueError naming a task that has no chains."""
-    return {task: band(lengths[task]) for task in require_chains(lengths, tasks)}
+DISTIL = "distil chains for it, or give `length_weight=0`"
 
 
-def require_chains(found: Mapping[str, Any], tasks: Iterable[str]) -> list[str]:
+def fit_bands(lengths: Mapping[str, Sequence[float]], tasks: Iterable[str], remedy: str = DISTIL) -> dict[str, Band]:
+    """The band of each task. Raises ValueError naming a task that has no chains, with the remedy."""
+    return {task: band(lengths[task]) for task in require_chains(lengths, tasks, remedy)}
+
+
+def require_chains(found: Mapping[str, Any], tasks: Iterable[str], remedy: str = DISTIL) -> list[str]:
     wanted = sorted(set(tasks))
     for task in wanted:
         if not found.get(task):
             raise ValueError(
                 f"the task {task!r} has no chain with the right label, only {', '.join(sorted(found)) or 'none'}: "
-                "distil chains for it, or give `length_weight=0`"
+                f"{remedy}"
             )
     return wanted
 

@@ -6,27 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import posttrain as pt
-from posttrain.evaluation import GROUPS_AT_ONCE
-from posttrain.grade.stated import whole_reply
 from posttrain.systems.emotion_o1 import Method, recipe
+from posttrain.systems.emotion_o1.distillation import CHAINS, REPLIES, collect
 from posttrain.systems.emotion_o1.lengths import (
     Band,
     chain_lengths,
     fit_bands,
     read_bands,
-    require_chains,
     tokens_of,
     write_bands,
 )
 from posttrain.systems.emotion_o1.measures import as_table, measures_of, prediction
-from posttrain.systems.emotion_o1.reply import stated
 from posttrain.systems.emotion_o1.reward import Truth, Weights, evaluation, reward
 from posttrain.systems.emotion_o1.utterances import labels_of, tasks_of, utterances
 
-REPLIES, CHAINS, BANDS = "replies.jsonl", "chains.jsonl", "bands.json"
+BANDS = "bands.json"
 PREDICTIONS, MEASURES = "predictions.jsonl", "measures.json"
 
 
@@ -154,9 +150,9 @@ def distil(
     if pt.ranks.is_primary():
         counts = ", ".join(f"{task} {len(lengths.get(task, ()))}" for task in sorted(wanted))
         print(f"{out / CHAINS}: {len(kept)} chains with the right label on {len(tasks)} utterances ({counts})")
-    require_chains(lengths, wanted)
+    bands = fit_bands(lengths, wanted, f"give a stronger `teacher`, or more `candidates`; {REPLIES} has what was said")
     if pt.ranks.is_primary():
-        write_bands(out / BANDS, fit_bands(lengths, wanted), policy)
+        write_bands(out / BANDS, bands, policy)
     return out
 
 
@@ -179,64 +175,6 @@ def asked(
     pt.distribute(policy)
     with scale.playing(policy, out, tasks) as player:
         yield player
-
-
-def collect(
-    teacher: pt.Sampler, tasks: list[pt.Task[Truth]], candidates: int, output: pt.Output
-) -> list[dict[str, Any]]:
-    """Chains with the right label, in the order of their tasks; an utterance that was asked about is not asked again.
-
-    One that the teacher failed to answer is asked about again on a resume. Raises ValueError when it answers nothing.
-    """
-    out = Path(output.out)
-
-    def known_chains() -> dict[str, Any]:
-        return {str(line["id"]): dict(line) for line in pt.Lines(out / REPLIES).found}
-
-    known = pt.ranks.run_on_primary(known_chains, "for the chains that are there")
-    lines = pt.Lines(out / REPLIES) if pt.ranks.is_primary() else None
-    left = [task for task in tasks if task.key not in known]
-    quiet = output.quiet or not pt.ranks.is_primary()
-    with pt.progress_bar("utterances", len(tasks), quiet) as done:
-        done(len(tasks) - len(left))
-        for start in range(0, len(left), GROUPS_AT_ONCE):
-            some = left[start : start + GROUPS_AT_ONCE]
-            seed = pt.mix(output.seed, some[0].key)
-            found = pt.evaluate({"policy": teacher}, some, has_right_label(), samples=candidates, seed=seed)
-            fresh = [chain(task, group) for task, group in zip(some, graded_groups(found), strict=True) if group]
-            known |= {line["id"]: line for line in fresh}
-            if lines:
-                lines.add(*fresh)
-            done(len(some))
-    kept = [known[task.key] for task in tasks if known.get(task.key, {}).get("response") is not None]
-    if pt.ranks.is_primary():
-        pt.Lines(out / CHAINS, resume=False).replace(kept)
-    return kept
-
-
-def has_right_label() -> pt.Reward:
-    """1 for a reply in form, with the right label."""
-
-    def grade(rollout: pt.Rollout) -> float:
-        said = stated(whole_reply(rollout), rollout.task.truth.labels)
-        return float(said is not None and said.label == rollout.task.truth.label)
-
-    return pt.each(grade)
-
-
-def graded_groups(found: pt.Evaluation) -> list[list[tuple[pt.Rollout, pt.Score]]]:
-    """[P] the replies that the teacher gave, with their scores; what it could not answer is left out."""
-    return [
-        [(one, score) for one, score in zip(group, scores, strict=True) if isinstance(score, pt.Score)]
-        for group, scores in zip(found.groups, found.scores, strict=True)
-    ]
-
-
-def chain(task: pt.Task[Truth], group: list[tuple[pt.Rollout, pt.Score]]) -> dict[str, Any]:
-    """The first reply with the right label; None where there is none."""
-    right = next((whole_reply(one) for one, score in group if score.value == 1), None)
-    about = {"id": task.key, "task": task.truth.task, "label": task.truth.label}
-    return {**about, "prompt": list(task.prompt), "response": right}
 
 
 # ---- evaluation

@@ -17,6 +17,7 @@ LABELS: Mapping[str, tuple[str, ...]] = {  # as published; MUStARD's are true an
     "sentiment": ("negative", "neutral", "positive"),
     "sarcasm": ("sarcastic", "sincere"),
 }
+MEANT = {"true": "sarcastic", "1": "sarcastic", "false": "sincere", "0": "sincere"}  # by MUStARD's column
 WANTED: Mapping[str, str] = {
     "emotion": "Which emotion does the speaker of the last utterance show?",
     "sentiment": "What is the sentiment of the last utterance?",
@@ -120,12 +121,12 @@ def of_meld(
 
 
 def of_mustard(record: Record, place: Place, name: str, context: int) -> Utterance:
-    meant = record["sarcasm"]
-    if meant not in (True, False, "True", "False", "true", "false"):
-        raise ValueError(f"{place}: sarcasm is {meant!r}, neither true nor false")
-    label = LABELS["sarcasm"][str(meant).lower() != "true"]
+    label = MEANT.get(str(record["sarcasm"]).lower())
+    if label is None:
+        raise ValueError(f"{place}: sarcasm is {record['sarcasm']!r}, neither true nor false")
     before, speakers = record.get("context") or [], record.get("context_speakers") or []
-    if isinstance(before, str) or isinstance(speakers, str) or len(speakers) not in (0, len(before)):
+    lists = isinstance(before, list) and isinstance(speakers, list)
+    if not lists or len(speakers) not in (0, len(before)):
         raise ValueError(f"{place}: `context` and `context_speakers` are not two lists of one length")
     lines = [spoken(who, text) for who, text in zip(speakers or [None] * len(before), before, strict=True)]
     said = spoken(record.get("speaker"), text_of(record, "utterance", place))
