@@ -542,3 +542,17 @@ def test_from_a_chat_server_s_chains_to_a_trained_model(write, tmp_path, capsys)
     stage("evaluate", str(tmp_path / "train" / "model"), "--data", data)
     assert set(json.loads((tmp_path / "evaluate" / "measures.json").read_text())) == {"mood", "irony"}
     assert "weighted F1" in capsys.readouterr().out
+
+
+def test_files_with_names_are_tasks_side_by_side(write):
+    from posttrain.systems.emotion_o1.stages import UtteranceOptions
+
+    one, other = write(meld(0, 0, "a"), name="one.jsonl"), write(meld(0, 0, "b", "anger"), name="other.jsonl")
+    options = UtteranceOptions((f"emotion={one}", f"sentiment={one}", f"dev={other}", write(MUSTARD)), context=0)
+    tasks, tests = options.with_tests((other,))
+    keys = ["emotion/emotion-dia0_utt0", "sentiment/sentiment-dia0_utt0", "dev/emotion-dia0_utt0"]
+    assert [task.key for task in tasks] == [*keys, "utterances/sarcasm-1_1"]
+    assert [task.truth.label for task in tasks] == ["joy", "positive", "anger", "sarcastic"]
+    assert [task.truth.label for task in tests[""]] == ["anger"]
+    with pytest.raises(ValueError, match="`data=.*two sets named one"):
+        UtteranceOptions((one, f"one={other}")).tasks()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import posttrain as pt
@@ -47,9 +47,12 @@ class UtteranceOptions:
 
     def with_tests(self, held_out: tuple[str, ...]) -> tuple[list[pt.Task[Truth]], dict[str, list[pt.Task[Truth]]]]:
         """The tasks of `data`, and those of held-out files by name, which have the labels of `data`."""
-        where = {"limit": self.limit, "split": self.split, "context": self.context}
-        files = pt.named_files(self.data, "data").items()
-        found = [one for name, file in files for one in utterances(file, name, **where)]
+        files, where = pt.named_files(self.data, "data"), (self.limit, self.split, self.context)
+        found = [
+            replace(one, key=f"{name}/{one.key}") if len(files) > 1 else one  # both may count their lines alike
+            for name, file in files.items()
+            for one in utterances(file, name, *where)
+        ]
         labels = labels_of(found, self.labels)
         tests = {
             name: tasks_of(utterances(file, name, None, "test", self.context), labels)
