@@ -142,11 +142,11 @@ def distil(
     candidates  its replies to an utterance, of which the first in form and with the right label is kept
     """
     pt.at_least(1, candidates=candidates)
-    policy, out = model.policy(), Path(output.out)
-    tasks, settings = spoken.tasks(), {"seed": output.seed, **output.settings}
+    policy = replace(model, weights=not teacher).policy()  # of a model that is not asked, the tokenizer is enough
+    tasks, out, settings = spoken.tasks(), Path(output.out), {"seed": output.seed, **output.settings}
     files, options = [REPLIES, CHAINS, BANDS], {"resume": output.resume, "overwrite": output.overwrite}
-    pt.prepare_folder(out, "distillation", files, settings, **options)
     with asked(teacher, model, scale, policy, out, tasks) as player:
+        pt.prepare_folder(out, "distillation", files, settings, **options)
         kept = collect(player, tasks, candidates, output)
     lengths = chain_lengths(kept, tokens_of(policy))
     wanted = {task.truth.task for task in tasks}
