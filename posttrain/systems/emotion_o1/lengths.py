@@ -16,7 +16,7 @@ import posttrain as pt
 from posttrain.records import records
 from posttrain.systems.emotion_o1.reply import stated
 
-Tokens: TypeAlias = "Callable[[str], Sequence[int]]"  # the tokens of a chain
+Tokens: TypeAlias = "Callable[[str], Sequence[Any]]"  # the tokens of a chain
 
 
 @dataclass(frozen=True)

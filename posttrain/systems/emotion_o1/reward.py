@@ -16,6 +16,7 @@ from posttrain.systems.emotion_o1.reply import loose_label, stated, structure
 
 UNPARSEABLE = -0.5
 WIDTH = 4  # tokens of an n-gram
+PARTS: tuple[str, ...] = ("accuracy", "length", "structure", "redundancy", "chain", "parsed")
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Weights:
         pt.at_least(0, **weights)
 
 
-PUBLISHED_TERMS = Weights()
+ALL_TERMS = Weights()
 
 
-def reward(bands: Bands, tokens: Tokens, weights: Weights = PUBLISHED_TERMS) -> pt.Reward:
+def reward(bands: Bands, tokens: Tokens, weights: Weights = ALL_TERMS) -> pt.Reward:
     """The reward of tasks whose truth is a `Truth`; lengths are those of the chain alone, in `tokens`.
 
     Parts: accuracy, length, structure and redundancy before their weights, `chain` in tokens, `parsed`.
@@ -63,8 +64,7 @@ def reward(bands: Bands, tokens: Tokens, weights: Weights = PUBLISHED_TERMS) -> 
             raise ValueError(f"the task {truth.task!r} has no band of lengths, only {', '.join(bands) or 'none'}")
         said = stated(whole_reply(rollout), truth.labels)
         if said is None:
-            nothing = dict.fromkeys(("accuracy", "length", "structure", "redundancy", "chain", "parsed"), 0.0)
-            return pt.Score(UNPARSEABLE, nothing)
+            return pt.Score(UNPARSEABLE, dict.fromkeys(PARTS, 0.0))
         chain = tokens(said.chain)
         parts = {
             "accuracy": float(said.label == truth.label),
