@@ -150,7 +150,7 @@ def test_length_and_structure_pay_for_right_labels_only():
     text = whole("anger", "first but because wait so")
     assert graded(text).value == 0.0
     assert graded(text).parts["structure"] == 1.0, "it is measured all the same"
-    assert graded(text, Weights(gated=False)).value == pytest.approx(0.3 + 0.1)
+    assert graded(text, Weights(ungated=True)).value == pytest.approx(0.3 + 0.1)
     assert graded(whole("anger", "a b c d a b c d")).value == pytest.approx(-0.1 * 1 / 5)
 
 
@@ -447,7 +447,7 @@ def test_the_world_of_signs():
 # ---- stages
 
 
-def test_a_teacher_s_chains_with_the_right_label_are_kept_with_their_bands(make, tmp_path, write):
+def test_a_teacher_s_chains_with_the_right_label_are_kept(tmp_path, write, capsys):
     from posttrain.systems.emotion_o1.distillation import CHAINS, collect
 
     found = utterances(
@@ -466,6 +466,7 @@ def test_a_teacher_s_chains_with_the_right_label_are_kept_with_their_bands(make,
     assert [row["id"] for row in kept] == ["emotion-1"], "one was not answered, and one has the wrong label"
     assert kept[0]["response"] == whole("joy")
     assert "first" not in kept[0]
+    assert "1 of 3 utterances were not answered; resume asks again" in capsys.readouterr().err
     kept = collect(Canned(whole("joy")), tasks, 1, output)  # taken up again
     assert [row["id"] for row in kept] == ["emotion-1", "emotion-2"]
     assert [json.loads(line)["id"] for line in (tmp_path / CHAINS).read_text().splitlines()] == [
@@ -554,5 +555,7 @@ def test_files_with_names_are_tasks_side_by_side(write):
     assert [task.key for task in tasks] == [*keys, "utterances/sarcasm-1_1"]
     assert [task.truth.label for task in tasks] == ["joy", "positive", "anger", "sarcastic"]
     assert [task.truth.label for task in tests[""]] == ["anger"]
+    with pytest.raises(ValueError, match="`data`: there must be at least one file"):
+        UtteranceOptions(()).tasks()
     with pytest.raises(ValueError, match="`data=.*two sets named one"):
         UtteranceOptions((one, f"one={other}")).tasks()

@@ -6,6 +6,7 @@ chains.jsonl    the chains that are kept, in the order of their utterances: what
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def collect(
     kept = [{name: value for name, value in row.items() if name != "first"} for row in found_chains]
     if pt.ranks.is_primary():
         pt.Lines(out / CHAINS, resume=False).replace(kept)
+        if missing := sum(task.key not in known for task in tasks):
+            print(
+                f"warning: {missing} of {len(tasks)} utterances were not answered; resume asks again", file=sys.stderr
+            )
     return kept
 
 

@@ -115,7 +115,7 @@ ARMS = {
     "without length": arm(Weights(length_weight=0.0)),
     "without structure": arm(Weights(structure_weight=0.0)),
     "without redundancy": arm(Weights(redundancy_weight=0.0)),
-    "structure alone": arm(replace(STRUCTURE, gated=False)),
+    "structure alone": arm(replace(STRUCTURE, ungated=True)),
     "structure alone, gated": arm(STRUCTURE),
 }
 CLAIMS = pt.claims("""

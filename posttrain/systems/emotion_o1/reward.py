@@ -40,11 +40,11 @@ class Weights:
     """Of words of reasoning, of two classes at least."""
     redundancy_weight: float = 0.1
     """Of the share of 4-grams that are repeated, which is taken off. Legitimate chains repeat too: keep it low."""
-    gated: bool = True
-    """Length and words of reasoning pay for right labels only."""
+    ungated: bool = False
+    """Pay length and words of reasoning for wrong labels too."""
 
     def __post_init__(self):
-        weights = {name: value for name, value in vars(self).items() if name != "gated"}
+        weights = {name: value for name, value in vars(self).items() if name != "ungated"}
         pt.at_least(0, **weights)
 
 
@@ -80,7 +80,7 @@ def reward(bands: Bands, tokens: Tokens, weights: Weights = ALL_TERMS) -> pt.Rew
 
 
 def combined(parts: dict[str, float], weights: Weights) -> float:
-    gate = parts["accuracy"] if weights.gated else 1.0
+    gate = 1.0 if weights.ungated else parts["accuracy"]
     shape = weights.length_weight * parts["length"] + weights.structure_weight * parts["structure"]
     return weights.accuracy_weight * parts["accuracy"] + gate * shape - weights.redundancy_weight * parts["redundancy"]
 

@@ -47,6 +47,8 @@ class UtteranceOptions:
 
     def with_tests(self, held_out: tuple[str, ...]) -> tuple[list[pt.Task[Truth]], dict[str, list[pt.Task[Truth]]]]:
         """The tasks of `data`, and those of held-out files by name, which have the labels of `data`."""
+        if not self.data:
+            raise ValueError("`data`: there must be at least one file")
         files, where = pt.named_files(self.data, "data"), (self.limit, self.split, self.context)
         found = [
             replace(one, key=f"{name}/{one.key}") if len(files) > 1 else one  # both may count their lines alike
@@ -62,7 +64,7 @@ class UtteranceOptions:
 
 
 def train(
-    spoken: UtteranceOptions,
+    utterance: UtteranceOptions,
     weights: Weights,
     model: pt.ModelOptions,
     scale: pt.ScaleOptions,
@@ -85,7 +87,7 @@ def train(
     held_out   utterances that are only evaluated, by the right label alone: FILE, or NAME=FILE
     """
     policy = model.policy()
-    tasks, tests = spoken.with_tests(held_out)
+    tasks, tests = utterance.with_tests(held_out)
     fitted = bands_for(bands, policy, tasks, weights)
     made = recipe(
         reward(fitted, tokens_of(policy), weights),
@@ -127,7 +129,7 @@ def sft(
 
 
 def distil(
-    spoken: UtteranceOptions,
+    utterance: UtteranceOptions,
     model: pt.ModelOptions,
     scale: pt.ScaleOptions,
     output: pt.Output = pt.Output("runs/emotion-o1-chains"),
@@ -143,7 +145,7 @@ def distil(
     """
     pt.at_least(1, candidates=candidates)
     policy = replace(model, weights=not teacher).policy()  # of a model that is not asked, the tokenizer is enough
-    tasks, out, settings = spoken.tasks(), Path(output.out), {"seed": output.seed, **output.settings}
+    tasks, out, settings = utterance.tasks(), Path(output.out), {"seed": output.seed, **output.settings}
     files, options = [REPLIES, CHAINS, BANDS], {"resume": output.resume, "overwrite": output.overwrite}
     with asked(teacher, model, scale, policy, out, tasks) as player:
         pt.prepare_folder(out, "distillation", files, settings, **options)
@@ -184,7 +186,7 @@ def asked(
 
 
 def evaluate(
-    spoken: UtteranceOptions,
+    utterance: UtteranceOptions,
     model: pt.ModelOptions,
     scale: pt.ScaleOptions,
     output: pt.Output = pt.Output("runs/emotion-o1-evaluation"),
@@ -198,7 +200,7 @@ def evaluate(
     samples  replies to an utterance, each of which counts
     """
     pt.at_least(1, samples=samples)
-    policy, tasks, out = model.policy(), spoken.tasks(), Path(output.out)
+    policy, tasks, out = model.policy(), utterance.tasks(), Path(output.out)
     policy.check(tasks)
     pt.distribute(policy)
     settings, options = {"seed": output.seed, **output.settings}, {"resume": output.resume}
