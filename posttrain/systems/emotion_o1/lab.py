@@ -17,7 +17,7 @@ from posttrain.systems.emotion_o1.measures import measures_of, prediction
 from posttrain.systems.emotion_o1.reward import ALL_TERMS, Truth, Weights, evaluation, reward
 
 TINY = Size(hidden=64, layers=2, steps=300, rows=32)
-STEPS, PER_STEP, SAMPLES, EPOCHS = 36, 16, 8, 2
+STEPS, PER_STEP, SAMPLES, EPOCHS = 30, 16, 8, 2
 RATE, CRITIC_RATE, KL = 1e-3, 1e-3, 0.01
 CHAINS = 1000  # of the teacher, on which bands are fitted
 SETS: Mapping[str, tuple[Kind, Mapping[str, Any]]] = {

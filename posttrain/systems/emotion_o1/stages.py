@@ -220,7 +220,7 @@ def evaluate(
 def laptop(
     weights: Weights,
     method: Method = "ppo",
-    run: pt.Run = pt.Run("runs/emotion-o1", steps=36, tasks=16, lr=1e-3),
+    run: pt.Run = pt.Run("runs/emotion-o1", steps=30, tasks=16, lr=1e-3),
 ) -> pt.Session:
     """Words that carry a sign: one task needs a look-up and the other six, after a teacher who thinks as long as each.
 
