@@ -66,6 +66,12 @@ def majority_of(
     return won / draws
 
 
+def repetition(items: Sequence[Hashable], width: int) -> float:
+    """The share of n-grams of `width` that have occurred before, in [0, 1]; 0 where there are none."""
+    grams = [tuple(items[i : i + width]) for i in range(len(items) - width + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
 def auc(values: Sequence[float], right: Sequence[bool]) -> float:
     """The chance that a right one's value is above a wrong one's, ties by half. NaN when there is only one kind."""
     ranks = np.argsort(np.argsort(np.asarray(values), kind="stable"), kind="stable") + 1.0

@@ -237,6 +237,36 @@ def trials(tmp_path) -> str:
 
 
 @pytest.fixture
+def labelled_utterances(tmp_path) -> str:
+    """Utterances of two tasks."""
+    path = tmp_path / "utterances.jsonl"
+    lines = [
+        {"text": f"that is {word}", "label": label, "task": task}
+        for task, labels in (("mood", ("good", "bad")), ("irony", ("yes", "no")))
+        for word, label in zip("ab", labels, strict=True)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def labelled_chains(tmp_path) -> str:
+    """What a teacher has thought about them, with the right labels."""
+    path = tmp_path / "chains.jsonl"
+    lines = [
+        {
+            "task": task,
+            "label": label,
+            "prompt": f"Task: {task}. that is so",
+            "response": f"<think>so</think><answer>{label}</answer>",
+        }
+        for task, label in (("mood", "good"), ("irony", "no"))
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
 def theorems(tmp_path) -> str:
     """Rows in the columns of DeepTheorem's data."""
     path = tmp_path / "theorems.jsonl"

@@ -34,8 +34,8 @@ def at_least(least: float, /, **arguments: float | None) -> None:
             raise ValueError(f"`{name}={value}`: it must be at least {least}")
 
 
-def named_files(entries: Iterable[str]) -> dict[str, str]:
-    """The files of a repeatable argument by name: `math=math500.jsonl`, or a file by its stem; one alone has no name.
+def named_files(entries: Iterable[str], argument: str = "held_out") -> dict[str, str]:
+    """The files of a repeatable `argument` by name: `math=math500.jsonl`, or a file by its stem; one alone has no name.
 
     Raises ValueError for a name that comes twice.
     """
@@ -45,7 +45,7 @@ def named_files(entries: Iterable[str]) -> dict[str, str]:
         if not sign or "/" in name:
             name, file = "" if len(given) == 1 else Path(entry).stem, entry
         if name in found:
-            raise ValueError(f"`held_out={entry}`: there are two sets named {name}; name them: NAME=FILE")
+            raise ValueError(f"`{argument}={entry}`: there are two sets named {name}; name them: NAME=FILE")
         found[name] = file
     return found
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import posttrain as pt
 from posttrain.chat import without_thinking
 from posttrain.grade.stated import whole_reply
+from posttrain.measure import repetition
 
 Scaling = Literal["zscore", "sigmoid", "none"]
 
@@ -97,10 +98,3 @@ def with_auxiliaries(
 def answers(rollout: pt.Rollout) -> bool:
     """Whether the last reply says something once its thinking is closed: the format of stage `reinforce`."""
     return bool(without_thinking(whole_reply(rollout)).strip())
-
-
-def repetition(words: Collection[Any], width: int = 8) -> float:
-    """The share of n-grams that have occurred before, in [0, 1]."""
-    listed = list(words)
-    grams = [tuple(listed[i : i + width]) for i in range(len(listed) - width + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
