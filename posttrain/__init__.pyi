@@ -31,6 +31,7 @@ from .cli.options import check_choice as check_choice
 from .cli.options import named_files as named_files
 from .cli.scale import ScaleOptions as ScaleOptions
 from .collection import collect as collect
+from .collection import first_kept as first_kept
 from .core import Advantage as Advantage
 from .core import Ask as Ask
 from .core import Batch as Batch

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import ranks
-from posttrain.core import Env, Group, Invalid, Sampler, ShardedSampler, Task
+from posttrain.core import Env, Failure, Group, Invalid, Rollout, Sampler, ShardedSampler, Task
 from posttrain.episode import rollout, single_turn
 from posttrain.evaluation import GROUPS_AT_ONCE
+from posttrain.grade.stated import whole_reply
 from posttrain.run.lines import Lines, whole_lines
 from posttrain.run.progress import progress_bar
 
@@ -72,6 +73,18 @@ def collect(
                     keep(tasks[number].key, found)
     check_failures(failures, len(tasks), name)
     return [known[task.key] for task in tasks if task.key in known]
+
+
+def first_kept(group: Group, keep: Callable[[Rollout], bool]) -> dict[str, Any] | Invalid:
+    """A line of what a teacher said, for supervised learning: `prompt`, and the first reply that is kept as `response`.
+
+    None in its place where no reply is kept; Invalid where there was none at all.
+    """
+    answered = [one for one in group if not isinstance(one.facts, Failure)]
+    if not answered:
+        return Invalid(group[0].facts.reason)
+    kept = next(filter(keep, answered), None)
+    return {"prompt": list(group[0].task.prompt), "response": None if kept is None else whole_reply(kept)}
 
 
 def check_failures(failures: Sequence[str], tasks: int, name: str) -> None:

@@ -30,7 +30,7 @@ from posttrain.systems.numeric_evidence.reward import (
     score_parts,
     stated_conclusion,
 )
-from posttrain.systems.numeric_evidence.stages import demonstrations, trace
+from posttrain.systems.numeric_evidence.stages import demonstrations, right_trace
 from posttrain.systems.numeric_evidence.trials import questions
 
 pytest.importorskip("yaml")
@@ -477,10 +477,11 @@ def test_a_teacher_s_right_replies_become_traces(write, tmp_path):
     path = write(ROW | TABLE | {"id": "a"})
     [one] = [question.task() for question in questions(path)]
     wrong, bare = REPLY.replace("20", "21"), yaml_text(TABLE, "dichotomous")
-    assert trace(one, [said(wrong), said(bare), said(REPLY)])["response"] == REPLY
-    assert trace(one, [said(wrong), said(bare)]) is None, "wrong, and right without thinking"
+    replies = {text: replace(said(text), task=one) for text in (wrong, bare, REPLY)}
+    assert right_trace([*replies.values()])["response"] == REPLY
+    assert right_trace([replies[wrong], replies[bare]])["response"] is None, "wrong, and right without thinking"
     traces = tmp_path / "traces.jsonl"
-    traces.write_text(json.dumps(trace(one, [said(REPLY)])))
+    traces.write_text(json.dumps({"id": "a", **right_trace([replies[REPLY]])}))
     assert pt.read_demonstrations(traces)[0].messages[-1]["content"] == REPLY
 
 

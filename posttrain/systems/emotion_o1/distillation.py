@@ -6,12 +6,11 @@ chains.jsonl    the chains that are kept, in the order of their utterances: what
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import posttrain as pt
-from posttrain.evaluation import GROUPS_AT_ONCE
 from posttrain.grade.stated import whole_reply
 from posttrain.systems.emotion_o1.reply import stated
 from posttrain.systems.emotion_o1.reward import Truth
@@ -19,64 +18,27 @@ from posttrain.systems.emotion_o1.reward import Truth
 REPLIES, CHAINS = "replies.jsonl", "chains.jsonl"
 
 
-def collect(
+def right_chains(
     teacher: pt.Sampler, tasks: list[pt.Task[Truth]], candidates: int, output: pt.Output
-) -> list[dict[str, Any]]:
-    """Chains with the right label, in the order of their tasks; an utterance that was asked about is not asked again.
+) -> list[Mapping[str, Any]]:
+    """Chains with the right label, in the order of their tasks, written to both files of a folder that is there.
 
-    One that the teacher failed to answer is asked about again on a resume. Raises ValueError when it answers nothing.
+    Raises ValueError when more than a tenth of the utterances could not be answered.
     """
-    out = Path(output.out)
-
-    def known_chains() -> dict[str, Any]:
-        return {str(line["id"]): dict(line) for line in pt.Lines(out / REPLIES).found}
-
-    known = pt.ranks.run_on_primary(known_chains, "for the chains that are there")
-    lines = pt.Lines(out / REPLIES) if pt.ranks.is_primary() else None
-    left = [task for task in tasks if task.key not in known]
-    quiet = output.quiet or not pt.ranks.is_primary()
-    with pt.progress_bar("utterances", len(tasks), quiet) as done:
-        done(len(tasks) - len(left))
-        for start in range(0, len(left), GROUPS_AT_ONCE):
-            some = left[start : start + GROUPS_AT_ONCE]
-            seed = pt.mix(output.seed, some[0].key)
-            found = pt.evaluate({"policy": teacher}, some, has_right_label(), samples=candidates, seed=seed)
-            fresh = [chain(task, group) for task, group in zip(some, graded_groups(found), strict=True) if group]
-            known |= {line["id"]: line for line in fresh}
-            if lines:
-                lines.add(*fresh)
-            done(len(some))
-    found_chains = [known[task.key] for task in tasks if known.get(task.key, {}).get("response") is not None]
-    kept = [{name: value for name, value in row.items() if name != "first"} for row in found_chains]
-    if pt.ranks.is_primary():
-        pt.Lines(out / CHAINS, resume=False).replace(kept)
-        if missing := sum(task.key not in known for task in tasks):
-            print(
-                f"warning: {missing} of {len(tasks)} utterances were not answered; resume asks again", file=sys.stderr
-            )
+    out, seed = Path(output.out), pt.mix(output.seed, "teacher")
+    options: dict[str, Any] = {"samples": candidates, "seed": seed, "name": "utterances", "quiet": output.quiet}
+    lines = pt.collect(teacher, tasks, right_chain, out / REPLIES, **options)
+    kept = [line for line in lines if line["response"] is not None]
+    pt.ranks.run_on_primary(lambda: pt.Lines(out / CHAINS).replace(kept), "for the chains")
     return kept
 
 
-def has_right_label() -> pt.Reward:
-    """1 for a reply in form, with the right label."""
+def right_chain(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
+    """The first reply in form that has the right label."""
 
-    def grade(rollout: pt.Rollout) -> float:
-        said = stated(whole_reply(rollout), rollout.task.truth.labels)
-        return float(said is not None and said.label == rollout.task.truth.label)
+    def is_right(one: pt.Rollout) -> bool:
+        said = stated(whole_reply(one), one.task.truth.labels)
+        return said is not None and said.label == one.task.truth.label
 
-    return pt.each(grade)
-
-
-def graded_groups(found: pt.Evaluation) -> list[list[tuple[pt.Rollout, pt.Score]]]:
-    """[P] the replies that the teacher gave, with their scores; what it could not answer is left out."""
-    return [
-        [(one, score) for one, score in zip(group, scores, strict=True) if isinstance(score, pt.Score)]
-        for group, scores in zip(found.groups, found.scores, strict=True)
-    ]
-
-
-def chain(task: pt.Task[Truth], group: list[tuple[pt.Rollout, pt.Score]]) -> dict[str, Any]:
-    """The first reply with the right label; None where there is none. `first` is what was said first, right or not."""
-    right = next((whole_reply(one) for one, score in group if score.value == 1), None)
-    about = {"id": task.key, "task": task.truth.task, "label": task.truth.label, "first": whole_reply(group[0][0])}
-    return {**about, "prompt": list(task.prompt), "response": right}
+    found, truth = pt.first_kept(group, is_right), group[0].task.truth
+    return found if isinstance(found, pt.Invalid) else {"task": truth.task, "label": truth.label, **found}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import posttrain as pt
 from posttrain.systems.emotion_o1 import Method, recipe
-from posttrain.systems.emotion_o1.distillation import CHAINS, REPLIES, collect
+from posttrain.systems.emotion_o1.distillation import CHAINS, REPLIES, right_chains
 from posttrain.systems.emotion_o1.lengths import (
     Band,
     chain_lengths,
@@ -149,7 +149,7 @@ def distil(
     files, options = [REPLIES, CHAINS, BANDS], {"resume": output.resume, "overwrite": output.overwrite}
     with asked(teacher, model, scale, policy, out, tasks) as player:
         pt.prepare_folder(out, "distillation", files, settings, **options)
-        kept = collect(player, tasks, candidates, output)
+        kept = right_chains(player, tasks, candidates, output)
     lengths = chain_lengths(kept, tokens_of(policy))
     wanted = {task.truth.task for task in tasks}
     if pt.ranks.is_primary():

@@ -64,6 +64,7 @@ def solve(
     pt.prepare_folder(
         out, "solutions", [*files, ANSWERS, MEASURES], settings, resume=output.resume, overwrite=output.overwrite
     )
+    pt.distribute(policy)
     with scale.playing(policy, out, [pt.Task(one.key, prompts.solve(one.question), None) for one in found]) as player:
         others = [model.player(name) if name else player for name in (formaliser, reasoner)]
         pipeline = Pipeline(

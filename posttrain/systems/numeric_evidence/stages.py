@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import posttrain as pt
 from posttrain.cli.replies import Replies
 from posttrain.fit import fit, prompt_tokens, room
+from posttrain.grade.stated import whole_reply
 from posttrain.records import records
 from posttrain.systems.numeric_evidence import recipe
 from posttrain.systems.numeric_evidence.effect import NONE
@@ -24,7 +25,7 @@ from posttrain.systems.numeric_evidence.reward import (
 )
 from posttrain.systems.numeric_evidence.trials import Asked, questions
 
-TRACES, PREDICTIONS = "traces.jsonl", "predictions.jsonl"
+REPLIES, TRACES, PREDICTIONS = "replies.jsonl", "traces.jsonl", "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -109,27 +110,26 @@ def distil(
     teacher_samples  its replies to a question, of which the first right one is kept
     """
     pt.at_least(1, teacher_samples=teacher_samples)
-    policy = model.policy()
-    tasks, out, replies = trials.labelled(policy), Path(output.out), Replies(output)
-    speaker = model.player(teacher) if teacher else None
+    policy, out = model.policy(), Path(output.out)
+    tasks, settings = trials.labelled(policy), {"seed": output.seed, **output.settings}
+    pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
+    options = {"samples": teacher_samples, "seed": pt.mix(output.seed, "teacher"), "quiet": output.quiet}
     pt.distribute(policy)
     with scale.playing(policy, out, tasks) as player:
-        found = replies.grade({"policy": speaker or player}, tasks, reward(), pt.single_turn, teacher_samples)
-    kept = list(filter(None, map(trace, tasks, found.groups)))
-    if pt.ranks.is_primary():
-        pt.Lines(out / TRACES, resume=False).replace(kept)
-        print(f"{out / TRACES}: {len(kept)} traces of {len(tasks)} questions")
+        speaker = model.player(teacher) if teacher else player
+        lines = pt.collect(speaker, tasks, right_trace, out / REPLIES, **options)
+    kept = [line for line in lines if line["response"] is not None]
     if not kept:
         raise ValueError(f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`")
+    pt.ranks.run_on_primary(lambda: pt.Lines(out / TRACES).replace(kept), "for the traces")
+    if pt.ranks.is_primary():
+        print(f"{out / TRACES}: {len(kept)} traces of {len(tasks)} questions")
     return out
 
 
-def trace(task: pt.Task, group: pt.Group) -> dict[str, Any] | None:
-    """The first reply whose numbers are all right, in form and behind its thinking; None where there is none."""
-    for one in group:
-        if min(score_parts(one.text, task.truth).values()) == 1:
-            return {"id": task.key, "prompt": list(task.prompt), "response": one.text}
-    return None
+def right_trace(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
+    """The first reply whose numbers are all right, in form and behind its thinking."""
+    return pt.first_kept(group, lambda one: min(score_parts(whole_reply(one), one.task.truth).values()) == 1)
 
 
 def sft(

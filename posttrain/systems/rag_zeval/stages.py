@@ -154,6 +154,7 @@ def evaluate(
     asked = {pair_key(one): Asked(one.question, one.reference, one.answers) for one in found}
     tasks = [pt.Task(key, prompts.judged(one.question, one.reference, one.answers), one) for key, one in asked.items()]
     env, seed = partial(evaluation, temperature=warmth, attempts=attempts), pt.mix(output.seed, "evaluation")
+    pt.distribute(policy)
     with scale.playing(policy, out, tasks) as player:
         lines = pt.collect(
             player, tasks, score_line, out / SCORES, env=env, seed=seed, name="pairs", quiet=output.quiet

@@ -91,6 +91,7 @@ def distil(
     settings = {"seed": output.seed, **output.settings}
     pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
     options = {"samples": teacher_samples, "seed": pt.mix(output.seed, "teacher"), "quiet": output.quiet}
+    pt.distribute(policy)
     with scale.playing(policy, out, tasks) as player:
         speaker = model.player(teacher) if teacher else player
         lines = pt.collect(speaker, tasks, right_trace, out / REPLIES, **options)
@@ -104,18 +105,14 @@ def distil(
 
 
 def right_trace(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
-    """The first reply that is right and in form; None where there is none."""
+    """The first reply that is right and in form."""
 
     def is_trace(one: pt.Rollout) -> bool:
         text, truth = whole_reply(one), one.task.truth
         parts = accuracy(text, truth)
         return parts is not None and parts["accuracy"] >= LEAST and strict_format(text, truth.kind) == 1
 
-    answered = [one for one in group if not isinstance(one.facts, pt.Failure)]
-    if not answered:
-        return pt.Invalid(str(group[0].facts))
-    right = next(filter(is_trace, answered), None)
-    return {"prompt": list(group[0].task.prompt), "response": None if right is None else right.text}
+    return pt.first_kept(group, is_trace)
 
 
 def sft(
@@ -153,6 +150,7 @@ def evaluate(
     out, settings = Path(output.out), {"seed": output.seed, **output.settings}
     options = {"resume": output.resume, "overwrite": output.overwrite}
     pt.prepare_folder(out, "evaluation", [MEASURES], settings, **options)
+    pt.distribute(policy)
     with (
         scale.playing(policy, out, tasks) as player,
         pt.progress_bar("questions", len(tasks), output.quiet) as done,
