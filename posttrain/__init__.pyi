@@ -32,6 +32,7 @@ from .cli.options import named_files as named_files
 from .cli.scale import ScaleOptions as ScaleOptions
 from .collection import collect as collect
 from .collection import first_kept as first_kept
+from .collection import kept_lines as kept_lines
 from .core import Advantage as Advantage
 from .core import Ask as Ask
 from .core import Batch as Batch

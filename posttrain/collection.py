@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,25 @@ def collect(
 
 
 def first_kept(group: Group, keep: Callable[[Rollout], bool]) -> dict[str, Any] | Invalid:
-    """A line of what a teacher said, for supervised learning: `prompt`, and the first reply that is kept as `response`.
+    """A line of what a teacher said: `prompt`, the first reply that is kept as `response`, and all `replies`.
 
-    None in its place where no reply is kept; Invalid where there was none at all.
+    None in the place of the response where no reply is kept; Invalid where there was none at all.
     """
     answered = [one for one in group if not isinstance(one.facts, Failure)]
     if not answered:
         return Invalid(group[0].facts.reason)
     kept = next(filter(keep, answered), None)
-    return {"prompt": list(group[0].task.prompt), "response": None if kept is None else whole_reply(kept)}
+    response = None if kept is None else whole_reply(kept)
+    return {"prompt": list(group[0].task.prompt), "response": response, "replies": [*map(whole_reply, answered)]}
+
+
+def kept_lines(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Those of `first_kept` that have a response, as supervised learning reads them."""
+    return [
+        {name: value for name, value in line.items() if name != "replies"}
+        for line in lines
+        if line["response"] is not None
+    ]
 
 
 def check_failures(failures: Sequence[str], tasks: int, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from posttrain.cli.options import at_least, check_choice
 from posttrain.run.settings import Run
 
 if TYPE_CHECKING:
+    from posttrain.cli.options import ModelOptions
     from posttrain.core import Sampler, Task
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
@@ -121,6 +122,26 @@ class ScaleOptions:
                 weights = collect_weights(policy, probe_of(policy, list(tasks)), sampler.merged)
                 ranks.run_on_primary(lambda: synchronise(sampler, weights), "for the engine to take the weights")
             yield sampler or policy
+
+    @contextmanager
+    def asking(
+        self, teacher: str | None, model: ModelOptions, policy: TextPolicy, out: str | Path, tasks: Sequence[Task]
+    ) -> Iterator[Sampler]:
+        """For work that a teacher does: the one that is named, or the policy, sampled wherever these options say.
+
+        Of a policy whose teacher is another the weights are not needed.
+        """
+        from posttrain.scale.place import distribute
+
+        if teacher:
+            if self.sampler:
+                raise ValueError(f"`sampler={self.sampler}` samples for the model, and `teacher` is asked in its place")
+            yield model.player(teacher)
+            return
+        policy.check(tasks)
+        distribute(policy)
+        with self.playing(policy, out, tasks) as player:
+            yield player
 
     def train(
         self,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from posttrain.core import Ask, Message, Reply
+from posttrain.episode import ordered_replies
 from posttrain.policy.fast.generate import ROWS, Reason, TransformersRows
 from posttrain.policy.text import TextPolicy
 
 LOGITS = 2**25  # held at once: 128 MiB in float32
+KEYS = 2**17  # positions whose keys are held at once
 
 
 def contrasted(with_context: Tensor, without: Tensor, alpha: Tensor) -> Tensor:
@@ -43,13 +45,23 @@ def decode_with_contexts(
                 f"prompt {i} of {longest} tokens and {max_new} of a reply: a prompt has at least one token, and the "
                 f"model has {policy.context} positions for both"
             )
-    rows = max(min(ROWS, LOGITS // (2 * policy.head.out.weight.shape[0])), 1)
     out: list[tuple[tuple[int, ...], Reason]] = []
-    for start in range(0, len(prompts), rows):
-        part = slice(start, start + rows)
+    while len(out) < len(prompts):
+        part = slice(len(out), len(out) + batch_rows(policy, prompts[len(out) :], max_new))
         with torch.no_grad(), policy.mode():
             out += batch_replies(policy, prompts[part], alpha[part], max_new, tuple(stop))
     return out
+
+
+def batch_rows(policy: TextPolicy, prompts: Sequence[tuple[Sequence[int], Sequence[int]]], max_new: int) -> int:
+    """How many of the first prompts are decoded side by side: as their logits and their keys have room."""
+    most = max(min(ROWS, LOGITS // (2 * policy.head.out.weight.shape[0]), len(prompts)), 1)
+    longest = 0
+    for count, pair in enumerate(prompts[:most]):
+        longest = max(longest, *map(len, pair))
+        if count and 2 * (longest + max_new) * (count + 1) > KEYS:
+            return count
+    return most
 
 
 def batch_replies(
@@ -97,9 +109,22 @@ class ContextContrast:
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:
         """Greedy replies, whatever the asks' temperature."""
+        return ordered_replies(self.stream(asks))
+
+    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        """The same replies with their indices, batch by batch."""
         chat, sampling = self.policy.chat, self.policy.sampling
         prompts = [(chat.prompt(ask.messages)[0], chat.prompt(self.without(ask.messages))[0]) for ask in asks]
-        found = decode_with_contexts(
-            self.policy, prompts, [self.alpha] * len(asks), max_new=sampling.max_new, stop=sampling.stop
-        )
-        return [Reply(chat.decode(ids), torch.zeros(0), None, why, temperature=0.0) for ids, why in found]
+        start = 0
+        while start < len(asks):
+            some = range(start, start + batch_rows(self.policy, prompts[start:], sampling.max_new))
+            found = decode_with_contexts(
+                self.policy,
+                [prompts[i] for i in some],
+                [self.alpha] * len(some),
+                max_new=sampling.max_new,
+                stop=sampling.stop,
+            )
+            for i, (ids, why) in zip(some, found, strict=True):
+                yield i, Reply(chat.decode(ids), torch.zeros(0), None, why, temperature=0.0)
+            start = some.stop

@@ -21,6 +21,11 @@ def weighted_f1(wanted: Sequence[str], given: Sequence[str]) -> float:
     return f1(wanted, given, "weighted")
 
 
+def require_f1() -> None:
+    """Raises ValueError without the extra: before anything is sampled that shall be measured."""
+    macro_f1(["a"], ["a"])
+
+
 def f1(wanted: Sequence[str], given: Sequence[str], average: str) -> float:
     try:
         from sklearn.metrics import f1_score

@@ -11,9 +11,15 @@ from posttrain.core import Rollout
 from posttrain.grade.stated import whole_reply
 from posttrain.reward import each
 
-FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?:json[c5]?|javascript|js)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.IGNORECASE
-)
+
+def fence(kinds: str) -> re.Pattern[str]:
+    """Fenced blocks of these kinds, an alternation such as `json|js`, or of none."""
+    return re.compile(
+        rf"^[ \t]*```[ \t]*(?:(?:{kinds})[ \t]*)?\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.IGNORECASE
+    )
+
+
+FENCE = fence("json[c5]?|javascript|js")
 MOST_STARTS = 200  # of values in prose
 
 

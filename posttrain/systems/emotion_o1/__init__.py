@@ -47,7 +47,7 @@ def recipe(
     epochs   passes of ppo over each batch
     The paper names PPO and no numbers; these are ours.
     """
-    count, kl = samples or SAMPLES[method], KL[method] if kl is None else kl
+    count, kl = SAMPLES[method] if samples is None else samples, KL[method] if kl is None else kl
     reference = policy.frozen_copy() if kl else None
     if method == "grpo":
         return pt.grpo(reward, samples=count, kl=kl, reference=reference, evaluation=evaluation)

@@ -27,8 +27,7 @@ def right_chains(
     """
     out, seed = Path(output.out), pt.mix(output.seed, "teacher")
     options: dict[str, Any] = {"samples": candidates, "seed": seed, "name": "utterances", "quiet": output.quiet}
-    lines = pt.collect(teacher, tasks, right_chain, out / REPLIES, **options)
-    kept = [line for line in lines if line["response"] is not None]
+    kept = pt.kept_lines(pt.collect(teacher, tasks, right_chain, out / REPLIES, **options))
     pt.ranks.run_on_primary(lambda: pt.Lines(out / CHAINS).replace(kept), "for the chains")
     return kept
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import posttrain as pt
+from posttrain.grade.stated import whole_reply
 from posttrain.lab.world.signs import KINDS, LABELS, Kind, SignQuestion, Signs
 from posttrain.lab.world.words import Size, base, demonstrations
 from posttrain.systems.emotion_o1 import Method, recipe
@@ -55,7 +56,7 @@ def measures(lab: pt.Lab) -> pt.Measures:
     for name, (kind, more) in SETS.items():
         some = tasks(lab.world, lab.budget.items(96), f"test {name}", kind, **more)
         played = lab.evaluate(some, evaluation(), samples=4).rollouts
-        found[name] = [prediction(one, tokens) for one in played]
+        found[name] = [prediction(whole_reply(one), one.task.key, one.task.truth, tokens) for one in played]
         [row] = measures_of(found[name]).values()
         out |= {f"{name} F1": row["weighted F1"] or 0.0, f"{name} length": row["length"] or 0.0}
     both = [*found["basic"], *found["advanced"]]

@@ -110,6 +110,8 @@ def read_bands(file: str, policy: pt.TextPolicy, tasks: Iterable[str]) -> dict[s
         kept = pt.read_json(path)
         bands = {task: Band(**one) for task, one in kept["bands"].items()}
         fingerprint = kept["tokenizer"]
+        if not all(math.isfinite(value) for one in bands.values() for value in vars(one).values()):
+            raise ValueError("a length is not finite")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"`bands={file}`: no bands of stage distil: {type(error).__name__} {error}") from error
     if fingerprint != policy.chat.fingerprint:

@@ -8,22 +8,20 @@ from typing import Any
 
 import posttrain as pt
 from posttrain.grade.agreement import weighted_f1
-from posttrain.grade.stated import whole_reply
 from posttrain.systems.emotion_o1.lengths import Tokens
 from posttrain.systems.emotion_o1.reply import loose_label, stated, structure
-from posttrain.systems.emotion_o1.reward import WIDTH
+from posttrain.systems.emotion_o1.reward import WIDTH, Truth
 
 NONE = ""  # in the place of a label that is not stated
 COLUMNS = ("replies", "accuracy", "weighted F1", "length", "structure", "redundancy", "unparseable")
 
 
-def prediction(rollout: pt.Rollout, tokens: Tokens) -> dict[str, Any]:
+def prediction(text: str, key: str, truth: Truth, tokens: Tokens) -> dict[str, Any]:
     """What one reply says. The label is read loosely; chain, structure and redundancy are those of replies in form."""
-    truth, text = rollout.task.truth, whole_reply(rollout)
     said = stated(text, truth.labels)
     chain = tokens(said.chain) if said else None
     return {
-        "id": rollout.task.key,
+        "id": key,
         "task": truth.task,
         "label": truth.label,
         "predicted": loose_label(text, truth.labels) or NONE,

@@ -59,14 +59,18 @@ def label_of(said: str, labels: Sequence[str]) -> str | None:
 
 
 def loose_label(text: str, labels: Sequence[str]) -> str | None:
-    """For evaluation, of models that were not taught the form: the last answer in tags, wherever it stands.
+    """For evaluation, of models that were not taught the form: what the last answer in tags is, wherever it stands.
 
-    Without tags, the only label that is named behind the thinking; None where several are, or none.
+    Else the only label that is named in it, or without tags behind the thinking; None where several are, or none. A
+    negation is not understood.
     """
-    if blocks := ANSWER.findall(text):
-        return label_of(blocks[-1], labels)
-    after = without_thinking(text)
-    named = [label for label in labels if re.search(rf"(?<!\w){re.escape(label)}(?!\w)", after, re.IGNORECASE)]
+    blocks = ANSWER.findall(text)
+    if blocks and (exact := label_of(blocks[-1], labels)) is not None:
+        return exact
+    after, named = blocks[-1] if blocks else without_thinking(text), []
+    for label in sorted(labels, key=len, reverse=True):  # "very positive" is not also "positive"
+        after, count = re.subn(rf"(?<!\w){re.escape(label)}(?!\w)", " ", after, flags=re.IGNORECASE)
+        named += [label] if count else []
     return named[0] if len(named) == 1 else None
 
 

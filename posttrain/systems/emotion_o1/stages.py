@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import posttrain as pt
+from posttrain.cli.replies import Replies
+from posttrain.grade.agreement import require_f1
 from posttrain.systems.emotion_o1 import Method, recipe
 from posttrain.systems.emotion_o1.distillation import CHAINS, REPLIES, right_chains
 from posttrain.systems.emotion_o1.lengths import (
@@ -23,7 +23,7 @@ from posttrain.systems.emotion_o1.reward import Truth, Weights, evaluation, rewa
 from posttrain.systems.emotion_o1.utterances import labels_of, tasks_of, utterances
 
 BANDS = "bands.json"
-PREDICTIONS, MEASURES = "predictions.jsonl", "measures.json"
+PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def distil(
     policy = replace(model, weights=not teacher).policy()  # of a model that is not asked, the tokenizer is enough
     tasks, out, settings = utterance.tasks(), Path(output.out), {"seed": output.seed, **output.settings}
     files, options = [REPLIES, CHAINS, BANDS], {"resume": output.resume, "overwrite": output.overwrite}
-    with asked(teacher, model, scale, policy, out, tasks) as player:
+    with scale.asking(teacher, model, policy, out, tasks) as player:
         pt.prepare_folder(out, "distillation", files, settings, **options)
         kept = right_chains(player, tasks, candidates, output)
     lengths = chain_lengths(kept, tokens_of(policy))
@@ -159,27 +159,6 @@ def distil(
     if pt.ranks.is_primary():
         write_bands(out / BANDS, bands, policy)
     return out
-
-
-@contextmanager
-def asked(
-    teacher: str | None,
-    model: pt.ModelOptions,
-    scale: pt.ScaleOptions,
-    policy: pt.TextPolicy,
-    out: Path,
-    tasks: list[pt.Task[Truth]],
-) -> Iterator[pt.Sampler]:
-    """The teacher; the model itself if none is named."""
-    if teacher:
-        if scale.sampler:
-            raise ValueError(f"`sampler={scale.sampler}` samples for the model, and `teacher` is asked in its place")
-        yield model.player(teacher)
-        return
-    policy.check(tasks)
-    pt.distribute(policy)
-    with scale.playing(policy, out, tasks) as player:
-        yield player
 
 
 # ---- evaluation
@@ -200,21 +179,22 @@ def evaluate(
     samples  replies to an utterance, each of which counts
     """
     pt.at_least(1, samples=samples)
-    policy, tasks, out = model.policy(), utterance.tasks(), Path(output.out)
+    require_f1()
+    policy, tasks, replies = model.policy(), utterance.tasks(), Replies(output)
     policy.check(tasks)
     pt.distribute(policy)
-    settings, options = {"seed": output.seed, **output.settings}, {"resume": output.resume}
-    pt.prepare_folder(out, "evaluation", [PREDICTIONS, MEASURES], settings, **options, overwrite=output.overwrite)
-    quiet = output.quiet or not pt.ranks.is_primary()
-    with scale.playing(policy, out, tasks) as player, pt.progress_bar("utterances", len(tasks), quiet) as done:
-        found = pt.evaluate({"policy": player}, tasks, evaluation(), samples=samples, seed=output.seed, watch=done)
-    predictions = [prediction(one, tokens_of(policy)) for one, _ in found.graded]
+    with scale.playing(policy, replies.folder, tasks) as player:
+        found = replies.grade({"policy": player}, tasks, evaluation(), pt.single_turn, samples)
+    truths, tokens = {task.key: task.truth for task in tasks}, tokens_of(policy)
+    predictions = [prediction(one.text, one.task.key, truths[one.task.key], tokens) for one, _ in found.graded]
+    measures = measures_of(predictions)
+    replies.write(measures)
     if pt.ranks.is_primary():
-        measures = measures_of(predictions)
-        pt.Lines(out / PREDICTIONS, resume=False).replace(predictions)
-        pt.write_json(out / MEASURES, measures)
+        pt.Lines(replies.folder / PREDICTIONS, resume=False).replace(predictions)
         print("\n".join(as_table(measures)))
-    return out
+        if found.invalid:
+            print(f"{found.invalid} of {len(tasks) * samples} replies could not be had, and are left out")
+    return replies.folder
 
 
 def laptop(

@@ -146,8 +146,8 @@ def last(lines: Sequence[str], count: int) -> tuple[str, ...]:
 
 def text_of(record: Record, name: str, place: Place) -> str:
     value = column(record, name, place, name)
-    if isinstance(value, list | dict):
-        raise ValueError(f"{place}: the column {name!r} holds {type(value).__name__}, no text")
+    if isinstance(value, list | dict) or not str(value).strip():
+        raise ValueError(f"{place}: the column {name!r} holds {type(value).__name__}, or nothing, in the place of text")
     return str(value).strip()
 
 
@@ -173,6 +173,9 @@ def labels_of(found: Iterable[Utterance], given: Iterable[str] = ()) -> dict[str
     for one in found:
         seen.setdefault(one.task, set()).add(one.label)
     wanted = dict(map(given_labels, given))
+    for task in wanted:
+        if task not in seen:
+            raise ValueError(f"`labels={task}=...`: the data have no task of this name, but {', '.join(sorted(seen))}")
     out = {}
     for task, labels in sorted(seen.items()):
         out[task] = wanted.get(task) or LABELS.get(task) or tuple(sorted(labels))

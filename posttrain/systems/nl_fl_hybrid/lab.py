@@ -148,20 +148,17 @@ def guess_of(asked: Question, said: str | None) -> int:
 
 
 def measures(found: Sequence[Answers], natural: Sequence[Sequence[str | None]]) -> pt.Measures:
-    """With words alone, the measures of both roads are those of words."""
-    out = measures_of(found, same_string, FORMAL)
-    either = [union(one, FORMAL, NATURAL) for one in found]
+    """Of both roads together; of words alone where there are no proofs, by as many answers."""
+    out, road = measures_of(found, same_string, FORMAL), "hybrid" if any(one.formal for one in found) else "words"
+    most = max(len(one.natural) for one in found)
     never = [not passes(words, one.truth, same_string) for words, one in zip(natural, found, strict=True)]
     only = [
-        no and passes(answers, one.truth, same_string) for no, answers, one in zip(never, either, found, strict=True)
+        no and passes(union(one, FORMAL, most), one.truth, same_string) for no, one in zip(never, found, strict=True)
     ]
-    named = {"pass@16": f"hybrid pass@{NATURAL}", "majority": "hybrid majority", "selected": "hybrid verified"}
-    most = max(len(one.natural) for one in found)
-    named["pass@16"] = f"hybrid pass@{most}"
-    picked = {name: out.get(key, out["hybrid majority"]) for name, key in named.items()}
     return {
-        **picked,
-        "words pass@1": out["words pass@1"],
+        "pass@16": out[f"{road} pass@{most}"],
+        "majority": out[f"{road} majority"],
+        "selected": out.get("hybrid verified", out[f"{road} majority"]),
         "only by proof": sum(only) / len(found),
         "proved": out.get("proved", 0.0),
     }

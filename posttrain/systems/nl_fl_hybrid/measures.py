@@ -66,7 +66,7 @@ def measures_of(found: Sequence[Answers], same: Same, formal: int) -> pt.Measure
 
 
 def union(one: Answers, formal: int, most: int) -> list[str | None]:
-    """The answers by proofs, and the first in words up to the same number in all."""
+    """The answers by proofs, as many as there are, and as many in words as are left of `most` beside `formal`."""
     return [*one.formal[:formal], *one.natural[: most - formal]]
 
 

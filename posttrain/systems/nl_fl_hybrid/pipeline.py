@@ -24,7 +24,7 @@ from posttrain.episode import decoded_with
 from posttrain.grade.stated import whole_reply
 from posttrain.systems.nl_fl_hybrid import prompts
 from posttrain.systems.nl_fl_hybrid.problems import Problem
-from posttrain.systems.nl_fl_hybrid.prover import CachedProver
+from posttrain.systems.nl_fl_hybrid.prover import CachedProver, ProverDied, Verdict
 from posttrain.systems.nl_fl_hybrid.replies import boxed, last_block, proof_in, theorem_in, thought_in
 
 Language = Literal["lean4", "coq"]
@@ -125,8 +125,8 @@ class Pipeline:
         """A line for each request, from the step's file where it is known."""
 
         def kept(group: pt.Group) -> Line | pt.Invalid:
-            failed = next((one.facts for one in group if isinstance(one.facts, pt.Failure)), None)
-            return pt.Invalid(failed.reason) if failed else line(group)
+            answered = [one for one in group if not isinstance(one.facts, pt.Failure)]
+            return line(answered) if answered else pt.Invalid(group[0].facts.reason)
 
         tasks = [pt.Task(key, tuple(messages), None) for key, messages in requests.items()]
         options: dict[str, Any] = {"env": decoded_with(pt.single_turn, temperature), "samples": samples}
@@ -173,12 +173,19 @@ def proof_line(group: pt.Group, statements: Mapping[str, str], language: Languag
 
 
 def checked_lines(lines: Sequence[Line], prover: CachedProver) -> list[Line]:
-    """With `proved` and the `witness`, which then is the answer: what was proved outweighs what was thought."""
+    """With the `witness` of a proof, which then is the answer: what was proved outweighs what was thought.
+
+    A proof without a witness says nothing about the answer, and counts as none.
+    """
     out = []
     for line in lines:
-        verdict = prover.check(line["statement"], line["script"]) if line["script"] else None
-        proved = verdict is not None and verdict.ok
-        witness = verdict.witness if verdict is not None and proved else None
-        error = verdict.error if verdict is not None else "no proof of this statement"
-        out.append({**line, "proved": proved, "witness": witness, "error": error, "answer": witness or line["answer"]})
+        verdict = Verdict(False, error="no proof of this statement")
+        if line["script"]:
+            try:
+                verdict = prover.check(line["statement"], line["script"])
+            except ProverDied as died:
+                verdict = Verdict(False, error=f"the prover failed: {died}")
+        witness = verdict.witness if verdict.ok else None
+        found = {"proved": witness is not None, "witness": witness, "error": verdict.error}
+        out.append({**line, **found, "answer": witness or line["answer"]})
     return out

@@ -13,6 +13,7 @@ from posttrain.records import Place, records
 QUESTIONS = ("problem", "question", "informal_prefix")
 NAMES = ("unique_id", "id", "name")
 COMMENT = re.compile(r"\A\s*/--(.*?)-/\s*\Z", re.DOTALL)
+CHOICE = re.compile(r"\\(?:textbf|text|mathrm|textrm)\{\s*\(?([A-E])\)?\s*\}?\s*\}?~?\s*(.*)", re.DOTALL)
 ASSERTED = re.compile(r"\s*Show that it is (.*?)\.?\s*\Z", re.DOTALL)
 
 
@@ -26,8 +27,12 @@ class Problem:
     statement: str | None = None
 
 
-def problems(data: str | Path, limit: int | None = None, split: str = "test") -> tuple[list[Problem], int]:
+def problems(
+    data: str | Path, limit: int | None = None, split: str = "test", *, proofs: bool = False
+) -> tuple[list[Problem], int]:
     """The problems of a file or Hub dataset, and how many rows were left out because they ask for no answer.
+
+    With `proofs` a row with a formal statement needs no answer.
 
         MATH-500, AMC    problem, answer (unique_id)
         miniF2F          informal_prefix, in which "Show that it is ..." names the answer; name, formal_statement
@@ -38,7 +43,7 @@ def problems(data: str | Path, limit: int | None = None, split: str = "test") ->
     found, without = dict[str, Problem](), 0
     for place, record in records(data, limit, split):
         one = problem(record, place)
-        if one is None:
+        if not one.answer and not (proofs and one.statement):
             without += 1
         elif one.key in found:
             raise ValueError(f"{place}: the id {one.key!r} is used twice; ids must be unique")
@@ -49,8 +54,8 @@ def problems(data: str | Path, limit: int | None = None, split: str = "test") ->
     return list(found.values()), without
 
 
-def problem(record: Mapping[str, Any], place: Place) -> Problem | None:
-    """None for a row that asks for a proof alone."""
+def problem(record: Mapping[str, Any], place: Place) -> Problem:
+    """Its answer is empty where the row asks for a proof alone."""
     asked = next((record[name] for name in QUESTIONS if record.get(name)), None)
     if not isinstance(asked, str) or not asked.strip():
         raise ValueError(f"{place}: there is no question: give `question` (or `problem`) and `answer`")
@@ -59,12 +64,15 @@ def problem(record: Mapping[str, Any], place: Place) -> Problem | None:
     if match := COMMENT.match(asked):
         asked = match[1].strip()
         asserted = ASSERTED.search(asked)
-        if asserted is None:
-            return None
-        return Problem(key, asked[: asserted.start()].strip(), asserted[1].strip(), statement)
+        question = asked[: asserted.start()] if asserted else asked
+        return Problem(key, question.strip(), without_choice(asserted[1].strip()) if asserted else "", statement)
     answer = record.get("answer")
-    if answer is None:
-        return None
-    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+    if answer is not None and (not isinstance(answer, str | int | float) or isinstance(answer, bool)):
         raise ValueError(f"{place}: the answer {answer!r} is neither text nor a number")
-    return Problem(key, asked.strip(), str(answer), statement)
+    return Problem(key, asked.strip(), "" if answer is None else str(answer).strip(), statement)
+
+
+def without_choice(answer: str) -> str:
+    """`\\textbf{(C) }119` as 119; of an answer that is only a letter the letter."""
+    match = CHOICE.fullmatch(answer)
+    return (match[2].strip() or match[1]) if match else answer

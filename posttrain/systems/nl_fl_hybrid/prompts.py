@@ -11,11 +11,14 @@ SYSTEM = "You are an expert in mathematics and {name}."
 SOLVE = "{question}\n\nReason step by step, and put the final answer within \\boxed{{}}."
 EXAMPLES = (
     (
-        "What is the smallest positive integer that 6 and 15 divide?",
-        "A smallest positive integer exists that both divide.",
+        "What is the least common multiple of 6 and 15?",
+        "There is a least positive integer that 6 and 15 divide.",
     ),
     ("Solve $3x + 5 = 26$ for $x$.", "There is a real number $x$ such that $3x + 5 = 26$."),
-    ("How many positive divisors has 36?", "There is a natural number that is the number of positive divisors of 36."),
+    (
+        "How many positive divisors does 36 have?",
+        "There is a natural number that is the number of positive divisors of 36.",
+    ),
 )
 EXIST = (
     "Rewrite the question as a statement that its answer exists. Do not solve it: the statement must not name the "

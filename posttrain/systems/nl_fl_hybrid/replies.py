@@ -6,7 +6,7 @@ import re
 
 from posttrain.grade.verify import last_box
 
-BLOCK = re.compile(r"```[ \t]*([\w-]*)[ \t]*\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```([^\n`]*)\n(.*?)```", re.DOTALL)
 LEAN = re.compile(r"\btheorem\b.*?:=\s*by\b", re.DOTALL)
 COQ = re.compile(r"\b(?:Theorem|Lemma|Example)\s+[\w']+\s*:\s*(.*?)\.(?=\s|$)", re.DOTALL)
 COQ_PROOF = re.compile(r"\bProof\s*\.(.*?)\b(?:Qed|Defined)\s*\.", re.DOTALL)
@@ -15,7 +15,7 @@ LONGEST = 200_000  # characters of a reply that are searched
 
 def last_block(text: str, *kinds: str) -> str | None:
     """The last fenced block of one of these kinds (`md`, `lean4`)."""
-    found = [body.strip() for kind, body in BLOCK.findall(text[:LONGEST]) if kind.lower() in kinds]
+    found = [body.strip() for kind, body in BLOCK.findall(text[:LONGEST]) if kind.strip().lower() in kinds]
     return found[-1] if found and found[-1] else None
 
 

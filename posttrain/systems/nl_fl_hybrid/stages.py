@@ -10,7 +10,7 @@ from pathlib import Path
 import posttrain as pt
 from posttrain.systems.nl_fl_hybrid import prompts, proved, recipe
 from posttrain.systems.nl_fl_hybrid.measures import SAME, Answers, measures_of
-from posttrain.systems.nl_fl_hybrid.pipeline import FILES, Language, Line, Pipeline, checked_lines
+from posttrain.systems.nl_fl_hybrid.pipeline import FILES, Language, Line, Pipeline, checked_lines, theorem_name
 from posttrain.systems.nl_fl_hybrid.problems import Problem, problems
 from posttrain.systems.nl_fl_hybrid.prover import prover_of
 from posttrain.systems.nl_fl_hybrid.replies import proof_in
@@ -37,8 +37,8 @@ def solve(
 ) -> Path:
     """Answers in words, answers by proofs, and both together: pass@k, majority vote, and what was dropped.
 
-    Published: `--max-new 8192`, Qwen3-8B, and of project-numina Kimina-Autoformalizer-7B and
-    Kimina-Prover-Preview-Distill-7B. OUT/answers.jsonl has every answer, OUT/measures.json the table.
+    Published: `--max-new 8192`, Qwen3-8B, project-numina/Kimina-Autoformalizer-7B and
+    AI-MO/Kimina-Prover-Preview-Distill-7B. OUT/answers.jsonl has every answer, OUT/measures.json the table.
 
     data        problems: MATH's or AMC's columns, miniF2F's, or `question` and `answer` of your own
     formaliser  who writes theorems: a chat server (http://...), Hub id or folder; the model itself if not given
@@ -143,12 +143,12 @@ def train(
 
 def statements(data: str, language: Language, mixed: bool, limit: int | None, split: str) -> list[pt.Task[str]]:
     """Raises ValueError naming a problem without a formal statement."""
-    found, _ = problems(data, limit, split)
+    found, _ = problems(data, limit, split, proofs=True)
     tasks = []
     for one in found:
         if not one.statement:
             raise ValueError(f"{data}: problem {one.key!r} has no `statement` to prove")
-        shown = one.statement if language == "lean4" else f"Theorem {one.key} : {one.statement}."
+        shown = one.statement if language == "lean4" else f"Theorem {theorem_name(one.key)} : {one.statement}."
         tasks.append(pt.Task(one.key, prompts.prove(one.question, shown, language, mixed), one.statement))
     return tasks
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 
 from posttrain.chat import without_thinking
 from posttrain.grade.quantities import quantity
+from posttrain.grade.structured import fence
 
 Kind = Literal["dichotomous", "continuous"]
 Arm = Literal["intervention", "comparator"]
@@ -33,6 +34,7 @@ FIELDS: Mapping[Kind, tuple[str, ...]] = {
     "continuous": ("mean", "standard_deviation", "group_size"),
 }
 COUNTS = ("events", "group_size")
+MAGNITUDES = "k mn bn thousand thousands million millions billion billions hundred dozen"
 WORDS = "x ? - – — ~ . null none nan .nan na n/a n.a. nr unknown missing unclear"
 NOT = "reported available applicable given stated known provided specified"
 UNKNOWN = frozenset(("", *WORDS.split(), *(f"not {word}" for word in NOT.split())))
@@ -42,9 +44,10 @@ MOST_CHARACTERS, MOST_WIDTH, MOST_DEPTH = 1_000, 40, 4  # of a record, a number,
 MOST_BLOCKS = 5  # fenced blocks that are looked at, from the end
 EXTRA = "reading YAML needs the extra: pip install 'posttrain[text]'"
 
-FENCE = re.compile(r"^[ \t]*```[ \t]*(?:ya?ml)?[ \t]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+FENCE = fence("ya?ml")
 ARM_LINE = re.compile(r"(?:intervention|comparator)[ \t]*:", re.IGNORECASE)
 GROUPED = re.compile(r"(?<=\d)_(?=\d)")
+MAGNITUDE = re.compile(rf"\d\s*(?:{MAGNITUDES.replace(' ', '|')})\b", re.IGNORECASE)
 DIVIDED = re.compile(r"\d\s*/\s*\d")
 
 
@@ -56,11 +59,14 @@ def names(kind: Kind) -> tuple[str, ...]:
 # ---- one number
 
 
-def number_of(value: Any, name: str) -> float | None:
+def number_of(value: Any, name: str, *, whole: bool = True) -> float | None:
     """A value as the number of the field `name`: None where it says that it is unknown, NaN where it is neither.
 
-    A count is not negative, and no percentage; in other fields `12 %` is 12. A fraction such as `12/40` is no number of
-    any field. Units and separators (`1,200`, `1_200`, `3.1 kg`) are read; beyond 1e12 nothing is.
+    A count is a whole number, not negative, and no percentage; in other fields `12 %` is 12. A fraction such as `12/40`
+    and a number with a magnitude (`1.2 million`) are none of any field. Units and separators (`1,200`, `1_200`,
+    `3.1 kg`) are read; beyond 1e12 nothing is.
+
+    whole  counts are whole numbers; of published ones some are estimates
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -71,7 +77,7 @@ def number_of(value: Any, name: str) -> float | None:
     exact = exact_of(value, name)
     if exact is None or abs(exact) > LARGEST:
         return math.nan
-    if exact < 0 and name.endswith(COUNTS):
+    if name.endswith(COUNTS) and (exact < 0 or (whole and exact.denominator > 1)):
         return math.nan
     return float(exact)
 
@@ -81,7 +87,9 @@ def exact_of(value: float | str, name: str) -> Fraction | None:
         return None if value in (math.inf, -math.inf) else Fraction(value)
     text = GROUPED.sub("", value.strip())
     found = None if len(text) > MOST_WIDTH or DIVIDED.search(text) else quantity(text)
-    if found is None or (found.percent and name.endswith(COUNTS)):
+    if found is None or MAGNITUDE.search(text):
+        return None
+    if name.endswith(COUNTS) and (found.percent or found.unit == "$"):
         return None
     return found.hundredfold().value
 

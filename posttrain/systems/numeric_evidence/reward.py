@@ -11,7 +11,15 @@ import posttrain as pt
 from posttrain.chat import without_thinking
 from posttrain.grade.stated import whole_reply
 from posttrain.systems.numeric_evidence.effect import CONCLUSIONS, NONE, Conclusion, effect
-from posttrain.systems.numeric_evidence.record import Kind, Record, is_whole, names, record_of, same
+from posttrain.systems.numeric_evidence.record import (
+    Kind,
+    Record,
+    is_whole,
+    names,
+    record_of,
+    same,
+    text_loader,
+)
 
 Density = Literal["dense", "exact"]
 WEIGHTS: Mapping[str, float] = {"fields": 0.8, "form": 0.1, "thinking": 0.1}  # CR, FR, TFR
@@ -47,8 +55,10 @@ def reward(density: Density = "dense") -> pt.Reward:
            YAML is read and has every field; whether the reply begins with thinking between its tags, once
     exact  the sparse ablation EX: 1 where all fields are right
 
-    A reply without a record earns its thinking at most.
+    A reply without a record earns its thinking at most. Raises ValueError without the extra.
     """
+
+    text_loader()  # what is missing shall be named before anything is sampled
 
     def grade(rollout: pt.Rollout) -> pt.Score:
         parts = score_parts(whole_reply(rollout), rollout.task.truth)

@@ -110,15 +110,12 @@ def distil(
     teacher_samples  its replies to a question, of which the first right one is kept
     """
     pt.at_least(1, teacher_samples=teacher_samples)
-    policy, out = model.policy(), Path(output.out)
+    policy, out = replace(model, weights=not teacher).policy(), Path(output.out)
     tasks, settings = trials.labelled(policy), {"seed": output.seed, **output.settings}
-    pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
     options = {"samples": teacher_samples, "seed": pt.mix(output.seed, "teacher"), "quiet": output.quiet}
-    pt.distribute(policy)
-    with scale.playing(policy, out, tasks) as player:
-        speaker = model.player(teacher) if teacher else player
-        lines = pt.collect(speaker, tasks, right_trace, out / REPLIES, **options)
-    kept = [line for line in lines if line["response"] is not None]
+    with scale.asking(teacher, model, policy, out, tasks) as player:
+        pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
+        kept = pt.kept_lines(pt.collect(player, tasks, right_trace, out / REPLIES, **options))
     if not kept:
         raise ValueError(f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`")
     pt.ranks.run_on_primary(lambda: pt.Lines(out / TRACES).replace(kept), "for the traces")
@@ -148,7 +145,8 @@ def sft(
     scale.refuse_sampler()
     policy = model.policy()
     tests = {
-        name: demonstrations(replace(trials, data=file), policy) for name, file in pt.named_files(held_out).items()
+        name: demonstrations(replace(trials, data=file, limit=None, split="test"), policy)
+        for name, file in pt.named_files(held_out).items()
     }
     return pt.sft(policy, demonstrations(trials, policy), run, held_out=tests)
 
@@ -206,10 +204,11 @@ def answered(textual: bool) -> pt.Reward:
     """1 where a reply holds what was asked for, whether it is right or not: the reward that replies.jsonl keeps."""
 
     def grade(rollout: pt.Rollout) -> float:
+        text = whole_reply(rollout)
         if textual:
-            return float(stated_conclusion(rollout.text) != NONE)
+            return float(stated_conclusion(text) != NONE)
         try:
-            return float(bool(record_of(rollout.text, rollout.task.truth.kind)))
+            return float(bool(record_of(text, rollout.task.truth.kind)))
         except ValueError:
             return 0.0
 

@@ -78,13 +78,13 @@ def questions(data: str | Path, limit: int | None = None, split: str = "train") 
     the event is a death). A number that is empty, `x` or left out is unknown, never zero; a row with none of the
     columns is not labelled. Raises ValueError naming file, line and what is wrong.
     """
-    found = [question(record, place) for place, record in records(data, limit, split)]
-    seen: set[str] = set()
-    for one in found:
-        if one.key in seen:
-            raise ValueError(f"{data}: the id {one.key!r} is used twice; ids must be unique")
-        seen.add(one.key)
-    return found
+    found: dict[str, Question] = {}
+    for place, record in records(data, limit, split):
+        one = question(record, place)
+        if one.key in found:
+            raise ValueError(f"{place}: the id {one.key!r}, which is its line where a row has none, is used twice")
+        found[one.key] = one
+    return list(found.values())
 
 
 def question(record: Mapping[str, Any], place: Place) -> Question:
@@ -105,7 +105,7 @@ def question(record: Mapping[str, Any], place: Place) -> Question:
 def numbers(record: Mapping[str, Any], kind: Kind, place: Place) -> Record | None:
     if not any(name in record for name in names(kind)):
         return None
-    found = {name: number_of(record.get(name), name) for name in names(kind)}
+    found = {name: number_of(record.get(name), name, whole=False) for name in names(kind)}
     for name, value in found.items():
         if is_unreadable(value):
             raise ValueError(f"{place}: {name!r} is {record[name]!r}, neither its number nor unknown (empty or x)")
@@ -131,7 +131,8 @@ def report(record: Mapping[str, Any], place: Place) -> str:
 
 
 def event_is_good(record: Mapping[str, Any], place: Place) -> bool:
-    given = str(record.get("event_is_good", True)).strip().lower() or "true"
+    value = record.get("event_is_good")
+    given = "true" if value is None else str(value).strip().lower().removesuffix(".0") or "true"
     if given not in TRUE + FALSE:
         raise ValueError(f"{place}: `event_is_good` is {record['event_is_good']!r}, neither true nor false")
     return given in TRUE

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import posttrain as pt
+from posttrain.chat import without_thinking
 from posttrain.grade.stated import whole_reply
-from posttrain.systems.rag_zeval.evaluator import Asked, Evaluator
+from posttrain.systems.rag_zeval.evaluator import Comparison, Evaluator
 
 __all__ = ["PARTS", "judge", "recipe"]
 
@@ -40,7 +41,8 @@ def judge(
     evaluator  a folder, an address, or what `evaluator_of` returns
     reference  of a task: a passage for faithfulness, an answer for correctness; its truth if not given
     question   of a task: its last message if not given
-    A reply that the evaluator writes no whole trajectory of is ungradable, with the reason.
+    Thinking is not judged, and an empty reply is 0. One that the evaluator writes no whole trajectory of is ungradable,
+    with the reason.
     """
     from posttrain.systems.rag_zeval.serving import evaluator_of
 
@@ -48,8 +50,8 @@ def judge(
 
     def grade(group: pt.Group) -> list[pt.Score | pt.Invalid]:
         task = group[0].task
-        replies = tuple(whole_reply(one) for one in group)
-        [found] = asked.scores([Asked(question(task), reference(task), replies)], pt.mix(0, task.key))
+        replies = tuple(without_thinking(whole_reply(one)).strip() for one in group)
+        [found] = asked.scores([Comparison(question(task), reference(task), replies)], pt.mix(0, task.key))
         return [pt.Invalid(one) if isinstance(one, str) else pt.Score(one) for one in found]
 
     return grade

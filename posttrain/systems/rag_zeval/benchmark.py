@@ -49,8 +49,10 @@ def pairing(record: Mapping[str, Any], place: Place) -> Pairing:
         answers = (text_of(record, place, "answer"), text_of(record, place, "ungrounded_answer"))
         return Pairing(str(place.line), question, text_of(record, place, "context_v1"), answers, {})
     if isinstance(record.get("model1"), Mapping) and isinstance(record.get("model2"), Mapping):
-        answers = (text_of(record["model1"], place, "response"), text_of(record["model2"], place, "response"))
+        answers = (response(record["model1"], place), response(record["model2"], place))
         key = str(record.get("instance_id", place.line))
+        if not any(record.get(name) is not None for name in LABELS):
+            raise ValueError(f"{place}: the record has none of the labels {', '.join(LABELS)}")
     else:
         given = record.get("answers")
         if not isinstance(given, list) or len(given) != 2 or not all(isinstance(one, str) for one in given):
@@ -58,6 +60,11 @@ def pairing(record: Mapping[str, Any], place: Place) -> Pairing:
         answers, key = (given[0], given[1]), str(record.get("id", place.line))
     labels = {name: number_of(record[name], name, place) for name in LABELS if record.get(name) is not None}
     return Pairing(key, question, text_of(record, place, "gt_answer", "reference"), answers, labels)
+
+
+def response(record: Mapping[str, Any], place: Place) -> str:
+    """Of a published model, which may have said nothing."""
+    return text_of(record, place, "response", empty=True)
 
 
 def number_of(value: Any, name: str, place: Place) -> float:

@@ -5,7 +5,9 @@ alpha 0 is the model with the passage, -1 the model without it, -1.4 a model tha
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,7 @@ def passages(data: str | Path, limit: int | None = None, split: str = "train") -
     for place, record in records(data, limit, split):
         question, passage = text_of(record, place, "question", "query"), text_of(record, place, "passage", "context")
         found.append(Passage(str(record.get("id", place.line)), question, passage))
+    require_unique([one.key for one in found], data)
     return found
 
 
@@ -58,18 +61,30 @@ def candidates(data: str | Path, limit: int | None = None, split: str = "train")
         responses, alphas = list_of(record, "responses", str, place), list_of(record, "alphas", int | float, place)
         if len(responses) != len(alphas):
             raise ValueError(f"{place}: there are {len(responses)} `responses` and {len(alphas)} `alphas`")
-        if len(set(responses)) < len(responses) or len(responses) < 2:
+        if len({text.strip() for text in responses}) < len(responses) or len(responses) < 2:
             raise ValueError(f"{place}: a ranking needs two or more `responses`, each another text")
+        if len(set(alphas)) < len(alphas) or not all(map(math.isfinite, alphas)):
+            raise ValueError(
+                f"{place}: two of the `alphas` are the same, or one is not finite: nothing is ranked by them"
+            )
         order = sorted(range(len(alphas)), key=lambda i: -alphas[i])
         question, reference = text_of(record, place, "question"), text_of(record, place, "reference", "passage")
         key, ranks = str(record.get("id", place.line)), tuple(float(alphas[i]) for i in order)
         found.append(Candidates(key, question, reference, tuple(responses[i] for i in order), ranks))
+    require_unique([one.key for one in found], data)
     return found
 
 
-def text_of(record: Mapping[str, Any], place: Place, *names: str) -> str:
-    found = next((record[name] for name in names if isinstance(record.get(name), str)), "")
-    if not found.strip():
+def require_unique(keys: Sequence[str], data: str | Path) -> None:
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise ValueError(f"{data}: the id {key!r} is used {count} times; ids must be unique")
+
+
+def text_of(record: Mapping[str, Any], place: Place, *names: str, empty: bool = False) -> str:
+    """The text of the first of these columns that has one; `empty`: it may say nothing."""
+    found = next((record[name] for name in names if isinstance(record.get(name), str)), None)
+    if found is None or not (empty or found.strip()):
         raise ValueError(f"{place}: there is no `{names[0]}`, or it is no text")
     return found
 

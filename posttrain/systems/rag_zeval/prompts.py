@@ -16,6 +16,7 @@ RULES = """You evaluate {count} candidate answers to a question against a refere
 Write a JSON list with one object for each candidate and nothing else:
 [{{"id": 1, "answer": "the candidate", "atomic_claims": [{{"claim": "...", "is_supported": true,
 "grounding_evidence": ["..."], "analysis": "..."}}]}}, ...]"""
+CLOSING = re.compile(r"<\s*/\s*candidate", re.IGNORECASE)  # in a candidate, which must not end itself
 PASSAGE = re.compile(r"<passage>\n.*?\n</passage>\n\n", re.DOTALL)
 ANSWER = "Answer the question in a few sentences.\n\n"
 SHOWN = (
@@ -26,7 +27,10 @@ SHOWN = (
 
 def judged(question: str, reference: str, candidates: Sequence[str]) -> tuple[pt.Message, ...]:
     """The request to evaluate candidates, numbered from 1."""
-    listed = "\n\n".join(f"Candidate {number}:\n{text}" for number, text in enumerate(candidates, 1))
+    listed = "\n\n".join(
+        f"<candidate {number}>\n{CLOSING.sub('< /candidate', text)}\n</candidate {number}>"
+        for number, text in enumerate(candidates, 1)
+    )
     rules = RULES.format(count=len(candidates))
     return (pt.user(f"{rules}\n\nQuestion:\n{question}\n\nReference:\n{reference}\n\n{listed}"),)
 

@@ -9,7 +9,7 @@ import posttrain as pt
 from posttrain.sampler.scorer import Connection
 from posttrain.scale.apart import reach
 from posttrain.serve.scorer import Kind, Operation
-from posttrain.systems.rag_zeval.evaluator import Asked, Evaluator, LocalEvaluator
+from posttrain.systems.rag_zeval.evaluator import Comparison, Evaluator, LocalEvaluator
 
 
 class RemoteEvaluator:
@@ -18,7 +18,7 @@ class RemoteEvaluator:
     def __init__(self, connection: Connection):
         self.connection = connection
 
-    def scores(self, asked: Sequence[Asked], seed: int = 0) -> list[list[float | str]]:
+    def scores(self, asked: Sequence[Comparison], seed: int = 0) -> list[list[float | str]]:
         items = [{"question": one.question, "reference": one.reference, "answers": list(one.answers)} for one in asked]
         return self.connection.call("scores", {"items": items, "seed": seed}) if items else []
 
@@ -27,10 +27,18 @@ def load_evaluator(name: str, device: str | None = None, max_new: int = 2048) ->
     return LocalEvaluator(pt.text(name, max_new=max_new, device=device))
 
 
+def answers_of(item: Mapping[str, Any]) -> tuple[str, ...]:
+    """Raises ValueError where `answers` is no list of texts."""
+    answers = item["answers"]
+    if not isinstance(answers, list) or not all(isinstance(one, str) for one in answers):
+        raise ValueError("`answers` is a list of texts")
+    return tuple(answers)
+
+
 def operations(model: LocalEvaluator) -> Mapping[str, Operation]:
     def scores(payload: Any) -> Iterator[list[float | str]]:
         for i, item in enumerate(payload["items"]):
-            one = Asked(str(item["question"]), str(item["reference"]), tuple(map(str, item["answers"])))
+            one = Comparison(str(item["question"]), str(item["reference"]), answers_of(item))
             yield model.scores([one], pt.mix(int(payload.get("seed", 0)), i))[0]
 
     return {"scores": scores}

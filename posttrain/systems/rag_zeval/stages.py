@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -10,11 +11,12 @@ from typing import Any, Literal
 
 import posttrain as pt
 from posttrain.decode.context import ContextContrast
+from posttrain.fit import fit, prompt_tokens, room
 from posttrain.grade.overlap import rouge_l
 from posttrain.systems.rag_zeval import KL, prompts, recipe
 from posttrain.systems.rag_zeval.benchmark import Pairing, agreement, pairings
 from posttrain.systems.rag_zeval.candidates import ALPHAS, Curriculum, candidates, distinct, passages, task
-from posttrain.systems.rag_zeval.evaluator import WARMTH, Asked, evaluation, scores_of
+from posttrain.systems.rag_zeval.evaluator import Comparison, evaluation, scores_of
 from posttrain.systems.rag_zeval.evidence import LEAST
 from posttrain.systems.rag_zeval.reward import Goal, reward
 from posttrain.systems.rag_zeval.trajectory import Assessed
@@ -27,7 +29,7 @@ def synthesise(
     data: str,
     model: pt.ModelOptions,
     output: pt.Output = pt.Output("runs/rag-zeval-candidates"),
-    most_passage: int = 6000,
+    most_prompt: int = 6000,
     limit: int | None = None,
     split: str = "train",
 ) -> Path:
@@ -36,27 +38,23 @@ def synthesise(
     Published: Qwen2.5-7B-Instruct, 5,500 questions of Natural Questions, alpha of 0, -0.5, -1 and -1.4. The model must
     answer well with its passage: where it does not, the ranking is wrong, and an evaluator learns it.
 
-    data          questions with a `passage`
-    most_passage  tokens of the longest; a question with a longer one is dropped, and counted
-    limit         use only the first so many lines
-    split         of a Hugging Face dataset
+    data         questions with a `passage`
+    most_prompt  most tokens of a prompt; a question with a longer one is dropped, and counted
+    limit        use only the first so many lines
+    split        of a Hugging Face dataset
     """
-    pt.at_least(1, most_passage=most_passage)
-    policy, out, found = model.policy(), Path(output.out), passages(data, limit, split)
-    room = min(most_passage, policy.context - policy.sampling.max_new)
-    asked = {one.key: prompts.answered(one.question, one.passage) for one in found}
-    fit = [one for one in found if len(policy.chat.prompt(asked[one.key])[0]) <= room]
-    if not fit:
-        raise ValueError(f"`most_passage={most_passage}`: not one of {len(found)} passages is as short")
+    pt.at_least(1, most_prompt=most_prompt)
+    policy, out, found = model.policy(), Path(output.out), {one.key: one for one in passages(data, limit, split)}
+    tasks = [pt.Task(key, prompts.answered(one.question, one.passage), None) for key, one in found.items()]
+    fitted = fit(tasks, prompt_tokens(policy), room(policy, most_prompt))
     files = [CANDIDATES, *(answers_file(alpha) for alpha in ALPHAS)]
     settings = {"seed": output.seed, **output.settings}
     pt.prepare_folder(out, "candidates", files, settings, resume=output.resume, overwrite=output.overwrite)
-    tasks = [pt.Task(one.key, asked[one.key], None) for one in fit]
     answers = {
         alpha: pt.collect(
             ContextContrast(policy, alpha, prompts.without_passage),
-            tasks,
-            lambda group: {"text": group[0].text, "cut": group[0].truncated},
+            fitted.tasks,
+            lambda group: {"text": group[0].text},
             out / answers_file(alpha),
             name=f"alpha {alpha:g}",
             quiet=output.quiet,
@@ -64,23 +62,16 @@ def synthesise(
         for alpha in ALPHAS
     }
     rows = []
-    for i, one in enumerate(fit):
-        made = distinct({alpha: str(lines[i]["text"]) for alpha, lines in answers.items()})
+    for i, asked in enumerate(fitted.tasks):
+        one, made = found[asked.key], distinct({alpha: str(lines[i]["text"]) for alpha, lines in answers.items()})
         if len(made) > 1:
-            rows.append(
-                {
-                    "id": one.key,
-                    "question": one.question,
-                    "reference": one.passage,
-                    "responses": [*made.values()],
-                    "alphas": [*made],
-                }
-            )
+            about = {"id": one.key, "question": one.question, "reference": one.passage}
+            rows.append({**about, "responses": [*made.values()], "alphas": [*made]})
     pt.Lines(out / CANDIDATES).replace(rows)
     whole = sum(len(row["responses"]) == len(ALPHAS) for row in rows)
     print(
-        f"{out / CANDIDATES}: {len(rows)} of {len(found)} questions, {whole} with four different answers; "
-        f"{len(found) - len(fit)} with too long a passage, {len(fit) - len(rows)} whose answers are all the same"
+        f"{out / CANDIDATES}: {len(rows)} of {len(found)} questions, {whole} with {len(ALPHAS)} different answers; "
+        f"{len(fitted.dropped)} with too long a prompt, {len(fitted.tasks) - len(rows)} whose answers are all the same"
     )
     if not rows:
         raise ValueError("the model says the same with its passage and without it: there is nothing to rank")
@@ -140,7 +131,8 @@ def evaluate(
 ) -> Path:
     """How well the evaluator agrees with people, beside what ROUGE-L alone would say.
 
-    OUT/scores.jsonl has both scores of every pair, or why there is none, OUT/measures.json the table.
+    Published: `temperature=0.1`; give `max_new=4096`. OUT/scores.jsonl has both scores of every pair, or why there is
+    none, and OUT/measures.json the table.
 
     data      pairs of answers: RAGChecker's meta-evaluation, WikiEval, or question, reference, answers and `human`
     attempts  at a whole trajectory
@@ -149,20 +141,21 @@ def evaluate(
     """
     pt.at_least(1, attempts=attempts)
     found, policy, out = pairings(data, limit, split), model.policy(), Path(output.out)
-    settings, warmth = {"seed": output.seed, **output.settings}, model.temperature if model.temperature < 1 else WARMTH
+    settings = {"seed": output.seed, **output.settings}
     pt.prepare_folder(out, "evaluation", [SCORES, MEASURES], settings, resume=output.resume, overwrite=output.overwrite)
-    asked = {pair_key(one): Asked(one.question, one.reference, one.answers) for one in found}
-    tasks = [pt.Task(key, prompts.judged(one.question, one.reference, one.answers), one) for key, one in asked.items()]
-    env, seed = partial(evaluation, temperature=warmth, attempts=attempts), pt.mix(output.seed, "evaluation")
+    shown = {pair_key(one): shuffled(one, output.seed) for one in found}
+    tasks = [pt.Task(key, prompts.judged(one.question, one.reference, one.answers), one) for key, one in shown.items()]
+    env, seed = partial(evaluation, temperature=model.temperature, attempts=attempts), pt.mix(output.seed, "evaluation")
     pt.distribute(policy)
     with scale.playing(policy, out, tasks) as player:
-        lines = pt.collect(
-            player, tasks, score_line, out / SCORES, env=env, seed=seed, name="pairs", quiet=output.quiet
-        )
-    scores = {line["id"]: line["scores"] for line in lines}
-    known = [one for one in found if all(isinstance(s, float) for s in scores.get(pair_key(one), [""]))]
-    pairs = [(scores[pair_key(one)][0], scores[pair_key(one)][1]) for one in known]
-    table = {"evaluator": agreement(known, pairs)} if known else {}
+        options = {"env": env, "seed": seed, "name": "pairs", "quiet": output.quiet}
+        lines = pt.collect(player, tasks, score_line, out / SCORES, **options)
+    scores = {line["id"]: dict(zip(line["answers"], line["scores"], strict=True)) for line in lines}
+    judged = [(one, [scores.get(pair_key(one), {}).get(text, "") for text in one.answers]) for one in found]
+    known = [(one, (a, b)) for one, (a, b) in judged if isinstance(a, float) and isinstance(b, float)]
+    table = {"evaluator": agreement([one for one, _ in known], [pair for _, pair in known])} if known else {}
+    if known and len(known) < len(found):
+        table["ROUGE-L, same"] = agreement([one for one, _ in known], [overlap(one) for one, _ in known])
     table["ROUGE-L"] = agreement(found, [overlap(one) for one in found])
     counts = {"pairs": len(found), "with scores": len(known)}
 
@@ -175,7 +168,13 @@ def evaluate(
 
 
 def pair_key(one: Pairing) -> str:
-    return f"{one.key}/{pt.mix(0, one.question, *one.answers)}"
+    return f"{one.key}/{pt.mix(0, one.question, one.reference, *sorted(one.answers))}"
+
+
+def shuffled(one: Pairing, seed: int) -> Comparison:
+    """With the answers in a random order: a judge may like the first."""
+    draw = random.Random(pt.mix(seed, pair_key(one)))
+    return Comparison(one.question, one.reference, tuple(draw.sample(one.answers, 2)))
 
 
 def score_line(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
@@ -184,7 +183,7 @@ def score_line(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
     if isinstance(facts, pt.Failure):
         return pt.Invalid(facts.reason)
     claims = [[asdict(claim) for claim in one.claims] if isinstance(one, Assessed) else [] for one in facts]
-    return {"scores": scores_of(group[0]), "claims": claims}
+    return {"answers": group[0].task.truth.answers, "scores": scores_of(group[0]), "claims": claims}
 
 
 def overlap(one: Pairing) -> tuple[float, float]:
@@ -196,7 +195,7 @@ def report_lines(counts: dict[str, int], table: dict[str, dict[str, dict[str, fl
     lines = [", ".join(f"{count} {name}" for name, count in counts.items())]
     for who, rows in table.items():
         for name, row in rows.items():
-            lines.append(f"{who:10} {name:13} " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
+            lines.append(f"{who:14} {name:13} " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
     return lines
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -93,7 +91,8 @@ def distil(
     task = replace(task, system=task.system or SYSTEM)
     tasks, reward, folder = task.tasks(), task.reward(), Path(output.out)
     model = model.with_pixel_limits(None, MOST_PIXELS) if task.image else model
-    with answering(teacher, model, scale, folder, tasks) as player:
+    policy = replace(model, weights=not teacher).policy()
+    with scale.asking(teacher, model, policy, folder, tasks) as player:
         settings = {**output.settings, "seed": output.seed}
         pt.prepare_folder(
             folder, "chains", (CHAINS, ANSWERS), settings, resume=output.resume, overwrite=output.overwrite
@@ -104,23 +103,6 @@ def distil(
         raise ValueError("not one chain of the teacher was right, so there is nothing to learn")
     print(f"{folder / CHAINS}: {kept} right chains on {len(tasks)} problems")
     return folder
-
-
-@contextmanager
-def answering(
-    teacher: str | None, model: pt.ModelOptions, scale: pt.ScaleOptions, folder: Path, tasks: list[pt.Task]
-) -> Iterator[pt.Sampler]:
-    """The teacher; the model itself if none is named."""
-    if teacher:
-        if scale.sampler:
-            raise ValueError(f"`sampler={scale.sampler}` samples for the model, and `teacher` is asked in its place")
-        yield model.player(teacher)
-        return
-    policy = model.policy()
-    policy.check(tasks)
-    pt.distribute(policy)
-    with scale.playing(policy, folder, tasks) as player:
-        yield player
 
 
 def learn(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import posttrain as pt
+from posttrain.cli.replies import Replies
 from posttrain.fit import prompt_tokens, room
 from posttrain.grade.stated import whole_reply
 from posttrain.systems.table_r1 import recipe
-from posttrain.systems.table_r1.answers import KINDS, strict_format
+from posttrain.systems.table_r1.answers import KINDS, Kind, strict_format
 from posttrain.systems.table_r1.questions import Long, fitted, questions
 from posttrain.systems.table_r1.reward import Form, accuracy, evaluation, reward
 
-REPLIES, TRACES, MEASURES = "replies.jsonl", "traces.jsonl", "measures.json"
+REPLIES, TRACES = "replies.jsonl", "traces.jsonl"
 LEAST = 0.5  # of a sentence's accuracy, to be a trace: our choice
 
 
@@ -86,16 +87,13 @@ def distil(
     teacher_samples  its replies to a question, of which the first right one is kept
     """
     pt.at_least(1, teacher_samples=teacher_samples)
-    policy = model.policy()
+    policy = replace(model, weights=not teacher).policy()
     tasks, out = tables.tasks(policy), Path(output.out)
     settings = {"seed": output.seed, **output.settings}
-    pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
     options = {"samples": teacher_samples, "seed": pt.mix(output.seed, "teacher"), "quiet": output.quiet}
-    pt.distribute(policy)
-    with scale.playing(policy, out, tasks) as player:
-        speaker = model.player(teacher) if teacher else player
-        lines = pt.collect(speaker, tasks, right_trace, out / REPLIES, **options)
-    kept = [line for line in lines if line["response"] is not None]
+    with scale.asking(teacher, model, policy, out, tasks) as player:
+        pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
+        kept = pt.kept_lines(pt.collect(player, tasks, right_trace, out / REPLIES, **options))
     if not kept:
         raise ValueError(f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`")
     pt.ranks.run_on_primary(lambda: pt.Lines(out / TRACES).replace(kept), "for the traces")
@@ -146,29 +144,26 @@ def evaluate(
     samples  replies to a question
     """
     policy = model.policy()
-    tasks = tables.tasks(policy)
-    out, settings = Path(output.out), {"seed": output.seed, **output.settings}
-    options = {"resume": output.resume, "overwrite": output.overwrite}
-    pt.prepare_folder(out, "evaluation", [MEASURES], settings, **options)
+    tasks, replies = tables.tasks(policy), Replies(output)
     pt.distribute(policy)
-    with (
-        scale.playing(policy, out, tasks) as player,
-        pt.progress_bar("questions", len(tasks), output.quiet) as done,
-    ):
-        found = pt.evaluate({"policy": player}, tasks, evaluation(), samples=samples, seed=output.seed, watch=done)
-    table = by_kind(found)
-    pt.write_json(out / MEASURES, table)
-    for kind, row in table.items():
-        print(
-            f"{kind:7} {row['questions']:5.0f} questions, mean {row['mean']:.3f}, best of {samples} {row['best']:.3f}"
-        )
-    return out
+    with scale.playing(policy, replies.folder, tasks) as player:
+        found = replies.grade({"policy": player}, tasks, evaluation(), pt.single_turn, samples)
+    table = by_kind(found, {task.key: task.truth.kind for task in tasks})
+    replies.write(table)
+    if pt.ranks.is_primary():
+        for kind, row in table.items():
+            best = f"best of {samples} {row['best']:.3f}"
+            print(f"{kind:7} {row['questions']:5.0f} questions, mean {row['mean']:.3f}, {best}")
+        if found.invalid:
+            print(f"{found.invalid} of {len(tasks) * samples} replies could not be had, and are left out")
+    return replies.folder
 
 
-def by_kind(found: pt.Evaluation) -> dict[str, Mapping[str, float]]:
+def by_kind(found: pt.Evaluation, kinds: Mapping[str, Kind]) -> dict[str, Mapping[str, float]]:
+    """By the kind of each task, which is looked up by its key."""
     out: dict[str, Mapping[str, float]] = {}
     for kind in KINDS:
-        values = [v for g, v in zip(found.groups, found.values, strict=True) if g[0].task.truth.kind == kind and v]
+        values = [v for g, v in zip(found.groups, found.values, strict=True) if kinds[g[0].task.key] == kind and v]
         if values:
             mean, best = statistics.fmean(map(statistics.fmean, values)), statistics.fmean(map(max, values))
             out[kind] = {"questions": float(len(values)), "mean": mean, "best": best}

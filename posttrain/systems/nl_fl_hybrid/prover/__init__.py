@@ -1,4 +1,4 @@
-"""A formal system behind one interface: does this script prove this statement, and of what does it say that it exists?
+"""A formal system behind one interface: does this script prove this statement, and which witness does it give?
 
 coq     Coq's own kernel, in one process that stays (Debian's package `coq`); the default where it is installed
 z3      z3 from PyPI (the extra `z3`): it takes the witness and decides the rest itself; statements about integers
@@ -63,9 +63,12 @@ class CachedProver:
 
     def check(self, statement: str, script: str) -> Verdict:
         asked = (statement, script)
-        if asked not in self.known:
-            self.known[asked] = self.prover.check(statement, script)
-        return self.known[asked]
+        if asked in self.known:
+            return self.known[asked]
+        verdict = self.prover.check(statement, script)
+        if not verdict.timed_out:  # another time, on a quieter machine, it may be decided
+            self.known[asked] = verdict
+        return verdict
 
     def check_all(self, asked: Sequence[tuple[str, str]]) -> list[Verdict]:
         return [self.check(*one) for one in asked]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import secrets
 import selectors
 import shutil
 import subprocess
@@ -22,7 +23,8 @@ PREAMBLE = (
     "Open Scope Z_scope.",
     "Ltac Zify.zify_post_hook ::= Z.to_euclidean_division_equations.",  # so that lia handles mod and div
 )
-PROMPT = re.compile(rb"<prompt>.*?</prompt>", re.DOTALL)
+PROMPT = re.compile(r"<prompt>[^<>]* < \d+ \|[^<>]*\| \d+ < </prompt>")
+BROKEN = re.compile(r"^(?:Out of memory|Stack overflow|Anomaly|Fatal error)", re.MULTILINE)
 CLOSED = "Closed under the global context"
 CLASSICAL = {  # what the library's real numbers rest on
     "ClassicalDedekindReals.sig_forall_dec",
@@ -32,14 +34,15 @@ CLASSICAL = {  # what the library's real numbers rest on
 MEMORY = 4 << 30  # bytes of address space
 WAIT_S = 60.0  # without any work of the process: it hangs
 MOST_OUTPUT = 1 << 20  # bytes that a sentence may print
+MOST_CHECKS = 500  # of one process
 
 
 class TooLong(Exception):
-    """A script asked for more work than it may."""
+    """A script asked for more work, memory or paper than it may."""
 
 
 class Coq:
-    """Checks by Coq's kernel, of what it was allowed to be shown.
+    """Lets Coq's kernel check what `script` lets through.
 
     seconds  of the process's own work that a script may take; other load on the machine does not count
     reals    statements may be about real numbers, whose library has axioms
@@ -60,49 +63,49 @@ class Coq:
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.process: subprocess.Popen[bytes] | None = None
         self.end_process = weakref.finalize(self, int)  # nothing yet
+        self.checks = 0  # of this process, which grows with each
 
     def check(self, statement: str, script: str) -> Verdict:
-        """Raises ProverDied when the process ends whatever it is asked."""
-        start = time.perf_counter()
+        """Raises ProverDied when coqtop ends for no fault of the script; the next check starts another."""
+        start, found = time.perf_counter(), None
         try:
             stated, steps = check_statement(statement), sentences(script)
             found = witness(stated, steps)
+            error, axioms = self.prove(stated, steps)
         except Refused as reason:
             return Verdict(False, error=str(reason))
-        try:
-            error, axioms = self.prove(stated, steps)
-        except TooLong:
-            self.end()
-            error, axioms = f"it took more than {self.seconds} s", ()
-            return Verdict(False, found, error, timed_out=True, milliseconds=1000 * (time.perf_counter() - start))
+        except TooLong as reason:
+            took = 1000 * (time.perf_counter() - start)
+            return Verdict(False, found, str(reason), timed_out=True, milliseconds=took)
         took = 1000 * (time.perf_counter() - start)
         return Verdict(not error and not axioms, found, error, axioms, took)
 
     def prove(self, statement: str, steps: list[str]) -> tuple[str, tuple[str, ...]]:
-        """What is wrong with a proof, and the axioms it rests on that are not allowed."""
-        if self.process is None:
+        """What is wrong with a proof, and the axioms it rests on that are not allowed. After a failure of the process,
+        and after so many checks, the next one gets another.
+        """
+        if self.process is None or self.checks >= MOST_CHECKS:
+            self.end()
             self.start()
-        deadline = self.work() + self.seconds
+        self.checks += 1
+        name, deadline = f"theorem_{secrets.token_hex(8)}", self.work() + self.seconds
         try:
-            said = self.send(f"Theorem posttrain : {statement}.", deadline)
-            for step in steps if not is_error(said) else ():
-                said = self.send(step, deadline)
-                if is_error(said):
-                    break
-            if not is_error(said):
-                said = self.send("Qed.", deadline)
-            if is_error(said):
-                return error_of(said), ()
-            if not self.audit:
-                return "", ()
-            return "", forbidden_axioms(self.send("Print Assumptions posttrain.", deadline))
-        except ProverDied:
+            found = self.prove_as(name, statement, steps, deadline)
+            for cleaning in ("Abort All.", f"Reset {name}."):
+                self.send(cleaning, deadline + self.seconds)
+        except (TooLong, ProverDied):
             self.end()
             raise
-        finally:
-            if self.process is not None:
-                self.send("Abort All.", deadline + self.seconds)
-                self.send("Reset posttrain.", deadline + self.seconds)
+        return found
+
+    def prove_as(self, name: str, statement: str, steps: list[str], deadline: float) -> tuple[str, tuple[str, ...]]:
+        """The theorem is there afterwards only if the kernel took its proof: Coq is asked for it by its name."""
+        for sentence in (f"Theorem {name} : {statement}.", *steps, "Qed."):
+            if is_error(said := self.send(sentence, deadline)):
+                return error_of(said), ()
+        if f"Constant Top.{name}" not in self.send(f"Locate {name}.", deadline).split("\n"):
+            return "Coq does not know the theorem", ()
+        return "", forbidden_axioms(self.send(f"Print Assumptions {name}.", deadline)) if self.audit else ()
 
     # ---- the process
 
@@ -117,44 +120,55 @@ class Coq:
             env=environment,
             bufsize=0,
         )
-        self.end_process = weakref.finalize(self, kill, self.process)
+        self.end_process, self.checks = weakref.finalize(self, kill, self.process), 0
         if hasattr(resource, "prlimit"):
             pid = self.process.pid
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))  # it cannot write a file, whatever it is told
             resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY, MEMORY))
-        self.answer(WAIT_S)
-        for line in (f"Require Import {INTEGERS} {REALS if self.reals else ''}.", *PREAMBLE):
-            if is_error(said := self.send(line, WAIT_S)):
-                raise ProverDied(f"coqtop cannot load its library: {error_of(said)}")
+        try:
+            for line in (f"Require Import {INTEGERS} {REALS if self.reals else ''}.", *PREAMBLE):
+                if is_error(said := self.send(line, WAIT_S)):
+                    raise ProverDied(f"coqtop cannot load its library: {error_of(said)}")
+        except (TooLong, ProverDied) as error:
+            self.end()
+            raise ProverDied(f"coqtop does not start: {error}") from error
 
     def send(self, sentence: str, deadline: float) -> str:
+        """What Coq prints of a sentence. Raises TooLong, and ProverDied.
+
+        It ends with the answer to a question that only we know: nothing that a script prints is taken for that.
+        """
         assert self.process is not None
         assert self.process.stdin is not None
+        nonce = f"nothing_{secrets.token_hex(8)}"
         try:
-            self.process.stdin.write(sentence.encode() + b"\n")
+            self.process.stdin.write(f"{sentence}\nLocate {nonce}.\n".encode())
         except BrokenPipeError as error:
             raise ProverDied("coqtop ended") from error
-        return self.answer(deadline)
+        said = PROMPT.sub("", self.answer(f"No object of basename {nonce}", deadline))
+        if BROKEN.search(said):
+            raise TooLong(f"Coq gave up: {BROKEN.findall(said)[0]}")
+        return said
 
-    def answer(self, deadline: float) -> str:
-        """What is printed up to the next prompt. Raises TooLong once the process's work is past the deadline."""
+    def answer(self, last: str, deadline: float) -> str:
+        """What is printed before `last`. Raises TooLong once the process's work is past the deadline."""
         assert self.process is not None
         assert self.process.stdout is not None
-        found, idle = bytearray(), time.monotonic()
+        found, idle, wanted = bytearray(), time.monotonic(), last.encode()
         with selectors.DefaultSelector() as ready:
             ready.register(self.process.stdout, selectors.EVENT_READ)
-            while not PROMPT.search(found):
+            while wanted not in found:
                 if ready.select(0.2):
                     piece = os.read(self.process.stdout.fileno(), 1 << 16)
                     if not piece:
                         raise ProverDied("coqtop ended")
                     found += piece
                     idle = time.monotonic()
-                if self.work() > deadline or len(found) > MOST_OUTPUT:
-                    raise TooLong
-                if time.monotonic() - idle > WAIT_S + self.seconds:
-                    raise TooLong
-        return PROMPT.sub(b"", bytes(found)).decode(errors="replace")
+                if len(found) > MOST_OUTPUT:
+                    raise TooLong(f"it prints more than {MOST_OUTPUT} bytes")
+                if self.work() > deadline or time.monotonic() - idle > WAIT_S + self.seconds:
+                    raise TooLong(f"it takes more than {self.seconds} s")
+        return bytes(found).partition(wanted)[0].decode(errors="replace")
 
     def work(self) -> float:
         """CPU seconds of the process so far; the wall clock where the system does not say."""
@@ -197,7 +211,7 @@ def untagged(said: str) -> str:
 def forbidden_axioms(said: str) -> tuple[str, ...]:
     """Those of a proof's assumptions that are not among the allowed ones."""
     text = untagged(said)
-    if CLOSED in text:
+    if CLOSED in text.split("\n"):
         return ()
     names = re.findall(r"^([\w.']+)\s*:", text.partition("Axioms:")[2], re.MULTILINE)
     return tuple(name for name in names if name not in CLASSICAL) if names else ("unknown",)

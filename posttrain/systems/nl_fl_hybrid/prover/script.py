@@ -8,18 +8,25 @@ a witness that is not a numeral says nothing.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 TERM = re.compile(r"[\w\s()+\-*/=<>:,.%~^\\|#&']*", re.ASCII)  # no quotes, brackets, braces, dollars
 TACTIC = re.compile(r"[\w\s()+\-*/=<>:,.%~^\\|#&';\[\]{}]*", re.ASCII)
-FORBIDDEN = re.compile(r"\(\*|\*\)|\b(?:ltac|admit|abstract|give_up|native_compute|Redirect|Axiom)\b|:=\s*\(?ltac")
+FORBIDDEN = re.compile(
+    r"\(\*|\*\)|:=\s*\(?ltac|\b(?:ltac|admit|abstract|give_up|native_compute|Redirect|Axiom)\b"
+    r"|<\s*/?\s*(?:prompt|infomsg|warning)"  # what Coq itself writes
+)
+EXISTENCE = re.compile(r"\b(?:exists2?|ex2?|sig|sigT|inhabited)\b")
 SPLIT = re.compile(r"\.(?=\s|$)")
 BULLET = re.compile(r"\s*(-+|\++|\*+|[{}])")
 TOKEN = re.compile(r"[A-Za-z_][\w'.]*|\d+|\|\||[^\w\s]", re.ASCII)
-NUMERAL = (  # 21 / 3 is to be worked out, but for real numbers, which have no other form
-    r"(?:\(?\s*-?\s*\d+(?:\s*#\s*\d+)?\s*\)?(?:%\w+)?|\(\s*-?\s*\d+\s*/\s*\d+\s*\)%R)"
+NUMERAL = re.compile(  # over Z 21 / 3 is to be worked out; real numbers have no other form
+    r"(?P<open>\()?\s*(?P<sign>-?)\s*(?P<above>\d{1,400})(?:\s*(?P<slash>[#/])\s*(?P<below>\d{1,400}))?\s*(?(open)\))"
+    r"(?:%(?P<scope>Z|nat|N|positive|Q|R))?",
+    re.ASCII,
 )
-WITNESS = re.compile(rf"exists\s+({NUMERAL}(?:\s*,\s*{NUMERAL})*)", re.ASCII)
-BINDER = re.compile(r"\s*exists\s+([^,]*),")
+WITNESSES = re.compile(r"exists\s+(.+)", re.ASCII)
+BINDER = re.compile(r"\s*exists\b([^,]*),")
 COMBINATORS = {"try", "repeat", "now", "solve", "first", "progress", "do"}
 TACTICS = {
     *("exists", "split", "left", "right", "intro", "intros", "constructor", "assumption", "trivial", "easy", "auto"),
@@ -92,12 +99,31 @@ def check_tactic(tactic: str) -> None:
 
 
 def variables(statement: str) -> int:
-    """How many things a statement says exist, at its head; 0 where it is not about existence."""
-    match = BINDER.match(statement)
-    if not match:
-        return 0
-    names = re.sub(r":[^()]*", "", match[1])
-    return len(re.findall(r"[\w']+", names, re.ASCII))
+    """How many things a statement says exist, at its head; 0 where it is not about existence.
+
+    Raises Refused for existence anywhere else: it would be proved by terms that are no numerals.
+    """
+    rest, count = without_parentheses(statement), 0
+    while match := BINDER.match(rest):
+        names = re.sub(r":[^()]*", "", match[1])
+        count += len(re.findall(r"[\w']+", names, re.ASCII))
+        rest = without_parentheses(rest[match.end() :])
+    if EXISTENCE.search(rest):
+        raise Refused("a statement says at its head what exists, `exists x : Z, ...`, and nowhere else")
+    return count
+
+
+def without_parentheses(text: str) -> str:
+    """Without those around all of it."""
+    text = text.strip()
+    while text.startswith("(") and text.endswith(")"):
+        depth = 0
+        for at, letter in enumerate(text):
+            depth += (letter == "(") - (letter == ")")
+            if depth == 0 and at + 1 < len(text):
+                return text
+        text = text[1:-1].strip()
+    return text
 
 
 def witness(statement: str, found: list[str]) -> str | None:
@@ -105,21 +131,25 @@ def witness(statement: str, found: list[str]) -> str | None:
 
     Raises Refused unless its first tactics name closed numerals, as many as exist.
     """
-    wanted = variables(statement)
-    if not wanted:
-        return None
-    numerals: list[str] = []
-    for sentence in found:
-        parts = [part.strip() for part in sentence.rstrip(".").split(";")]
-        if len(numerals) < wanted and (match := WITNESS.fullmatch(parts[0])):
-            numerals += [plain_numeral(one) for one in match[1].split(",")]
-        if len(parts) > 1 or len(numerals) >= wanted or not match:
+    wanted, numerals = variables(statement), list[str]()
+    for sentence in found if wanted else ():
+        first, *more = sentence.removesuffix(".").split(";")
+        if len(numerals) >= wanted or not (match := WITNESSES.fullmatch(first.strip())):
+            break
+        numerals += [plain_numeral(one) for one in match[1].split(",")]
+        if more:
             break
     if len(numerals) != wanted:
         raise Refused("a proof of existence begins with `exists N`, of a closed numeral for each that exists")
-    return ", ".join(numerals)
+    return ", ".join(numerals) if wanted else None
 
 
 def plain_numeral(text: str) -> str:
-    """`(-7)%Z` as -7."""
-    return re.sub(r"%\w+|[()\s]", "", text)
+    """`(-7)%Z` as -7, `3#6` as 1/2. Raises Refused for anything but a numeral."""
+    match = NUMERAL.fullmatch(text.strip())
+    if not match or (match["slash"] == "/" and match["scope"] != "R"):
+        raise Refused("a witness is a closed numeral: 7, (-7), 3#2, or (3/2)%R")
+    below = int(match["below"] or 1)
+    if below == 0:
+        raise Refused("a witness has no zero below")
+    return str(Fraction(int(match["sign"] + match["above"]), below))

@@ -18,7 +18,9 @@ from posttrain.systems.nl_fl_hybrid.prover.script import Refused, check_statemen
 TOKEN = re.compile(r"\s*(<->|->|/\\|\\/|<=|>=|<>|[A-Za-z_][\w']*|\d+|[-+*/^=<>~(),:])", re.ASCII)
 RELATIONS = ("=", "<>", "<", "<=", ">", ">=")
 WORK = 20_000_000  # z3's own count of steps: the same on every machine
-MOST_POWER = 64
+MOST_GROWTH = 64  # of powers, multiplied where one is inside of another: they are worked out
+MOST_DIGITS = 400
+PATIENCE_MS = 20_000  # where the count of steps does not hold it back
 DEEPEST = 40  # parentheses and quantifiers within one another
 
 
@@ -50,6 +52,7 @@ class Z3:
             return Verdict(False, error=str(reason))
         solver = z3.Solver()
         solver.set("rlimit", self.work)
+        solver.set("timeout", PATIENCE_MS)
         solver.add(z3.Not(goal))
         said = solver.check()
         took = 1000 * (time.perf_counter() - start)
@@ -67,7 +70,7 @@ class Reader:
     """A statement, read from left to right. Raises Refused for what is not in the language."""
 
     def __init__(self, z3: Any, text: str):
-        self.z3, self.depth = z3, 0
+        self.z3, self.depth, self.growth = z3, 0, 1
         self.tokens: list[str] = []
         at = 0
         while at < len(text.rstrip()):
@@ -81,15 +84,28 @@ class Reader:
     def goal(self, found: str | None) -> Any:
         """The statement, of its witness where it has one."""
         names: dict[str, Any] = {}
-        values = [int(one) for one in found.split(", ")] if found and "#" not in found and "/" not in found else []
-        if found is not None:
+        values = found.split(", ") if found else []
+        if any("/" in value for value in values):
+            raise Refused("z3 takes integers alone")
+        while values:
+            opened = self.skip_parentheses()
             self.take("exists")
-            for name, value in zip(self.bound_names(), values, strict=True):
-                names[name] = self.z3.IntVal(value)
+            bound = self.bound_names()
+            if opened or len(bound) > len(values):
+                raise Refused("z3 reads `exists x : Z, ...` without parentheses around it")
+            for name in bound:
+                names[name] = self.z3.IntVal(values.pop(0))
         goal = self.truth(self.formula(names))
         if self.next():
             raise Refused(f"z3 cannot read on from `{self.next()}`")
         return goal
+
+    def skip_parentheses(self) -> int:
+        count = 0
+        while self.next() == "(":
+            self.take()
+            count += 1
+        return count
 
     # ---- formulas, from the loosest operator to the tightest
 
@@ -147,10 +163,11 @@ class Reader:
             self.take()
             return self.z3.Not(self.truth(self.nested(self.relation, names)))
         left, parts = self.sum(names), []
-        while self.next() in RELATIONS and (not parts or self.next() in ("<", "<=")):
+        chained = True
+        while chained and self.next() in RELATIONS:
             sign, right = self.take(), self.sum(names)
             parts.append(self.compared(left, sign, right))
-            left = right
+            left, chained = right, sign in ("<", "<=") and self.next() in ("<", "<=")
         return self.z3.And(parts) if len(parts) > 1 else parts[0] if parts else left
 
     def compared(self, left: Any, sign: str, right: Any) -> Any:
@@ -185,21 +202,27 @@ class Reader:
         if self.next() == "-":
             self.take()
             return -self.number(self.nested(self.power, names))
+        outside, self.growth = self.growth, 1
         base = self.atom(names)
-        if self.next() != "^":
-            return base
-        self.take()
-        base, power = self.number(base), self.number(self.nested(self.power, names))
-        if not (self.z3.is_int_value(power) and 0 <= power.as_long() <= MOST_POWER):
-            raise Refused(f"z3 takes powers from 0 to {MOST_POWER}")
-        out = self.z3.IntVal(1)
-        for _ in range(power.as_long()):
-            out = out * base
-        return self.z3.simplify(out)
+        if self.next() == "^":
+            self.take()
+            power = self.number(self.nested(self.power, names))
+            count = power.as_long() if self.z3.is_int_value(power) else -1
+            self.growth *= max(count, 1)
+            if count < 0 or self.growth > MOST_GROWTH:
+                raise Refused(f"z3 takes powers from 0 to {MOST_GROWTH}, multiplied where one is inside of another")
+            factor, base = self.number(base), self.z3.IntVal(1)
+            for _ in range(count):
+                base = base * factor
+            base = self.z3.simplify(base)
+        self.growth = max(self.growth, outside)
+        return base
 
     def atom(self, names: Mapping[str, Any]) -> Any:
         token = self.take()
         if token.isdigit():
+            if len(token) > MOST_DIGITS:
+                raise Refused(f"z3 takes numerals of at most {MOST_DIGITS} digits")
             return self.z3.IntVal(token)
         if token == "(":
             inside = self.formula(names)
