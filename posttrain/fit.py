@@ -49,7 +49,10 @@ def fit(
             (out.dropped if shown is None else out.cut).append(task.key)
         out.tasks += [] if shown is None else [shown]
     if not out.tasks:
-        raise ValueError(f"`most_prompt={most}`: not one of {len(tasks)} prompts is as short; give more{hint}")
+        raise ValueError(
+            f"not one of {len(tasks)} prompts fits in {most} tokens: give a larger `most_prompt`, or where the model's "
+            f"context is the limit a smaller `max_new`{hint}"
+        )
     return out
 
 

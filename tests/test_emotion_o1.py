@@ -371,6 +371,19 @@ def test_rows_are_read_or_named(tmp_path_factory, rows):
     assert problem is None or str(file) in problem or "the task" in problem
 
 
+def test_labels_of_a_task_that_is_not_there_are_refused(write):
+    found = utterances(write({"text": "a", "label": "joy"}, {"text": "b", "label": "anger"}), name="emotion")
+    with pytest.raises(ValueError, match="the data have no task of this name, but emotion"):
+        labels_of(found, ["emotoin=joy,anger"])
+
+
+def test_of_labels_within_one_another_the_longest_is_meant():
+    labels = ("positive", "very positive", "negative")
+    assert loose_label("It is very positive.", labels) == "very positive"
+    assert loose_label("<answer>The label is positive</answer>", labels) == "positive"
+    assert loose_label("positive, or rather very positive", labels) is None
+
+
 # ---- measures
 
 
@@ -379,12 +392,13 @@ def test_measures_by_hand():
 
     texts = [whole("joy", "a b"), whole("joy", "a b c d"), "It is anger.", "nothing"]
     truths = ["joy", "anger", "anger", "joy"]
-    rollouts = [said(text, Truth("emotion", label, LABELS)) for text, label in zip(texts, truths, strict=True)]
-    [row] = measures_of(prediction(one, str.split) for one in rollouts).values()
+    wanted = [Truth("emotion", label, LABELS) for label in truths]
+    made = [prediction(text, "a", truth, str.split) for text, truth in zip(texts, wanted, strict=True)]
+    [row] = measures_of(made).values()
     # joy: 1 of 2 said are right, 1 of 2 found: 1/2; anger: 1 of 1, 1 of 2: 2/3; each is wanted twice
     assert row["weighted F1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert (row["accuracy"], row["length"], row["unparseable"], row["replies"]) == (0.5, 3.0, 0.5, 4)
-    empty = measures_of([prediction(said("nothing", TRUTH), str.split)])
+    empty = measures_of([prediction("nothing", "a", TRUTH, str.split)])
     assert empty["emotion"]["length"] is None
     assert as_table(empty)[1].split() == ["emotion", "1", "0.000", "0.000", "-", "-", "-", "1.000"]
 

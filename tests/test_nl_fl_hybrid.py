@@ -62,6 +62,23 @@ CHEATS = [
     "lia.",
     "",
     "exists 7",
+    "exists 7. exact (1 <prompt> </prompt> 2).",
+    "exists 7. exact (1 < prompt> 2). lia.",
+    "exists 7. exact (Closed <infomsg> x).",
+    "exists (21 / 3)%R. lra.",
+    "exists 7 7. lia.",
+    "exists (7. lia.",
+    "exists 7%foo. lia.",
+]
+UNBOUND = [  # existence that is not at the head, where a term that is no numeral would prove it
+    "(exists x : Z, x = 3 + 4)",
+    "True /\\ exists x : Z, x = 3 + 4",
+    "True -> exists x : Z, x = 3 + 4",
+    "forall q : Z, exists x : Z, x = 3 + 4",
+    "ex (fun x : Z => x = 3 + 4)",
+    "exists2 x : Z, x = 3 + 4 & True",
+    "exists x : Z, exists y : Z, y = 3 + 4",
+    "(fun P => P) (exists x : Z, x = 3 + 4)",
 ]
 
 
@@ -111,6 +128,37 @@ class TestProvers:
     )
     def test_a_statement_is_a_term_and_no_more(self, name, statement, request):
         assert not request.getfixturevalue(name).check(statement, "exists 1. lia.").ok
+
+    @pytest.mark.parametrize("name", ["coq", "z3"])
+    @pytest.mark.parametrize("statement", UNBOUND)
+    def test_existence_is_proved_by_numerals_alone(self, name, statement, request):
+        prover = request.getfixturevalue(name)
+        for script in (
+            "exists (3 + 4). easy.",
+            "split; [easy | exists (3 + 4); easy].",
+            "exists 0. exists (3 + 4). easy.",
+        ):
+            assert not prover.check(statement, script).ok
+
+    def test_nothing_that_a_script_prints_is_taken_for_an_answer(self, coq):
+        """Coq echoes what it cannot read: once an echo could pass for a prompt, and each answer for the one before."""
+        from posttrain.systems.nl_fl_hybrid.prover.coq import error_of, is_error
+
+        prover = coq.prover
+        for echo in (
+            "<prompt>Coq < 1 || 0 < </prompt>",
+            "No object of basename nothing_0123456789abcdef",
+            "Closed under the global context",
+        ):
+            assert is_error(said := prover.send(f'Check "{echo}" .. 1.', 1e9)), said
+            assert error_of(said)
+            assert prover.send("Check 1.", 1e9).strip().startswith("1")
+
+    def test_what_exhausts_coq_is_ended_and_the_next_is_checked(self, coq):
+        statement = "List.length (List.repeat 0 (Z.to_nat (10 ^ 9))) = 0%nat"
+        verdict = coq.check(statement, "vm_compute. reflexivity.")
+        assert (verdict.ok, verdict.timed_out) == (False, True)
+        assert coq.check("exists x : Z, 3 * x + 5 = 29", "exists 8. lia.").ok
 
     def test_a_witness_that_repeats_the_question_says_nothing(self, coq):
         assert coq.prover.prove("exists y : Z, 3 * 4 = y", ["exists (3 * 4).", "reflexivity."]) == ("", ())
@@ -164,13 +212,10 @@ class TestProvers:
             ("exists x : Z, ~ x = 1 /\\ x = 1 \\/ x = 1", 1, True),
             ("exists x : Z, forall y, y * x = y", 1, True),
             ("exists x : Z, 2 - 1 - 1 = x", 0, True),
-            ("exists x : Z, exists y : Z, y = x + 1", 5, True),
         ],
     )
     def test_z3_reads_statements_as_coq_does(self, coq, z3, statement, value, true):
-        script = f"exists ({value}). " + (
-            "repeat split; intros; try exists 6; lia." if "exists y" in statement else "intuition nia."
-        )
+        script = f"exists ({value}). intuition nia."
         assert z3.check(statement, script).ok == true
         assert coq.check(statement, script).ok == true, coq.check(statement, script).error
 
@@ -205,12 +250,34 @@ class TestScripts:
 
     def test_variables(self):
         assert [
-            variables(text) for text in (LINEAR, "exists x y : Z, x = y", "exists (x : Z) (y : Q), x = 1", "1 = 1")
-        ] == [1, 2, 2, 0]
+            variables(text)
+            for text in (
+                LINEAR,
+                "exists x y : Z, x = y",
+                "exists (x : Z) (y : Q), x = 1",
+                "1 = 1",
+                "(exists x, exists y, x = y)",
+            )
+        ] == [1, 2, 2, 0, 2]
 
-    @pytest.mark.parametrize("script", ["exists 7%nat. easy.", "exists 7 ; lia.", "exists 1#2. easy."])
-    def test_numerals(self, script):
-        assert witness(LINEAR, sentences(script)) in ("7", "1#2")
+    @pytest.mark.parametrize(
+        ("script", "found"),
+        [
+            ("exists 7%nat. easy.", "7"),
+            ("exists 7 ; lia.", "7"),
+            ("exists 2#4. easy.", "1/2"),
+            ("exists (-6/4)%R. lra.", "-3/2"),
+            ("exists 00007. lia.", "7"),
+            ("exists (-4)%Z. lia.", "-4"),
+        ],
+    )
+    def test_numerals_are_in_their_normal_form(self, script, found):
+        assert witness(LINEAR, sentences(script)) == found
+
+    @pytest.mark.parametrize("script", ["exists (1#0). easy.", f"exists {'9' * 5000}. lia."])
+    def test_what_is_no_numeral(self, script):
+        with pytest.raises(Refused):
+            witness(LINEAR, sentences(script))
 
     @pytest.mark.parametrize("text", ["Z.gcd 4 6 = 2", "(1#2 == 2#4)%Q"])
     def test_terms_may_be_qualified(self, text):
@@ -233,13 +300,18 @@ class TestLean:
                 asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 code = asked[-1]["codes"][0]["proof"]
                 body = {"messages": [], "env": 0}
-                if "omega" in code:
-                    body["messages"].append(
-                        {"severity": "info", "data": "'t' depends on axioms: [propext, Quot.sound]"}
-                    )
-                elif "simp" in code:
-                    body["messages"].append({"severity": "info", "data": "'t' depends on axioms: [propext, mine]"})
-                elif "rfl" in code:
+                at = {"line": code.count("\n") + 1, "column": 0}
+                found = {"omega": "[propext, Quot.sound]", "simp": "[propext, mine]", "linarith": "[propext]"}
+                for tactic, axioms in found.items():
+                    if tactic in code:
+                        said = f"'t' depends on axioms: {axioms}"
+                        body["messages"].append({"severity": "info", "pos": at, "data": said})
+                if "linarith" in code:
+                    body["messages"].append({"severity": "warning", "data": "declaration uses 'sorry'"})
+                if "norm_num" in code:  # said by the script itself, and not by `#print axioms`
+                    said = "'t' does not depend on any axioms"
+                    body["messages"].append({"severity": "info", "pos": {"line": 9, "column": 0}, "data": said})
+                if "rfl" in code:
                     body["messages"].append({"severity": "error", "data": "unsolved goals"})
                 answer = {"results": [{"custom_id": "posttrain", "error": None, "response": body}]}
                 if "decide" in code:
@@ -273,15 +345,36 @@ class TestLean:
         assert prover.check(statement, "use 7\nrfl").error == "unsolved goals"
         assert prover.check(statement, "use 7\ndecide").timed_out
         assert not prover.check(statement, "use 7\ntrivial").ok  # nobody said what it rests on
+        assert not prover.check(statement, "use 7\nnorm_num").ok
+        assert "sorry" in prover.check(statement, "use 7\nlinarith").error
         with pytest.raises(ProverDied, match="did not answer as one"):
             prover.check(statement, "use 7\nring")
 
     @pytest.mark.parametrize(
-        "script", ["sorry", "use 7\nadmit", "exact foo\naxiom foo : False", "#eval 1", "native_decide"]
+        "script",
+        [
+            *(
+                "sorry",
+                "use 7\nadmit",
+                "exact foo\naxiom foo : False",
+                "#eval 1",
+                "native_decide",
+                "exact sorryAx _ true",
+            ),
+            *('trace "x"', "stop", "run_meta x", "decide +native", "@[simp] def x := 1", "elab_rules : tactic"),
+        ],
     )
     def test_cheats_are_not_sent(self, server, script):
         address, asked = server
         assert not LeanServer(address).check("theorem t : 1 = 2 := by", script).ok
+        assert asked == []
+
+    @pytest.mark.parametrize(
+        "script", ["use 3 + 4", "use 3 * n", "refine ⟨3^2, rfl⟩", "use 2.5", "exact ⟨_, rfl⟩", "omega"]
+    )
+    def test_a_witness_is_a_closed_numeral(self, server, script):
+        address, asked = server
+        assert not LeanServer(address).check("theorem t : ∃ x : ℕ, x = 7 := by", script).ok
         assert asked == []
 
     def test_a_server_that_is_not_there(self):

@@ -166,7 +166,9 @@ NUMBERS = st.one_of(st.none(), st.integers(0, 10**9).map(float), st.floats(0, 1e
 
 @given(st.lists(NUMBERS, min_size=6, max_size=6), st.sampled_from(["dichotomous", "continuous"]))
 def test_what_is_written_is_read(values, kind):
-    record = dict(zip(names(kind), values, strict=False))
+    given = zip(names(kind), values, strict=False)
+    counts = ("events", "group_size")
+    record = {name: value if value is None or not name.endswith(counts) else float(int(value)) for name, value in given}
     found = record_of(yaml_text(record, kind), kind)
     assert is_whole(found, kind)
     assert all(same(found[name], record[name], name) for name in names(kind))
@@ -409,8 +411,24 @@ def test_bad_rows_are_named(changed, message, write, tmp_path):
         questions(write(ROW | changed))
 
 
+def test_counts_of_replies_are_whole_and_published_ones_may_be_estimates(write):
+    assert math.isnan(number_of("12.5", "events"))
+    assert math.isnan(number_of("1e-6", "events"))
+    assert all(math.isnan(number_of(text, "mean")) for text in ("1.2 million", "5k", "12 hundred"))
+    assert (number_of("5 m", "mean"), number_of("$5", "mean")) == (5.0, 5.0)
+    assert math.isnan(number_of("$5", "events"))
+    [one] = questions(write(ROW | TABLE | {"intervention_events": 12.5}))
+    assert one.record is not None
+    assert one.record["intervention_events"] == 12.5
+
+
+def test_a_fence_that_never_ends_keeps_nobody_busy():
+    with contextlib.suppress(ValueError):
+        record_of("```" + " " * 64_000 + "x", "dichotomous")
+
+
 def test_ids_are_unique(write):
-    with pytest.raises(ValueError, match="the id '1' is used twice"):
+    with pytest.raises(ValueError, match="line 2: the id '1'"):
         questions(write(ROW | {"id": 1}, ROW | {"id": 1}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 from conftest import said
@@ -241,8 +242,54 @@ def test_prompts_that_are_too_long_are_dropped_or_cut_and_counted(write):
     shown = sum(line.startswith("| ") for line in text.splitlines()) - 1
     assert f"({50 - shown} more rows are not shown)" in text
     assert length(cut.tasks[0]) <= most < length(found[0].task(found[0].table.first_rows(shown + 1)))
-    with pytest.raises(ValueError, match="not one of 2 prompts is as short"):
+    with pytest.raises(ValueError, match="not one of 2 prompts fits in 10 tokens"):
         fitted(found, length, 10)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"table": 3}, "the table is int"),
+        ({"table": []}, "the table is list, or empty"),
+        ({"header": None, "rows": []}, "the header of the table is NoneType"),
+        ({"header": "a,b", "rows": []}, "the header of the table is str"),
+        ({"header": ["a"], "rows": 3}, "the rows of the table is int"),
+        ({"table_array": 3}, "the table is int"),
+        ({"table": [["a"]], "answer": float("nan")}, "is no number"),
+        ({"table": [["a"]], "answer": "yes", "kind": "TFV"}, "the verdict 'yes'"),
+        ({"table": [["a"]], "answers": ["x"] * 101}, "101 answers"),
+        ({"reward_model": {"ground_truth": ["a"]}, "extra_info": {"task_type": "TQA"}}, "its messages in `prompt`"),
+    ],
+)
+def test_tables_that_are_none_are_named(write, record, message):
+    with pytest.raises(ValueError, match=f"questions.jsonl, line 1: .*{re.escape(message)}"):
+        questions(write({"question": "q", "answer": "a", **record}))
+
+
+def test_a_table_of_objects_and_csv_in_the_row(write):
+    rows = [{"a": 1, "b": 2}, {"a": 3}]
+    assert questions(write({"question": "q", "answer": "x", "table": rows}))[0].table == Table(
+        ("a", "b"), (("1", "2"), ("3", ""))
+    )
+    text = 'a,b\n"New\nYork",2'
+    assert questions(write({"question": "q", "answer": "x", "table": text}))[0].table == Table(
+        ("a", "b"), (("New York", "2"),)
+    )
+
+
+def test_a_merged_heading_names_every_column_below_it(write, tmp_path):
+    texts = [["", "people", ""], ["", "2020", "2021"], ["Oslo", "1", "2"]]
+    region = {"first_row": 0, "last_row": 0, "first_column": 1, "last_column": 2}
+    made = {"texts": texts, "top_header_rows_num": 2, "merged_regions": [region], "title": "t"}
+    (tmp_path / "7.json").write_text(json.dumps(made))
+    [one] = questions(write({"question": "q", "answer": ["x"], "table_id": "7"}))
+    assert one.table is not None
+    assert one.table.header == ("", "people / 2020", "people / 2021")
+
+
+def test_an_integer_of_hundreds_of_digits_is_only_wrong():
+    assert grade(reward(), whole(f"[{'1' * 400}]"), Truth("TQA", ("a",))).parts["accuracy"] == 0
+    assert grade(reward("cumulative"), whole("[]"), Truth("TFV", ("entailed",))).value == 0
 
 
 # ---- at both scales

@@ -117,7 +117,10 @@ def items_of(answer: Any) -> list[float | str] | None:
 
 def number_or_text(item: str | float) -> float | str:
     if not isinstance(item, str):
-        return float(item)
+        try:
+            return float(item)
+        except OverflowError:  # an integer of hundreds of digits
+            return str(item)
     plain = item.strip()
     return float(plain.replace(",", "")) if NUMBER.fullmatch(plain) else item
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import posttrain as pt
 from posttrain.fit import Fitted, fit
 from posttrain.records import Place, records
-from posttrain.systems.table_r1.answers import KINDS, VERDICTS, Kind
+from posttrain.systems.table_r1.answers import KINDS, MOST_ITEMS, VERDICTS, Kind
 from posttrain.systems.table_r1.reward import Truth
 from posttrain.systems.table_r1.tables import Table, record_table
 
@@ -98,11 +99,19 @@ def answers_of(record: Mapping[str, Any], place: Place) -> tuple[Kind, tuple[str
     if not listed or not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in listed):
         raise ValueError(f"{place}: the answer {given!r} is neither text, a number, nor a list of these")
     answers = tuple(str(item) for item in listed)
+    if any(isinstance(item, float) and not math.isfinite(item) for item in listed):
+        raise ValueError(f"{place}: the answer {given!r} is no number")
+    if len(answers) == 1 and answers[0].strip().lower() in VERDICTS:
+        answers = (answers[0].strip().lower(),)
     guess: Kind = "TFV" if answers[0] in VERDICTS and len(answers) == 1 else "TQA"
     guess = "FF-TQA" if "table_array" in record else guess
     kind = record.get("kind", guess)
     if kind not in KINDS:
         raise ValueError(f"{place}: the kind {kind!r} is none of {', '.join(KINDS)}")
+    if kind == "TFV" and answers[0] not in VERDICTS:
+        raise ValueError(f"{place}: the verdict {answers[0]!r} is neither entailed nor refuted")
+    if kind == "TQA" and len(answers) > MOST_ITEMS:
+        raise ValueError(f"{place}: {len(answers)} answers; no reply with more than {MOST_ITEMS} is right")
     return kind, answers
 
 
@@ -112,6 +121,8 @@ def released_question(record: Mapping[str, Any], key: str, place: Place) -> Ques
     if kind not in KINDS or not wanted:
         raise ValueError(f"{place}: a row of Table-R1 names `extra_info.task_type` and `reward_model.ground_truth`")
     listed = wanted if isinstance(wanted, list | tuple) else [wanted]
+    if not isinstance(record.get("prompt"), list | tuple):
+        raise ValueError(f"{place}: a row of Table-R1 has its messages in `prompt`")
     prompt = tuple(record["prompt"])
     return Question(str(extra.get("id", key)), kind, "", tuple(map(str, listed)), None, prompt)
 

@@ -57,7 +57,8 @@ def accuracy(text: str, truth: Truth) -> dict[str, float] | None:
     if truth.kind == "FF-TQA":
         return overlap(answer if isinstance(answer, str) else text, truth.answers[0])
     if truth.kind == "TFV":
-        return None if answer is None else {"accuracy": float(answer == truth.answers[0])}
+        said = None if answer is None else items_of(answer)
+        return None if said is None else {"accuracy": float(answer == truth.answers[0])}
     given = None if answer is None else items_of(answer)
     return None if given is None else {"accuracy": float(same_items(given, [*map(number_or_text, truth.answers)]))}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ class Table:
 
 def table_of(header: Iterable[Any], rows: Iterable[Iterable[Any]], place: Place, caption: str = "") -> Table:
     """Raises ValueError, naming the place, for a table without columns, and a row that is longer than the header."""
+    for part, name in ((header, "header"), (rows, "rows")):
+        if not isinstance(part, Sequence) or isinstance(part, str):
+            raise ValueError(f"{place}: the {name} of the table is {type(part).__name__}, not a list")
     names = tuple(map(cell, header))
     if not names:
         raise ValueError(f"{place}: the table has no header")
@@ -57,9 +61,10 @@ def cell(value: Any) -> str:
 
 def record_table(record: Mapping[str, Any], place: Place) -> Table:
     """The table of a record in any of the forms that `questions` reads. Raises ValueError naming what is missing."""
-    caption = str(record.get("caption") or " - ".join(filter(None, map(record.get, PAGE))) or "")
+    pages = [str(record[name]) for name in PAGE if record.get(name)]
+    caption = str(record.get("caption") or " - ".join(pages))
     if "table_array" in record:  # FeTaQA
-        header, *rows = record["table_array"] or [[]]
+        header, *rows = list_of_rows(record["table_array"], place)
         return table_of(header, rows, place, caption)
     if "header" in record and "rows" in record:  # WikiTableQuestions, TabFact
         return table_of(record["header"], record["rows"], place, caption)
@@ -68,14 +73,29 @@ def record_table(record: Mapping[str, Any], place: Place) -> Table:
     given = record.get("table")
     if isinstance(given, Mapping) and {"header", "rows"} <= set(given):
         return table_of(given["header"], given["rows"], place, caption)
-    if isinstance(given, Sequence) and not isinstance(given, str) and given:
-        return table_of(given[0], given[1:], place, caption)
     if isinstance(given, str):
+        if "\n" in given:
+            return read_csv(given, ",", place, caption)
         return csv_table(Path(place.file).parent / Path(given).expanduser(), place, caption)
+    if given is not None:
+        header, *rows = list_of_rows(given, place)
+        return table_of(header, rows, place, caption)
     raise ValueError(f"{place}: there is no table: give `table` (a CSV file, or rows), or `header` and `rows`")
 
 
 PAGE = ("table_page_title", "table_section_title")
+
+
+def list_of_rows(given: Any, place: Place) -> list[Any]:
+    """The rows of a table, its header first; objects, one a row, have their names for a header."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise ValueError(
+            f"{place}: the table is {type(given).__name__}, or empty, and not a list of rows, header first"
+        )
+    if all(isinstance(row, Mapping) for row in given):
+        header = list(dict.fromkeys(name for row in given for name in row))
+        return [header, *([row.get(name) for name in header] for row in given)]
+    return list(given)
 
 
 def csv_table(path: Path, place: Place, caption: str) -> Table:
@@ -85,8 +105,17 @@ def csv_table(path: Path, place: Place, caption: str) -> Table:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: the table {path} is not UTF-8 ({error.reason})") from error
-    separator = "\t" if path.suffix == ".tsv" else max(",;", key=text.partition("\n")[0].count)
-    header, *rows = [row for row in csv.reader(text.splitlines(), delimiter=separator) if row] or [[]]
+    return read_csv(
+        text, "\t" if path.suffix == ".tsv" else max(",;", key=text.partition("\n")[0].count), place, caption
+    )
+
+
+def read_csv(text: str, separator: str, place: Place, caption: str) -> Table:
+    try:
+        found = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    except csv.Error as error:
+        raise ValueError(f"{place}: the table is no CSV: {error}") from error
+    header, *rows = found or [[]]
     return table_of(header, rows, place, caption)
 
 
@@ -104,8 +133,20 @@ def hitab_table(path: Path, place: Place) -> Table:
     """A hierarchical table: of a column's headings, one below another, a single name is made."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        texts, top = found["texts"], max(int(found.get("top_header_rows_num", 1)), 1)
-    except (ValueError, KeyError, TypeError) as error:
+        texts, top = [list(row) for row in found["texts"]], max(int(found.get("top_header_rows_num", 1)), 1)
+        width = max(map(len, texts), default=0)
+        for region in found.get("merged_regions", ()):
+            spread(texts, region, top)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{place}: {path} is no table of HiTab: {type(error).__name__} {error}") from error
-    head = [list(dict.fromkeys(filter(None, (cell(row[i]) for row in texts[:top])))) for i in range(len(texts[0]))]
-    return table_of([" / ".join(names) for names in head], texts[top:], place, str(found.get("title", "")))
+    head = [[cell(row[i]) for row in texts[:top] if i < len(row)] for i in range(width)]
+    names = [" / ".join(dict.fromkeys(filter(None, column))) for column in head]
+    return table_of(names, texts[top:], place, str(found.get("title", "")))
+
+
+def spread(texts: list[list[Any]], region: Mapping[str, int], top: int) -> None:
+    """Give a merged region of the heading its text in every cell, of which only the first has it."""
+    rows = range(region["first_row"], min(region["last_row"] + 1, top))
+    for i in rows:
+        for j in range(region["first_column"], region["last_column"] + 1):
+            texts[i][j] = texts[i][j] or texts[region["first_row"]][region["first_column"]]

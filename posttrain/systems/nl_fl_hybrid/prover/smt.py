@@ -16,6 +16,7 @@ from posttrain.systems.nl_fl_hybrid.prover import MISSING, Verdict
 from posttrain.systems.nl_fl_hybrid.prover.script import Refused, check_statement, sentences, witness
 
 TOKEN = re.compile(r"\s*(<->|->|/\\|\\/|<=|>=|<>|[A-Za-z_][\w']*|\d+|[-+*/^=<>~(),:])", re.ASCII)
+NO_INTEGER = re.compile(r"%(?!Z\b)|[/#]")  # of a numeral: another scope, or a fraction
 RELATIONS = ("=", "<>", "<", "<=", ">", ">=")
 WORK = 20_000_000  # z3's own count of steps: the same on every machine
 MOST_GROWTH = 64  # of powers, multiplied where one is inside of another: they are worked out
@@ -47,6 +48,8 @@ class Z3:
             found = witness(stated, steps)
             if not steps:
                 raise Refused("the script is empty")
+            if any(step.startswith("exists") and NO_INTEGER.search(step) for step in steps):
+                raise Refused("z3 takes integers alone")
             goal = Reader(z3, stated).goal(found)
         except Refused as reason:
             return Verdict(False, error=str(reason))
@@ -85,8 +88,6 @@ class Reader:
         """The statement, of its witness where it has one."""
         names: dict[str, Any] = {}
         values = found.split(", ") if found else []
-        if any("/" in value for value in values):
-            raise Refused("z3 takes integers alone")
         while values:
             opened = self.skip_parentheses()
             self.take("exists")
