@@ -6,11 +6,12 @@ import json
 import math
 import random
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import Canned, said
+from conftest import said
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -461,33 +462,20 @@ def test_the_world_of_signs():
 # ---- stages
 
 
-def test_a_teacher_s_chains_with_the_right_label_are_kept(tmp_path, write, capsys):
-    from posttrain.systems.emotion_o1.distillation import CHAINS, right_chains
+def test_a_teacher_s_first_chain_with_the_right_label_is_kept(write):
+    from posttrain.systems.emotion_o1.distillation import right_chain
 
-    found = utterances(
-        write(*[{"text": text, "label": label} for text, label in (("a", "joy"), ("b", "joy"), ("c", "anger"))]),
-        name="emotion",
+    [one, *_] = tasks_of(
+        utterances(write({"text": "a", "label": "joy"}, {"text": "b", "label": "anger"}), name="emotion"),
+        {"emotion": LABELS},
     )
-    tasks = tasks_of(found, {"emotion": LABELS})
-    asked = []
-
-    def says(ask):
-        asked.append(ask)
-        return pt.Failure("down") if "\nb\n" in ask.messages[0]["content"] and len(asked) < 5 else whole("joy")
-
-    output = pt.Output(tmp_path, quiet=True)
-    with pytest.raises(
-        ValueError, match="1 of 3 utterances could not be answered; the first because: EpisodeFailed: down"
-    ):
-        right_chains(Canned(says), tasks, 1, output)
-    kept = right_chains(Canned(whole("joy")), tasks, 1, output)  # taken up again, where one was not answered
-    assert [row["id"] for row in kept] == ["emotion-1", "emotion-2"], "one has the wrong label"
-    assert kept[0]["response"] == whole("joy")
-    assert {row["task"] for row in kept} == {"emotion"}
-    assert [json.loads(line)["id"] for line in (tmp_path / CHAINS).read_text().splitlines()] == [
-        "emotion-1",
-        "emotion-2",
-    ]
+    replies = [replace(said(text), task=one) for text in ("joy", whole("anger"), whole("joy", "x"), whole("joy", "y"))]
+    kept = right_chain(replies)
+    assert isinstance(kept, dict)
+    assert (kept["task"], kept["label"], kept["response"]) == ("emotion", "joy", whole("joy", "x"))
+    assert right_chain(replies[:2])["response"] is None
+    lost = pt.Rollout(one, [], pt.Failure("down"))
+    assert right_chain([lost]) == pt.Invalid("down")
 
 
 def test_what_is_missing_is_said(write, tmp_path, capsys):
@@ -496,7 +484,7 @@ def test_what_is_missing_is_said(write, tmp_path, capsys):
     for stage, message in (
         (
             "distil",
-            "the task 'utterances' has no chain with the right label, only none: give a stronger --teacher, or more --candidates; replies.jsonl has what was said",
+            "not one reply to 2 questions was right and in form: give a stronger --teacher",
         ),
         ("train", "the reward's term of length needs --bands of stage distil, or --length-weight 0"),
     ):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.cli.options import at_least, check_choice
-from posttrain.run.settings import Run
+from posttrain.run.settings import Output, Run
 
 if TYPE_CHECKING:
     from posttrain.cli.options import ModelOptions
-    from posttrain.core import Sampler, Task
+    from posttrain.core import Group, Invalid, Sampler, Task
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
     from posttrain.run.session import HeldOut, Session
     from posttrain.scale.asynchronous import Players
     from posttrain.stream import Source
+
+REPLIES, TRACES = "replies.jsonl", "traces.jsonl"
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,45 @@ class ScaleOptions:
         distribute(policy)
         with self.playing(policy, out, tasks) as player:
             yield player
+
+    def distil(
+        self,
+        teacher: str | None,
+        model: ModelOptions,
+        policy: TextPolicy,
+        tasks: Sequence[Task],
+        line: Callable[[Group], Mapping[str, Any] | Invalid],
+        samples: int,
+        output: Output,
+        files: Sequence[str] = (TRACES,),
+    ) -> list[dict[str, Any]]:
+        """Ask a teacher, and write what is kept of its replies, for supervised learning, to the first of these files.
+
+        line   of a task's replies (`posttrain.first_kept`)
+        files  that the work writes, besides replies.jsonl, which has all that was said
+        Raises ValueError when nothing is kept.
+        """
+        from posttrain import ranks
+        from posttrain.collection import collect, kept_lines
+        from posttrain.run.folder import prepare_folder
+        from posttrain.run.lines import Lines
+        from posttrain.seeding import mix
+
+        out, settings = Path(output.out), {"seed": output.seed, **output.settings}
+        with self.asking(teacher, model, policy, out, tasks) as player:
+            prepare_folder(out, "traces", [REPLIES, *files], settings, resume=output.resume, overwrite=output.overwrite)
+            seed = mix(output.seed, "teacher")
+            lines = collect(player, tasks, line, out / REPLIES, samples=samples, seed=seed, quiet=output.quiet)
+        kept = kept_lines(lines)
+        if not kept:
+            raise ValueError(
+                f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`; "
+                f"{out / REPLIES} has what was said"
+            )
+        ranks.run_on_primary(lambda: Lines(out / files[0]).replace(kept), "for the traces")
+        if ranks.is_primary():
+            print(f"{out / files[0]}: {len(kept)} traces of {len(tasks)} questions")
+        return kept
 
     def train(
         self,

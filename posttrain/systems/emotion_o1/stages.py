@@ -9,7 +9,7 @@ import posttrain as pt
 from posttrain.cli.replies import Replies
 from posttrain.grade.agreement import require_f1
 from posttrain.systems.emotion_o1 import Method, recipe
-from posttrain.systems.emotion_o1.distillation import CHAINS, REPLIES, right_chains
+from posttrain.systems.emotion_o1.distillation import right_chain
 from posttrain.systems.emotion_o1.lengths import (
     Band,
     chain_lengths,
@@ -22,7 +22,7 @@ from posttrain.systems.emotion_o1.measures import as_table, measures_of, predict
 from posttrain.systems.emotion_o1.reward import Truth, Weights, evaluation, reward
 from posttrain.systems.emotion_o1.utterances import labels_of, tasks_of, utterances
 
-BANDS = "bands.json"
+CHAINS, BANDS = "chains.jsonl", "bands.json"
 PREDICTIONS = "predictions.jsonl"
 
 
@@ -145,17 +145,12 @@ def distil(
     """
     pt.at_least(1, candidates=candidates)
     policy = replace(model, weights=not teacher).policy()  # of a model that is not asked, the tokenizer is enough
-    tasks, out, settings = utterance.tasks(), Path(output.out), {"seed": output.seed, **output.settings}
-    files, options = [REPLIES, CHAINS, BANDS], {"resume": output.resume, "overwrite": output.overwrite}
-    with scale.asking(teacher, model, policy, out, tasks) as player:
-        pt.prepare_folder(out, "distillation", files, settings, **options)
-        kept = right_chains(player, tasks, candidates, output)
-    lengths = chain_lengths(kept, tokens_of(policy))
-    wanted = {task.truth.task for task in tasks}
+    tasks, out = utterance.tasks(), Path(output.out)
+    kept = scale.distil(teacher, model, policy, tasks, right_chain, candidates, output, (CHAINS, BANDS))
+    lengths, wanted = chain_lengths(kept, tokens_of(policy)), {task.truth.task for task in tasks}
     if pt.ranks.is_primary():
-        counts = ", ".join(f"{task} {len(lengths.get(task, ()))}" for task in sorted(wanted))
-        print(f"{out / CHAINS}: {len(kept)} chains with the right label on {len(tasks)} utterances ({counts})")
-    bands = fit_bands(lengths, wanted, f"give a stronger `teacher`, or more `candidates`; {REPLIES} has what was said")
+        print("chains: " + ", ".join(f"{task} {len(lengths.get(task, ()))}" for task in sorted(wanted)))
+    bands = fit_bands(lengths, wanted, "give a stronger `teacher`, or more `candidates`")
     if pt.ranks.is_primary():
         write_bands(out / BANDS, bands, policy)
     return out

@@ -25,7 +25,7 @@ from posttrain.systems.numeric_evidence.reward import (
 )
 from posttrain.systems.numeric_evidence.trials import Asked, questions
 
-REPLIES, TRACES, PREDICTIONS = "replies.jsonl", "traces.jsonl", "predictions.jsonl"
+PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,9 @@ def distil(
     teacher_samples  its replies to a question, of which the first right one is kept
     """
     pt.at_least(1, teacher_samples=teacher_samples)
-    policy, out = replace(model, weights=not teacher).policy(), Path(output.out)
-    tasks, settings = trials.labelled(policy), {"seed": output.seed, **output.settings}
-    options = {"samples": teacher_samples, "seed": pt.mix(output.seed, "teacher"), "quiet": output.quiet}
-    with scale.asking(teacher, model, policy, out, tasks) as player:
-        pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
-        kept = pt.kept_lines(pt.collect(player, tasks, right_trace, out / REPLIES, **options))
-    if not kept:
-        raise ValueError(f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`")
-    pt.ranks.run_on_primary(lambda: pt.Lines(out / TRACES).replace(kept), "for the traces")
-    if pt.ranks.is_primary():
-        print(f"{out / TRACES}: {len(kept)} traces of {len(tasks)} questions")
-    return out
+    policy = replace(model, weights=not teacher).policy()
+    scale.distil(teacher, model, policy, trials.labelled(policy), right_trace, teacher_samples, output)
+    return Path(output.out)
 
 
 def right_trace(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:

@@ -17,7 +17,6 @@ from posttrain.systems.table_r1.answers import KINDS, Kind, strict_format
 from posttrain.systems.table_r1.questions import Long, fitted, questions
 from posttrain.systems.table_r1.reward import Form, accuracy, evaluation, reward
 
-REPLIES, TRACES = "replies.jsonl", "traces.jsonl"
 LEAST = 0.5  # of a sentence's accuracy, to be a trace: our choice
 
 
@@ -88,18 +87,8 @@ def distil(
     """
     pt.at_least(1, teacher_samples=teacher_samples)
     policy = replace(model, weights=not teacher).policy()
-    tasks, out = tables.tasks(policy), Path(output.out)
-    settings = {"seed": output.seed, **output.settings}
-    options = {"samples": teacher_samples, "seed": pt.mix(output.seed, "teacher"), "quiet": output.quiet}
-    with scale.asking(teacher, model, policy, out, tasks) as player:
-        pt.prepare_folder(out, "traces", [REPLIES, TRACES], settings, resume=output.resume, overwrite=output.overwrite)
-        kept = pt.kept_lines(pt.collect(player, tasks, right_trace, out / REPLIES, **options))
-    if not kept:
-        raise ValueError(f"not one reply to {len(tasks)} questions was right and in form: give a stronger `teacher`")
-    pt.ranks.run_on_primary(lambda: pt.Lines(out / TRACES).replace(kept), "for the traces")
-    if pt.ranks.is_primary():
-        print(f"{out / TRACES}: {len(kept)} traces of {len(tasks)} questions")
-    return out
+    scale.distil(teacher, model, policy, tables.tasks(policy), right_trace, teacher_samples, output)
+    return Path(output.out)
 
 
 def right_trace(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
