@@ -25,6 +25,7 @@ GROUPS = {  # files whose tests run one after another in one worker: each starts
     **dict.fromkeys(("test_vllm.py", "test_engines.py"), "vllm"),
     **dict.fromkeys(("test_ranks.py", "test_scorer.py"), "ranks"),
     "test_cluster.py": "cluster",
+    "test_nl_fl_hybrid.py": "prover",
 }
 
 

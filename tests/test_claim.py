@@ -288,7 +288,13 @@ def test_claims_compare_arms_that_there_are(name):
     assert {arm for claim in system.claims for arm in claim.arms} <= set(system.arms)
 
 
-ALIKE = ("pangu-embedded synchronous",)  # on a cluster as "staleness 1" is, with another number
+ALIKE = (  # as another arm is, with another number
+    "pangu-embedded synchronous",
+    *(
+        f"emotion-o1 {arm}"
+        for arm in ("fixed long", "without structure", "without redundancy", "structure alone, gated")
+    ),
+)
 
 
 def every_arm() -> Iterator[Any]:
