@@ -43,6 +43,7 @@ def solve(
     data        problems: MATH's or AMC's columns, miniF2F's, or `question` and `answer` of your own
     formaliser  who writes theorems: a chat server (http://...), Hub id or folder; the model itself if not given
     reasoner    who proves them, likewise
+    language    of theorems and proofs: lean4, as published, or coq
     samples     answers in words to a problem, and as many of both roads in the union
     formal      statements of a problem, of each of which one proof is tried
     align       first put the question as a statement that its answer exists; without it the question is formalised

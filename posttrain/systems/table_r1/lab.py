@@ -113,7 +113,6 @@ SMOKE = pt.Smoke(
     laptop --start base --form cumulative
     train --data {table_questions} --max-new 8 --samples 2 --held-out {table_questions}
     evaluate --data {table_questions} --max-new 8 --samples 2
-    distil --data {table_questions} --max-new 8 --teacher-samples 1
     """,
     {"lab.TRACES": 20, "lab.SFT_STEPS": 4},
 )
