@@ -104,7 +104,7 @@ class ContextContrast:
     without  the messages without their context
     """
 
-    def __init__(self, policy: TextPolicy, alpha: float, without: Callable[[Sequence[Message]], Sequence[Message]]):
+    def __init__(self, policy: TextPolicy, alpha: float, without: Callable[[Sequence[Message]], tuple[Message, ...]]):
         self.policy, self.alpha, self.without = policy, alpha, without
 
     def sample(self, asks: Sequence[Ask]) -> list[Reply]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from posttrain.grade.overlap import EXTRA
 
@@ -32,7 +33,8 @@ def f1(wanted: Sequence[str], given: Sequence[str], average: str) -> float:
     except ImportError as error:
         raise ValueError(EXTRA) from error
     labels = sorted(set(wanted))
-    return float(f1_score(list(wanted), list(given), labels=labels, average=average, zero_division=0.0))
+    options: dict[str, Any] = {"labels": labels, "average": average, "zero_division": 0.0}
+    return float(f1_score(list(wanted), list(given), **options))
 
 
 def correlations(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
@@ -48,8 +50,5 @@ def correlations(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
         raise ValueError(f"correlations need two or more pairs: there are {len(a)} and {len(b)} numbers")
     if len(set(a)) == 1 or len(set(b)) == 1:
         return {"pearson": float("nan"), "spearman": float("nan"), "kendall": float("nan")}
-    return {
-        "pearson": float(stats.pearsonr(a, b).statistic),
-        "spearman": float(stats.spearmanr(a, b).statistic),
-        "kendall": float(stats.kendalltau(a, b).statistic),
-    }
+    measures: dict[str, Any] = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
+    return {name: float(measure(a, b).statistic) for name, measure in measures.items()}

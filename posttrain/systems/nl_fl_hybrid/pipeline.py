@@ -86,7 +86,9 @@ class Pipeline:
             line["id"]: line["answers"][0] for line in self.ask(self.general, "extract", requests, 0.6, all_boxed)
         }
         stated = {line["id"]: line["statement"] for line in theorems}
-        formal = [{**line, "statement": stated[line["id"]], "answer": answers.get(line["id"])} for line in proofs]
+        formal: list[Line] = [
+            {**line, "statement": stated[line["id"]], "answer": answers.get(line["id"])} for line in proofs
+        ]
         dropped["no answer in a thought"] = sum(line["answer"] is None for line in formal)
         return direct, formal, +dropped
 

@@ -67,9 +67,21 @@ def solve(
     )
     pt.distribute(policy)
     with scale.playing(policy, out, [pt.Task(one.key, prompts.solve(one.question), None) for one in found]) as player:
-        others = [model.player(name) if name else player for name in (formaliser, reasoner)]
+        writer = model.player(formaliser) if formaliser else player
+        prover_model = model.player(reasoner) if reasoner else player
         pipeline = Pipeline(
-            player, *others, out, language, samples, formal, align, mixed, quick, output.seed, output.quiet
+            player,
+            writer,
+            prover_model,
+            out,
+            language=language,
+            samples=samples,
+            formal=formal,
+            align=align,
+            mixed=mixed,
+            quick=quick,
+            seed=output.seed,
+            quiet=output.quiet,
         )
         direct, formally, dropped = pipeline.run(found)
     lines = checked_lines(formally, checker) if checker else formally

@@ -42,6 +42,6 @@ def answered(question: str, passage: str) -> tuple[pt.Message, ...]:
     return (pt.user(f"{ANSWER}{examples}<passage>\n{inside}\n</passage>\n\nQuestion: {question}\nAnswer:"),)
 
 
-def without_passage(messages: Sequence[pt.Message]) -> list[pt.Message]:
+def without_passage(messages: Sequence[pt.Message]) -> tuple[pt.Message, ...]:
     """The same request, examples and all, without the passage."""
-    return [{**message, "content": PASSAGE.sub("", message["content"])} for message in messages]
+    return tuple({**message, "content": PASSAGE.sub("", message["content"])} for message in messages)
