@@ -19,7 +19,7 @@ from posttrain.cli import main
 from posttrain.systems.nl_fl_hybrid import prompts, proved
 from posttrain.systems.nl_fl_hybrid.measures import Answers, majority, measures_of, same_string
 from posttrain.systems.nl_fl_hybrid.pipeline import Pipeline, checked_lines
-from posttrain.systems.nl_fl_hybrid.problems import Problem, problems
+from posttrain.systems.nl_fl_hybrid.problems import Problem, problems, without_choice
 from posttrain.systems.nl_fl_hybrid.prover import CachedProver, ProverDied, Verdict, prover_of
 from posttrain.systems.nl_fl_hybrid.prover.lean import LeanServer
 from posttrain.systems.nl_fl_hybrid.prover.script import Refused, check_statement, sentences, variables, witness
@@ -69,6 +69,7 @@ CHEATS = [
     "exists 7 7. lia.",
     "exists (7. lia.",
     "exists 7%foo. lia.",
+    "exists 7. exact (I)..",
 ]
 UNBOUND = [  # existence that is not at the head, where a term that is no numeral would prove it
     "(exists x : Z, x = 3 + 4)",
@@ -79,6 +80,9 @@ UNBOUND = [  # existence that is not at the head, where a term that is no numera
     "exists2 x : Z, x = 3 + 4 & True",
     "exists x : Z, exists y : Z, y = 3 + 4",
     "(fun P => P) (exists x : Z, x = 3 + 4)",
+    "exists x : (Z), Z.Even x",
+    "exists (a := 5) (y : Z), Z.Even y",
+    "exists (x := 3), Z.Even 4",
 ]
 
 
@@ -137,6 +141,9 @@ class TestProvers:
             "exists (3 + 4). easy.",
             "split; [easy | exists (3 + 4); easy].",
             "exists 0. exists (3 + 4). easy.",
+            "exists 4. exists 2. reflexivity.",
+            "exists 4, 2. reflexivity.",
+            "exists 2. reflexivity.",
         ):
             assert not prover.check(statement, script).ok
 
@@ -370,7 +377,20 @@ class TestLean:
         assert asked == []
 
     @pytest.mark.parametrize(
-        "script", ["use 3 + 4", "use 3 * n", "refine ⟨3^2, rfl⟩", "use 2.5", "exact ⟨_, rfl⟩", "omega"]
+        "script",
+        [
+            *(
+                "use 3 + 4",
+                "use 3 * n",
+                "refine ⟨3^2, rfl⟩",
+                "use 2.5",
+                "exact ⟨_, rfl⟩",
+                "omega",
+                "use 1/0",
+                "use 7/2",
+            ),
+            *("use 7\n    + 1", "use (7, 3)", "use 3, t", f"use {'9' * 5000}", "use (7", ""),
+        ],
     )
     def test_a_witness_is_a_closed_numeral(self, server, script):
         address, asked = server
@@ -441,6 +461,22 @@ class TestProblems:
             ("b", "What is $3$ squared?", "9"),
             ("d", "2+2?", "4"),
         ]
+
+    @pytest.mark.parametrize(
+        ("answer", "found"),
+        [
+            ("\\textbf{(C) }119", "119"),
+            ("\\textbf{(E) }21{,}000", "21{,}000"),
+            ("\\text{(C)}\\ 119", "119"),
+            ("\\mathrm{(D)}\\ 4", "4"),
+            ("\\text{A}", "A"),
+            ("\\text{Even}", "\\text{Even}"),
+            ("\\text{(E) None}", "None"),
+            ("3\\sqrt{2}", "3\\sqrt{2}"),
+        ],
+    )
+    def test_the_letter_of_a_choice_is_no_part_of_its_answer(self, answer, found):
+        assert without_choice(answer) == found
 
     @pytest.mark.parametrize(
         ("row", "message"),

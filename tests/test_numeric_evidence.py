@@ -414,7 +414,9 @@ def test_bad_rows_are_named(changed, message, write, tmp_path):
 def test_counts_of_replies_are_whole_and_published_ones_may_be_estimates(write):
     assert math.isnan(number_of("12.5", "events"))
     assert math.isnan(number_of("1e-6", "events"))
-    assert all(math.isnan(number_of(text, "mean")) for text in ("1.2 million", "5k", "12 hundred"))
+    assert all(
+        math.isnan(number_of(text, "mean")) for text in ("1.2 million", "5k", "12 hundred", "3 trillion", "1.2M")
+    )
     assert (number_of("5 m", "mean"), number_of("$5", "mean")) == (5.0, 5.0)
     assert math.isnan(number_of("$5", "events"))
     [one] = questions(write(ROW | TABLE | {"intervention_events": 12.5}))

@@ -253,6 +253,7 @@ def test_prompts_that_are_too_long_are_dropped_or_cut_and_counted(write):
         ({"table": []}, "the table is list, or empty"),
         ({"header": None, "rows": []}, "the header of the table is NoneType"),
         ({"header": "a,b", "rows": []}, "the header of the table is str"),
+        ({"table": "x" * 300}, "there is no table"),
         ({"header": ["a"], "rows": 3}, "the rows of the table is int"),
         ({"table_array": 3}, "the table is int"),
         ({"table": [["a"]], "answer": float("nan")}, "is no number"),
@@ -271,6 +272,8 @@ def test_a_table_of_objects_and_csv_in_the_row(write):
     assert questions(write({"question": "q", "answer": "x", "table": rows}))[0].table == Table(
         ("a", "b"), (("1", "2"), ("3", ""))
     )
+    semicolons = questions(write({"question": "q", "answer": "x", "table": "a;b\n1,5;2"}))[0].table
+    assert semicolons == Table(("a", "b"), (("1,5", "2"),))
     text = 'a,b\n"New\nYork",2'
     assert questions(write({"question": "q", "answer": "x", "table": text}))[0].table == Table(
         ("a", "b"), (("New York", "2"),)

@@ -13,7 +13,9 @@ from posttrain.records import Place, records
 QUESTIONS = ("problem", "question", "informal_prefix")
 NAMES = ("unique_id", "id", "name")
 COMMENT = re.compile(r"\A\s*/--(.*?)-/\s*\Z", re.DOTALL)
-CHOICE = re.compile(r"\\(?:textbf|text|mathrm|textrm)\{\s*\(?([A-E])\)?\s*\}?\s*\}?~?\s*(.*)", re.DOTALL)
+MACRO = r"\\(?:textbf|text|mathrm|textrm|mathbf)"
+CHOICE = re.compile(rf"{MACRO}\{{\s*\(?([A-E])\)?\s*\}}(?:\\[ ,;:!]|[\s~$])*(.*)", re.DOTALL)
+CHOICE_IN_WORDS = re.compile(rf"{MACRO}\{{\s*\(([A-E])\)[\s~]*([^{{}}]+)\}}")
 ASSERTED = re.compile(r"\s*Show that it is (.*?)\.?\s*\Z", re.DOTALL)
 
 
@@ -74,5 +76,5 @@ def problem(record: Mapping[str, Any], place: Place) -> Problem:
 
 def without_choice(answer: str) -> str:
     """`\\textbf{(C) }119` as 119; of an answer that is only a letter the letter."""
-    match = CHOICE.fullmatch(answer)
+    match = CHOICE.fullmatch(answer) or CHOICE_IN_WORDS.fullmatch(answer)
     return (match[2].strip() or match[1]) if match else answer

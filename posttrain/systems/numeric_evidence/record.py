@@ -34,7 +34,7 @@ FIELDS: Mapping[Kind, tuple[str, ...]] = {
     "continuous": ("mean", "standard_deviation", "group_size"),
 }
 COUNTS = ("events", "group_size")
-MAGNITUDES = "k mn bn thousand thousands million millions billion billions hundred dozen"
+MAGNITUDES = "k mn bn tn thousand thousands million millions billion billions trillion trillions hundred dozen"
 WORDS = "x ? - – — ~ . null none nan .nan na n/a n.a. nr unknown missing unclear"
 NOT = "reported available applicable given stated known provided specified"
 UNKNOWN = frozenset(("", *WORDS.split(), *(f"not {word}" for word in NOT.split())))
@@ -47,7 +47,7 @@ EXTRA = "reading YAML needs the extra: pip install 'posttrain[text]'"
 FENCE = fence("ya?ml")
 ARM_LINE = re.compile(r"(?:intervention|comparator)[ \t]*:", re.IGNORECASE)
 GROUPED = re.compile(r"(?<=\d)_(?=\d)")
-MAGNITUDE = re.compile(rf"\d\s*(?:{MAGNITUDES.replace(' ', '|')})\b", re.IGNORECASE)
+MAGNITUDE = re.compile(rf"\d(?:\s*(?i:{MAGNITUDES.replace(' ', '|')})|[MB])\b")
 DIVIDED = re.compile(r"\d\s*/\s*\d")
 
 

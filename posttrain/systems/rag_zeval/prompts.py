@@ -44,4 +44,4 @@ def answered(question: str, passage: str) -> tuple[pt.Message, ...]:
 
 def without_passage(messages: Sequence[pt.Message]) -> tuple[pt.Message, ...]:
     """The same request, examples and all, without the passage."""
-    return tuple({**message, "content": PASSAGE.sub("", message["content"])} for message in messages)
+    return tuple({**message, "content": PASSAGE.sub("", message["content"], count=1)} for message in messages)

@@ -75,7 +75,7 @@ def record_table(record: Mapping[str, Any], place: Place) -> Table:
         return table_of(given["header"], given["rows"], place, caption)
     if isinstance(given, str):
         if "\n" in given:
-            return read_csv(given, ",", place, caption)
+            return read_csv(given, place, caption)
         return csv_table(Path(place.file).parent / Path(given).expanduser(), place, caption)
     if given is not None:
         header, *rows = list_of_rows(given, place)
@@ -99,18 +99,25 @@ def list_of_rows(given: Any, place: Place) -> list[Any]:
 
 
 def csv_table(path: Path, place: Place, caption: str) -> Table:
-    if not path.is_file():
-        raise ValueError(f"{place}: there is no table {path}")
+    if not is_there(path):
+        raise ValueError(f"{place}: there is no table {str(path)[:200]}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{place}: the table {path} is not UTF-8 ({error.reason})") from error
-    return read_csv(
-        text, "\t" if path.suffix == ".tsv" else max(",;", key=text.partition("\n")[0].count), place, caption
-    )
+    return read_csv(text, place, caption)
 
 
-def read_csv(text: str, separator: str, place: Place, caption: str) -> Table:
+def is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def read_csv(text: str, place: Place, caption: str) -> Table:
+    """Columns are parted by what the first line has most of: commas, semicolons or tabs."""
+    separator = max(",;\t", key=text.partition("\n")[0].count)
     try:
         found = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
     except csv.Error as error:
@@ -123,7 +130,7 @@ def hitab_file(name: str, place: Place) -> Path:
     """HiTab's table of this id, in a folder beside the questions."""
     folder = Path(place.file).parent
     tried = [folder / part / f"{name}.json" for part in ("", "tables", "raw", "tables/raw")]
-    found = next((path for path in tried if path.is_file()), None)
+    found = next(filter(is_there, tried), None)
     if found is None:
         raise ValueError(f"{place}: there is no table {tried[0]}, nor in tables, raw or tables/raw beside it")
     return found

@@ -26,7 +26,9 @@ NUMERAL = re.compile(  # over Z 21 / 3 is to be worked out; real numbers have no
     re.ASCII,
 )
 WITNESSES = re.compile(r"exists\s+(.+)", re.ASCII)
-BINDER = re.compile(r"\s*exists\b([^,]*),")
+TYPE = r"[\w'.]+(?:\s*(?:->|\*)\s*[\w'.]+)*"
+NAMES = r"[\w']+(?:\s+[\w']+)*"
+BINDER = re.compile(rf"\s*exists\b\s*({NAMES}(?:\s*:\s*{TYPE})?|(?:\(\s*{NAMES}\s*:\s*{TYPE}\s*\)\s*)+)\s*,", re.ASCII)
 COMBINATORS = {"try", "repeat", "now", "solve", "first", "progress", "do"}
 TACTICS = {
     *("exists", "split", "left", "right", "intro", "intros", "constructor", "assumption", "trivial", "easy", "auto"),
@@ -72,6 +74,8 @@ def with_bullets(part: str, *, ends: bool) -> list[str]:
     if tactic := " ".join(part.split()):
         if not ends:
             raise Refused("the last tactic has no full stop")
+        if ".." in f"{tactic}.":  # which Coq does not take for an end
+            raise Refused("a tactic ends with one full stop")
         check_tactic(tactic)
         out.append(f"{tactic}.")
     elif ends:
@@ -105,7 +109,7 @@ def variables(statement: str) -> int:
     """
     rest, count = without_parentheses(statement), 0
     while match := BINDER.match(rest):
-        names = re.sub(r":[^()]*", "", match[1])
+        names = re.sub(r":[^()]*", " ", match[1])
         count += len(re.findall(r"[\w']+", names, re.ASCII))
         rest = without_parentheses(rest[match.end() :])
     if EXISTENCE.search(rest):
