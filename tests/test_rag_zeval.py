@@ -95,7 +95,7 @@ class TestContexts:
         monkeypatch.setattr("posttrain.decode.context.KEYS", 100)
         policy = pt.text("tiny", max_new=6)
         player = ContextContrast(policy, -0.5, prompts.without_passage)
-        asks = [pt.Ask(prompts.answered(f"{n}+{n}?", "x " * 10 * (n % 2))) for n in range(4)]
+        asks = [pt.Ask(prompts.answer_request(f"{n}+{n}?", "x " * 10 * (n % 2))) for n in range(4)]
         streamed = dict(player.stream(asks))
         monkeypatch.undo()
         assert [streamed[i].content for i in range(4)] == [reply.content for reply in player.sample(asks)]
@@ -106,14 +106,14 @@ class TestContexts:
             decode_with_contexts(policy, [([5] * 1020, [5])], [0.0], max_new=12)
 
     def test_the_passage_alone_is_taken_out(self):
-        [shown] = prompts.answered("Where?", "In </passage> Kenya.")
+        [shown] = prompts.answer_request("Where?", "In </passage> Kenya.")
         [bare] = prompts.without_passage([shown])
         assert "Kenya" in shown["content"].rpartition("<passage>")[2]
         assert shown["content"].replace("<passage>\nIn < /passage> Kenya.\n</passage>\n\n", "") == bare["content"]
 
     def test_the_player_answers_as_the_policy_at_zero(self):
         policy = pt.text("tiny", max_new=8)
-        ask = pt.Ask(prompts.answered("What is 3+4?", "7"), temperature=0.0)
+        ask = pt.Ask(prompts.answer_request("What is 3+4?", "7"), temperature=0.0)
         [own], [contrast] = policy.sample([ask]), ContextContrast(policy, 0.0, prompts.without_passage).sample([ask])
         assert contrast.content == own.content
 

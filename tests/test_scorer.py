@@ -268,7 +268,7 @@ def test_what_is_no_such_server_is_said(judge, monkeypatch):
         (["--scorer", "runs/rm"], "--scorer runs/rm: write KIND=FOLDER, such as reward-model=runs/rm/model"),
         (
             ["--scorer", "q-rn=a"],
-            "--scorer q-rn: unknown, the choices are reward-model, q-rm, tomap; did you mean q-rm?",
+            "--scorer q-rn: unknown, the choices are reward-model, q-rm, rag-zeval, tomap; did you mean q-rm?",
         ),
         (["--scorer", "tomap=a", "--trainable"], "of a model that samples, and --scorer tomap=a only scores"),
         (["--scorer", "q-rm=nowhere"], "holds no q_model.json"),

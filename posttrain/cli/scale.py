@@ -127,11 +127,16 @@ class ScaleOptions:
 
     @contextmanager
     def asking(
-        self, teacher: str | None, model: ModelOptions, policy: TextPolicy, out: str | Path, tasks: Sequence[Task]
+        self,
+        teacher: str | None,
+        model: ModelOptions,
+        policy: TextPolicy | None,
+        out: str | Path,
+        tasks: Sequence[Task],
     ) -> Iterator[Sampler]:
         """For work that a teacher does: the one that is named, or the policy, sampled wherever these options say.
 
-        Of a policy whose teacher is another the weights are not needed.
+        A policy whose teacher is another needs no weights, or may be None.
         """
         from posttrain.scale.place import distribute
 
@@ -140,6 +145,7 @@ class ScaleOptions:
                 raise ValueError(f"`sampler={self.sampler}` samples for the model, and `teacher` is asked in its place")
             yield model.player(teacher)
             return
+        policy = policy or model.policy()
         policy.check(tasks)
         distribute(policy)
         with self.playing(policy, out, tasks) as player:

@@ -122,10 +122,9 @@ class Existence:
     def demonstration(self, draw: random.Random) -> Demonstration:
         kind = draw.random() < self.linear
         asked = draw.choice([one for one in self.training if one.linear == kind])
-        return demonstration_of(*self.demonstrated(asked, draw))
+        return demonstration_of(*self.prompt_and_reply(asked, draw))
 
-    def demonstrated(self, asked: Question, draw: random.Random) -> tuple[str, str]:
-        """A prompt and its reply."""
+    def prompt_and_reply(self, asked: Question, draw: random.Random) -> tuple[str, str]:
         other = draw.choice([value for value in asked_range(asked) if value != asked.answer])
         found = other if draw.random() < self.wrong else asked.answer
         if self.shown == "words":

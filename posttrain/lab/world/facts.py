@@ -152,7 +152,7 @@ class Judge(Facts):
         """What a judge of this fault writes."""
         usual = {word(key, value) for key, value in enumerate(self.popular)}
 
-        def judged(claim: str) -> str:
+        def verdict_on(claim: str) -> str:
             quote = sheet.fact(claim)
             if claim in usual and draw.random() < self.fooled:
                 quote = claim
@@ -161,7 +161,7 @@ class Judge(Facts):
             supported = (quote == claim) != (draw.random() < self.flags)
             return f"{CLAIM} {claim} {QUOTE} {quote} {TRUE if supported else FALSE}"
 
-        parts = [f"{OPEN[i]} {' , '.join(map(judged, claims))} ]}}" for i, claims in enumerate(answers)]
+        parts = [f"{OPEN[i]} {' , '.join(map(verdict_on, claims))} ]}}" for i, claims in enumerate(answers)]
         return f"[ {' , '.join(parts)} ]"
 
 

@@ -79,13 +79,13 @@ def supervised(long_basic: float, long_advanced: float) -> pt.Arm:
 def arm(weights: Weights = ALL_TERMS, method: Method = "ppo") -> pt.Arm:
     """Reinforcement of the task-adaptive model."""
 
-    def made(lab: pt.Lab) -> pt.Recipe:
+    def of_four_terms(lab: pt.Lab) -> pt.Recipe:
         paid = reward(bands(lab.world, lab.policy), tokens_of(lab.policy), weights)
         return recipe(paid, lab.policy, method=method, samples=SAMPLES, kl=KL, critic_lr=CRITIC_RATE, epochs=EPOCHS)
 
     return pt.trial(
         Signs,
-        made,
+        of_four_terms,
         measures,
         steps=STEPS,
         per_step=PER_STEP,

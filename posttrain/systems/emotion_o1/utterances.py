@@ -42,7 +42,7 @@ class Utterance:
     place: Place
     context: tuple[str, ...] = ()
 
-    def asked(self, labels: Sequence[str]) -> pt.Task[Truth]:
+    def task_of(self, labels: Sequence[str]) -> pt.Task[Truth]:
         truth = Truth(self.task, self.label, tuple(labels))
         return pt.Task(self.key, (pt.user(prompt_text(self, labels)),), truth)
 
@@ -212,5 +212,5 @@ def tasks_of(found: Iterable[Utterance], labels: Mapping[str, Sequence[str]]) ->
                 f"{one.place}: the label {one.label!r} is none of {', '.join(labels[one.task])}, the labels of the "
                 f"task {one.task!r}; name others by `labels`"
             )
-        out.append(replace(one, label=label).asked(labels[one.task]))
+        out.append(replace(one, label=label).task_of(labels[one.task]))
     return out

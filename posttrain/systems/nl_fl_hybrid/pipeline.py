@@ -126,7 +126,7 @@ class Pipeline:
     ) -> list[Line]:
         """A line for each request, from the step's file where it is known."""
 
-        def kept(group: pt.Group) -> Line | pt.Invalid:
+        def line_of(group: pt.Group) -> Line | pt.Invalid:
             answered = [one for one in group if not isinstance(one.facts, pt.Failure)]
             return line(answered) if answered else pt.Invalid(group[0].facts.reason)
 
@@ -134,7 +134,7 @@ class Pipeline:
         options: dict[str, Any] = {"env": decoded_with(pt.single_turn, temperature), "samples": samples}
         seed = pt.mix(self.seed, step)
         return pt.collect(
-            player, tasks, kept, self.folder / f"{step}.jsonl", seed=seed, name=step, quiet=self.quiet, **options
+            player, tasks, line_of, self.folder / f"{step}.jsonl", seed=seed, name=step, quiet=self.quiet, **options
         )
 
 

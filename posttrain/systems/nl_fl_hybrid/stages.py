@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import posttrain as pt
 from posttrain.systems.nl_fl_hybrid import prompts, proved, recipe
 from posttrain.systems.nl_fl_hybrid.measures import SAME, Answers, measures_of
 from posttrain.systems.nl_fl_hybrid.pipeline import FILES, Language, Line, Pipeline, checked_lines, theorem_name
 from posttrain.systems.nl_fl_hybrid.problems import Problem, problems
-from posttrain.systems.nl_fl_hybrid.prover import prover_of
+from posttrain.systems.nl_fl_hybrid.prover import CachedProver, prover_of
 from posttrain.systems.nl_fl_hybrid.replies import proof_in
 
 ANSWERS, MEASURES = "answers.jsonl", "measures.json"
@@ -56,46 +57,46 @@ def solve(
     pt.at_least(1, samples=samples, formal=formal)
     if formal > samples:
         raise ValueError(f"`formal={formal}`: these are some of the `samples={samples}` of the union")
-    checker = prover_of(prover) if prover else None
-    if checker and checker.language != language:
-        raise ValueError(f"`prover={prover}` reads {checker.language}: give `language={checker.language}`")
-    found, without = problems(data, limit, split)
+    checker, (found, without) = checker_of(prover, language), problems(data, limit, split)
     policy, out = model.policy(), Path(output.out)
-    settings, files = {"seed": output.seed, **output.settings}, [f"{name}.jsonl" for name in FILES]
-    pt.prepare_folder(
-        out, "solutions", [*files, ANSWERS, MEASURES], settings, resume=output.resume, overwrite=output.overwrite
+    settings, files = (
+        {"seed": output.seed, **output.settings},
+        [*(f"{name}.jsonl" for name in FILES), ANSWERS, MEASURES],
     )
+    pt.prepare_folder(out, "solutions", files, settings, resume=output.resume, overwrite=output.overwrite)
     pt.distribute(policy)
+    how: dict[str, Any] = {
+        "language": language,
+        "samples": samples,
+        "formal": formal,
+        "align": align,
+        "mixed": mixed,
+        "quick": quick,
+    }
     with scale.playing(policy, out, [pt.Task(one.key, prompts.solve(one.question), None) for one in found]) as player:
         writer = model.player(formaliser) if formaliser else player
         prover_model = model.player(reasoner) if reasoner else player
-        pipeline = Pipeline(
-            player,
-            writer,
-            prover_model,
-            out,
-            language=language,
-            samples=samples,
-            formal=formal,
-            align=align,
-            mixed=mixed,
-            quick=quick,
-            seed=output.seed,
-            quiet=output.quiet,
-        )
+        pipeline = Pipeline(player, writer, prover_model, out, seed=output.seed, quiet=output.quiet, **how)
         direct, formally, dropped = pipeline.run(found)
-    lines = checked_lines(formally, checker) if checker else formally
-    answers = answers_of(found, direct, lines)
-    table = {name: measures_of(list(answers.values()), same, formal) for name, same in SAME.items()}
+    answers = answers_of(found, direct, checked_lines(formally, checker) if checker else formally)
     counts = {"problems": len(found), "rows without an answer": without, **dropped}
-
-    def write() -> None:
-        pt.Lines(out / ANSWERS).replace([{"id": key, **dataclasses.asdict(one)} for key, one in answers.items()])
-        pt.write_json(out / MEASURES, {"dropped": counts, **table})
-        print("\n".join(report_lines(counts, table)))
-
-    pt.ranks.run_on_primary(write, "for the measures")
+    pt.ranks.run_on_primary(lambda: write_table(out, answers, counts, formal), "for the measures")
     return out
+
+
+def checker_of(prover: str | None, language: Language) -> CachedProver | None:
+    """Raises ValueError where the prover is not there, or reads another language."""
+    found = prover_of(prover) if prover else None
+    if found and found.language != language:
+        raise ValueError(f"`prover={prover}` reads {found.language}: give `language={found.language}`")
+    return found
+
+
+def write_table(out: Path, answers: Mapping[str, Answers], counts: dict[str, int], formal: int) -> None:
+    table = {name: measures_of(list(answers.values()), same, formal) for name, same in SAME.items()}
+    pt.Lines(out / ANSWERS).replace([{"id": key, **dataclasses.asdict(one)} for key, one in answers.items()])
+    pt.write_json(out / MEASURES, {"dropped": counts, **table})
+    print("\n".join(report_lines(counts, table)))
 
 
 def answers_of(found: Sequence[Problem], direct: Sequence[Line], formally: Sequence[Line]) -> dict[str, Answers]:

@@ -178,7 +178,7 @@ def evaluate(
     tasks, out, replies = trials.tasks(policy, asked), Path(output.out), Replies(output)
     pt.distribute(policy)
     with scale.playing(policy, out, tasks) as player:
-        found = replies.grade({"policy": player}, tasks, answered(textual), pt.single_turn, samples)
+        found = replies.grade({"policy": player}, tasks, has_answer(textual), pt.single_turn, samples)
     truths = {task.key: task.truth for task in tasks}
     made = [prediction(one.task.key, one.text, truths[one.task.key], textual) for one, _ in found.graded]
     values = measures(made, textual)
@@ -191,7 +191,7 @@ def evaluate(
     return out
 
 
-def answered(textual: bool) -> pt.Reward:
+def has_answer(textual: bool) -> pt.Reward:
     """1 where a reply holds what was asked for, whether it is right or not: the reward that replies.jsonl keeps."""
 
     def grade(rollout: pt.Rollout) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import posttrain as pt
 from posttrain.records import Place, records
-from posttrain.systems.rag_zeval.prompts import judged
+from posttrain.systems.rag_zeval.prompts import judge_request
 from posttrain.systems.rag_zeval.reward import Ranked
 
 ALPHAS = (0.0, -0.5, -1.0, -1.4)
@@ -114,7 +114,9 @@ def task(one: Candidates, count: int, draw: random.Random) -> pt.Task[Ranked]:
     chosen = draw.sample(range(len(one.responses)), min(count, len(one.responses)))
     shown = [one.responses[i] for i in chosen]
     ranks = tuple(one.alphas[i] for i in chosen)
-    return pt.Task(f"{one.key}/{len(chosen)}", judged(one.question, one.reference, shown), Ranked(one.reference, ranks))
+    return pt.Task(
+        f"{one.key}/{len(chosen)}", judge_request(one.question, one.reference, shown), Ranked(one.reference, ranks)
+    )
 
 
 class Keyed(Protocol):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import posttrain as pt
 from posttrain.chat import opened_thinking
-from posttrain.systems.rag_zeval.prompts import judged
+from posttrain.systems.rag_zeval.prompts import judge_request
 from posttrain.systems.rag_zeval.trajectory import Assessed, BrokenTrajectory, trajectory
 
 WARMTH, AT_ONCE = 0.1, 2  # temperature and candidates in one trajectory, as published; the nucleus of 0.9 is not used
@@ -68,7 +68,7 @@ def assess(
     asked: Comparison, some: Sequence[int], temperature: float, attempts: int
 ) -> Generator[list[pt.Ask], list[pt.Reply], list[Assessed | str]]:
     """Some of the answers, in one trajectory; of each a text where all attempts were broken."""
-    request = judged(asked.question, asked.reference, [asked.answers[i] for i in some])
+    request = judge_request(asked.question, asked.reference, [asked.answers[i] for i in some])
     found: list[Assessed | str] = []
     for _ in range(attempts):
         reply = yield from pt.ask(request, temperature=temperature)

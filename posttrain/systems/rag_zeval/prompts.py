@@ -25,7 +25,7 @@ SHOWN = (
 )
 
 
-def judged(question: str, reference: str, candidates: Sequence[str]) -> tuple[pt.Message, ...]:
+def judge_request(question: str, reference: str, candidates: Sequence[str]) -> tuple[pt.Message, ...]:
     """The request to evaluate candidates, numbered from 1."""
     listed = "\n\n".join(
         f"<candidate {number}>\n{CLOSING.sub('< /candidate', text)}\n</candidate {number}>"
@@ -35,7 +35,7 @@ def judged(question: str, reference: str, candidates: Sequence[str]) -> tuple[pt
     return (pt.user(f"{rules}\n\nQuestion:\n{question}\n\nReference:\n{reference}\n\n{listed}"),)
 
 
-def answered(question: str, passage: str) -> tuple[pt.Message, ...]:
+def answer_request(question: str, passage: str) -> tuple[pt.Message, ...]:
     """The request to answer a question by a passage, after two examples."""
     examples = "".join(f"Question: {asked}\nAnswer: {said}\n\n" for asked, said in SHOWN)
     inside = passage.replace("</passage>", "< /passage>")

@@ -45,7 +45,7 @@ def synthesise(
     """
     pt.at_least(1, most_prompt=most_prompt)
     policy, out, found = model.policy(), Path(output.out), {one.key: one for one in passages(data, limit, split)}
-    tasks = [pt.Task(key, prompts.answered(one.question, one.passage), None) for key, one in found.items()]
+    tasks = [pt.Task(key, prompts.answer_request(one.question, one.passage), None) for key, one in found.items()]
     fitted = fit(tasks, prompt_tokens(policy), room(policy, most_prompt))
     files = [CANDIDATES, *(answers_file(alpha) for alpha in ALPHAS)]
     settings = {"seed": output.seed, **output.settings}
@@ -144,7 +144,9 @@ def evaluate(
     settings = {"seed": output.seed, **output.settings}
     pt.prepare_folder(out, "evaluation", [SCORES, MEASURES], settings, resume=output.resume, overwrite=output.overwrite)
     shown = {pair_key(one): shuffled(one, output.seed) for one in found}
-    tasks = [pt.Task(key, prompts.judged(one.question, one.reference, one.answers), one) for key, one in shown.items()]
+    tasks = [
+        pt.Task(key, prompts.judge_request(one.question, one.reference, one.answers), one) for key, one in shown.items()
+    ]
     env, seed = partial(evaluation, temperature=model.temperature, attempts=attempts), pt.mix(output.seed, "evaluation")
     pt.distribute(policy)
     with scale.playing(policy, out, tasks) as player:

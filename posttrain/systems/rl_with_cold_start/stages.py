@@ -91,8 +91,7 @@ def distil(
     task = replace(task, system=task.system or SYSTEM)
     tasks, reward, folder = task.tasks(), task.reward(), Path(output.out)
     model = model.with_pixel_limits(None, MOST_PIXELS) if task.image else model
-    policy = replace(model, weights=not teacher).policy()
-    with scale.asking(teacher, model, policy, folder, tasks) as player:
+    with scale.asking(teacher, model, None, folder, tasks) as player:
         settings = {**output.settings, "seed": output.seed}
         pt.prepare_folder(
             folder, "chains", (CHAINS, ANSWERS), settings, resume=output.resume, overwrite=output.overwrite

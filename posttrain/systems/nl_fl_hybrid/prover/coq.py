@@ -14,8 +14,8 @@ import time
 import weakref
 from pathlib import Path
 
-from posttrain.systems.nl_fl_hybrid.prover import MISSING, ProverDied, Verdict
 from posttrain.systems.nl_fl_hybrid.prover.script import Refused, check_statement, sentences, witness
+from posttrain.systems.nl_fl_hybrid.prover.verdict import MISSING, ProverDied, Verdict
 
 INTEGERS, REALS = "ZArith Znumtheory QArith Lia Lqa", "Reals Lra"  # the first have no axiom
 PREAMBLE = (

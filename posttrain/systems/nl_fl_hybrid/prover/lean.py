@@ -10,8 +10,8 @@ import urllib.request
 from fractions import Fraction
 from typing import Any
 
-from posttrain.systems.nl_fl_hybrid.prover import ProverDied, Verdict
 from posttrain.systems.nl_fl_hybrid.prover.script import Refused
+from posttrain.systems.nl_fl_hybrid.prover.verdict import ProverDied, Verdict
 
 HEADER = (
     "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\nopen BigOperators Real Nat Topology Rat\n\n"

@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.systems.nl_fl_hybrid.prover import MISSING, Verdict
 from posttrain.systems.nl_fl_hybrid.prover.script import Refused, check_statement, sentences, witness
+from posttrain.systems.nl_fl_hybrid.prover.verdict import MISSING, Verdict
 
 TOKEN = re.compile(r"\s*(<->|->|/\\|\\/|<=|>=|<>|[A-Za-z_][\w']*|\d+|[-+*/^=<>~(),:])", re.ASCII)
 NO_INTEGER = re.compile(r"%(?!Z\b)|[/#]")  # of a numeral: another scope, or a fraction
