@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from posttrain.core import Message, Task
 from posttrain.episode import assistant, user
 from posttrain.episode import system as system_message
-from posttrain.records import Place, Record, column, records
+from posttrain.records import Place, Record, column, records, with_unique_keys
 
 MARK = "<image>"  # in a prompt: here a picture stands
 SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -58,18 +58,15 @@ def read(
     system   a system message put before every prompt
     Keys are the column `id` where there is one, else the line. Raises ValueError naming file, line and column.
     """
-    tasks: list[Task] = []
-    seen: dict[str, int] = {}
-    for place, record in records(data, limit, split):
+
+    def task(place: Place, record: Record) -> Task:
         asked = with_pictures(prompt_of(record, prompt, place), record, image, place)
         messages = with_tools((*([system_message(system)] if system else []), *asked), record, place)
         key = str(next((record[name] for name in ("id", "key") if record.get(name) is not None), place.line))
-        if key in seen:
-            raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
-        seen[key] = place.line
         truth = None if answer is None else column(record, answer, place, "answer")
-        tasks.append(Task(key, messages, truth, record))
-    return tasks
+        return Task(key, messages, truth, record)
+
+    return with_unique_keys((place, task(place, record)) for place, record in records(data, limit, split))
 
 
 def read_demonstrations(

@@ -6,10 +6,10 @@ import csv
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 Record = Mapping[str, Any]
 
@@ -41,6 +41,27 @@ def column(record: Record, name: str, place: Place, option: str) -> Any:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         raise ValueError(f"{place}: the column {name!r} is empty; fill it in or leave the line out")
     return value
+
+
+class Keyed(Protocol):
+    @property
+    def key(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Keyed)
+
+
+def with_unique_keys(found: Iterable[tuple[Place, Item]]) -> list[Item]:
+    """What was made of records. Raises ValueError naming the place of a key, an id, that was there before."""
+    items, seen = list[Item](), dict[str, int]()
+    for place, item in found:
+        if item.key in seen:
+            raise ValueError(
+                f"{place}: the id {item.key!r} was already used in line {seen[item.key]}; ids must be unique"
+            )
+        seen[item.key] = place.line
+        items.append(item)
+    return items
 
 
 def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain import tiny
@@ -64,6 +65,34 @@ def make(words) -> Callable[..., TextPolicy]:
         return TextPolicy(model, own, Sampling(max_new, temperature, stop), **options)
 
     return policy
+
+
+def broken_rows(*whole: Mapping[str, Any]) -> Any:
+    """Rows that are read, with any JSON in the place of some of their columns, or without these."""
+    plain = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.sampled_from(["", " ", "x", "a,b\n1,2"])
+    value = st.recursive(
+        plain | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abx"), inner, max_size=3),
+        max_leaves=6,
+    )
+
+    def changed(row: Mapping[str, Any]) -> Any:
+        names = st.sampled_from(sorted(row))
+        replaced, left_out = st.dictionaries(names, value, max_size=3), st.sets(names, max_size=2)
+        return st.tuples(replaced, left_out).map(
+            lambda change: {name: one for name, one in {**row, **change[0]}.items() if name not in change[1]}
+        )
+
+    return st.sampled_from(whole).flatmap(changed)
+
+
+def refusal(read: Callable[[Any, Any], object], row: Any, place: Any) -> str | None:
+    """What `read` says against the row, None where it reads it. Any error but a ValueError passes through."""
+    try:
+        read(row, place)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def task(key: str = "t", truth: Any = None, text: str | None = None) -> pt.Task:

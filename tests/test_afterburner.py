@@ -855,7 +855,7 @@ def test_the_same_problem_twice_is_refused(katas_file, tmp_path):
     line = Path(katas_file).read_text().splitlines()[0] + "\n"
     twice = tmp_path / "twice.jsonl"
     twice.write_text(line + line)
-    with pytest.raises(ValueError, match="line 2: the problem_id '0' was already used"):
+    with pytest.raises(ValueError, match="line 2: the id '0' was already used in line 1"):
         problems(str(twice))
 
 

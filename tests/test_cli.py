@@ -94,7 +94,7 @@ def test_the_main_job(questions, model, tmp_path, capsys):
 
 def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(questions, model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("posttrain.evaluation.GROUPS_AT_ONCE", 2)
-    monkeypatch.setattr("posttrain.cli.replies.GROUPS_AT_ONCE", 2)
+    monkeypatch.setattr("posttrain.run.replies.GROUPS_AT_ONCE", 2)
     out = tmp_path / "evaluation"
     words = ["eval", "--model", model, "--data", questions, "--prompt", "question", "--grade", "exact"]
     words += ["--max-new", "8", "--samples", "2", "--greedy", "--out", str(out)]

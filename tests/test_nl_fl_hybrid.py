@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import broken_rows, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.cli import main
+from posttrain.records import Place
 from posttrain.systems.nl_fl_hybrid import prompts, proved
 from posttrain.systems.nl_fl_hybrid.measures import Answers, majority, measures_of, same_string
 from posttrain.systems.nl_fl_hybrid.pipeline import Pipeline, checked_lines
-from posttrain.systems.nl_fl_hybrid.problems import Problem, problems, without_choice
+from posttrain.systems.nl_fl_hybrid.problems import Problem, problem, problems, without_choice
 from posttrain.systems.nl_fl_hybrid.prover import CachedProver, ProverDied, Verdict, prover_of
 from posttrain.systems.nl_fl_hybrid.prover.lean import LeanServer
 from posttrain.systems.nl_fl_hybrid.prover.script import Refused, check_statement, sentences, variables, witness
@@ -618,3 +620,17 @@ def test_solve_and_resume(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*words[:-1], str(tmp_path / "b"), "--language", "lean4"])
     assert "reads coq: give --language coq" in capsys.readouterr().err
+
+
+WHOLE: list[dict] = [
+    {"problem": "1+1?", "answer": "2", "unique_id": "a", "statement": "1 = 1"},
+    {"informal_prefix": "/-- 1? Show that it is 1.-/", "formal_statement": "theorem a : 1 = 1 := by", "name": "a"},
+]
+
+
+@given(broken_rows(*WHOLE))
+@settings(deadline=None)
+def test_whatever_a_row_holds_it_is_read_or_refused_by_its_place(row):
+    place = Place("rows.jsonl", 3)
+    message = refusal(problem, row, place)
+    assert message is None or str(place) in message

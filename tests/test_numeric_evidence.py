@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import said
+from conftest import broken_rows, refusal, said
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.cli import main
 from posttrain.lab.world.trials import reply
+from posttrain.records import Place
 from posttrain.systems.numeric_evidence import PARTS, by_field, recipe
 from posttrain.systems.numeric_evidence.effect import CONCLUSIONS, effect
 from posttrain.systems.numeric_evidence.lab import KIND, record_of_counts, task, world_of
@@ -31,7 +32,7 @@ from posttrain.systems.numeric_evidence.reward import (
     stated_conclusion,
 )
 from posttrain.systems.numeric_evidence.stages import demonstrations, right_trace
-from posttrain.systems.numeric_evidence.trials import questions
+from posttrain.systems.numeric_evidence.trials import question, questions
 
 pytest.importorskip("yaml")
 pytest.importorskip("sklearn")
@@ -430,7 +431,7 @@ def test_a_fence_that_never_ends_keeps_nobody_busy():
 
 
 def test_ids_are_unique(write):
-    with pytest.raises(ValueError, match="line 2: the id '1'"):
+    with pytest.raises(ValueError, match="line 2: the id '1' was already used in line 1"):
         questions(write(ROW | {"id": 1}, ROW | {"id": 1}))
 
 
@@ -533,3 +534,17 @@ def test_plain_fine_tuning_learns_the_numbers_at_once(write, make):
     assert score_parts(one.messages[-1]["content"], Truth("dichotomous", TABLE))["thinking"] == 0
     with pytest.raises(ValueError, match="not one row has numbers"):
         demonstrations(replace(trials, data=str(write(ROW))), policy)
+
+
+WHOLE: list[dict] = [
+    {**ROW, **TABLE, "event_is_good": True},
+    {**ROW, "file": "no.md", "outcome_type": "continuous", "intervention_mean": 1.5},
+]
+
+
+@given(broken_rows(*WHOLE))
+@settings(deadline=None)
+def test_whatever_a_row_holds_it_is_read_or_refused_by_its_place(row):
+    place = Place("rows.jsonl", 3)
+    message = refusal(question, row, place)
+    assert message is None or str(place) in message

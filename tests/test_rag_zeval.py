@@ -9,6 +9,7 @@ import random
 
 import pytest
 import torch
+from conftest import broken_rows, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,19 @@ import posttrain as pt
 from posttrain.cli import main
 from posttrain.decode.context import ContextContrast, contrasted, decode_with_contexts
 from posttrain.lab.world.facts import Judge, Sheet, judge_prompt
+from posttrain.records import Place
 from posttrain.serve.scorer import Listener, Service
 from posttrain.systems.rag_zeval import judge, prompts
-from posttrain.systems.rag_zeval.benchmark import agreement, ahead, pairings
-from posttrain.systems.rag_zeval.candidates import Candidates, Curriculum, candidates, distinct, passages, task
+from posttrain.systems.rag_zeval.benchmark import agreement, ahead, pairing, pairings
+from posttrain.systems.rag_zeval.candidates import (
+    Candidates,
+    Curriculum,
+    candidates,
+    candidates_of_row,
+    distinct,
+    passages,
+    task,
+)
 from posttrain.systems.rag_zeval.evaluator import Comparison, LocalEvaluator
 from posttrain.systems.rag_zeval.evidence import Substrings, evidence_score
 from posttrain.systems.rag_zeval.reward import Ranked, reward
@@ -276,7 +286,7 @@ class TestCandidates:
     def test_ids_are_unique(self, tmp_path):
         path = tmp_path / "c.jsonl"
         path.write_text("\n".join([json.dumps(self.row())] * 2))
-        with pytest.raises(ValueError, match="the id 'q' is used 2 times"):
+        with pytest.raises(ValueError, match="line 2: the id 'q' was already used in line 1"):
             candidates(path)
 
     def test_what_repeats_keeps_its_highest_alpha(self):
@@ -485,3 +495,19 @@ def test_from_passages_to_candidates_to_a_trained_evaluator_and_its_evaluation(t
     assert "1 pairs, 0 with scores" in capsys.readouterr().out
     measures = json.loads((tmp_path / "scores" / "measures.json").read_text())
     assert measures["ROUGE-L"]["good answers"]["worst"] == 1.0
+
+
+WHOLE: list[dict] = [
+    {"question": "?", "reference": "r", "responses": ["a", "b"], "alphas": [0, -1], "answers": ["a", "b"], "human": 1},
+    {"query": "?", "gt_answer": "r", "model1": {"response": "a"}, "model2": {"response": "b"}, "overall_label": 1},
+    {"question": "?", "context_v1": "c", "answer": "a", "ungrounded_answer": "b"},
+]
+
+
+@given(broken_rows(*WHOLE))
+@settings(deadline=None)
+def test_whatever_a_row_holds_it_is_read_or_refused_by_its_place(row):
+    place = Place("rows.jsonl", 3)
+    for read in (pairing, candidates_of_row):
+        message = refusal(read, row, place)
+        assert message is None or str(place) in message

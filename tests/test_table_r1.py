@@ -7,13 +7,14 @@ import random
 import re
 
 import pytest
-from conftest import said
-from hypothesis import given
+from conftest import broken_rows, refusal, said
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
 from posttrain.cli import main
 from posttrain.lab.world.tables import OPERATIONS, Tables, reply
+from posttrain.records import Place
 from posttrain.systems.table_r1 import recipe
 from posttrain.systems.table_r1.answers import (
     KINDS,
@@ -26,7 +27,7 @@ from posttrain.systems.table_r1.answers import (
     strict_format,
 )
 from posttrain.systems.table_r1.lab import KIND, task
-from posttrain.systems.table_r1.questions import fitted, questions
+from posttrain.systems.table_r1.questions import fitted, question, questions
 from posttrain.systems.table_r1.reward import Truth, evaluation, reward
 from posttrain.systems.table_r1.stages import right_trace
 from posttrain.systems.table_r1.tables import Table, cell
@@ -332,3 +333,24 @@ def test_a_teacher_s_right_replies_become_traces(write, tmp_path, capsys, monkey
     with pytest.raises(SystemExit):
         main([*words, "--data", str(path), "--out", str(tmp_path / "traces")])
     assert "give a stronger --teacher" in " ".join(capsys.readouterr().err.split())
+
+
+WHOLE: list[dict] = [
+    {"question": "q", "answers": ["1"], "header": ["a"], "rows": [["1"]], "caption": "c", "id": "1"},
+    {"statement": "s", "label": 1, "header": ["a"], "rows": [["1"]]},
+    {"question": "q", "answer": "It is 1.", "table_array": [["a"], ["1"]], "table_page_title": "t", "feta_id": 7},
+    {"question": "q", "answer": 1, "kind": "TQA", "table": [["a"], ["1"]]},
+    {
+        "prompt": [{"role": "user", "content": "q"}],
+        "reward_model": {"ground_truth": ["1"]},
+        "extra_info": {"task_type": "TQA"},
+    },
+]
+
+
+@given(broken_rows(*WHOLE))
+@settings(deadline=None)
+def test_whatever_a_row_holds_it_is_read_or_refused_by_its_place(row):
+    place = Place("rows.jsonl", 3)
+    message = refusal(question, row, place)
+    assert message is None or str(place) in message

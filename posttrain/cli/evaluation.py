@@ -30,9 +30,9 @@ def evaluate(
     recipe   a recipe of your own, file.py:function, for its environment, players and (evaluation) reward
     """
     from posttrain.cli.measures import evaluation_table, evaluation_values
-    from posttrain.cli.replies import Replies
     from posttrain.cli.training import recipe_of
     from posttrain.grade import check_answers
+    from posttrain.run.replies import Replies
 
     count = (0 if greedy else 1) if samples is None else samples
     ks = [int(one) for one in k.split(",")]

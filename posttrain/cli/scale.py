@@ -13,9 +13,11 @@ from posttrain.run.settings import Output, Run
 
 if TYPE_CHECKING:
     from posttrain.cli.options import ModelOptions
-    from posttrain.core import Group, Invalid, Sampler, Task
+    from posttrain.core import Group, Invalid, Reward, Sampler, Task
+    from posttrain.evaluation import Evaluation
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
+    from posttrain.run.replies import Replies
     from posttrain.run.session import HeldOut, Session
     from posttrain.scale.asynchronous import Players
     from posttrain.stream import Source
@@ -189,6 +191,27 @@ class ScaleOptions:
         if ranks.is_primary():
             print(f"{out / files[0]}: {len(kept)} traces of {len(tasks)} questions")
         return kept
+
+    def evaluate(
+        self, policy: TextPolicy, tasks: Sequence[Task], reward: Reward, samples: int, output: Output
+    ) -> tuple[Replies, Evaluation]:
+        """The graded replies of all tasks, kept in OUT/replies.jsonl as they come, and resumed from there.
+
+        What could not be answered is left out, and counted in a line on the screen.
+        """
+        from posttrain import ranks
+        from posttrain.episode import single_turn
+        from posttrain.run.replies import Replies
+        from posttrain.scale.place import distribute
+
+        policy.check(tasks)
+        kept = Replies(output)
+        distribute(policy)
+        with self.playing(policy, output.out, tasks) as player:
+            found = kept.grade({"policy": player}, tasks, reward, single_turn, samples)
+        if found.invalid and ranks.is_primary():
+            print(f"{found.invalid} of {len(tasks) * samples} replies could not be had, and are left out")
+        return kept, found
 
     def train(
         self,

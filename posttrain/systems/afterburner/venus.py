@@ -23,7 +23,7 @@ from itertools import zip_longest
 from typing import Any
 
 import posttrain as pt
-from posttrain.records import Place, column, records
+from posttrain.records import Place, column, records, with_unique_keys
 from posttrain.sandbox import Calls, RaisedError, ReturnedValue
 from posttrain.systems.afterburner.iterate import Best, Rewrite
 from posttrain.systems.afterburner.measurement import METRICS, Execute, Metric
@@ -146,13 +146,7 @@ def same(wanted: str, said: Any, printed: bool) -> bool:
 
 def problems(data: str, limit: int | None = None, split: str = "train") -> list[Problem]:
     """The problems of a JSONL or Parquet file or a dataset. Raises ValueError naming file, line and column."""
-    found: dict[str, Problem] = {}
-    for place, record in records(data, limit, split):
-        one = problem(record, place)
-        if one.key in found:
-            raise ValueError(f"{place}: the problem_id {one.key!r} was already used; ids must be unique")
-        found[one.key] = one
-    return list(found.values())
+    return with_unique_keys((place, problem(record, place)) for place, record in records(data, limit, split))
 
 
 def problem(record: Mapping[str, Any], place: Place) -> Problem:

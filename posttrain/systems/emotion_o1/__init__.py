@@ -5,7 +5,6 @@ a critic, on a reward of four terms, one of which is the length that the teacher
 
 reply         the label and the chain that a reply states, words of reasoning
 utterances    MELD, MUStARD and a user's own rows, as tasks with labels
-distillation  a teacher's chains with the right label
 lengths       bands of lengths, task by task, fitted on these chains before reinforcement
 reward        accuracy, length, structure and redundancy, each with a weight of its own
 measures      accuracy, weighted F1, lengths and redundancy, task by task

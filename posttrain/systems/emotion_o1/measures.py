@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import posttrain as pt
-from posttrain.grade.agreement import weighted_f1
+from posttrain.measure import weighted_f1
 from posttrain.systems.emotion_o1.lengths import Tokens
 from posttrain.systems.emotion_o1.reply import loose_label, stated, structure
 from posttrain.systems.emotion_o1.reward import WIDTH, Truth

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import posttrain as pt
-from posttrain.cli.replies import Replies
-from posttrain.grade.agreement import require_f1
+from posttrain.grade.stated import whole_reply
 from posttrain.systems.emotion_o1 import Method, recipe
-from posttrain.systems.emotion_o1.distillation import right_chain
 from posttrain.systems.emotion_o1.lengths import (
     Band,
     chain_lengths,
@@ -19,6 +19,7 @@ from posttrain.systems.emotion_o1.lengths import (
     write_bands,
 )
 from posttrain.systems.emotion_o1.measures import as_table, measures_of, prediction
+from posttrain.systems.emotion_o1.reply import stated
 from posttrain.systems.emotion_o1.reward import Truth, Weights, evaluation, reward
 from posttrain.systems.emotion_o1.utterances import labels_of, tasks_of, utterances
 
@@ -156,6 +157,17 @@ def distil(
     return out
 
 
+def right_chain(group: pt.Group) -> Mapping[str, Any] | pt.Invalid:
+    """The first reply in form that has the right label."""
+
+    def is_right(one: pt.Rollout) -> bool:
+        said = stated(whole_reply(one), one.task.truth.labels)
+        return said is not None and said.label == one.task.truth.label
+
+    found, truth = pt.first_kept(group, is_right), group[0].task.truth
+    return found if isinstance(found, pt.Invalid) else {"task": truth.task, "label": truth.label, **found}
+
+
 # ---- evaluation
 
 
@@ -174,21 +186,16 @@ def evaluate(
     samples  replies to an utterance, each of which counts
     """
     pt.at_least(1, samples=samples)
-    require_f1()
-    policy, tasks, replies = model.policy(), utterance.tasks(), Replies(output)
-    policy.check(tasks)
-    pt.distribute(policy)
-    with scale.playing(policy, replies.folder, tasks) as player:
-        found = replies.grade({"policy": player}, tasks, evaluation(), pt.single_turn, samples)
-    truths, tokens = {task.key: task.truth for task in tasks}, tokens_of(policy)
-    predictions = [prediction(one.text, one.task.key, truths[one.task.key], tokens) for one, _ in found.graded]
+    pt.measure.require_f1()
+    policy = model.policy()
+    replies, found = scale.evaluate(policy, utterance.tasks(), evaluation(), samples, output)
+    tokens = tokens_of(policy)
+    predictions = [prediction(one.text, one.task.key, one.task.truth, tokens) for one, _ in found.graded]
     measures = measures_of(predictions)
     replies.write(measures)
     if pt.ranks.is_primary():
         pt.Lines(replies.folder / PREDICTIONS, resume=False).replace(predictions)
         print("\n".join(as_table(measures)))
-        if found.invalid:
-            print(f"{found.invalid} of {len(tasks) * samples} replies could not be had, and are left out")
     return replies.folder
 
 

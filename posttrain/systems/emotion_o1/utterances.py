@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import posttrain as pt
-from posttrain.records import Place, Record, column, records
+from posttrain.records import Place, Record, column, records, with_unique_keys
 from posttrain.systems.emotion_o1.reply import AROUND, label_of
 from posttrain.systems.emotion_o1.reward import Truth
 
@@ -76,11 +76,10 @@ def utterances(
     Raises ValueError naming file and line for a row in none of these forms, and for an id that is used twice.
     """
     pt.at_least(0, context=context)
-    found: list[Utterance] = []
     dialogues: dict[str, list[tuple[float, str]]] = {}  # of MELD: what was said in each, with its place in it
-    for place, record in records(data, limit, split):
-        found.append(utterance(record, place, name or Path(data).stem, dialogues, context))
-    return with_unique_keys(found)
+    task = name or Path(data).stem
+    rows = records(data, limit, split)
+    return with_unique_keys((place, utterance(record, place, task, dialogues, context)) for place, record in rows)
 
 
 def utterance(
@@ -149,15 +148,6 @@ def text_of(record: Record, name: str, place: Place) -> str:
     if isinstance(value, list | dict) or not str(value).strip():
         raise ValueError(f"{place}: the column {name!r} holds {type(value).__name__}, or nothing, in the place of text")
     return str(value).strip()
-
-
-def with_unique_keys(found: list[Utterance]) -> list[Utterance]:
-    seen: dict[str, Place] = {}
-    for one in found:
-        if one.key in seen:
-            raise ValueError(f"{one.place}: {one.key!r} was already used in {seen[one.key]}; ids must be unique")
-        seen[one.key] = one.place
-    return found
 
 
 # ---- labels

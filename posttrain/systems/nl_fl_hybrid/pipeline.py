@@ -39,7 +39,7 @@ class Pipeline:
     general     solves in words, states that answers exist, and reads answers out of thoughts
     formaliser  writes theorems
     reasoner    proves them
-    quick       what the request to read an answer out ends with; `/no_think` turns Qwen3's thinking off
+    thinking_off  what the request to read an answer out ends with; `/no_think` turns Qwen3's thinking off
     """
 
     general: pt.Sampler
@@ -51,7 +51,7 @@ class Pipeline:
     formal: int = 8
     align: bool = True
     mixed: bool = True
-    quick: str = ""
+    thinking_off: str = ""
     seed: int = 0
     quiet: bool = False
 
@@ -113,7 +113,7 @@ class Pipeline:
         if not thought:
             return prompts.solve(question)
         [asked] = prompts.extract(question, thought)
-        return (pt.user(f"{asked['content']}\n\n{self.quick}".rstrip()),)
+        return (pt.user(f"{asked['content']}\n\n{self.thinking_off}".rstrip()),)
 
     def ask(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.records import Place, records
+from posttrain.records import Place, records, with_unique_keys
 
 QUESTIONS = ("problem", "question", "informal_prefix")
 NAMES = ("unique_id", "id", "name")
@@ -42,18 +42,11 @@ def problems(
 
     Raises ValueError naming file, line and what is missing, and where no row has an answer.
     """
-    found, without = dict[str, Problem](), 0
-    for place, record in records(data, limit, split):
-        one = problem(record, place)
-        if not one.answer and not (proofs and one.statement):
-            without += 1
-        elif one.key in found:
-            raise ValueError(f"{place}: the id {one.key!r} is used twice; ids must be unique")
-        else:
-            found[one.key] = one
+    rows = [(place, problem(record, place)) for place, record in records(data, limit, split)]
+    found = with_unique_keys(row for row in rows if row[1].answer or (proofs and row[1].statement))
     if not found:
         raise ValueError(f"{data}: not one of its rows has an `answer`")
-    return list(found.values()), without
+    return found, len(rows) - len(found)
 
 
 def problem(record: Mapping[str, Any], place: Place) -> Problem:

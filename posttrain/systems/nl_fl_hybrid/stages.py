@@ -32,7 +32,7 @@ def solve(
     align: bool = True,
     mixed: bool = True,
     prover: str | None = None,
-    quick: str = "",
+    thinking_off: str = "",
     limit: int | None = None,
     split: str = "test",
 ) -> Path:
@@ -50,7 +50,7 @@ def solve(
     align       first put the question as a statement that its answer exists; without it the question is formalised
     mixed       show the reasoner the question beside the statement
     prover      ours: check the proofs by coq, z3 or a Lean server, and select by them; the paper checks none
-    quick       ends the request to read an answer out: /no_think turns Qwen3's thinking off
+    thinking_off  ends the request to read an answer out: /no_think turns Qwen3's thinking off
     limit       use only the first so many lines
     split       of a Hugging Face dataset
     """
@@ -71,7 +71,7 @@ def solve(
         "formal": formal,
         "align": align,
         "mixed": mixed,
-        "quick": quick,
+        "thinking_off": thinking_off,
     }
     with scale.playing(policy, out, [pt.Task(one.key, prompts.solve(one.question), None) for one in found]) as player:
         writer = model.player(formaliser) if formaliser else player

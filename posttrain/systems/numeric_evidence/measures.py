@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.grade.agreement import macro_f1
+from posttrain.measure import macro_f1
 from posttrain.systems.numeric_evidence.effect import NONE, Effect, effect
 from posttrain.systems.numeric_evidence.record import Kind, Record, is_unreadable, names, record_of, same
 from posttrain.systems.numeric_evidence.reward import Truth, right_fields, stated_conclusion

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import posttrain as pt
-from posttrain.cli.replies import Replies
-from posttrain.fit import fit, prompt_tokens, room
 from posttrain.grade.stated import whole_reply
+from posttrain.long_prompts import fit, prompt_tokens, room
 from posttrain.records import records
 from posttrain.systems.numeric_evidence import recipe
 from posttrain.systems.numeric_evidence.effect import NONE
@@ -173,20 +172,15 @@ def evaluate(
     textual  the baseline: ask for the conclusion itself, without numbers
     think    ask for thinking before the numbers
     """
-    policy = model.policy()
+    pt.at_least(1, samples=samples)
+    policy, out = model.policy(), Path(output.out)
     asked: Asked = "conclusion" if textual else "thought" if think else "numbers"
-    tasks, out, replies = trials.tasks(policy, asked), Path(output.out), Replies(output)
-    pt.distribute(policy)
-    with scale.playing(policy, out, tasks) as player:
-        found = replies.grade({"policy": player}, tasks, has_answer(textual), pt.single_turn, samples)
-    truths = {task.key: task.truth for task in tasks}
-    made = [prediction(one.task.key, one.text, truths[one.task.key], textual) for one, _ in found.graded]
+    replies, found = scale.evaluate(policy, trials.tasks(policy, asked), has_answer(textual), samples, output)
+    made = [prediction(one.task.key, one.text, one.task.truth, textual) for one, _ in found.graded]
     values = measures(made, textual)
     replies.write(values)
     if pt.ranks.is_primary():
         pt.Lines(out / PREDICTIONS, resume=False).replace(one.line() for one in made)
-        if found.invalid:
-            print(f"{found.invalid} questions got no reply, and are left out")
         print(as_text(values) if values["predictions"] else f"{len(made)} predictions; no row has numbers to compare")
     return out
 

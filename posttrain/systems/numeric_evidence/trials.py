@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import posttrain as pt
-from posttrain.records import Place, column, records
+from posttrain.records import Place, column, records, with_unique_keys
 from posttrain.systems.numeric_evidence.record import ARMS, FIELDS, Kind, Record, is_unreadable, names, number_of
 from posttrain.systems.numeric_evidence.reward import Truth
 
@@ -78,13 +78,7 @@ def questions(data: str | Path, limit: int | None = None, split: str = "train") 
     the event is a death). A number that is empty, `x` or left out is unknown, never zero; a row with none of the
     columns is not labelled. Raises ValueError naming file, line and what is wrong.
     """
-    found: dict[str, Question] = {}
-    for place, record in records(data, limit, split):
-        one = question(record, place)
-        if one.key in found:
-            raise ValueError(f"{place}: the id {one.key!r}, which is its line where a row has none, is used twice")
-        found[one.key] = one
-    return list(found.values())
+    return with_unique_keys((place, question(record, place)) for place, record in records(data, limit, split))
 
 
 def question(record: Mapping[str, Any], place: Place) -> Question:

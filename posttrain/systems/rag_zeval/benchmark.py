@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.grade.agreement import correlations
+from posttrain.measure import correlations
 from posttrain.records import Place, records
 from posttrain.systems.rag_zeval.candidates import text_of
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import posttrain as pt
-from posttrain.records import Place, records
+from posttrain.records import Place, records, with_unique_keys
 from posttrain.systems.rag_zeval.prompts import judge_request
 from posttrain.systems.rag_zeval.reward import Ranked
 
@@ -43,12 +42,12 @@ class Candidates:
 
 def passages(data: str | Path, limit: int | None = None, split: str = "train") -> list[Passage]:
     """Questions with a `passage` (or `context`). Raises ValueError naming file, line and what is missing."""
-    found = []
-    for place, record in records(data, limit, split):
-        question, passage = text_of(record, place, "question", "query"), text_of(record, place, "passage", "context")
-        found.append(Passage(str(record.get("id", place.line)), question, passage))
-    require_unique([one.key for one in found], data)
-    return found
+
+    def passage(place: Place, record: Mapping[str, Any]) -> Passage:
+        key = str(record.get("id", place.line))
+        return Passage(key, text_of(record, place, "question", "query"), text_of(record, place, "passage", "context"))
+
+    return with_unique_keys((place, passage(place, record)) for place, record in records(data, limit, split))
 
 
 def candidates(data: str | Path, limit: int | None = None, split: str = "train") -> list[Candidates]:
@@ -56,29 +55,22 @@ def candidates(data: str | Path, limit: int | None = None, split: str = "train")
 
     Raises ValueError naming file, line and what is missing.
     """
-    found = []
-    for place, record in records(data, limit, split):
-        responses, alphas = list_of(record, "responses", str, place), list_of(record, "alphas", int | float, place)
-        if len(responses) != len(alphas):
-            raise ValueError(f"{place}: there are {len(responses)} `responses` and {len(alphas)} `alphas`")
-        if len({text.strip() for text in responses}) < len(responses) or len(responses) < 2:
-            raise ValueError(f"{place}: a ranking needs two or more `responses`, each another text")
-        if len(set(alphas)) < len(alphas) or not all(map(math.isfinite, alphas)):
-            raise ValueError(
-                f"{place}: two of the `alphas` are the same, or one is not finite: nothing is ranked by them"
-            )
-        order = sorted(range(len(alphas)), key=lambda i: -alphas[i])
-        question, reference = text_of(record, place, "question"), text_of(record, place, "reference", "passage")
-        key, ranks = str(record.get("id", place.line)), tuple(float(alphas[i]) for i in order)
-        found.append(Candidates(key, question, reference, tuple(responses[i] for i in order), ranks))
-    require_unique([one.key for one in found], data)
-    return found
+    rows = records(data, limit, split)
+    return with_unique_keys((place, candidates_of_row(record, place)) for place, record in rows)
 
 
-def require_unique(keys: Sequence[str], data: str | Path) -> None:
-    for key, count in Counter(keys).items():
-        if count > 1:
-            raise ValueError(f"{data}: the id {key!r} is used {count} times; ids must be unique")
+def candidates_of_row(record: Mapping[str, Any], place: Place) -> Candidates:
+    responses, alphas = list_of(record, "responses", str, place), list_of(record, "alphas", int | float, place)
+    if len(responses) != len(alphas):
+        raise ValueError(f"{place}: there are {len(responses)} `responses` and {len(alphas)} `alphas`")
+    if len({text.strip() for text in responses}) < len(responses) or len(responses) < 2:
+        raise ValueError(f"{place}: a ranking needs two or more `responses`, each another text")
+    if len(set(alphas)) < len(alphas) or not all(map(math.isfinite, alphas)):
+        raise ValueError(f"{place}: two of the `alphas` are the same, or one is not finite: nothing is ranked by them")
+    order = sorted(range(len(alphas)), key=lambda i: -alphas[i])
+    question, reference = text_of(record, place, "question"), text_of(record, place, "reference", "passage")
+    key, ranks = str(record.get("id", place.line)), tuple(float(alphas[i]) for i in order)
+    return Candidates(key, question, reference, tuple(responses[i] for i in order), ranks)
 
 
 def text_of(record: Mapping[str, Any], place: Place, *names: str, empty: bool = False) -> str:

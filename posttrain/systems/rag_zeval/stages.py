@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import posttrain as pt
 from posttrain.decode.context import ContextContrast
-from posttrain.fit import fit, prompt_tokens, room
 from posttrain.grade.overlap import rouge_l
+from posttrain.long_prompts import fit, prompt_tokens, room
 from posttrain.systems.rag_zeval import KL, prompts, recipe
 from posttrain.systems.rag_zeval.benchmark import Pairing, agreement, pairings
 from posttrain.systems.rag_zeval.candidates import ALPHAS, Curriculum, candidates, distinct, passages, task

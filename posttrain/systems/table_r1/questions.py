@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import posttrain as pt
-from posttrain.fit import Fitted, fit
-from posttrain.records import Place, records
+from posttrain.long_prompts import Fitted, fit
+from posttrain.records import Place, records, with_unique_keys
 from posttrain.systems.table_r1.answers import KINDS, MOST_ITEMS, VERDICTS, Kind
 from posttrain.systems.table_r1.reward import Truth
 from posttrain.systems.table_r1.tables import Table, record_table
@@ -68,13 +68,7 @@ def questions(data: str | Path, limit: int | None = None, split: str = "train") 
     A list or a single word is a short answer, "entailed" or "refuted" a verdict; `kind` (TQA, TFV, FF-TQA) says it
     otherwise. Raises ValueError naming file, line and what is wrong.
     """
-    found = [question(record, place) for place, record in records(data, limit, split)]
-    seen: set[str] = set()
-    for one in found:
-        if one.key in seen:
-            raise ValueError(f"{data}: the id {one.key!r} is used twice; ids must be unique")
-        seen.add(one.key)
-    return found
+    return with_unique_keys((place, question(record, place)) for place, record in records(data, limit, split))
 
 
 def question(record: Mapping[str, Any], place: Place) -> Question:

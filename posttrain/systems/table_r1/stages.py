@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import posttrain as pt
-from posttrain.cli.replies import Replies
-from posttrain.fit import prompt_tokens, room
 from posttrain.grade.stated import whole_reply
+from posttrain.long_prompts import prompt_tokens, room
 from posttrain.systems.table_r1 import recipe
-from posttrain.systems.table_r1.answers import KINDS, Kind, strict_format
+from posttrain.systems.table_r1.answers import KINDS, strict_format
 from posttrain.systems.table_r1.questions import Long, fitted, questions
 from posttrain.systems.table_r1.reward import Form, accuracy, evaluation, reward
 
@@ -132,27 +131,22 @@ def evaluate(
 
     samples  replies to a question
     """
+    pt.at_least(1, samples=samples)
     policy = model.policy()
-    tasks, replies = tables.tasks(policy), Replies(output)
-    pt.distribute(policy)
-    with scale.playing(policy, replies.folder, tasks) as player:
-        found = replies.grade({"policy": player}, tasks, evaluation(), pt.single_turn, samples)
-    table = by_kind(found, {task.key: task.truth.kind for task in tasks})
+    replies, found = scale.evaluate(policy, tables.tasks(policy), evaluation(), samples, output)
+    table = by_kind(found)
     replies.write(table)
     if pt.ranks.is_primary():
         for kind, row in table.items():
             best = f"best of {samples} {row['best']:.3f}"
             print(f"{kind:7} {row['questions']:5.0f} questions, mean {row['mean']:.3f}, {best}")
-        if found.invalid:
-            print(f"{found.invalid} of {len(tasks) * samples} replies could not be had, and are left out")
     return replies.folder
 
 
-def by_kind(found: pt.Evaluation, kinds: Mapping[str, Kind]) -> dict[str, Mapping[str, float]]:
-    """By the kind of each task, which is looked up by its key."""
+def by_kind(found: pt.Evaluation) -> dict[str, Mapping[str, float]]:
     out: dict[str, Mapping[str, float]] = {}
     for kind in KINDS:
-        values = [v for g, v in zip(found.groups, found.values, strict=True) if kinds[g[0].task.key] == kind and v]
+        values = [v for g, v in zip(found.groups, found.values, strict=True) if g[0].task.truth.kind == kind and v]
         if values:
             mean, best = statistics.fmean(map(statistics.fmean, values)), statistics.fmean(map(max, values))
             out[kind] = {"questions": float(len(values)), "mean": mean, "best": best}

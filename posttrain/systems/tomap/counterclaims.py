@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import posttrain as pt
-from posttrain.records import Place, column, records
+from posttrain.records import Place, Record, column, records, with_unique_keys
 
 PROPOSED = 10  # of a topic; the first three are used
 ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•])\s+(.*[^\W\d_].*)$", re.MULTILINE)  # a mark, a blank, and some letter
@@ -45,17 +45,15 @@ def topics(data: str | Path, *, validation: bool = False, limit: int | None = No
 
     Raises ValueError naming file and line for a missing column, a claim that is its own negation, or a malformed tree.
     """
-    found, seen = [], dict[str, int]()
-    for place, record in records(data, limit):
+
+    def topic(place: Place, record: Record) -> Topic:
         claim, denial = (text(column(record, name, place, "data"), place, name) for name in ("pos", "neg"))
         if claim == denial:
             raise ValueError(f"{place}: 'pos' and 'neg' are the same text, so there is nothing to argue about")
         key = str(record.get("id", place.line))
-        if key in seen:
-            raise ValueError(f"{place}: the id {key!r} was already used in line {seen[key]}; ids must be unique")
-        seen[key] = place.line
-        found.append(Topic(key, claim, denial, tuple(tree(record.get("counterclaims"), place)), validation))
-    return found
+        return Topic(key, claim, denial, tuple(tree(record.get("counterclaims"), place)), validation)
+
+    return with_unique_keys((place, topic(place, record)) for place, record in records(data, limit))
 
 
 def tree(value: Any, place: Place) -> Iterator[Counterclaim]:

@@ -10,7 +10,6 @@ Scripts come from a model, and are untrusted: `script` says what is refused befo
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 
 from posttrain.systems.nl_fl_hybrid.prover.verdict import Prover, ProverDied, Verdict
 
@@ -35,9 +34,6 @@ class CachedProver:
         if not verdict.timed_out:  # another time, on a quieter machine, it may be decided
             self.known[asked] = verdict
         return verdict
-
-    def check_all(self, asked: Sequence[tuple[str, str]]) -> list[Verdict]:
-        return [self.check(*one) for one in asked]
 
     def close(self) -> None:
         self.prover.close()

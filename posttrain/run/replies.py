@@ -74,7 +74,7 @@ class Replies:
                     self.lines.add(*fresh)
                 tokens += sum(sum(line["tokens"]) for line in fresh)
                 advance(len(batch), f"{tokens / (time.monotonic() - started):.0f} tokens/s, {memory_gb():.1f} GB")
-        return evaluation_of(lines, samples)
+        return evaluation_of(lines, samples, {task.key: task for task in tasks})
 
     def write(self, values: Mapping[str, Any]) -> None:
         if ranks.is_primary():
@@ -94,12 +94,17 @@ def recorded_content(reply: Reply) -> Any:
     return opened_thinking(reply) + said if isinstance(said, str) else json_value(said)
 
 
-def evaluation_of(lines: Sequence[Mapping[str, Any]], samples: int) -> Evaluation:
-    """What lines of replies.jsonl tell. Raises ValueError when not one reply could be graded."""
+def evaluation_of(
+    lines: Sequence[Mapping[str, Any]], samples: int, tasks: Mapping[str, Task] | None = None
+) -> Evaluation:
+    """What lines of replies.jsonl tell, of these tasks by key; without them tasks have a key and their truth as JSON.
+
+    Raises ValueError when not one reply could be graded.
+    """
     found = Evaluation()
     for start in range(0, len(lines), samples):
         some = lines[start : start + samples]
-        task = Task(some[0]["task"], (), some[0]["truth"])
+        task = tasks[some[0]["task"]] if tasks else Task(some[0]["task"], (), some[0]["truth"])
         found.groups.append(
             [
                 Rollout(
