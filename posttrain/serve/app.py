@@ -3,45 +3,81 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from posttrain.core import Ask, Reply
+from posttrain.core import Ask, Message, Reply
 from posttrain.policy.fast.generate import Sample, SampleRequest
 from posttrain.policy.text import TextPolicy
 from posttrain.sampler.weights import scores, tensor_sums
 from posttrain.serve.desk import Desk
 from posttrain.serve.record import Recorder
+from posttrain.serve.request import (
+    KEYS,
+    MOST_BYTES,
+    ChatRequest,
+    InvalidRequest,
+    Sampled,
+    TextRequest,
+    Verdict,
+    fields_of,
+    read_body,
+)
+from posttrain.serve.stream import CHUNK, Pieces, event, rest_of
 from posttrain.tools import ToolCall, text_beside_calls, tool_calls
 
+Found = TypeVar("Found")
+LOOK_S = 0.5  # between looks at whether a client is still there
 FINISH = {"end": "stop", "string": "stop", "length": "length"}
 
 
-class InvalidRequest(ValueError):
-    """A request that cannot be answered; its message is the client's."""
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A chat request that has been read.
+
+    given     its messages; `messages`: the same, those that were sampled here with their replies
+    prompt    what they are as tokens, `before` as text
+    """
+
+    fields: ChatRequest
+    given: list[dict[str, Any]]
+    messages: tuple[Message, ...]
+    prompt: tuple[int, ...]
+    before: str
+    tools: bool
+    episode: str
+    task: str
 
 
 class App:
     """A policy and its record behind OpenAI's interface.
 
     trainable   a learner may load weights, from any folder that this process can read: for a trusted network only
+    key         that every request but the health check must show; None: none is asked for
     """
 
-    def __init__(self, policy: TextPolicy, name: str, recorder: Recorder, trainable: bool = False):
-        self.policy, self.name, self.recorder, self.trainable = policy, name, recorder, trainable
+    def __init__(
+        self, policy: TextPolicy, name: str, recorder: Recorder, trainable: bool = False, key: str | None = None
+    ):
+        self.policy, self.name, self.recorder, self.trainable, self.key = policy, name, recorder, trainable, key
         self.desk = Desk(policy)
+        self.clerk = ThreadPoolExecutor(1, thread_name_prefix="posttrain clerk")  # renders and tokenises, one at a time
 
     def routes(self) -> Starlette:
         posts: dict[str, Any] = {
@@ -52,10 +88,23 @@ class App:
         if self.trainable:
             posts |= {"/collective_rpc": self.call, "/pause": self.health, "/resume": self.health}
         gets = {"/v1/models": self.models, "/health": self.health}
-        found = [Route(path, with_json_errors(work), methods=["POST"]) for path, work in posts.items()]
-        return Starlette(
-            routes=found + [Route(path, with_json_errors(work), methods=["GET"]) for path, work in gets.items()]
-        )
+        routes = [
+            Route(path, with_json_errors(work if path == "/health" else self.with_key(work)), methods=[method])
+            for method, some in (("POST", posts), ("GET", gets))
+            for path, work in some.items()
+        ]
+        return Starlette(routes=routes)
+
+    def with_key(self, work: Any) -> Any:
+        """The same, for those who show the key."""
+
+        async def endpoint(request: Request) -> Response:
+            shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if self.key is not None and not hmac.compare_digest(shown.encode(), self.key.encode()):
+                return error_answer("the request shows no key, or a wrong one (Authorization: Bearer KEY)", 401)
+            return await work(request)
+
+        return endpoint
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({})
@@ -68,97 +117,158 @@ class App:
 
     async def chat(self, request: Request) -> Response:
         """Chat completions; the messages that were sampled here are continued by their own tokens."""
-        body = await self.body(request)
-        given = body.get("messages")
-        if not isinstance(given, list) or not given or not all(map(is_message, given)):
-            raise InvalidRequest("messages: a list of objects with role and content, or tool_calls")
+        body = await read_body(request)
+        asked = await self.in_clerk(lambda: self.conversation(body, request.headers))
+        wanted = self.sample_requests(asked.prompt, asked.fields, asked.fields.max_completion_tokens)
+        if asked.fields.stream and asked.fields.logprobs:
+            raise InvalidRequest("logprobs: a stream has none here: leave one of them out")
+        if not asked.fields.stream:
+            got = await self.samples(wanted, request)
+            return JSONResponse(await self.in_clerk(lambda: self.chat_answer(asked, wanted, got)))
+        return StreamingResponse(self.events(asked, wanted), media_type="text/event-stream")
+
+    def conversation(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Conversation:
+        """A chat request with its prompt. Raises InvalidRequest."""
+        fields = fields_of(ChatRequest, body)
+        self.check_model(fields.model)
+        tools = tools_of(fields)
+        given = [{key: message[key] for key in KEYS if key in message} for message in body["messages"]]
         for message in given:
-            check_text(message.get("content"))
-        tools = tools_of(body)
+            check_text(message)
+        self.check_length(sum(len(json.dumps(message)) for message in given), fields.n or 1)
         given = [{**given[0], "tools": tools}, *given[1:]] if tools else given
         messages, last = self.recorder.restore_replies(given)
-        episode = request.headers.get("x-posttrain-episode") or (last.episode if last else "")
-        task = request.headers.get("x-posttrain-task") or (last.task if last else "")
+        episode = headers.get("x-session-id") or (last.episode if last else "")
+        task = headers.get("x-posttrain-task") or (last.task if last else "")
         prompt, before = self.policy.chat.prompt(messages)
-        wanted = self.sample_requests(prompt, body, body.get("max_completion_tokens") or body.get("max_tokens"))
+        return Conversation(fields, given, messages, prompt, before, bool(tools), episode, task)
+
+    def chat_answer(self, asked: Conversation, wanted: list[SampleRequest], got: list[Sample]) -> dict[str, Any]:
         choices = []
-        for i, (one, got) in enumerate(zip(wanted, await self.samples(wanted), strict=True)):
-            ask = Ask(messages)
-            reply = self.policy.reply(ask, before, one, got)
-            said = answer_message(without_stop(reply, one.stop), tool_calls(reply) if tools else [])
-            name = self.recorder.note(given, said, ask, reply, episode if i == 0 else "", task)
-            logprobs = {"content": [self.token(*pair) for pair in zip(got.ids, got.logp.tolist(), strict=True)]}
+        for i, (one, sample) in enumerate(zip(wanted, got, strict=True)):
+            ask = Ask(asked.messages)
+            reply = self.policy.reply(ask, asked.before, one, sample)
+            said = answer_message(without_stop(reply, one.stop), tool_calls(reply) if asked.tools else [])
+            name = self.recorder.note(asked.given, said, ask, reply, asked.episode if i == 0 else "", asked.task)
+            logprobs = {"content": [self.token(*pair) for pair in zip(sample.ids, sample.logp.tolist(), strict=True)]}
             choice = {"index": i, "message": said, **self.finish_fields(reply, one)}
             choice |= {"finish_reason": "tool_calls"} if said.get("tool_calls") else {}
-            choices.append(choice | {"logprobs": logprobs if body.get("logprobs") else None, "episode": name})
-        answer = self.answer("chat.completion", choices, prompt, wanted)
-        return (
-            StreamingResponse(events(answer), media_type="text/event-stream")
-            if body.get("stream")
-            else JSONResponse(answer)
-        )
+            choices.append(choice | {"logprobs": logprobs if asked.fields.logprobs else None, "episode": name})
+        return self.answer("chat.completion", choices, asked.prompt, got)
+
+    async def events(self, asked: Conversation, wanted: list[SampleRequest]) -> AsyncIterator[str]:
+        """A chat completion as it is sampled: pieces of text, token by token, then how each choice ended.
+
+        Where tools were offered, a choice is one piece: only its end says what of it is a call.
+        """
+        loop, news = asyncio.get_running_loop(), asyncio.Queue[tuple[int, int] | None]()
+        pieces = [Pieces(self.policy.chat.decode, one.stop) for one in wanted]
+
+        def watch(i: int) -> Callable[[int], object]:
+            return lambda token: loop.call_soon_threadsafe(news.put_nowait, (i, token))
+
+        gone = threading.Event()
+        watched = [
+            replace(one, gone=gone.is_set, watch=None if asked.tools else watch(i)) for i, one in enumerate(wanted)
+        ]
+        work = asyncio.ensure_future(self.samples(watched))
+        work.add_done_callback(lambda _: news.put_nowait(None))
+        plain = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        try:
+            while (drawn := await news.get()) is not None:
+                i, token = drawn
+                if text := pieces[i].add(token):
+                    yield event(plain, i, {"role": "assistant", "content": text})
+        finally:
+            gone.set()  # a client that leaves is sampled for no longer
+        try:
+            got = await work
+            answer = await self.in_clerk(lambda: self.chat_answer(asked, wanted, got))
+        except Exception as error:  # the answer has begun: its status cannot say so any more
+            yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n"
+            return
+        for choice in answer["choices"]:
+            yield event(plain, choice["index"], rest_of(choice["message"], pieces[choice["index"]].sent))
+            yield event(plain | {"episode": choice["episode"]}, choice["index"], {}, choice["finish_reason"])
+        if asked.fields.stream_options and asked.fields.stream_options.include_usage:
+            yield f"data: {json.dumps({**plain, 'object': CHUNK, 'choices': [], 'usage': answer['usage']})}\n\n"
+        yield "data: [DONE]\n\n"
 
     async def complete(self, request: Request) -> Response:
         """Completions of a text, or of token ids: what a learner asks."""
-        body = await self.body(request)
-        given = body.get("prompt")
-        prompt = tuple(self.policy.chat.encode(given)) if isinstance(given, str) else tuple(given or ())
-        if not prompt or not all(isinstance(i, int) and 0 <= i < self.policy.stops.size for i in prompt):
-            raise InvalidRequest("prompt: a text, or a list of token ids of the model's vocabulary, not empty")
-        wanted = self.sample_requests(prompt, body, body.get("max_tokens", 16))
+        body = await read_body(request)
+        fields, prompt = await self.in_clerk(lambda: self.text_prompt(body))
+        if fields.stream:
+            raise InvalidRequest("stream: completions of a text come whole here: leave it out, or ask for a chat")
+        wanted = self.sample_requests(prompt, fields, 16 if fields.max_tokens is None else None)
         scored = None
-        if body.get("prompt_logprobs") is not None:
+        if fields.prompt_logprobs is not None:
             [found] = await asyncio.wrap_future(self.desk.do(lambda: scores(self.policy, [prompt])))
             scored = [None, *({str(i): {"logprob": p}} for i, p in zip(prompt[1:], found.tolist(), strict=True))]
-        choices = []
-        for i, (one, got) in enumerate(zip(wanted, await self.samples(wanted), strict=True)):
+        choices, samples = [], await self.samples(wanted, request)
+        for i, (one, got) in enumerate(zip(wanted, samples, strict=True)):
             reply = self.policy.reply(Ask(()), "", one, got)
             pieces = self.policy.chat.pieces(got.ids)
             logprobs = {"tokens": pieces, "token_logprobs": got.logp.tolist()}
             choice = {"index": i, "text": without_stop(reply, one.stop), **self.finish_fields(reply, one)}
-            choice |= {"logprobs": logprobs if body.get("logprobs") is not None else None, "prompt_logprobs": scored}
-            choices.append(choice | ({"token_ids": list(got.ids)} if body.get("return_token_ids") else {}))
-        return JSONResponse(self.answer("text_completion", choices, prompt, wanted))
+            choice |= {"logprobs": logprobs if fields.logprobs is not None else None, "prompt_logprobs": scored}
+            choices.append(choice | ({"token_ids": list(got.ids)} if fields.return_token_ids else {}))
+        return JSONResponse(self.answer("text_completion", choices, prompt, samples))
 
-    async def body(self, request: Request) -> Mapping[str, Any]:
-        if not request.headers.get("content-type", "").startswith("application/json"):
-            raise InvalidRequest(
-                "the request is not application/json (a web page of another site could send anything else)"
-            )
-        try:
-            body = await request.json()
-        except ValueError as error:
-            raise InvalidRequest(f"the request is not JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise InvalidRequest("the request is not a JSON object")
-        if body.get("model") not in (None, self.name):
-            raise InvalidRequest(f"model: {body['model']!r} is not served here, but {self.name!r}")
-        for name, plain in (("top_p", 1.0), ("top_k", -1), ("min_p", 0.0)):
-            if body.get(name) not in (None, plain):
-                raise InvalidRequest(
-                    f"{name}: {body[name]!r} cuts the distribution short, which posttrain does not sample from"
-                )
-        return body
+    def text_prompt(self, body: Mapping[str, Any]) -> tuple[TextRequest, tuple[int, ...]]:
+        fields = fields_of(TextRequest, body)
+        self.check_model(fields.model)
+        given = fields.prompt
+        self.check_length(len(given) if isinstance(given, str) else 0, 1)
+        prompt = tuple(self.policy.chat.encode(given) if isinstance(given, str) else given)
+        if not prompt or not all(0 <= i < self.policy.stops.size for i in prompt):
+            raise InvalidRequest("prompt: a text, or a list of token ids of the model's vocabulary, not empty")
+        return fields, prompt
 
-    def sample_requests(self, prompt: tuple[int, ...], body: Mapping[str, Any], most: Any) -> list[SampleRequest]:
+    def check_length(self, characters: int, samples: int) -> None:
+        """Refuse what cannot fit, before it is tokenised, and what many samples would write down too often."""
+        most = self.policy.context * self.longest
+        if characters > most:
+            raise InvalidRequest(f"the prompt has {characters} characters, more than {self.policy.context} tokens hold")
+        if characters * samples > MOST_BYTES:
+            raise InvalidRequest(f"n: {samples} samples of a prompt of {characters} characters are too many")
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.policy.chat.vocabulary))
+
+    async def in_clerk(self, work: Callable[[], Found]) -> Found:
+        """Work on text, off the event loop: a long one must not keep others from being heard."""
+        return await asyncio.get_running_loop().run_in_executor(self.clerk, work)
+
+    def check_model(self, name: str | None) -> None:
+        if name not in (None, self.name):
+            raise InvalidRequest(f"model: {name!r} is not served here, but {self.name!r}")
+
+    def sample_requests(self, prompt: tuple[int, ...], fields: Sampled, most: int | None) -> list[SampleRequest]:
         """`n` samples of a prompt, by consecutive seeds."""
         room = self.policy.context - len(prompt)
         if room < 1:
             raise InvalidRequest(f"the prompt has {len(prompt)} tokens and the model {self.policy.context} positions")
-        warmth = body.get("temperature")
-        warmth = self.policy.sampling.temperature if warmth is None else float(warmth)
-        count, limit = int(body.get("n") or 1), int(self.policy.sampling.max_new if most is None else most)
-        if warmth < 0 or count < 1 or limit < 1:
-            raise InvalidRequest("temperature must not be negative, n and max_tokens must be at least 1")
-        stop = body.get("stop") or ()
-        strings = (stop,) if isinstance(stop, str) else tuple(stop)
-        seed = uuid.uuid4().int % 2**31 if body.get("seed") is None else int(body["seed"])
-        if seed < 0:
-            raise InvalidRequest("seed: must not be negative")
-        return [SampleRequest(prompt, min(limit, room), warmth, seed + i, strings) for i in range(count)]
+        if fields.stop_token_ids and not {*fields.stop_token_ids} <= self.policy.ends():
+            raise InvalidRequest("stop_token_ids: tokens that do not end the model's replies are not supported here")
+        warmth = self.policy.sampling.temperature if fields.temperature is None else fields.temperature
+        limit = most or fields.max_tokens or self.policy.sampling.max_new
+        seed = uuid.uuid4().int % 2**31 if fields.seed is None else fields.seed
+        one = SampleRequest(prompt, min(limit, room), float(warmth), seed, tuple(fields.stop or ()))
+        return [replace(one, seed=seed + i) for i in range(fields.n or 1)]
 
-    async def samples(self, wanted: list[SampleRequest]) -> list[Sample]:
-        return list(await asyncio.gather(*(asyncio.wrap_future(self.desk.sample(one)) for one in wanted)))
+    async def samples(self, wanted: list[SampleRequest], request: Request | None = None) -> list[Sample]:
+        """Sampled for as long as the request's client is there. Raises ClientDisconnect when it is not."""
+        gone = threading.Event()
+        asked = [replace(one, gone=gone.is_set) for one in wanted] if request else wanted
+        work = asyncio.gather(*(asyncio.wrap_future(self.desk.sample(one)) for one in asked))
+        while request is not None and not (await asyncio.wait([work], timeout=LOOK_S))[0]:
+            if await request.is_disconnected():
+                gone.set()
+                raise ClientDisconnect
+        return list(await work)
 
     def finish_fields(self, reply: Reply, wanted: SampleRequest) -> dict[str, Any]:
         ended = next((s for s in wanted.stop if s in str(reply.content)), None) if reply.stop == "string" else None
@@ -168,32 +278,33 @@ class App:
         [piece] = self.policy.chat.pieces([i])
         return {"token": piece, "logprob": logp, "bytes": list(piece.encode()), "top_logprobs": []}
 
-    def answer(
-        self, kind: str, choices: list[Any], prompt: tuple[int, ...], wanted: list[SampleRequest]
-    ) -> dict[str, Any]:
+    def answer(self, kind: str, choices: list[Any], prompt: tuple[int, ...], samples: list[Sample]) -> dict[str, Any]:
+        said = sum(len(one.ids) for one in samples)
         return {
             "id": f"{'chatcmpl' if kind.startswith('chat') else 'cmpl'}-{uuid.uuid4().hex}",
             "object": kind,
             "created": int(time.time()),
             "model": self.name,
             "choices": choices,
-            "usage": {"prompt_tokens": len(prompt)},
+            "usage": {
+                "prompt_tokens": len(prompt),
+                "completion_tokens": said,
+                "total_tokens": len(prompt) + said,
+            },
             "version": self.policy.version,
         }
 
     # ---- from the agent's judge, and from the learner
 
     async def reward(self, request: Request) -> Response:
-        body = await self.body(request)
-        if not isinstance(body.get("reward"), int | float):
-            raise InvalidRequest("reward: a number")
-        if not self.recorder.reward(request.path_params["episode"], float(body["reward"])):
+        reward = fields_of(Verdict, await read_body(request)).reward
+        if not self.recorder.reward(request.path_params["episode"], float(reward)):
             raise InvalidRequest(f"episode: none is called {request.path_params['episode']!r}")
         return JSONResponse({})
 
     async def call(self, request: Request) -> Response:
         """As vLLM's endpoint of that name, for the two methods of posttrain's extension."""
-        body = await self.body(request)
+        body = await read_body(request)
         methods = {"posttrain_load": self.load, "posttrain_held": self.weight_sums}
         if body.get("method") not in methods:
             raise InvalidRequest(f"method: {body.get('method')!r} is none of {', '.join(methods)}")
@@ -218,27 +329,13 @@ class App:
         return {"version": self.policy.version, "sums": sums}
 
 
-def is_message(message: Any) -> bool:
-    if not isinstance(message, dict) or "role" not in message:
-        return False
-    calls = message.get("tool_calls") or []
-    named = isinstance(calls, list) and all(
-        isinstance(call, dict) and isinstance(call.get("function"), dict) for call in calls
-    )
-    return named and ("content" in message or bool(calls))
-
-
-def tools_of(body: Mapping[str, Any]) -> list[Any]:
+def tools_of(fields: ChatRequest) -> list[Any]:
     """The tools that a request offers, as the chat template is given them."""
-    tools, choice = body.get("tools") or [], body.get("tool_choice") or "auto"
-    if choice not in ("auto", "none"):
-        raise InvalidRequest(f"tool_choice: {choice!r} is not supported here; use auto or none")
+    tools = fields.tools or []
     functions = [tool.get("function") if isinstance(tool, dict) else None for tool in tools]
-    if not isinstance(tools, list) or not all(
-        isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions
-    ):
+    if not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions):
         raise InvalidRequest("tools: a list of objects with type and function, which has a name")
-    return tools if choice == "auto" else []
+    return tools if fields.tool_choice != "none" else []
 
 
 def answer_message(text: str, calls: list[ToolCall]) -> dict[str, Any]:
@@ -249,11 +346,12 @@ def answer_message(text: str, calls: list[ToolCall]) -> dict[str, Any]:
     return {"role": "assistant", "content": text_beside_calls(text) or None, "tool_calls": named}
 
 
-def check_text(content: Any) -> None:
+def check_text(message: Mapping[str, Any]) -> None:
     """Refuse what is not text: of a picture a client could name any file of this machine."""
-    if isinstance(content, str | None):
-        return
-    for part in content if isinstance(content, list) else [content]:
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        raise InvalidRequest("messages: one has neither content nor tool_calls")
+    for part in content if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
             raise InvalidRequest(f"messages: a part of type {kind!r}; this server takes text only, and no pictures")
@@ -272,21 +370,14 @@ def with_json_errors(work: Any) -> Any:
     async def endpoint(request: Request) -> Response:
         try:
             return await work(request)
-        except (InvalidRequest, TypeError, ValueError) as error:  # fields of wrong types
-            said = {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}
-            return JSONResponse({"error": said}, status_code=400)
+        except (InvalidRequest, TypeError, ValueError, RecursionError) as error:
+            return error_answer(str(error), 400)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody hears it; a traceback for each would fill the log
 
     return endpoint
 
 
-async def events(answer: dict[str, Any]) -> AsyncIterator[str]:
-    """A chat completion as a stream of events: every choice in one piece."""
-    plain = {key: answer[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    for choice in answer["choices"]:
-        message = dict(choice["message"])
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
-        for delta, reason in ((message, None), ({}, choice["finish_reason"])):
-            part = {"index": choice["index"], "delta": delta, "finish_reason": reason}
-            yield f"data: {json.dumps(plain | {'choices': [part]})}\n\n"
-    yield "data: [DONE]\n\n"
+def error_answer(said: str, status: int) -> JSONResponse:
+    error = {"message": said, "type": "invalid_request_error", "param": None, "code": None}
+    return JSONResponse({"error": error}, status_code=status)

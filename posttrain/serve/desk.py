@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from posttrain.policy.fast.generate import Sample, SampleRequest
@@ -54,15 +55,19 @@ class Desk:
                 return
 
     def run_batch(self, batch: list[tuple[SampleRequest, Future]]) -> None:
+        """Sample together; where that fails, one by one, so that no request fails for what another asked."""
         if not batch:
             return
         try:
             for k, got in self.policy.sample_tokens([wanted for wanted, _ in batch]):
                 batch[k][1].set_result(got)
         except Exception as error:  # the request fails, the server goes on
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            left = [one for one in batch if not one[1].done()]
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+            else:
+                for wanted, future in left:  # what was drawn once is drawn again, and nobody is told of it twice
+                    self.run_batch([(replace(wanted, watch=None), future)])
 
 
 def answer(future: Future, work: Callable[[], Any]) -> None:

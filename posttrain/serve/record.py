@@ -1,16 +1,17 @@
 """Episodes of outside agents, written while they happen: every prompt and reply with its tokens and log-probabilities.
 
-An agent says what belongs together by the headers `x-posttrain-episode` and `x-posttrain-task`; without them a request
+An agent says what belongs together by the headers `x-session-id` and `x-posttrain-task`; without them a request
 that continues a recorded conversation belongs to its episode. What it sends back as text is put back as what was
 sampled, so that the next prompt continues the very tokens, and the episode becomes one training row.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from posttrain.chat import Tokens, trace
 from posttrain.core import Ask, Message, Reply, Rollout, Task, Turn
 from posttrain.episode import assistant
 
-REMEMBERED = 10_000  # replies that may still be continued
+REMEMBERED, REMEMBERED_BYTES = 10_000, 2**28  # replies that may still be continued, and their prompts' size
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Recorder:
     def __init__(self, path: Path | None):
         self.path, self.lock = path, threading.Lock()
         self.known: OrderedDict[str, KnownReply] = OrderedDict()
+        self.held = 0  # bytes, about, of what is remembered
         self.episodes = 0
         self.named: set[str] = set()  # episodes of this process
         if path:
@@ -49,11 +51,11 @@ class Recorder:
         """The messages, those that were sampled here with their replies; and the last of these."""
         out: list[Any] = []
         last = None
-        with self.lock:
-            for i, message in enumerate(messages):
-                found = self.known.get(key_of(messages[: i + 1])) if message["role"] == "assistant" else None
-                last = found or last
-                out.append(assistant(found.reply) if found else dict(message))
+        for message, key in zip(messages, conversation_keys(messages), strict=True):
+            with self.lock:
+                found = self.known.get(key) if message["role"] == "assistant" else None
+            last = found or last
+            out.append(assistant(found.reply) if found else dict(message))
         return tuple(out), last
 
     def note(
@@ -70,9 +72,11 @@ class Recorder:
             if not episode:
                 episode, self.episodes = f"episode-{self.episodes}", self.episodes + 1
             self.named.add(episode)
-            self.known[key_of([*messages, answer])] = KnownReply(reply, episode, task)
-            if len(self.known) > REMEMBERED:
-                self.known.popitem(last=False)
+            *_, key = conversation_keys([*messages, answer])
+            self.known[key] = KnownReply(reply, episode, task)
+            self.held += size_of(reply)
+            while len(self.known) > REMEMBERED or self.held > REMEMBERED_BYTES:
+                self.held -= size_of(self.known.popitem(last=False)[1].reply)
             tokens = trace(reply)
             self.write(
                 {
@@ -80,9 +84,9 @@ class Recorder:
                     "task": task or episode,
                     "messages": list(messages),
                     "content": reply.content,
-                    "prompt_ids": list(tokens.prompt),
-                    "ids": list(tokens.reply),
-                    "logp": reply.logp.tolist(),
+                    "prompt_token_ids": list(tokens.prompt),
+                    "token_ids": list(tokens.reply),
+                    "logprobs": reply.logp.tolist(),
                     "stop": reply.stop,
                     "version": reply.version,
                     "temperature": reply.temperature,
@@ -104,8 +108,18 @@ class Recorder:
                 file.write(json.dumps(line) + "\n")
 
 
-def key_of(messages: Sequence[Mapping[str, Any]]) -> str:
-    return json.dumps([[message["role"], message.get("content") or "", called(message)] for message in messages])
+def size_of(reply: Reply) -> int:
+    """Bytes, about, that remembering a reply takes: most of them are its prompt's."""
+    tokens = trace(reply)
+    return 40 * (len(tokens.prompt) + len(tokens.reply)) + 4 * len(tokens.before)
+
+
+def conversation_keys(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A key for every message, of all that was said up to it: one pass, however long the conversation is."""
+    digest = hashlib.blake2b(digest_size=16)
+    for message in messages:
+        digest.update(json.dumps([message["role"], message.get("content") or "", called(message)]).encode() + b"\n")
+        yield digest.hexdigest()
 
 
 def called(message: Mapping[str, Any]) -> list[Any]:
@@ -136,7 +150,8 @@ def read_episodes(path: str | Path) -> list[Rollout]:
 
 def turn_of(line: Mapping[str, Any]) -> Turn:
     messages = tuple(line["messages"])
-    tokens = Tokens(tuple(line["prompt_ids"]), tuple(line["ids"]), messages, "", line["content"], line["vocabulary"])
-    logp = torch.tensor(line["logp"], dtype=torch.float32)
+    prompt, said = tuple(line["prompt_token_ids"]), tuple(line["token_ids"])
+    tokens = Tokens(prompt, said, messages, "", line["content"], line["vocabulary"])
+    logp = torch.tensor(line["logprobs"], dtype=torch.float32)
     reply = Reply(line["content"], logp, tokens, line["stop"], line["version"], line["temperature"])
     return Turn(Ask(messages), reply)

@@ -10,6 +10,7 @@ Only the standard library is needed, because a run on several ranks starts this 
 
 from __future__ import annotations
 
+import hmac
 import importlib
 import json
 import sys
@@ -75,8 +76,8 @@ class Listener(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, service: Service, host: str, port: int):
-        self.service = service
+    def __init__(self, service: Service, host: str, port: int, key: str | None = None):
+        self.service, self.key = service, key
         super().__init__((host, port), Handler)
 
     def server_bind(self) -> None:
@@ -100,14 +101,28 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, Listener)
         return self.server.service
 
+    def shows_key(self) -> bool:
+        """Whether the request shows the key, if one is asked for; who does not is told so."""
+        assert isinstance(self.server, Listener)
+        shown, key = self.headers.get("authorization", "").removeprefix("Bearer "), self.server.key
+        if key is None or hmac.compare_digest(shown.encode(), key.encode()):
+            return True
+        self.close_connection = True  # its body may not have been read
+        self.answer(401, {"error": "the request shows no key, or a wrong one (Authorization: Bearer KEY)"})
+        return False
+
     def do_GET(self) -> None:
         known = {"/about": self.service.about, "/health": {}}
+        if self.path != "/health" and not self.shows_key():
+            return
         if self.path in known:
             self.answer(200, known[self.path])
         else:
             self.answer(404, {"error": f"there is no {self.path} here, only {', '.join(known)}"})
 
     def do_POST(self) -> None:
+        if not self.shows_key():
+            return
         service, operation = self.service, self.path.strip("/")
         try:
             payload = self.payload()
@@ -186,10 +201,13 @@ def outcome(future: Future[list[Any]]) -> tuple[int, dict[str, Any]]:
         return 500, {"error": f"{type(error).__name__}: {error}"}
 
 
-def listen(kind: Kind[Any], name: str, *, host: str, port: int, **options: Any) -> None:
-    """Load a model and serve it until interrupted. Raises ValueError when it cannot, OSError when the port is taken."""
+def listen(kind: Kind[Any], name: str, *, host: str, port: int, key: str | None = None, **options: Any) -> None:
+    """Load a model and serve it until interrupted, to those who show the key if there is one.
+
+    Raises ValueError when it cannot be loaded, OSError when the port is taken.
+    """
     service = Service(kind, name, kind.load(name, **options))
-    with Listener(service, host, port) as listener, suppress(KeyboardInterrupt):
+    with Listener(service, host, port, key) as listener, suppress(KeyboardInterrupt):
         where = f"http://{host}:{listener.server_port}"
         print(f"serving the {kind.name} {name} at {where}; Ctrl-C ends it", file=sys.stderr, flush=True)
         listener.serve_forever()
