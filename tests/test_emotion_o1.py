@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import random
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from chat_server import chat_server
 from conftest import said
 from hypothesis import given
 from hypothesis import strategies as st
@@ -493,45 +492,23 @@ def test_what_is_missing_is_said(write, tmp_path, capsys):
         assert message in " ".join(capsys.readouterr().err.split())
 
 
-class Teacher(BaseHTTPRequestHandler):
-    """A chat server that thinks briefly about moods and longer about irony, and is always right about `so`."""
-
-    def log_message(self, *arguments):
-        pass
-
-    def reply(self, body):
-        said = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(said)))
-        self.end_headers()
-        self.wfile.write(said)
-
-    def do_GET(self):
-        self.reply({"data": [{"id": "teacher"}]})
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][-1]["content"]
-        chain, label = ("so", "good") if "Task: mood" in asked else ("so but because so", "yes")
-        self.reply({"choices": [{"message": {"content": whole(label, chain)}, "finish_reason": "stop"}]})
+def teacher(messages):
+    """Thinks briefly about moods and longer about irony, and is always right about `so`."""
+    chain, label = ("so", "good") if "Task: mood" in messages[-1]["content"] else ("so but because so", "yes")
+    return whole(label, chain)
 
 
 def test_from_a_chat_server_s_chains_to_a_trained_model(write, tmp_path, capsys):
     """Distil, learn, reinforce, evaluate, each by what the stage before has written."""
     rows = [("mood", "good"), ("mood", "bad"), ("irony", "yes"), ("irony", "no")]
     data = write(*[{"text": f"that is {label}", "label": label, "task": task} for task, label in rows])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     small = ["--max-new", "8", "--quiet"]
 
     def stage(name, model, *options):
         main(["run", "emotion-o1", "--stage", name, "--model", model, *small, "--out", str(tmp_path / name), *options])
 
-    try:
-        teacher = f"http://127.0.0.1:{server.server_port}/v1"
-        stage("distil", "tiny", "--data", data, "--teacher", teacher, "--candidates", "1")
-    finally:
-        server.shutdown()
-        server.server_close()
+    with chat_server(teacher) as url:
+        stage("distil", "tiny", "--data", data, "--teacher", url, "--candidates", "1")
     chains, bands = tmp_path / "distil" / "chains.jsonl", tmp_path / "distil" / "bands.json"
     assert [json.loads(line)["id"] for line in chains.read_text().splitlines()] == ["mood-1", "irony-3"]
     kept = json.loads(bands.read_text())["bands"]

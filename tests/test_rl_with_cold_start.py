@@ -138,7 +138,7 @@ def test_chains_survive_their_file(tmp_path):
     assert [one.messages[0]["content"] for one in back] == [system.SYSTEM] * 2, "one system message, the stage's own"
     assert [readable_content(one.messages[1]["content"]) for one in back] == ["<image>How many?"] * 2
     assert [message["content"] for message in words.messages] == [system.SYSTEM, "In millimetres.", "How many?", "4"]
-    shown = [policy().chat.read_pictures(one.messages)[1]["content"][0]["image"] for one in back]
+    shown = [policy().chat.read_parts(one.messages)[1]["content"][0]["image"] for one in back]
     assert (shown[0].pixels == noise(8, 16)).all()
     assert (shown[1].pixels == noise(8, 8)).all()
 

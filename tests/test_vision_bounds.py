@@ -89,7 +89,7 @@ SIZES = ((16, 40), (40, 8), (8, 8))
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([{"type": "video", "video": "x.mp4"}], "of type 'video'; a model that sees takes 'text' and 'image'"),
+        ([{"type": "video", "video": "x.mp4"}], "of type 'video'; this model takes 'text' and 'image'"),
         ([{"type": "image_url", "image_url": {"url": "x"}}], "of type 'image_url'"),
         (["words"], "of type 'str'"),
         ([text("see <|video_pad|>")], r"text has <\|video_pad\|>.*no text may contain it"),

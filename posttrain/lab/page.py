@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+
+from posttrain.lab.claim import Claim
+from posttrain.lab.headline import Headline, headline_table
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
@@ -15,10 +19,12 @@ def claims_page(
     minutes: Mapping[str, float],
     seeds: int,
     before: str = "",
+    headlines: Mapping[str, tuple[Headline, Sequence[Claim]]] = MappingProxyType({}),
 ) -> str:
-    """docs/claims.md: every system's table, with what the system is and the CPU minutes.
+    """docs/claims.md: the papers' first claims, then every system's table, with what it is and the CPU minutes.
 
-    `before` is the page so far: its sections on other systems stay.
+    before     the page so far: its sections on other systems stay
+    headlines  with the claims of their systems, for the table at the top
     """
     sections = sections_of(before)
     for name, table in tables.items():
@@ -40,6 +46,7 @@ def claims_page(
         "it four times out of five. *Not testable here* means that both arms are at the ceiling or the floor of the "
         "measure, where they cannot differ. Controls are ours. Every seed's value is in [claims.json](claims.json).",
         "",
+        *([headline_table(sections, headlines), ""] if headlines else []),
     ]
     return "\n".join(lines) + "\n" + "\n".join(f"## {name}\n\n{sections[name]}\n" for name in sorted(sections))
 

@@ -59,6 +59,11 @@ class System:
         return self.find("CLAIMS", "lab") or ()
 
     @property
+    def headline(self) -> Any:
+        """The claim that its paper makes above all (`posttrain.lab.headline.Headline`); None if it names none."""
+        return self.find("HEADLINE", "lab")
+
+    @property
     def smoke(self) -> Any:
         """How the system is tried in seconds (`posttrain.lab.trial.Smoke`); None if it does not say."""
         return self.find("SMOKE", "lab")

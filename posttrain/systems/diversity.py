@@ -297,3 +297,7 @@ CLAIMS = pt.claims("""
         paper: over 12 models with pass@1 above 0.4, R2 = 0.81
         correlation: models > 0
 """)
+HEADLINE = pt.Headline(
+    "the diversity term raises accuracy",
+    "more solutions are found (2.9 of three, against 1.3); most questions are solved without the term already",
+)

@@ -284,3 +284,4 @@ CLAIMS = pt.claims("""
         paper: dH is proportional to -Cov(log pi, A) (Theorem 2)
         covariance against entropy change: grpo > 0
 """)
+HEADLINE = pt.Headline("KL-Cov beats GRPO")

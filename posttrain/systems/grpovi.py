@@ -335,3 +335,7 @@ CLAIMS = pt.claims("""
         paper: why rule-based rewards work; here within 0.05
         final quality in [0, 1]: rule > varied - 0.05
 """)
+HEADLINE = pt.Headline(
+    "increasing the variance ends higher than GRPO",
+    "GRPO divides by the group's deviation, which takes out the scale that the transform puts in",
+)

@@ -329,3 +329,7 @@ CLAIMS = pt.claims("""
         ours: ten times the paper's weight: tried first, before the paper's own
         accuracy: judge, calibrated, weight 1 > judge
 """)
+HEADLINE = pt.Headline(
+    "flipping 40 % of the rewards costs little",
+    "under GRPO with groups of four it costs 0.36 of accuracy; 20 % cost 0.01",
+)

@@ -341,3 +341,7 @@ CLAIMS = pt.claims("""
         paper: fairness over categories
         worst accuracy: DPO, FR > DPO
 """)
+HEADLINE = pt.Headline(
+    "FR shares margins more equally than Bradley-Terry",
+    "Bradley-Terry shares them equally already (Jain's index 0.94); in DPO, where it does not, FR helps",
+)

@@ -263,6 +263,7 @@ CLAIMS = pt.claims("""
         ours: a sequence-level reward should know that an early mistake costs more
         factuality: ActLCD, snowball > BC only, snowball
 """)
+HEADLINE = pt.Headline("the gate beats greedy decoding")
 # decode needs the gate of a run: tests/test_actlcd_full.py
 # Stage decode needs the gate of a run: tests/test_actlcd_full.py.
 SMOKE = pt.Smoke(

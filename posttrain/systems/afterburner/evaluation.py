@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import posttrain as pt
 from posttrain.group import ScoredRollout
+from posttrain.run.rollouts import write_rollouts
 from posttrain.systems.afterburner.iterate import Best, Rewrite, course, courses, curve, iterate
 from posttrain.systems.afterburner.measurement import METRICS, Bench, Performance, resampled_mean
 from posttrain.systems.afterburner.venus import InMarkdown, Problem, task_of
@@ -164,7 +165,7 @@ def play_episodes(
                 if all(isinstance(one, pt.Failure) for one in facts):
                     raise ValueError(f"not one of {len(some)} episodes could be played: {facts[0].reason}")
                 if pt.ranks.is_primary():
-                    directory.write_rollouts(step, policy, played)
+                    write_rollouts(directory.rollouts, step, policy, played)
             out += [pt.Rollout(task, [], one) for task, one in zip(some, facts, strict=True)]
             done(len(some))
     return out

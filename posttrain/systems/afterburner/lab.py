@@ -242,6 +242,7 @@ CLAIMS = pt.claims("""
         ours: nine samples of the first answer, of which the best by the same measurements is kept
         pass 8: grpo > sampled, pass 8: grpo
 """)
+HEADLINE = pt.Headline("PASS@1 rises over iterations")
 # The other stages run in tests/test_afterburner.py.
 SMOKE = pt.Smoke(
     """

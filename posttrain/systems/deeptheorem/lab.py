@@ -108,6 +108,7 @@ CLAIMS = pt.claims("""
         ours: as many supervised steps, on proofs with all their steps; within 0.05
         joint in [0, 1]: whole proofs > variants - 0.05
 """)
+HEADLINE = pt.Headline("rewarding the verdict beats imitating proofs")
 SMOKE = pt.Smoke(
     """
     laptop

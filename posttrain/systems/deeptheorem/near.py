@@ -50,7 +50,7 @@ def by_encoder(encoder: str, device: str | None = None) -> Recall:
     """
     from transformers import AutoModel
 
-    from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer
+    from posttrain.policy.pretrained import checkpoint_path, choose_device, load_pretrained, load_tokenizer
 
     path = checkpoint_path(encoder)
     model, words = load_pretrained(AutoModel, path).eval().to(choose_device(device)), load_tokenizer(path)

@@ -178,6 +178,7 @@ CLAIMS = pt.claims("""
         ours: right chains can be stuffed too
         structure in [0, 1]: structure alone, gated > task-adaptive + 0.5
 """)
+HEADLINE = pt.Headline("adaptive reasoning helps the advanced task")
 SMOKE = pt.Smoke(
     """
     laptop

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from posttrain.chat import without_thinking
+from posttrain.grade.text import pieces_between
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 ANSWER = re.compile(r"<answer>([^<]*)</answer>")
@@ -37,15 +38,10 @@ def stated(text: str, labels: Sequence[str]) -> Stated | None:
     It has each tag once, in order, with nothing outside of them: a thought that stands elsewhere would not be counted.
     The answer is one of the labels, whatever its case and the punctuation around it.
     """
-    if any(text.count(tag) != 1 for tag in TAGS):
+    pieces = pieces_between(text, TAGS)
+    if pieces is None:
         return None
-    pieces, rest = [], text
-    for tag in TAGS:
-        before, found, rest = rest.partition(tag)
-        if not found:
-            return None  # they stand in another order
-        pieces.append(before)
-    outside, chain, between, answer = pieces
+    outside, chain, between, answer, rest = pieces
     label = label_of(answer, labels)
     if label is None or (outside + between + rest).strip():
         return None

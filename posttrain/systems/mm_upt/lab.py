@@ -181,6 +181,7 @@ CLAIMS = pt.claims("""
         ours: three times the learning rate, which training with labels withstands
         mean@1: pictures, majority > pictures, majority, thrice the rate
 """)
+HEADLINE = pt.Headline("voting improves the model without labels")
 SMOKE = pt.Smoke("""
     laptop
     laptop --no-reliable

@@ -194,6 +194,10 @@ CLAIMS = pt.claims("""
         ours: the share of held-out problems with a proof among 8
         proved in [0, 1]: hybrid, reinforced > hybrid
 """)
+HEADLINE = pt.Headline(
+    "half of the samples by proofs raises the pass rate of 16",
+    "it leads by 0.11, and the interval begins below the 0.03 that we demand",
+)
 SMOKE = pt.Smoke(
     """
     laptop

@@ -124,6 +124,7 @@ CLAIMS = pt.claims("""
         ours: all four fields right, and not the conclusion alone
         exact in [0, 1]: GRPO, dense > SFT on silver
 """)
+HEADLINE = pt.Headline("rewarding the numbers beats fine-tuning on silver numbers")
 SMOKE = pt.Smoke(
     """
     laptop

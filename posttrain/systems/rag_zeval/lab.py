@@ -174,6 +174,7 @@ CLAIMS = pt.claims("""
         ours: the share of scores that equal the true share of supported claims
         exact in [0, 1]: ranking, curriculum > without RL
 """)
+HEADLINE = pt.Headline("rankings alone teach an evaluator to judge")
 SMOKE = pt.Smoke(
     """
     laptop

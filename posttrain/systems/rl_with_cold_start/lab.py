@@ -188,6 +188,7 @@ CLAIMS = pt.claims("""
         ours: a base model whose second looks are always right
         reflection gap: base, second looks help > base
 """)
+HEADLINE = pt.Headline("SFT followed by RL beats SFT alone")
 # distil, with a teacher that is right, in tests/test_rl_with_cold_start.py
 # Stage distil needs a teacher that is right: tests/test_rl_with_cold_start.py.
 SMOKE = pt.Smoke(

@@ -107,6 +107,7 @@ CLAIMS = pt.claims("""
         ours: the same questions, of which distillation sees the teacher's right replies; within 0.05
         answers in [0, 1]: Table-R1-Zero > Table-R1-SFT - 0.05
 """)
+HEADLINE = pt.Headline("reinforcement by rules improves on the instruct model")
 SMOKE = pt.Smoke(
     """
     laptop

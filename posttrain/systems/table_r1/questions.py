@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import posttrain as pt
+from posttrain.data import is_chat
 from posttrain.long_prompts import Fitted, fit
 from posttrain.records import Place, records, with_unique_keys
 from posttrain.systems.table_r1.answers import KINDS, MOST_ITEMS, VERDICTS, Kind
@@ -110,12 +111,13 @@ def answers_of(record: Mapping[str, Any], place: Place) -> tuple[Kind, tuple[str
 
 
 def released_question(record: Mapping[str, Any], key: str, place: Place) -> Question:
-    extra = record.get("extra_info") or {}
+    extra = record.get("extra_info")
+    extra = extra if isinstance(extra, Mapping) else {}
     kind, wanted = extra.get("task_type"), record["reward_model"].get("ground_truth")
     if kind not in KINDS or not wanted:
         raise ValueError(f"{place}: a row of Table-R1 names `extra_info.task_type` and `reward_model.ground_truth`")
     listed = wanted if isinstance(wanted, list | tuple) else [wanted]
-    if not isinstance(record.get("prompt"), list | tuple):
+    if not is_chat(record.get("prompt")):
         raise ValueError(f"{place}: a row of Table-R1 has its messages in `prompt`")
     prompt = tuple(record["prompt"])
     return Question(str(extra.get("id", key)), kind, "", tuple(map(str, listed)), None, prompt)

@@ -188,6 +188,7 @@ CLAIMS = pt.claims("""
         ours: ToMAP against ToMAP-lite at six turns
         shift, 6 turns: ToMAP > ToMAP-lite
 """)
+HEADLINE = pt.Headline("ToMAP beats RL")
 # the other stages are run in tests/test_tomap.py
 # The other stages run in tests/test_tomap.py.
 SMOKE = pt.Smoke(

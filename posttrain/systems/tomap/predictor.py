@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import posttrain as pt
-from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer
+from posttrain.policy.pretrained import checkpoint_path, choose_device, load_pretrained, load_tokenizer
 from posttrain.systems.tomap.wording import ATTITUDES, Wording
 
 WEIGHTS, ABOUT = "predictor.safetensors", "predictor.json"

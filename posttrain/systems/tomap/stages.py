@@ -11,6 +11,7 @@ from pathlib import Path
 
 import posttrain as pt
 from posttrain.group import ScoredRollout
+from posttrain.run.rollouts import write_rollouts
 from posttrain.systems.tomap.counterclaims import Topic, propose_counterclaims, record, topics
 from posttrain.systems.tomap.dialogue import SHOWN, Limit, Setting, Shown, dialogue, tasks_of
 from posttrain.systems.tomap.predictor import (
@@ -268,7 +269,7 @@ def hold_dialogues(
             pairs = zip(found.rollouts, found.marks, strict=True)
             played = [ScoredRollout(rollout, score, None) for rollout, score in pairs]
             if pt.ranks.is_primary():
-                directory.write_rollouts(step, policy, played)
+                write_rollouts(directory.rollouts, step, policy, played)
     return directory.path
 
 

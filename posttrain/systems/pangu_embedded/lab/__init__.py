@@ -7,6 +7,7 @@ PICTURE = "new"  # the measure that is drawn: accuracy on new problems, by way o
 
 ARMS = {**scheduler.ARMS, **thinking.ARMS, **distillation.ARMS, **router.ARMS}
 CLAIMS = (*thinking.CLAIMS, *distillation.CLAIMS, *scheduler.CLAIMS, *router.CLAIMS)
+HEADLINE = pt.Headline("automatic mode keeps the accuracy of slow mode")
 # the other stages are run in tests/test_pangu_embedded.py
 # The other stages run in tests/test_pangu_embedded.py.
 SMOKE = pt.Smoke("""
