@@ -125,9 +125,12 @@ class Chat:
         return plain
 
     def template_content(self, content: Any) -> Any:
-        """A message's content for the template. Raises ValueError for pictures, which only a `VisionPolicy` sees."""
+        """A message's content for the template. Raises ValueError for what is no text: other policies are shown it."""
         if isinstance(content, list) and any(part.get("type") in UNSEEN for part in content):
             raise ValueError("the prompt holds a picture, and the model, or posttrain with this model, sees none")
+        strange = [part.get("type") for part in content if "text" not in part] if isinstance(content, list) else []
+        if strange:
+            raise ValueError(f"the prompt holds a part of type {strange[0]!r}, for which the model has no encoder")
         return "" if content is None else content
 
     @cached_property

@@ -30,12 +30,14 @@ def collect(
     seed: int = 0,
     name: str = "questions",
     quiet: bool = False,
+    others: Mapping[str, Sampler] | None = None,
 ) -> list[Mapping[str, Any]]:
     """The lines of all tasks, in their order, each with the task's key as `id`; several ranks play a share each.
 
-    line  what is kept of a task's rollouts; Invalid where there is no answer: it is asked for again on a resume
-    path  of the file that holds the lines; no task is asked that it knows
-    name  of the tasks, for the progress bar
+    line    what is kept of a task's rollouts; Invalid where there is no answer: it is asked for again on a resume
+    path    of the file that holds the lines; no task is asked that it knows
+    name    of the tasks, for the progress bar
+    others  players that the environment asks besides
     Raises ValueError, with the first reason, when more than a tenth of the tasks could not be answered; what was
     answered stays in the file.
     """
@@ -67,7 +69,7 @@ def collect(
                     keep(group[0].task.key, done[mine[i]])
                 step()
 
-            rollout(env, [tasks[n] for n in mine], {"policy": player}, samples, seed, ended, mine)
+            rollout(env, [tasks[n] for n in mine], {"policy": player, **(others or {})}, samples, seed, ended, mine)
             for number, found in ranks.merge_shares(list(done.items()), f"for {path.name}"):
                 if not (ranks.is_primary() and number in done):
                     keep(tasks[number].key, found)

@@ -24,6 +24,7 @@ from typing import (
     runtime_checkable,
 )
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -206,6 +207,7 @@ Metrics: TypeAlias = dict[str, float]
 Episode: TypeAlias = Generator[list[Ask], list[Reply], Any]
 Env: TypeAlias = Callable[[Task[Truth]], Episode]
 Reward: TypeAlias = "Callable[[Group], Sequence[Score | Invalid]]"
+Draw: TypeAlias = "Callable[[Rollout], np.ndarray | None]"  # uint8 [H, W, 3], for a person to look at
 Advantage: TypeAlias = Callable[[Group, list[Score]], list[Tensor]]  # one [N] per rollout
 Across: TypeAlias = Callable[[list[Tensor]], list[Tensor]]  # the credit of every rollout of the step
 Loss: TypeAlias = Callable[[Batch, Density], tuple[Tensor, Metrics]]

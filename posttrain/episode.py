@@ -138,6 +138,8 @@ def play(
             rollouts[i].facts = over.value if isinstance(over, StopIteration) else failure(over)
             ended(i, rollouts[i])
             return
+        except SystemExit as error:  # it would end the run as if it were done
+            raise RuntimeError(f"the environment raised {error!r} in an episode of task {tasks[i].key!r}") from error
         seed = seeds[i] if seeds else i
         wanted[i] = [replace(ask, seed=mix(seed, asks_made[i] + j)) for j, ask in enumerate(asks)]
         asks_made[i] += len(asks)

@@ -8,7 +8,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from posttrain.advantage import GROUP_BASELINES, normalised
-from posttrain.core import Across, Advantage, Env, Invalid, Loss, Metrics, Policy, Reduce, Reward, Row, Sampler, Score
+from posttrain.core import (
+    Across,
+    Advantage,
+    Draw,
+    Env,
+    Invalid,
+    Loss,
+    Metrics,
+    Policy,
+    Reduce,
+    Reward,
+    Row,
+    Sampler,
+    Score,
+)
 from posttrain.episode import single_turn
 from posttrain.loss import Total, clipped, loss_parts, token_mean, total
 
@@ -61,6 +75,7 @@ class Recipe:
     reference: Policy | None = None  # frozen, for losses that read `logp_ref`
     evaluation: Reward | None = None  # grades held-out tasks where the reward itself is not what one wants to know
     max_invalid: float = 0.2  # largest share of rollouts that may be ungradable in a step
+    draw: Draw | None = None  # a picture of a rollout for the report; None: what its prompt shows besides text
 
     def __post_init__(self):
         if self.samples < 2 and self.advantage in GROUP_BASELINES:

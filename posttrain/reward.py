@@ -54,7 +54,12 @@ def group_scores(reward: Reward, group: Group) -> list[Score | Invalid]:
         if len(scores) != len(group):
             raise ValueError(f"the reward returned {len(scores)} scores for a group of {len(group)} rollouts")
         return [as_score(score) for score in scores]
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as raised:
+        error = raised
+        if not isinstance(raised, Exception):  # sys.exit() would end the run as if it were done
+            error = RuntimeError(f"the reward raised {raised!r}")
         sample = group[0]
         prompt = readable_content(sample.task.prompt[-1]["content"]) if sample.task.prompt else ""
         error.add_note(
@@ -63,7 +68,9 @@ def group_scores(reward: Reward, group: Group) -> list[Score | Invalid]:
             f"  truth   {short_repr(sample.task.truth)}\n"
             f"  reply   {short_repr(sample.text)}"
         )
-        raise
+        if error is raised:
+            raise
+        raise error from raised
 
 
 def short_repr(value: Any, width: int = 200) -> str:

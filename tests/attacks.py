@@ -235,8 +235,13 @@ ATTACKS = {
         stdout="-1 -1 -1", needs=("system calls",),
     ),
     "kernel": Attack(
-        C + "print(*[libc.syscall(n, 0, 0, 0, 0, 0) for n in (425, 434, 438, 435)], end='')",
-        stdout="-1 -1 -1 -1", needs=("system calls",),
+        C + "print(*[libc.syscall(n, 0, 0, 0, 0, 0) for n in (425, 434, 438, 435, 457, 458, 467)], end='')",
+        stdout="-1 -1 -1 -1 -1 -1 -1", needs=("system calls",),
+    ),
+    "locks and watches of files that all see": Attack(
+        C + "import fcntl\nfile = open('/etc/passwd') if os.path.exists('/etc/passwd') else open(os.__file__)\n"
+        "attempts = {'flock': lambda: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)}\n"
+        + REACH + "\nprint(libc.inotify_init(), libc.inotify_init1(0), end='')", stdout="-1 -1", needs=("system calls",),
     ),
     "asynchronous input and output": Attack(
         C + "made = ctypes.c_ulong(0)\nnumber = 206 if os.uname().machine == 'x86_64' else 0\n"

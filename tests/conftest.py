@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import posttrain as pt
@@ -20,13 +21,17 @@ from posttrain.policy.text import Sampling, TextPolicy
 torch.set_num_threads(1)
 DEVICE = torch.device(os.environ.get("POSTTRAIN_TEST_DEVICE", "cpu"))  # where the tests' tiny models are
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded in tests
+settings.register_profile("repeatable", derandomize=True)  # explore with --hypothesis-profile=default
+settings.load_profile("repeatable")
 
 
 GROUPS = {  # files whose tests run one after another in one worker: each starts several processes, or shares one
     **dict.fromkeys(("test_vllm.py", "test_engines.py"), "vllm"),
-    **dict.fromkeys(("test_ranks.py", "test_scorer.py"), "ranks"),
-    "test_cluster.py": "cluster",
+    **dict.fromkeys(
+        ("test_ranks.py", "test_scorer.py", "test_cluster.py", "test_phases.py"), "cluster"
+    ),  # many processes
     "test_nl_fl_hybrid.py": "prover",
+    "test_cadrille.py": "kernel",
 }
 
 
@@ -37,7 +42,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if "cluster" in nodeid or "[pangu-embedded s" in nodeid:  # one Ray at a time
+            if "cluster" in nodeid or "[pangu-embedded s" in nodeid:  # one Ray at a time, and no ranks beside it
                 return "cluster"
             return GROUPS.get(Path(nodeid.partition("::")[0]).name, nodeid)
 
@@ -47,6 +52,20 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def words() -> Any:
     return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster that tests join one after another: a start of its own would cost each of them ten seconds."""
+    from ray.cluster_utils import Cluster
+
+    from posttrain.scale.cluster import PATIENT
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False, "_system_config": PATIENT}
+    )
+    yield cluster.address
+    cluster.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -192,5 +211,9 @@ class Spy:
             p.grad = None
 
     def step(self):
-        grads = [p.grad.flatten() for p in self.policy.parameters() if p.grad is not None]
+        grads = [
+            getattr(p.grad, "full_tensor", lambda p=p: p.grad)().flatten()
+            for p in self.policy.parameters()
+            if p.grad is not None
+        ]
         self.seen.append(torch.cat(grads).clone())

@@ -19,7 +19,7 @@ from posttrain import tiny
 from posttrain.cli.plan import plan_of
 from posttrain.data import Demonstration
 from posttrain.episode import assistant
-from posttrain.policy.load import keep_freed_memory
+from posttrain.policy.pretrained import keep_freed_memory
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.run.session import Session
 from posttrain.supervised import sft

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import injection_checkpoints
 import torch
 import vision_checkpoints
 from conftest import Spy, digits, task
@@ -13,13 +15,14 @@ import posttrain as pt
 from posttrain import ranks, tiny
 from posttrain.descent import update
 from posttrain.policy import abilities
-from posttrain.policy.load import add_adapter
+from posttrain.policy.load import load_policy
+from posttrain.policy.pretrained import add_adapter
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.scale.shards import shard
 from posttrain.systems.entropy import kl_cov
 from posttrain.systems.reward_fairness import margin_loss, pair_loss
 
-KINDS = ("plain", "tied", "lora", "pictures")
+KINDS = ("plain", "tied", "lora", "pictures", "parts", "trained parts")
 LOSSES = {
     "clipped": (pt.clipped(), pt.token_mean),
     "sequence mean": (pt.clipped(), pt.sequence_mean),
@@ -28,9 +31,12 @@ LOSSES = {
 }
 
 
-def made(kind: str) -> TextPolicy:
+def made(kind: str, place: Path = Path()) -> TextPolicy:
+    """`place` has the checkpoint of the policy that is shown parts: transformers writes none on a second rank."""
     if kind == "pictures":
         return vision_checkpoints.policy("qwen3_vl", max_new=6)
+    if kind.endswith("parts"):
+        return load_policy(str(place / f"made {kind}"), max_new=6, device="cpu")
     words = tiny.tokenizer()
     network = tiny.network(words, 0, hidden=32, layers=2, positions=256)
     if kind == "tied":
@@ -47,9 +53,13 @@ def made(kind: str) -> TextPolicy:
 
 
 def shown(kind: str, count: int) -> list[pt.Task]:
+    """Of pictures and other parts some tasks have none: a rank may get rows of text alone."""
+    if kind.endswith("parts"):
+        return [replace(injection_checkpoints.TASKS[i % 5], key=str(i)) for i in range(count)]
     if kind != "pictures":
         return [task(str(i)) for i in range(count)]
-    return [vision_checkpoints.task(str(i), vision_checkpoints.noise(8, 8 * (1 + i % 3), seed=i)) for i in range(count)]
+    drawn = [[], [vision_checkpoints.noise(8, 8)], [vision_checkpoints.noise(8, 24)]]
+    return [vision_checkpoints.task(str(i), *drawn[i % 3]) for i in range(count)]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -58,7 +68,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def gradients(kind: str, out: Path) -> None:
     """The gradient of every loss on the same rows, by name of the parameter."""
-    policy = made(kind)
+    policy = made(kind, out.parent.parent)
     reference = policy.frozen_copy()
     if ranks.world() > 1:
         shard(policy)
@@ -66,6 +76,10 @@ def gradients(kind: str, out: Path) -> None:
     varied = pt.each(lambda rollout: sum(map(ord, rollout.text)) % 7 / 6)  # differs with any two samples
     experience = pt.gather(policy, source, pt.grpo(varied, samples=4), 5, seed=1)
     found = {"logp": torch.cat([row.logp for row in experience.rows])}
+    if kind != "trained parts":  # whose copy is made before it lies on several ranks
+        late = policy.frozen_copy()
+        with torch.no_grad():
+            found["copied"] = late.density(experience.rows).logp
     for name, (loss, reduce) in LOSSES.items():
         spy = Spy(policy)
         more = {"reference": reference if name == "clipped" else None, "micro_tokens": 64}

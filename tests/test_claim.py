@@ -26,6 +26,8 @@ from posttrain.lab.claim import (
     stored_finding,
     student_quantile,
 )
+from posttrain.lab.headline import headline_table
+from posttrain.lab.page import DOCS, sections_of
 from posttrain.lab.picture import dots, ticks
 
 SHARE = (0.0, 1.0)
@@ -328,7 +330,7 @@ def test_claims_are_run_in_processes_and_written(tmp_path, capsys):
     rows = json.loads(page.with_suffix(".json").read_text())
     assert [row["claim"] for row in rows] == [claim.name for claim in systems.system("grpovi").claims]
     main(options)  # from what is kept
-    kept, written = capsys.readouterr().out, page.read_text()
+    kept, (_, _, written) = capsys.readouterr().out, page.read_text().partition("\n## ")
     assert [line for line in kept.splitlines() if line.startswith("|")] == [
         line for line in written.splitlines() if line.startswith("|")
     ]
@@ -395,6 +397,19 @@ def test_the_page_of_claims_keeps_what_other_systems_say():
     assert "| e |" not in renewed
     assert claims_page({}, lines, {}, 5, renewed) == renewed, "and writing it again changes nothing"
     assert "in 4 CPU minutes" in renewed
+
+
+def test_the_page_begins_with_one_line_for_each_paper():
+    """Its first claim, the verdict as its section has it, and what was seen where it does not hold."""
+    ours = [systems.system(name) for name in systems.names()]
+    page = (DOCS / "claims.md").read_text()
+    table = headline_table(sections_of(page), {one.name: (one.headline, one.claims) for one in ours})
+    assert table in page.partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines()[2:]]
+    assert len(rows) == len(ours)
+    for name, _, says, verdict, why in rows:
+        assert says, name
+        assert verdict.startswith("**holds**") or why.strip("| "), name
 
 
 def test_rows_of_other_systems_stay_in_the_json():

@@ -66,13 +66,21 @@ def wait_for_steps(process: subprocess.Popen, out: Path, count: int) -> None:
     processes.wait_until(process, lambda: len(pt.read_metrics(out)) >= count)
 
 
+GENTLY = ("--method", "dapo", "--lr", "1e-4")  # Adam makes steps of rounding errors: they stay small
+
+
+@pytest.fixture(scope="module")
+def alone(place) -> Path:
+    """A run of one process."""
+    trained(command(place, "alone", *GENTLY, steps=3))
+    return place / "alone"
+
+
 @pytest.mark.slow
-def test_staleness_zero_is_the_loop_of_one_process(place):
+def test_staleness_zero_is_the_loop_of_one_process(place, alone, ray_address):
     """Group for group, with dynamic sampling, two learners and two samplers."""
-    gently = ["--method", "dapo", "--lr", "1e-4"]  # Adam makes steps of rounding errors: they stay small
-    trained(command(place, "alone", *gently, steps=4))
-    trained(command(place, "spread", *gently, "--cluster", "local", "--learners", "2", steps=4))
-    assert rewards(place / "spread") == pytest.approx(rewards(place / "alone"), abs=1e-6)
+    trained(command(place, "spread", *GENTLY, "--cluster", ray_address, "--learners", "2", steps=3))
+    assert rewards(place / "spread") == pytest.approx(rewards(alone), abs=1e-6)
     tasks = [[record["task"] for record in pt.read_rollouts(place / name)] for name in ("alone", "spread")]
     assert tasks[0] == tasks[1]
     one, two = (load_file(place / name / "model" / "model.safetensors") for name in ("alone", "spread"))
@@ -120,13 +128,14 @@ def test_a_sampler_that_is_killed_is_replaced(place, running):
 
 
 @pytest.mark.slow
-def test_the_whole_run_is_killed_and_resumed_with_nothing_lost(place, running):
+def test_the_whole_run_is_killed_and_resumed_with_nothing_lost(place, running, ray_address):
     out = place / "killed"
     kill_all(running)
     (place / "hold").unlink()
     trained(command(place, "laptop"))
     assert len(pt.read_metrics(out)) < STEPS, "it was still under way"
-    trained(command(place, "killed", *STALE, "--resume", "--samplers", "1"))  # it may have fewer
+    elsewhere = ["--cluster", ray_address, "--samplers", "1"]  # it may have another cluster, and fewer samplers
+    trained(command(place, "killed", *STALE, "--resume", *elsewhere))
     seen = Counter(record["task"] for record in pt.read_rollouts(out))
     assert len(seen) == STEPS * TASKS
     assert set(seen.values()) == {SAMPLES}, "no task of this single epoch was trained twice"
@@ -138,9 +147,9 @@ def test_the_whole_run_is_killed_and_resumed_with_nothing_lost(place, running):
 
 
 @pytest.mark.slow
-def test_what_a_reward_raises_on_a_player_reaches_the_user(place, capsys):
+def test_what_a_reward_raises_on_a_player_reaches_the_user(place, ray_address, capsys):
     (place / "broken.py").write_text("def gold(rollout):\n    return rollout.task.truth['gold']\n")
-    words = command(place, "broken", "--cluster", "local", steps=2)
+    words = command(place, "broken", "--cluster", ray_address, "--samplers", "1", steps=2)
     words[words.index("--grade") + 1] = f"{place / 'broken.py'}:gold"
     with pytest.raises(SystemExit) as stop:
         trained(words)

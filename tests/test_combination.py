@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import dataclass
 from itertools import combinations, product
+from pathlib import Path
 
 import diffusion_checkpoints
+import injection_checkpoints
 import pytest
 import torch
 import vision_checkpoints
@@ -67,7 +70,7 @@ FACTORS = {
     },
     "env": {"single": pt.single_turn, "two turns": two_turns},
     "updates": {"1": 1, "2": 2},
-    "policy": {name: name for name in ("text", "bandit", "vision", "diffusion", "gate")},
+    "policy": {name: name for name in ("text", "bandit", "vision", "injected", "injected with LoRA", "diffusion", "gate")},
     "sampler": {"itself": "itself", "plain": "plain", "streaming": "streaming", "remote": "remote"},
 }  # fmt: skip
 
@@ -94,6 +97,11 @@ class Served(Elsewhere):
         super().__init__(LockedSampler(policy))
 
 
+def injected(**options) -> pt.Policy:
+    with tempfile.TemporaryDirectory() as folder:
+        return injection_checkpoints.policy(Path(folder), max_new=4, **options)
+
+
 def gate(make) -> pt.Policy:
     how = Decoding((0, 1))
     return GatePolicy(make(max_new=4), Net(width("values", 2), (8,)), how)
@@ -107,6 +115,8 @@ POLICIES = {
         vision_checkpoints.policy("qwen3_vl", max_new=4),
         [vision_checkpoints.task(name, vision_checkpoints.noise(8, 16, seed=i)) for i, name in enumerate("ab")],
     ),
+    "injected": lambda make: (injected(), injection_checkpoints.TASKS[:2]),
+    "injected with LoRA": lambda make: (injected(lora=2), injection_checkpoints.TASKS[:2]),
     "diffusion": lambda make: (diffusion_checkpoints.drawing(), Balance().tasks()),
     "gate": lambda make: (gate(make), SAID),
 }

@@ -26,7 +26,7 @@ from posttrain.policy.denoise import gaussian_entropy, gaussian_logp, schedule
 from posttrain.policy.diffusion import thumbnail
 from posttrain.policy.latents import branch_part
 from posttrain.policy.pipeline import diffusion
-from posttrain.policy.png import png
+from posttrain.policy.png import pixels_of, png
 from posttrain.row import rows_of
 from posttrain.run.directory import json_value
 from posttrain.step import train_in_memory
@@ -418,7 +418,7 @@ def test_pictures_are_recorded_small(tmp_path):
     torch.manual_seed(0)
     for channels, mode in ((1, "L"), (3, "RGB")):
         picture = torch.rand(channels, 5, 7) * 2 - 1
-        image = Image.open(io.BytesIO(png(picture)))
+        image = Image.open(io.BytesIO(png(pixels_of(picture))))
         assert (image.mode, image.size) == (mode, (7, 5))
         assert image.getpixel((6, 4)) == pytest.approx(
             ((picture[:, 4, 6] + 1) * 127.5).round().tolist()[0 if channels == 1 else slice(None)]

@@ -132,10 +132,10 @@ def test_vllm_samples(system, place, monkeypatch, request):
     assert all(line["parity_gap_max"] < 1e-3 for line in lines), "it had the policy's weights at every step"
 
 
-def test_a_ray_cluster_plays_and_learns(place, monkeypatch):
+def test_a_ray_cluster_plays_and_learns(place, ray_address, monkeypatch):
     """Every process runs the same stage: the learner to its end, players up to the point where it learns."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    main([*words_of(place, "mm-upt", "mm-upt-ray"), "--cluster", "local", "--samplers", "1", "--staleness", "1"])
+    main([*words_of(place, "mm-upt", "mm-upt-ray"), "--cluster", ray_address, "--samplers", "1", "--staleness", "1"])
     lines = pt.read_metrics(place / "mm-upt-ray")
     assert len(lines) == 2
     assert all(line["age_max"] <= 1 for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
 import torch
@@ -156,3 +156,17 @@ def test_a_player_that_has_other_weights_is_found(make):
     twin.policy.load_state_dict = lambda state: None
     with pytest.raises(SyncError, match="the sampler did not take the weights: lm_head.weight"):
         synchronise(twin, broken)
+
+
+def test_groups_that_are_owed_are_kept_in_a_checkpoint(loop, tmp_path):
+    """What a checkpoint holds of refused groups is read again: nothing in it is more than plain data."""
+    recipe = lambda policy: pt.dapo(pt.each(digits), max_new=5, samples=3)  # noqa: E731
+    session, _ = loop("owing", steps=2, recipe=recipe, staleness=1)
+    foreman = session.memory["foreman"]
+    foreman.owed = deque([(3, 1, 0)])
+    session.checkpoints.check_plain({"foreman": foreman.state_dict()})
+    state = foreman.state_dict()
+    foreman.owed.clear()
+    foreman.load_state_dict(state)
+    assert list(foreman.owed) == [(3, 1, 0)]
+    foreman.owed.append((4, 1, 0))

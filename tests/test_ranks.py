@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import injection_checkpoints
 import processes
 import pytest
 import ranks_program
@@ -35,6 +36,8 @@ def test_two_ranks_have_the_gradient_of_one(tmp_path):
     """
     for world in "12":
         (tmp_path / world).mkdir()
+    for kind, trained in (("parts", []), ("trained parts", ["dna"])):
+        injection_checkpoints.policy(tmp_path / kind, trained=trained).save(tmp_path / f"made {kind}")
     for kind in ranks_program.KINDS:
         ranks_program.gradients(kind, tmp_path / "1" / f"{kind}.pt")
     ran("gradients", "all", str(tmp_path / "2"))

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import run_program
@@ -24,10 +26,13 @@ from run_program import STEPS
 from safetensors.torch import load_file
 
 import posttrain as pt
+from posttrain.cli.report import write_report
 from posttrain.policy.value import Critic, Gae
 from posttrain.run.folder import prepare_folder
 from posttrain.run.lines import Lines, whole_lines
 from posttrain.run.progress import alarms
+from posttrain.run.rollouts import read_rollouts
+from posttrain.run.session import Terminated
 
 FORKS = multiprocessing.get_context("forkserver")
 
@@ -225,16 +230,221 @@ def test_foreign_directories_are_left_alone(tmp_path):
     assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
 
 
-def test_broken_checkpoints_are_named(tmp_path):
+def newest(folder: Path) -> Path:
+    return sorted(one for one in (folder / "checkpoints").iterdir() if one.name.isdigit())[-1]
+
+
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["policy.safetensors", "training.pt"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, how):
+    """The one before it is taken, with a warning, and the run ends as if nothing had happened."""
+    run_bandit(tmp_path / "whole", steps=6, save_every=2)
+    run_bandit(tmp_path / "r", steps=4, save_every=2)
+    file = newest(tmp_path / "r") / name
+    {"flipped": flip_bit, "cut": lambda f: os.truncate(f, 50), "gone": Path.unlink}[how](file)
+    run_bandit(tmp_path / "r", steps=6, save_every=2, resume=True)
+    said = capsys.readouterr().err
+    assert "000004 is damaged" in said
+    assert ("it has no " if how == "gone" else "is not what was written") in said
+    assert "resuming from" in said
+    ends = [load_file(newest(tmp_path / one) / "policy.safetensors") for one in ("whole", "r")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert [line["step"] for line in pt.read_metrics(tmp_path / "r")] == list(range(6))
+
+
+def test_when_all_checkpoints_are_damaged_there_is_nothing_to_resume(tmp_path):
     run_bandit(tmp_path / "r")
-    newest = sorted((tmp_path / "r" / "checkpoints").iterdir())[-1]
-    content = (newest / "training.pt").read_bytes()
-    (newest / "training.pt").write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r"checkpoint .*000004 cannot be read"):
+    for folder in (tmp_path / "r" / "checkpoints").iterdir():
+        (folder / "checkpoint.json").write_text("{")
+    with pytest.raises(ValueError, match="000004 is damaged: checkpoint.json cannot be read.*there is none before it"):
         run_bandit(tmp_path / "r", resume=True, steps=6)
-    (newest / "training.pt").unlink()
-    with pytest.raises(ValueError, match=r"000004 is incomplete: it has no training.pt"):
+
+
+class Payload:
+    """What a run folder from somebody else may hold: pickle runs this when it is read."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("was_run"),)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
+    from posttrain.run.checkpoint import file_hashes
+
+    monkeypatch.chdir(tmp_path)
+    run_bandit(tmp_path / "r")
+    for folder in (tmp_path / "r" / "checkpoints").iterdir():
+        torch.save({"memory": Payload()}, folder / "training.pt")
+        about = json.loads((folder / "checkpoint.json").read_text())
+        (folder / "checkpoint.json").write_text(json.dumps(about | {"sha256": file_hashes(folder)}))
+    with pytest.raises(ValueError, match="cannot be read"):
         run_bandit(tmp_path / "r", resume=True, steps=6)
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_memory_that_could_not_be_read_again_is_refused_when_it_is_saved(make, tmp_path):
+    class Source(pt.ShuffledSource):
+        def state_dict(self):
+            return {**super().state_dict(), "path": Path("x")}
+
+    with pytest.raises(
+        ValueError,
+        match="the `state_dict` of source cannot be saved: it holds a pathlib.*Path, which is more than numbers, text",
+    ):
+        pt.train(
+            make(),
+            Source([task()]),
+            pt.grpo(pt.each(digits), samples=2),
+            pt.Run(tmp_path, steps=1, tasks=1, quiet=True),
+        )
+
+
+def test_numbers_and_arrays_of_numpy_are_kept(make, tmp_path):
+    held = {"mean": np.float64(0.5), "table": np.arange(6).reshape(2, 3), "name": "x"}
+
+    class Source(pt.ShuffledSource):
+        def state_dict(self):
+            return {**super().state_dict(), **held}
+
+        def load_state_dict(self, state):
+            self.found = {name: state.pop(name) for name in held}
+            super().load_state_dict(state)
+
+    def train(steps, source, **more):
+        run = pt.Run(tmp_path, steps=steps, tasks=1, quiet=True, **more)
+        pt.train(make(), source, pt.grpo(pt.each(digits), samples=2), run)
+        return source
+
+    train(1, Source([task()]))
+    found = train(2, Source([task()]), resume=True).found
+    assert found["mean"] == 0.5
+    assert (found["table"] == np.arange(6).reshape(2, 3)).all()
+
+
+def test_a_good_checkpoint_is_not_deleted_for_a_damaged_one(tmp_path):
+    run_bandit(tmp_path / "r", steps=8, save_every=4)
+    flip_bit(newest(tmp_path / "r") / "training.pt")
+    run_bandit(tmp_path / "r", steps=6, save_every=4, keep=1, resume=True)
+    folder = tmp_path / "r" / "checkpoints"
+    assert sorted(one.name for one in folder.iterdir()) == ["000006", "damaged-000008"]
+
+
+def test_a_damaged_line_of_metrics_costs_no_other(tmp_path, capsys):
+    run_bandit(tmp_path / "r", steps=6, save_every=2)
+    file = tmp_path / "r" / "metrics.jsonl"
+    lines = file.read_bytes().split(b"\n")
+    lines[1] = b"\xff" + lines[1][1:]
+    file.write_bytes(b"\n".join(lines))
+    run_bandit(tmp_path / "r", steps=8, save_every=2, resume=True)
+    assert [line["step"] for line in pt.read_metrics(tmp_path / "r")] == [0, 2, 3, 4, 5, 6, 7]
+    said = capsys.readouterr().err
+    assert "has no readable line of 1 of 6 steps, the first of them 1" in said
+    assert (tmp_path / "r" / "metrics-damaged.jsonl").read_bytes() == b"\n".join(lines)
+
+
+def test_checkpoints_are_sorted_by_number(tmp_path):
+    from posttrain.run.checkpoint import Checkpoints
+
+    for name in ("999999", "1000000", "000007", "note"):
+        (tmp_path / name).mkdir()
+    assert [one.name for one in Checkpoints(tmp_path, 2).complete()] == ["000007", "999999", "1000000"]
+
+
+def test_a_directory_is_worked_in_by_one_process(make, tmp_path):
+    recipe = pt.grpo(pt.each(digits), samples=2)
+    run = pt.Run(tmp_path / "r", steps=2, tasks=1, quiet=True)
+
+    def second(_):
+        with pytest.raises(ValueError, match=f"is worked in by process {os.getpid()} on .*: wait for it"):
+            pt.train(make(), [task()], recipe, replace(run, resume=True))
+
+    pt.train(make(), [task()], recipe, run, on_start=second)
+    pt.train(make(), [task()], recipe, replace(run, steps=3, resume=True))
+    assert len(pt.read_metrics(tmp_path / "r")) == 3
+
+
+def test_a_run_that_was_stopped_before_its_first_word_is_begun_again(tmp_path):
+    for folder in ("checkpoints", "rollouts"):
+        (tmp_path / "r" / folder).mkdir(parents=True)
+    (tmp_path / "r" / "run.writing").write_text('{"kind": ')
+    run_bandit(tmp_path / "r")
+    assert len(pt.read_metrics(tmp_path / "r")) == 4
+
+
+@pytest.mark.parametrize("where", ["reward", "environment", "advantage"])
+def test_what_would_end_the_program_as_done_is_an_error(make, tmp_path, where):
+    def reward(rollout):
+        if where == "reward":
+            sys.exit(0)
+        return 0.0
+
+    def env(task):
+        yield from pt.ask(task.prompt)
+        sys.exit(0)
+
+    def advantage(group, scores):
+        sys.exit(0)
+
+    recipe = pt.grpo(pt.each(reward), samples=2, **({"env": env} if where == "environment" else {}))
+    recipe = replace(recipe, advantage=advantage) if where == "advantage" else recipe
+    who = {"advantage": "a part of the recipe"}.get(where, f"the {where}")
+    with pytest.raises(RuntimeError, match=rf"{who} raised SystemExit\(0\)"):
+        pt.train(make(), [task()], recipe, pt.Run(tmp_path, steps=1, tasks=1, quiet=True))
+
+
+def test_sigterm_finishes_the_step_saves_and_goes_on_later(make, tmp_path):
+    (tmp_path / "once").touch()
+
+    def reward(rollout):
+        if rollout.task.key == "2" and (tmp_path / "once").exists():
+            (tmp_path / "once").unlink()
+            signal.raise_signal(signal.SIGTERM)
+        return digits(rollout)
+
+    def train(out, **more):
+        run = pt.Run(tmp_path / out, steps=4, tasks=1, lr=1e-2, save_every=4, quiet=True, **more)
+        return pt.train(make(), [task(str(i)) for i in range(4)], pt.grpo(pt.each(reward), samples=2), run)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated) as stopped:
+        train("r")
+    assert stopped.value.exit_code == 143
+    assert re.fullmatch(
+        r"stopped after step \d; continue with the same command and `resume=True`", *stopped.value.__notes__
+    )
+    assert signal.getsignal(signal.SIGTERM) == before
+    train("r", resume=True)
+    train("whole")
+    ends = [load_file(newest(tmp_path / one) / "policy.safetensors") for one in ("whole", "r")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_a_step_longer_than_the_grace_is_left(make, tmp_path):
+    def reward(rollout):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+        return 0.0
+
+    run = pt.Run(tmp_path, steps=1, tasks=1, grace_s=0.2, quiet=True)
+    with pytest.raises(Terminated):
+        pt.train(make(), [task()], pt.grpo(pt.each(reward), samples=2), run)
+
+
+def test_the_command_ends_with_143(tmp_path, monkeypatch):
+    from posttrain import cli
+
+    def launch(parse, words):
+        raise Terminated
+
+    monkeypatch.setattr("posttrain.cli.launch.launch", launch)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train"])
+    assert stopped.value.code == 143
 
 
 def test_a_checkpoint_of_another_model_is_refused(make, tmp_path):
@@ -465,3 +675,28 @@ def test_flat_groups_are_no_alarm_where_the_reward_is_not_what_teaches():
     flat = [{"groups_flat": 1.0, "reward": 0.0, "credited": 0.0}] * 10
     assert any("every group has had one reward" in warning for warning in alarms(flat))
     assert not list(alarms([{**line, "credited": 1.0} for line in flat]))
+
+
+def test_rollouts_are_drawn_for_the_report(make, tmp_path):
+    """As many as the report shows; one that cannot be drawn says why and ends nothing."""
+
+    def draw(rollout):
+        if rollout.task.key == "0":
+            return None
+        if rollout.task.key == "1":
+            raise RuntimeError("no paint")
+        return np.full((4, 6, 3), 200, dtype=np.uint8)
+
+    recipe = replace(pt.grpo(pt.each(digits), samples=8), draw=draw)
+    policy = make(max_new=3)
+    pt.train(policy, [task(str(i)) for i in range(3)], recipe, pt.Run(tmp_path, steps=1, tasks=3, quiet=True))
+    records = list(read_rollouts(tmp_path))
+    assert len(records) == 24
+    drawn = [one for one in records if "drawing" in one]
+    undrawn = [one for one in records if "undrawn" in one]
+    assert {one["task"] for one in drawn} <= {"2"}
+    assert {one["undrawn"] for one in undrawn} <= {"RuntimeError: no paint"}
+    assert len(drawn) + len(undrawn) >= 8, "of the 16 that are shown at most eight are of the first task"
+    page = write_report(tmp_path).read_text()
+    assert not drawn or drawn[0]["drawing"] in page
+    assert not undrawn or "no paint" in page

@@ -87,8 +87,9 @@ def strings(tree: ast.Module) -> list[str]:
 
 
 PROGRAMS = (
+    "browser/chromium.py",
     "lab/page.py",
-    "policy/gguf.py",
+    "policy/gguf_file.py",
     "sandbox",
     "sampler/vllm.py",
     "scale",

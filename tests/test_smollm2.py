@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import posttrain as pt
 from posttrain.chat import CHATML
 from posttrain.cli import main
-from posttrain.policy import gguf
-from posttrain.policy.load import checkpoint_path
+from posttrain.policy import gguf_file
+from posttrain.policy.pretrained import checkpoint_path
 
 READER = importlib.util.find_spec("gguf")
-real = pytest.mark.skipif(not (READER and gguf.smollm2()), reason="no SmolLM2: make smollm2")
+real = pytest.mark.skipif(not (READER and gguf_file.smollm2()), reason="no SmolLM2: make smollm2")
 reads = pytest.mark.skipif(not READER, reason="the package gguf is missing: make smollm2")
 
 

@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any
 
 import diffusion_checkpoints
+import injection_checkpoints
 import pytest
 import torch
 import vision_checkpoints
@@ -146,6 +147,18 @@ def checkpoint(tmp_path_factory, words) -> str:
 
 
 @pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> str:
+    """What senders have, and what receivers are asked."""
+    file = tmp_path_factory.mktemp("scenes") / "scenes.jsonl"
+    rows = [
+        {"elements": ["two", "three and four", "five"], "question": "two + two", "answer": "4", "snr": 10},
+        {"elements": [{"text": "one"}, "six"], "questions": [{"question": "one", "answer": 1}] * 2, "summary": "seven"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    return str(file)
+
+
+@pytest.fixture(scope="session")
 def classifier(tmp_path_factory, checkpoint) -> str:
     """A reward model in the format of the Hub, of the same tokenizer."""
     model = pt.reward_model(checkpoint)
@@ -250,6 +263,46 @@ def labelled_utterances(tmp_path) -> str:
 
 
 @pytest.fixture
+def problems_with_tests(tmp_path) -> str:
+    """Problems with unit tests: a program that reads and prints, and a function with a reference."""
+    path = tmp_path / "problems.jsonl"
+    lines = [
+        {"task_description": "say it again", "test_cases": [{"input": "a", "output": "a"}]},
+        {
+            "task_description": "add",
+            "fn_name": "add",
+            "inputs": [[1, 2]],
+            "outputs": [3],
+            "reference": "def add(a, b): ...",
+        },
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def recorded_steps(tmp_path) -> str:
+    """Single steps of eight tasks in a browser."""
+    path = tmp_path / "steps.jsonl"
+    step = {"goal": "Fill it", "observation": "[12] textbox 'Owner'", "action": "fill('12', 'Ann')", "thought": "so"}
+    path.write_text("\n".join(json.dumps({"instance": f"form/{i}", **step}) for i in range(8)))
+    return str(path)
+
+
+@pytest.fixture
+def agent_pool(tmp_path, checkpoint) -> str:
+    """Three agents of one model, one of them an adversary."""
+    path = tmp_path / "agents.json"
+    pool = [
+        {"name": "solver", "role": "You solve it.", "model": checkpoint},
+        {"name": "critic", "role": "You look for mistakes.", "model": checkpoint},
+        {"name": "liar", "role": "You say what is wrong.", "model": checkpoint, "adversary": True},
+    ]
+    path.write_text(json.dumps(pool, indent=1))
+    return str(path)
+
+
+@pytest.fixture
 def labelled_chains(tmp_path) -> str:
     """What a teacher has thought about them, with the right labels."""
     path = tmp_path / "chains.jsonl"
@@ -263,6 +316,53 @@ def labelled_chains(tmp_path) -> str:
         for task, label in (("mood", "good"), ("irony", "no"))
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def roomy_checkpoint(tmp_path_factory, checkpoint) -> str:
+    """The same with room for long prompts."""
+    policy = pt.text(checkpoint)
+    policy.model.config.max_position_embeddings = 16384
+    folder = tmp_path_factory.mktemp("roomy")
+    policy.save(folder)
+    return str(folder)
+
+
+def folder_with_script(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "train.py").write_text("print('metric: 1.0')\n")
+    (folder / "task.json").write_text(json.dumps({"description": "Raise the metric.", "best": 3.0}))
+    return str(folder)
+
+
+@pytest.fixture
+def script_folder(tmp_path) -> str:
+    """A script that prints a metric, and what is wanted of it."""
+    return folder_with_script(tmp_path / "toy")
+
+
+@pytest.fixture
+def other_script_folder(tmp_path) -> str:
+    """Another, to be held out."""
+    return folder_with_script(tmp_path / "other")
+
+
+@pytest.fixture
+def script_states(tmp_path) -> str:
+    """States of an agent that improves it."""
+    path = tmp_path / "states.jsonl"
+    line = {"problem": "toy", "metric": 1.0, "changed": {}, "history": [], "steps": []}
+    path.write_text(json.dumps(line) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def script_traces(tmp_path) -> str:
+    """What an expert has done there."""
+    path = tmp_path / "traces.jsonl"
+    prompt = [{"role": "user", "content": "Raise the metric."}]
+    path.write_text(json.dumps({"prompt": prompt, "response": "Action: Execute Script"}) + "\n")
     return str(path)
 
 
@@ -296,6 +396,65 @@ def variants(tmp_path) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def dna_encoder(tmp_path_factory) -> str:
+    """An encoder over 6-mers in Nucleotide Transformer's first format."""
+    return injection_checkpoints.esm(tmp_path_factory.mktemp("esm"), size=6)
+
+
+@pytest.fixture(scope="session")
+def dna_reader(tmp_path_factory, checkpoint, dna_encoder) -> str:
+    """A language model that is shown DNA by it."""
+    folder = tmp_path_factory.mktemp("reader")
+    pt.inject(checkpoint, [pt.DnaEncoder(dna_encoder)]).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def kegg_rows(tmp_path) -> str:
+    """Variants with traces, in the columns of wanglab/kegg."""
+    path = tmp_path / "kegg.jsonl"
+    lines = [
+        {
+            "question": f"Which disease, of gene {i % 2}?",
+            "answer": ("als", "lissencephaly")[i % 2],
+            "reasoning": "Step 1: it is so.",
+            "reference_sequence": "ACGTAC" * 4 + "GT" * i,
+            "variant_sequence": "ACGTAC" * 3 + "ACGAAC" + "GT" * i,
+        }
+        for i in range(4)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def dna_sequences(tmp_path) -> str:
+    path = tmp_path / "sequences.fasta"
+    path.write_text(">one\nACGTTGCA\nACG\n>two\nGGGTACCA\n")
+    return str(path)
+
+
+@pytest.fixture
+def radio_slots(tmp_path) -> str:
+    """Two users who share symbols, each with a picture."""
+    path = tmp_path / "slots.jsonl"
+    vision_checkpoints.png(tmp_path / "street.png", 20, 40)
+    user = {"image": "street.png", "box": [10, 5, 20, 15], "priority": "high", "latency_ms": 30, "snr_db": 7.5}
+    users = [{**user, "task": "find the car", "region": "object"}, {**user, "task": "watch it all", "region": "whole"}]
+    path.write_text("\n".join(json.dumps({"id": str(i), "symbols": 24, "users": users}) for i in range(3)))
+    return str(path)
+
+
+@pytest.fixture
+def picture_experts(tmp_path) -> str:
+    """Encoders that have learnt nothing."""
+    from posttrain.systems.casemcom.experts import Experts
+
+    Experts(12, (4, 8), hidden=8).save(tmp_path / "experts")
+    return str(tmp_path / "experts")
+
+
 @pytest.fixture
 def pairs(tmp_path) -> str:
     path = tmp_path / "pairs.jsonl"
@@ -323,6 +482,39 @@ def qwen2_5_vl(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def qwen2_vl(tmp_path_factory) -> str:
+    return vision_checkpoints.checkpoint(tmp_path_factory.mktemp("qwen2-vl"), "qwen2_vl")
+
+
+@pytest.fixture(scope="session")
+def pointed_checkpoint(tmp_path_factory, qwen2_vl) -> str:
+    """A model that sees pictures, and is shown clouds of 256 points."""
+    folder = tmp_path_factory.mktemp("pointed")
+    pt.inject(qwen2_vl, [pt.PointEncoder()], max_new=8, device="cpu").save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def described_solids(tmp_path) -> str:
+    path = tmp_path / "solids.jsonl"
+    rows = [
+        {"id": f"x{size}", "description": f"A box of {size}.", "program": f"r=cq.Workplane().box(9,9,{size})"}
+        for size in range(1, 7)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.fixture
+def program_samples(tmp_path) -> str:
+    """What a supervised model has made of them."""
+    path = tmp_path / "samples.jsonl"
+    rows = [{"id": f"x{size}", "replies": ["r=1", "x"], "rewards": [1.0, -10.0]} for size in range(1, 7)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def qwen3_vl(tmp_path_factory) -> str:
     return vision_checkpoints.checkpoint(tmp_path_factory.mktemp("qwen3-vl"), "qwen3_vl")
 
@@ -333,6 +525,33 @@ def drawings(tmp_path) -> str:
     for i in range(4):
         vision_checkpoints.png(tmp_path / f"{i}.png", 16, 8 * (i + 1), seed=i)
     lines = [{"prompt": "How wide?", "image": f"{i}.png", "answer": str(8 * (i + 1))} for i in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.fixture
+def crowd_pictures(tmp_path) -> str:
+    """Two pictures of persons, in COCO's form."""
+    for i in range(2):
+        vision_checkpoints.png(tmp_path / f"crowd{i}.png", 24, 40, seed=i)
+    whole = {
+        "images": [{"id": i, "file_name": f"crowd{i}.png"} for i in range(2)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [{"image_id": i, "category_id": 1, "bbox": [4, 4, 10, 16], "iscrowd": 0} for i in range(2)],
+    }
+    path = tmp_path / "crowd.json"
+    path.write_text(json.dumps(whole))
+    return str(path)
+
+
+@pytest.fixture
+def captioned_drawings(tmp_path) -> str:
+    """Problems with marked pictures and captions."""
+    path = tmp_path / "captioned.jsonl"
+    for i in range(2):
+        vision_checkpoints.png(tmp_path / f"marked-{i}.png", 16, 8 * (i + 1), seed=i)
+    row = {"question": "<image>How wide?", "caption": "A strip."}
+    lines = [row | {"image": [f"marked-{i}.png"], "answer": 8 * (i + 1)} for i in range(2)]
     path.write_text("\n".join(map(json.dumps, lines)))
     return str(path)
 

@@ -168,9 +168,9 @@ def test_a_served_model_s_calls_are_openai_s(caller, tmp_path):
     streamed = ask(messages[:1], stream=True).text
     assert '"tool_calls": [{"index": 0, ' in streamed
     for wrong, message in (
-        ({"tool_choice": "required"}, "is not supported here"),
+        ({"tool_choice": "required"}, "tool_choice: Input should be 'auto' or 'none'"),
         ({"tools": [{"type": "function"}]}, "which has a name"),
-        ({"tools": "weather"}, "tools: a list"),
+        ({"tools": "weather"}, "tools: Input should be a valid list"),
     ):
         refused = ask(messages[:1], **wrong)
         assert refused.status_code == 400

@@ -286,7 +286,7 @@ def test_what_cannot_be_shown_is_named(make, tmp_path):
     with pytest.raises(ValueError, match="task 'a': the prompt holds a picture"):
         blind.check([RAGGED[0]])
     spelled = seen.demonstrate(task("t", noise(8, 8)).prompt, "look: <|image_pad|>").reply
-    assert seen.chat.placeholder not in spelled.trace.reply, "text is text, whatever it spells"
+    assert seen.placeholder not in spelled.trace.reply, "text is text, whatever it spells"
     assert seen.chat.decode(spelled.trace.reply) == "look: <|image_pad|>"
     with pytest.raises(ValueError, match="task 'a': .* 1024 positions"):
         policy(max_new=1023).check([RAGGED[0]])
@@ -296,7 +296,9 @@ def test_a_template_that_shows_no_pictures_is_refused():
     words = tokenizer()
     words.chat_template = "{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}"
     seen = VisionPolicy(policy().model, words, SMALL)
-    with pytest.raises(ValueError, match="1 pictures are to be shown, and the rendered prompt has 0 placeholders"):
+    with pytest.raises(
+        ValueError, match="1 parts of type 'image' are to be shown, and the rendered prompt has 0 placeholders"
+    ):
         seen.check([RAGGED[0]])
 
 
@@ -421,7 +423,7 @@ def test_chats_and_parquet_with_pictures(tmp_path):
     assert filled.prompt[0]["content"][1]["image"] == str(tmp_path / "0.png")
     [one] = read(tmp_path / "data.parquet", "chat", image="images")
     assert [readable_content(message["content"]) for message in one.prompt] == ["Look.", "<image>How many?"]
-    assert pictures(policy().chat.read_pictures(one.prompt))[0].pixels.shape == (16, 16, 3)
+    assert pictures(policy().chat.read_parts(one.prompt))[0].pixels.shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize(

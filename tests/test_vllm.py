@@ -12,7 +12,7 @@ from conftest import digits, task
 
 import posttrain as pt
 from posttrain.cli.scale import ScaleOptions
-from posttrain.policy.load import add_adapter
+from posttrain.policy.pretrained import add_adapter
 from posttrain.policy.text import Sampling, TextPolicy
 from posttrain.row import row_logps, rows_of
 from posttrain.sampler.vllm import PYTHON, vllm

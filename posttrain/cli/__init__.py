@@ -16,7 +16,7 @@ HERE = str(Path(__file__).parent.parent)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point. Exit codes: 0 done, 2 a mistake in what was asked, 130 interrupted."""
+    """The entry point. Exit codes: 0 done, 2 a mistake in what was asked, 130 interrupted, 143 by SIGTERM."""
     from posttrain.cli.commands import parse
     from posttrain.cli.launch import launch
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         notes = [translated(note, words) for note in getattr(stop, "__notes__", [])]
         print("\n".join(["interrupted", *notes]), file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(stop, "exit_code", 130))
     except Exception as error:
         notes = hasattr(error, "__notes__")  # raised by the user's own reward, and shown with the sample
         if TRACEBACK in os.environ or not (notes or isinstance(error, EXPECTED)):

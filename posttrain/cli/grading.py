@@ -114,8 +114,8 @@ def value_of(reward: Reward, rollout: Rollout) -> float | None:
 def recorded(path: Path, reply: str, answer: str) -> Iterator[Recorded]:
     """The replies of a run, of an evaluation, or of a file. Raises ValueError when there are none."""
     from posttrain.records import column, records
-    from posttrain.run.directory import read_rollouts
     from posttrain.run.replies import REPLIES
+    from posttrain.run.rollouts import read_rollouts
 
     path = path / REPLIES if (path / REPLIES).is_file() else path
     if path.is_dir():

@@ -70,7 +70,8 @@ def launch(parse: Parse, words: Sequence[str]) -> None:
     except DryRun as planned:
         from posttrain.cli.plan import plan_of
 
-        plan_of(planned.session, one_process=hasattr(call.function, "one_process")).show()
+        for session in planned.sessions:
+            plan_of(session, one_process=hasattr(call.function, "one_process")).show()
 
 
 def program(parse: Parse, words: Sequence[str], folder: str) -> Any:
@@ -92,6 +93,8 @@ def show(result: Any) -> None:
     if (path / "metrics.jsonl").is_file():
         from posttrain.cli.report import write_report
 
+        for phase in path.glob("*/run.json"):  # of a curriculum
+            write_report(phase.parent)
         print(f"model:  {path / 'model'}{saved_dtype(path / 'model')}\nreport: {write_report(path)}", file=sys.stderr)
     else:
         print(f"written to {path}", file=sys.stderr)

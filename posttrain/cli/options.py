@@ -13,6 +13,7 @@ from tyro.conf import Suppress
 if TYPE_CHECKING:
     from posttrain.core import Env, Reward, Sampler, Task
     from posttrain.data import Demonstration, Pair
+    from posttrain.policy.encoders import Encoder
     from posttrain.policy.text import TextPolicy
     from posttrain.policy.value import RewardModel
 
@@ -91,14 +92,17 @@ class ModelOptions:
             high = most if low is None else max(most, low)
         return replace(self, min_pixels=low, max_pixels=high)
 
-    def policy(self) -> TextPolicy:
-        """The trainable policy; without `weights` it can be planned and not run."""
+    def policy(self, *encoders: Encoder) -> TextPolicy:
+        """The trainable policy, shown parts by these encoders; without `weights` it can be planned and not run."""
+        from functools import partial
+
         from posttrain import ranks
-        from posttrain.policy.load import load_policy
+        from posttrain.policy.load import inject, load_policy
 
         at_least(1, max_new=self.max_new, threads=self.threads)
         at_least(0, temperature=self.temperature, lora=self.lora)
-        return load_policy(
+        load = partial(inject, encoders=encoders) if encoders else load_policy
+        return load(
             self.model,
             max_new=self.max_new,
             temperature=self.temperature,

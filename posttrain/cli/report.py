@@ -13,13 +13,14 @@ from typing import Any
 from posttrain.chat import readable_content
 from posttrain.core import Metrics
 from posttrain.measure import entropy_law
-from posttrain.run.directory import Directory, read_json, read_metrics, read_rollouts
+from posttrain.run.directory import Directory, read_json, read_metrics
+from posttrain.run.rollouts import ROLLOUTS, by_reward_spread, read_rollouts
 
 FIRST = ("reward", "held_out/reward", "accuracy", "loss", "entropy", "length", "groups_flat", "grad_norm", "truncated")
 SHOWN = 6  # curves shown at once; the others are folded away
 SMOOTHED = 10  # steps in a moving average
 LAW_STEPS = 10  # steps from which on the law of entropy is worth fitting
-STEPS_SHOWN, ROLLOUTS_SHOWN = 12, 16  # in the browser of rollouts
+STEPS_SHOWN = 12  # in the browser of rollouts
 
 
 # ---- runs
@@ -182,7 +183,8 @@ def browser_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[st
         sorted({steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)}) if steps else []
     )
     for step in chosen:
-        for record in by_reward_spread(list(read_rollouts(path, step)))[:ROLLOUTS_SHOWN]:
+        records = list(read_rollouts(path, step))
+        for record in (records[i] for i in by_reward_spread(records)[:ROLLOUTS]):
             turns = [
                 {
                     "asked": [f"{m['role']}: {readable_content(m['content'])}" for m in turn["messages"]],
@@ -203,19 +205,9 @@ def browser_rollouts(path: Path, metrics: Sequence[Metrics]) -> Iterator[dict[st
                 "parts": record.get("parts", {}),
                 "invalid": record.get("invalid"),
                 "turns": turns,
+                "drawing": record.get("drawing"),
+                "undrawn": record.get("undrawn"),
             }
-
-
-def by_reward_spread(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records task by task, the tasks whose rewards differ most in front."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(record["task"], []).append(record)
-
-    def spread(group: list[dict[str, Any]]) -> float:
-        return statistics.pstdev([record["reward"] or 0.0 for record in group])
-
-    return [record for group in sorted(groups.values(), key=spread, reverse=True) for record in group]
 
 
 def round_values(values: Sequence[float] | None) -> list[float]:

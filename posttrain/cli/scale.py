@@ -13,7 +13,7 @@ from posttrain.run.settings import Output, Run
 
 if TYPE_CHECKING:
     from posttrain.cli.options import ModelOptions
-    from posttrain.core import Group, Invalid, Reward, Sampler, Task
+    from posttrain.core import Env, Group, Invalid, Reward, Sampler, Task
     from posttrain.evaluation import Evaluation
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
@@ -63,10 +63,12 @@ class ScaleOptions:
             raise ValueError("`sampler_options` are those of `sampler=vllm`")
         at_least(1, learners=self.learners, samplers=self.samplers, at_once=self.at_once)
         if self.sampler is not None and model is not None:
-            from posttrain.policy.load import checkpoint_path, sees_pictures
+            from posttrain.policy.pretrained import checkpoint_path, has_encoders, sees_pictures
 
-            if sees_pictures(checkpoint_path(model)):
-                raise ValueError(f"`sampler={self.sampler}`: a policy that sees pictures samples itself, leave it out")
+            path = checkpoint_path(model)
+            if has_encoders(path) or sees_pictures(path):
+                shown = "is shown more than text" if has_encoders(path) else "sees pictures"
+                raise ValueError(f"`sampler={self.sampler}`: a policy that {shown} samples itself, leave it out")
 
     def refuse_sampler(self) -> None:
         """Raises ValueError for a sampler, where a stage only learns."""
@@ -193,10 +195,18 @@ class ScaleOptions:
         return kept
 
     def evaluate(
-        self, policy: TextPolicy, tasks: Sequence[Task], reward: Reward, samples: int, output: Output
+        self,
+        policy: TextPolicy,
+        tasks: Sequence[Task],
+        reward: Reward,
+        samples: int,
+        output: Output,
+        env: Env | None = None,
+        others: Mapping[str, Sampler] | None = None,
     ) -> tuple[Replies, Evaluation]:
         """The graded replies of all tasks, kept in OUT/replies.jsonl as they come, and resumed from there.
 
+        env, others  what is played, a single turn if not given, and its players besides the policy
         What could not be answered is left out, and counted in a line on the screen.
         """
         from posttrain import ranks
@@ -208,7 +218,7 @@ class ScaleOptions:
         kept = Replies(output)
         distribute(policy)
         with self.playing(policy, output.out, tasks) as player:
-            found = kept.grade({"policy": player}, tasks, reward, single_turn, samples)
+            found = kept.grade({"policy": player, **(others or {})}, tasks, reward, env or single_turn, samples)
         if found.invalid and ranks.is_primary():
             print(f"{found.invalid} of {len(tasks) * samples} replies could not be had, and are left out")
         return kept, found
@@ -236,7 +246,7 @@ class ScaleOptions:
         if run.dry_run or place.building:
             return train(policy, tasks, recipe, run, **options)
         if place.program is not None:
-            builder, players = partial(build, place.program), self.players()
+            builder, players = partial(build, place.program, place.phase), self.players()
             return train_with_players(policy, tasks, recipe, run, builder, players, stopped=place.stopped, **options)
         with self.engine(policy, run.out) as sampler:
             return train(policy, tasks, recipe, run, sampler=sampler, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ def serve(
     record: str | None = None,
     trainable: bool = False,
     scorer: str | None = None,
+    api_key: str | None = None,
 ) -> None:
     """Serve a model behind OpenAI's interface and record the episodes of its agents; or serve a model that scores.
 
@@ -27,11 +29,14 @@ def serve(
     trainable  let a learner load weights (posttrain train --sampler http://...): whoever reaches the port can do so
     scorer     serve a model that scores instead, KIND=FOLDER: a reward-model (folder or Hub id), or what a system has:
                the Q model of q-rm, the predictor of tomap, or ./my_paper.py
+    api_key    that clients must show; POSTTRAIN_API_KEY of the environment if not given. Any address but one of this
+               machine alone needs one
     """
     from posttrain.serve.listen import listen
 
+    key = api_key or os.environ.get("POSTTRAIN_API_KEY")
     if scorer:
-        serve_scores(scorer, model, host, port, {"name": name, "record": record, "trainable": trainable})
+        serve_scores(scorer, model, host, port, {"name": name, "record": record, "trainable": trainable}, key)
         return
 
     listen(
@@ -41,13 +46,18 @@ def serve(
         port=port,
         record=Path(record) if record else None,
         trainable=trainable,
+        key=key,
     )
 
 
-def serve_scores(scorer: str, model: ModelOptions, host: str, port: int, other: dict[str, Any]) -> None:
+def serve_scores(
+    scorer: str, model: ModelOptions, host: str, port: int, other: dict[str, Any], key: str | None
+) -> None:
     """Raises ValueError for a kind that nobody has, and for options of the other server."""
+    from posttrain.serve.listen import check_key
     from posttrain.serve.scorer import listen
 
+    check_key(host, key)
     if given := [name for name, value in other.items() if value]:
         raise ValueError(f"`{given[0]}` is of a model that samples, and `scorer={scorer}` only scores: leave it out")
     kind, sign, folder = scorer.partition("=")
@@ -56,7 +66,7 @@ def serve_scores(scorer: str, model: ModelOptions, host: str, port: int, other: 
     options: dict[str, Any] = {"device": model.device}
     if kind == "reward-model":
         options["template"] = model.template
-    listen(scorer_kind(kind), folder, host=host, port=port, **options)
+    listen(scorer_kind(kind), folder, host=host, port=port, key=key, **options)
 
 
 def scorer_kind(kind: str) -> Any:

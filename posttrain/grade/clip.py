@@ -10,7 +10,7 @@ from torch import Tensor
 from posttrain.core import Group, Invalid, Reward, Score
 from posttrain.policy.checkpoint_folder import quiet
 from posttrain.policy.latents import text_of
-from posttrain.policy.load import choose_device, first_line
+from posttrain.policy.pretrained import choose_device, first_line
 
 
 def clip_similarity(model: str, device: str | None = None) -> Reward:

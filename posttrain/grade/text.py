@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from posttrain.chat import without_thinking
 from posttrain.core import Rollout, Task
@@ -167,3 +168,16 @@ def is_choice(rollout: Rollout) -> float:
 exact = each(is_exact)
 contains = each(is_contained)
 choice = each(is_choice)
+
+
+def pieces_between(text: str, tags: Sequence[str]) -> list[str] | None:
+    """The pieces of a text around tags, one more than there are tags; None unless each is there once, in order."""
+    if any(text.count(tag) != 1 for tag in tags):
+        return None
+    pieces, rest = list[str](), text
+    for tag in tags:
+        before, found, rest = rest.partition(tag)
+        if not found:
+            return None  # they stand in another order
+        pieces.append(before)
+    return [*pieces, rest]

@@ -13,7 +13,6 @@ A reply's temperature is DDIM's eta. At 0 nothing is drawn but the first noise, 
 
 from __future__ import annotations
 
-import base64
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,7 +35,7 @@ from posttrain.policy.denoise import (
 )
 from posttrain.policy.latents import Latents, PictureRequest, branch_of, text_of
 from posttrain.policy.pipeline_folder import has_adapter, write_pipeline
-from posttrain.policy.png import png
+from posttrain.policy.png import pixels_of, png_address
 from posttrain.policy.trained import restore, trained_parameters
 from posttrain.seeding import mix
 
@@ -329,9 +328,8 @@ class DiffusionPolicy:
         step = torch.arange(total - count, total, device=self.device)
         width = self.schedule.width(step, torch.full((count,), reply.temperature, device=self.device))
         entropy = gaussian_entropy(width, reply.trace.path[0].numel(), self.denoising.reduction)
-        image = base64.b64encode(png(thumbnail(reply.content))).decode()
         return {
-            "picture": f"data:image/png;base64,{image}",
+            "picture": png_address(pixels_of(thumbnail(reply.content))),
             "pieces": [f"{t} " for t in self.schedule.timesteps[step].tolist()],
             "entropy": [round(h, 4) for h in entropy.tolist()],
         }

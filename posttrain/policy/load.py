@@ -1,30 +1,31 @@
-"""A text or vision policy from a Hub id, a local checkpoint, a GGUF file, or the models `tiny` and `smollm2`."""
+"""A policy from a Hub id, a local checkpoint, a GGUF file, or the models `tiny` and `smollm2`."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from posttrain.policy.abilities import choose_bf16
-from posttrain.policy.checkpoint_folder import quiet, remember_dtype
+from posttrain.policy.pretrained import (
+    checkpoint_path,
+    first_line,
+    has_encoders,
+    load_pretrained,
+    load_tokenizer,
+    prepare_network,
+    sees_pictures,
+)
 from posttrain.policy.text import Sampling, TextPolicy
 
 if TYPE_CHECKING:
+    from posttrain.policy.encoders import Encoder
+    from posttrain.policy.injection import InjectedPolicy, InjectedVisionPolicy
     from posttrain.policy.pixels import Preprocessing
     from posttrain.policy.vision import VisionPolicy
 
 Made = TypeVar("Made", bound=TextPolicy)
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-
-ONE_THREAD = 2_000_000  # parameters; below, more threads win nothing (measured: docs/performance.md)
 
 
 def text(
@@ -97,36 +98,84 @@ def vision(
     return require_room(VisionPolicy(network, load_tokenizer(path), preprocessing, sampling, **options), model)
 
 
+def inject(
+    model: str,
+    encoders: Sequence[Encoder] = (),
+    *,
+    trained: Iterable[str] = (),
+    max_new: int = 256,
+    temperature: float = 1.0,
+    stop: tuple[str, ...] = (),
+    template: str | None = None,
+    lora: int = 0,
+    bf16: bool = False,
+    checkpointing: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    weights: bool = True,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    seed: int = 0,
+) -> InjectedPolicy | InjectedVisionPolicy:
+    """A trainable policy that is shown parts of other kinds: DNA, clouds of points; pictures too, if its model sees.
+
+    model     a text or vision-language model; one that `save` of such a policy has written needs no `encoders`
+    encoders  `pt.DnaEncoder(...)`, `pt.PointEncoder(...)`: one of a kind
+    trained   kinds whose encoders learn too; the others are frozen, and what they say of a part is kept
+    seed      of the projectors, which begin untrained
+    Other arguments are those of `text` and `vision`. Raises ValueError also for two encoders of a kind, for a kind in
+    `trained` without an encoder, and for a checkpoint that has other encoders already.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from posttrain.policy import injection
+
+    path, sees = checkpoint_path(model), sees_pictures(checkpoint_path(model))
+    known = has_encoders(path)
+    if known == bool(encoders):
+        has = "has encoders of its own, give it no others" if known else "has no encoders, and none were given"
+        raise ValueError(f"`model={model}`: it {has}")
+    if known:
+        encoders, trained = injection.saved_encoders(Path(path), weights)
+    kinds = [one.kind for one in encoders]
+    if len({*kinds}) < len(kinds) or not {*trained} <= {*kinds}:
+        raise ValueError(
+            f"`encoders` of {kinds} with `trained={sorted(trained)}`: one of a kind, and trained ones of these"
+        )
+    loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    network, tokenizer = load_pretrained(loader, path, weights, whole=True), load_tokenizer(path)
+    injection.add_marks(network, tokenizer, encoders)
+    network = prepare_network(network, lora, checkpointing, device, threads)
+    injection.attach(network, encoders, trained, seed)
+    if known and weights:
+        injection.load_projectors(network, Path(path))
+    options: dict[str, Any] = {"template": template, "bf16": choose_bf16(bf16, network.device)}
+    sampling = Sampling(max_new, temperature, stop)
+    if not sees:
+        check_pixels(model, min_pixels, max_pixels)
+        return require_room(injection.InjectedPolicy(network, tokenizer, sampling, **options), model)
+    preprocessing = with_pixel_limits(load_preprocessing(path), min_pixels, max_pixels)
+    seeing = injection.InjectedVisionPolicy(network, tokenizer, preprocessing, sampling, **options)
+    return require_room(seeing, model)
+
+
 def load_policy(
     model: str, *, min_pixels: int | None = None, max_pixels: int | None = None, **options: Any
 ) -> TextPolicy:
-    """`vision` for a checkpoint that sees pictures as Qwen's models do, `text` for any other."""
-    if sees_pictures(checkpoint_path(model)):
+    """As the checkpoint is: `inject` for one with encoders, `vision` for one that sees pictures, `text` for others."""
+    path = checkpoint_path(model)
+    if has_encoders(path):
+        return inject(model, min_pixels=min_pixels, max_pixels=max_pixels, **options)
+    if sees_pictures(path):
         return vision(model, min_pixels=min_pixels, max_pixels=max_pixels, **options)
-    if min_pixels is not None or max_pixels is not None:
-        raise ValueError(f"`min_pixels` and `max_pixels`: the model {model} sees no pictures")
+    check_pixels(model, min_pixels, max_pixels)
     return text(model, **options)
 
 
-def sees_pictures(path: str) -> bool:
-    """Whether a checkpoint's configuration is of a vision-language model of Qwen's pattern."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError):
-        return False  # loading it will say what is wrong
-    return hasattr(getattr(config, "vision_config", None), "spatial_merge_size") and hasattr(config, "image_token_id")
-
-
-def prepare_network(network: Any, lora: int, checkpointing: bool, device: str | None, threads: int | None) -> Any:
-    """A loaded model on its device, with an adapter if it is to have one."""
-    set_threads(network, threads)
-    place(network, choose_device(device))
-    keep_freed_memory()
-    if checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return add_adapter(network, lora) if lora else network
+def check_pixels(model: str, least: int | None, most: int | None) -> None:
+    """Raises ValueError for limits of pictures, of a model that sees none."""
+    if least is not None or most is not None:
+        raise ValueError(f"`min_pixels` and `max_pixels`: the model {model} sees no pictures")
 
 
 def require_room(policy: Made, model: str) -> Made:
@@ -136,70 +185,6 @@ def require_room(policy: Made, model: str) -> Made:
             f"max_new={policy.sampling.max_new} tokens, but the model {model!r} has {policy.context} positions"
         )
     return policy
-
-
-def checkpoint_path(model: str) -> str:
-    """The folder or Hub id that a model argument names; of a GGUF file, the folder that it was converted to.
-
-    Raises ValueError for a folder that holds no checkpoint, and for a package that is missing.
-    """
-    if model == "tiny":
-        from posttrain import tiny
-
-        return str(tiny.tiny_checkpoint())
-    folder = Path(model).expanduser()
-    if model == "smollm2" or (folder.suffix == ".gguf" and folder.is_file()):
-        from posttrain.policy import gguf
-
-        return str(gguf.checkpoint(gguf.installed_smollm2() if model == "smollm2" else folder))
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        inner = [str(p.parent) for p in folder.glob("*/config.json")] + [str(p) for p in folder.glob("*.gguf")]
-        hint = f"; did you mean {inner[0]}?" if inner else ""
-        raise ValueError(f"`model={model}`: the folder holds no config.json, so it is not a checkpoint{hint}")
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf")
-    if not folder.exists() and looks_local:
-        raise ValueError(f"`model={model}`: there is no such folder or file")
-    return str(folder) if folder.is_dir() else model
-
-
-def place(network: Any, device: torch.device) -> None:
-    """Move a model to its device, if it has weights."""
-    if network.device.type != "meta":
-        network.to(device)
-
-
-def load_pretrained(kind: Any, path: str, weights: bool = True, *, whole: bool = False, **options: Any) -> Any:
-    """`kind.from_pretrained` in float32, with an error that says where it looked; without `weights` on `meta`.
-
-    It will be saved in the dtype of its configuration again. `whole`: a checkpoint that lacks a parameter, which would
-    be drawn at random, is refused: a reward model has no head of a language model.
-    """
-    from transformers import AutoConfig
-
-    try:
-        with quiet():
-            if weights:
-                model, found = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
-                if whole and found["missing_keys"]:
-                    name = min(found["missing_keys"])
-                    raise ValueError(f"it lacks {name}, which would be random numbers: it is no language model's")
-                remember_dtype(model, AutoConfig.from_pretrained(path))
-                return model
-            config = AutoConfig.from_pretrained(path, **options)
-            with torch.device("meta"):
-                return kind.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        where = "the folder" if Path(path).is_dir() else "the Hugging Face Hub, or its cache on this machine,"
-        raise ValueError(f"`model={path}`: {where} holds no loadable model: {first_line(error)}") from error
-
-
-def load_tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model={path}`: it has no loadable tokenizer: {first_line(error)}") from error
 
 
 def load_preprocessing(path: str) -> Preprocessing:
@@ -225,55 +210,3 @@ def with_pixel_limits(preprocessing: Preprocessing, least: int | None, most: int
             f"most not fewer than these, nor than the {token} of one token"
         )
     return replace(preprocessing, least=least, most=most)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def add_adapter(network: Any, rank: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ValueError("`lora` needs the extra: pip install 'posttrain[lora]'") from error
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(network, config)
-
-
-def choose_device(device: str | None) -> torch.device:
-    """The device asked for, or the best one here."""
-    if device:
-        try:
-            found = torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"`device={device}`: such as cpu, cuda, cuda:1 or mps") from error
-        if found.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"`device={device}`: torch sees no GPU here (posttrain doctor says what it sees)")
-        return found
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def set_threads(network: Any, threads: int | None) -> None:
-    """One torch thread for small models, where two are slower, unless `threads` or OMP_NUM_THREADS says otherwise.
-
-    By size alone, so that a resumed run adds its numbers in the same order.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    elif "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in network.parameters()) < ONE_THREAD:
-        torch.set_num_threads(1)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse large freed blocks, which it would hand back to the system after every tensor.
-
-    Taking them again costs a page fault for every 4 KiB: up to half of the time of a backward pass on the CPU.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_THRESHOLD, 2**27)
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            mallopt(M_ARENA_MAX, 1)  # the sampler's thread takes from the same blocks

@@ -15,7 +15,7 @@ import torch
 from posttrain.policy.abilities import choose_bf16
 from posttrain.policy.checkpoint_folder import quiet
 from posttrain.policy.diffusion import Denoising, DiffusionPolicy
-from posttrain.policy.load import choose_device, first_line, keep_freed_memory, set_threads
+from posttrain.policy.pretrained import choose_device, first_line, keep_freed_memory, set_threads
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # what SRRL's and DDPO's releases adapt
 OWN = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?\.safetensors")  # not a variant, as .fp16

@@ -8,7 +8,6 @@ resizing: pip install 'posttrain[vision]'.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 import mimetypes
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from posttrain.policy.parts import content_name
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSORS = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL")  # how the names of image processors with this patch layout begin
@@ -37,8 +38,7 @@ class Picture:
 
     def __init__(self, pixels: np.ndarray, rows: int, columns: int):
         self.pixels, self.rows, self.columns = pixels, rows, columns
-        digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=8)
-        self.name = -(int.from_bytes(digest.digest()) >> 2) - 1
+        self.name = content_name(repr(pixels.shape), pixels.tobytes())
 
     @property
     def tokens(self) -> int:

@@ -190,11 +190,18 @@ class TextPolicy:
             at = [row * width + p - before for row, (_, sampled) in enumerate(sequences) for p in sampled]
         with self.mode(training=torch.is_grad_enabled()):
             out = self.head.trunk(**self.model_inputs(inputs, rows)).last_hidden_state
+        if self.shards and torch.is_grad_enabled():
+            # All ranks sum the gradients of the same parameters: one whose rows use fewer would keep them waiting.
+            out = out + 0.0 * sum(p.sum() for p in self.beside() if p.requires_grad)
         return out.flatten(0, 1)[torch.tensor(at, device=self.device)]
 
     def model_inputs(self, inputs: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         """What the model's trunk is called with, of the rows' tokens, on a line or padded."""
         return inputs
+
+    def beside(self) -> Iterable[nn.Parameter]:
+        """Parameters that some rows use and others do not."""
+        return ()
 
     @property
     def device(self) -> torch.device:
@@ -225,11 +232,23 @@ class TextPolicy:
             twin = copy.copy(self)
             twin.adapter = False
             return twin
+        if self.shards:
+            return self.with_model(whole_copy(self))
         return self.with_model(copy.deepcopy(self.model).requires_grad_(False))
 
     def with_model(self, model: Any) -> TextPolicy:
         """The same around another model."""
-        return TextPolicy(model, self.tokenizer, self.sampling, bf16=self.bf16, plain=self.plain)
+        return type(self)(model, self.tokenizer, self.sampling, bf16=self.bf16, plain=self.plain)
+
+    @property
+    def trunk(self) -> Any:
+        """What makes the hidden states."""
+        return self.head.trunk
+
+    @property
+    def width(self) -> int:
+        """D, of a hidden state."""
+        return self.body.config.get_text_config().hidden_size
 
     def around(self, model: Any) -> TextPolicy:
         """The hidden states of another model of the same shape, whole on this rank: for heads that do not speak."""
@@ -269,7 +288,7 @@ class TextPolicy:
             return
         model = self.body
         if hasattr(self.model, "merge_and_unload") and not self.shards:
-            self.model.save_pretrained(path / "adapter")  # type: ignore[operator]
+            self.model.save_pretrained(path / "adapter", save_embedding_layers=False)  # type: ignore[operator]
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
         write_checkpoint(model, path, tensors)
         self.tokenizer.save_pretrained(path)
@@ -293,6 +312,16 @@ def checkpoint_tensors(policy: TextPolicy) -> Iterator[tuple[str, Tensor]]:
         yield name.replace(".base_layer.", "."), value.to("cpu", copy=True)
 
 
+def whole_copy(policy: TextPolicy) -> Any:
+    """The model of a policy that lies on several ranks, whole on each of them and not trained; all ranks take part."""
+    model = type(policy.body)(copy.deepcopy(policy.body.config)).requires_grad_(False).eval()
+    model.generation_config = copy.deepcopy(policy.body.generation_config)
+    own = dict(model.named_parameters())
+    for name, value in checkpoint_tensors(policy):
+        own[name].data.copy_(value)
+    return model
+
+
 def length_of(row: Row) -> int:
     """Tokens of a row."""
     last = trace(row.turns[-1].reply)
@@ -304,5 +333,6 @@ def without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -16,7 +16,15 @@ from posttrain.core import Group, Invalid, Message, Metrics, Rollout, Row, Score
 from posttrain.data import Continuation
 from posttrain.descent import retry_out_of_memory
 from posttrain.policy.checkpoint_folder import write_checkpoint
-from posttrain.policy.load import checkpoint_path, choose_device, load_pretrained, load_tokenizer, place, set_threads
+from posttrain.policy.decision import DecisionPolicy
+from posttrain.policy.pretrained import (
+    checkpoint_path,
+    choose_device,
+    load_pretrained,
+    load_tokenizer,
+    place,
+    set_threads,
+)
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.trained import restore, trained_parameters
 from posttrain.row import micro_batches, rows_of
@@ -25,19 +33,22 @@ from posttrain.row import micro_batches, rows_of
 class Critic:
     """The value before each decision: a copy of the policy's body with a linear head, trained beside it.
 
-    Of a policy with LoRA it shares the frozen weights, and has an adapter of its own.
+    Of a policy with LoRA it shares the frozen weights, and has an adapter of its own. Of a policy that decides and does
+    not speak, the body is its network.
 
     micro_tokens  in one pass, which is halved where memory runs out
     """
 
-    def __init__(self, policy: TextPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384):
+    def __init__(
+        self, policy: TextPolicy | DecisionPolicy, lr: float = 1e-5, clip: float | None = 0.2, micro_tokens: int = 16384
+    ):
         shared = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
         self.policy = policy.around(copy.deepcopy(policy.model, shared))
-        self.out = nn.Linear(policy.body.config.get_text_config().hidden_size, 1, device=policy.device)
+        self.out = nn.Linear(policy.width, 1, device=policy.device)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.clip, self.micro_tokens = clip, micro_tokens
-        trunk = [p for p in self.policy.head.trunk.parameters() if p.requires_grad]
+        trunk = [p for p in self.policy.trunk.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW([*trunk, *self.out.parameters()], lr=lr, weight_decay=0.0)
 
     def values(self, rows: Sequence[Row]) -> Tensor:
@@ -88,13 +99,13 @@ class Critic:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "body": trained_parameters(self.policy.head.trunk),
+            "body": trained_parameters(self.policy.trunk),
             "out": self.out.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        restore(trained_parameters(self.policy.head.trunk), state["body"])
+        restore(trained_parameters(self.policy.trunk), state["body"])
         self.out.load_state_dict(state["out"])
         self.optimizer.load_state_dict(state["optimizer"])
 

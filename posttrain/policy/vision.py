@@ -1,14 +1,10 @@
 """A vision-language model of Qwen's pattern as a policy: pictures in its prompts, every sampled token one decision.
 
-Pictures are parts of a message's content, as in Hugging Face's chats:
+Pictures are parts of a message's content, as in Hugging Face's chats (see `parts.py`):
 
     user([{"type": "image", "image": "triangle.png"}, {"type": "text", "text": "How large is the angle?"}])
 
-Among the tokens of a prompt a picture stands as its name, a negative number, once for each token that it takes. Prompts
-of equal tokens are then prompts with equal pictures, so that whatever compares tokens (the samples of a prompt, rows
-that share one, turns that extend one another) is right without knowing of pictures. Names become the model's
-placeholder, and pictures become pixels, only when the model is called; what the vision tower makes of a picture is
-computed once per call and given to every row that shows it.
+What the vision tower makes of a picture is computed once per call and given to every row that shows it.
 """
 
 from __future__ import annotations
@@ -16,105 +12,26 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from posttrain.chat import Chat, Tokens, trace
-from posttrain.core import Ask, Message, Reply, Row, Turn
-from posttrain.policy.fast.generate import Sample, SampleRequest, TransformersRows, generate
+from posttrain.chat import trace
+from posttrain.core import Message, Row
+from posttrain.policy.fast.generate import SampleRequest, TransformersRows
 from posttrain.policy.fast.line import Line
+from posttrain.policy.parts import Kind, PartsPolicy, part_names, parts_of
 from posttrain.policy.pixels import Picture, Preprocessing
-from posttrain.policy.text import Sampling, TextPolicy
+from posttrain.policy.text import Sampling
 from posttrain.ranks import is_primary
 
 PATCHES = 2**15  # that go through the vision tower together
 NEVER = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 Features = Mapping[int, Sequence[Tensor]]  # by a picture's name: [tokens, D], and the same of every DeepStack layer
-
-
-class PictureChat(Chat):
-    """A chat whose messages may hold pictures.
-
-    placeholder  the token that the template writes for a picture
-    never        all tokens that stand for pictures and videos: no text may hold them
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        template: str | None,
-        preprocessing: Preprocessing,
-        placeholder: int,
-        never: Sequence[int],
-    ):
-        self.preprocessing, self.placeholder = preprocessing, placeholder
-        self.marks = [mark for mark in tokenizer.convert_ids_to_tokens(list(never)) if mark]
-        super().__init__(tokenizer, template)
-
-    def read_pictures(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """The messages with every picture read and resized. Raises ValueError for one that cannot be read."""
-        return tuple(self.with_pictures(message) for message in messages)
-
-    def with_pictures(self, message: Message) -> Message:
-        content = message["content"]
-        if isinstance(content, str | None):
-            self.check_text(content or "")
-            return message
-        return {**message, "content": [self.part(part) for part in content]}
-
-    def part(self, part: Any) -> dict[str, Any]:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind == "text":
-            text = str(part.get("text", ""))
-            self.check_text(text)
-            return {"type": "text", "text": text}
-        if kind != "image":
-            raise ValueError(f"a part of a message is of type {kind!r}; a model that sees takes 'text' and 'image'")
-        image = part.get("image") if part.get("image") is not None else part.get("path")
-        if image is None:
-            raise ValueError("a picture is to stand in a message, and its part has none under 'image' (or 'path')")
-        return {"type": "image", "image": self.preprocessing.picture(image)}
-
-    def check_text(self, text: str) -> None:
-        for mark in self.marks:
-            if mark in text:
-                raise ValueError(
-                    f"a message's text has {mark}, which stands for pictures or videos: no text may contain it"
-                )
-
-    def template_content(self, content: Any) -> Any:
-        if isinstance(content, str | None):
-            return content
-        return [{"type": "image"} if part.get("type") == "image" else part for part in content]
-
-    def prompt(self, messages: tuple[Message, ...]) -> tuple[tuple[int, ...], str]:
-        """As `Chat.prompt`, with a picture's name for each of its tokens."""
-        messages = self.read_pictures(messages)
-        ids, text = super().prompt(messages)
-        return self.expand_placeholders(ids, pictures(messages)), text
-
-    def expand_placeholders(self, ids: Sequence[int], shown: Sequence[Picture]) -> tuple[int, ...]:
-        """Names in the place of placeholders, for the pictures that a prompt continued from earlier turns lacks."""
-        waiting, held = list(shown), sum(i < 0 for i in ids)
-        while held > 0 and waiting:
-            held -= waiting.pop(0).tokens
-        if held or ids.count(self.placeholder) != len(waiting):
-            token = self.tokenizer.convert_ids_to_tokens(self.placeholder)
-            raise ValueError(
-                f"{len(waiting)} pictures are to be shown, and the rendered prompt has {ids.count(self.placeholder)} "
-                f"placeholders {token}: the chat template must write one for each picture, and no text may contain it"
-            )
-        left = iter(waiting)
-        return tuple(i for id in ids for i in (placeholder_names(next(left)) if id == self.placeholder else (id,)))
-
-    def demonstration_tokens(self, messages: tuple[Message, ...], reply: str | Message) -> Tokens:
-        return super().demonstration_tokens(self.read_pictures(messages), reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +42,9 @@ class PictureFeatures:
     deepstack_features: list[list[Tensor]]
 
 
-class VisionPolicy(TextPolicy):
+class VisionPolicy(PartsPolicy):
     """Made by `posttrain.vision(...)`; by hand from a transformers model, its tokenizer and its `Preprocessing`.
 
-    Placeholders are never sampled and have no density: the distribution is that of the other tokens.
     Raises ValueError for a model that is not of Qwen's pattern.
     """
 
@@ -143,45 +59,33 @@ class VisionPolicy(TextPolicy):
         check_pattern(model.get_base_model() if hasattr(model, "get_base_model") else model)
         self.preprocessing = preprocessing
         super().__init__(model, tokenizer, sampling or Sampling(), **options)
-        self.head.never = torch.tensor(self.never, device=self.device)
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        return {**super().kinds, "image": Kind(self.read_picture, self.placeholder)}
 
     @property
     def never(self) -> list[int]:
-        """Tokens that stand for pictures and videos."""
         found = [getattr(self.model.config, name, None) for name in NEVER]
-        return sorted({i for i in found if i is not None})
+        return sorted({*super().never, *(i for i in found if i is not None)})
 
     @property
     def placeholder(self) -> int:
         return int(self.model.config.image_token_id)
 
-    def conversation(self, template: str | None) -> PictureChat:
-        return PictureChat(self.tokenizer, template, self.preprocessing, self.placeholder, self.never)
+    def read_picture(self, part: Mapping[str, Any]) -> Picture:
+        image = part.get("image") if part.get("image") is not None else part.get("path")
+        if image is None:
+            raise ValueError("a picture is to stand in a message, and its part has none under 'image' (or 'path')")
+        return self.preprocessing.picture(image)
 
-    # ---- sampling
+    def plain_rows(
+        self, wanted: Sequence[SampleRequest], embed: Callable[[Tensor], Tensor] | None, head: Any
+    ) -> TransformersRows:
+        return PictureRows(self, wanted, head, embed)
 
-    def stream(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
-        seen: dict[int, tuple[Message, ...]] = {}  # samples of one task share their messages, and so their pictures
-        for ask in asks:
-            if id(ask.messages) not in seen:
-                seen[id(ask.messages)] = self.chat.read_pictures(ask.messages)  # type: ignore[attr-defined]
-        yield from super().stream([replace(ask, messages=seen[id(ask.messages)]) for ask in asks])
-
-    def sample_request(self, ask: Ask, prompt: tuple[int, ...]) -> SampleRequest:
-        return replace(super().sample_request(ask, prompt), pictures=tuple(pictures(ask.messages)))
-
-    def sample_tokens(self, wanted: Sequence[SampleRequest]) -> Iterator[tuple[int, Sample]]:
-        return generate(self.head, wanted, self.stops, None, self.mode, plain=partial(PictureRows, self, wanted))
-
-    def demonstrate(self, messages: Sequence[Message], reply: str | Message) -> Turn:
-        """Raises ValueError for a reply with a placeholder in it, which the model can never say."""
-        turn = super().demonstrate(messages, reply)
-        assert self.head.never is not None
-        if bad := set(self.head.never.tolist()) & set(trace(turn.reply).reply):
-            raise ValueError(
-                f"the reply to be learned holds {self.chat.pieces(sorted(bad))[0]}, which stands for pictures"
-            )
-        return turn
+    def beside(self) -> Iterable[nn.Parameter]:
+        return [*super().beside(), *self.head.trunk.visual.parameters()]
 
     # ---- what the model is called with
 
@@ -214,14 +118,15 @@ class VisionPolicy(TextPolicy):
         """Tokens [B, T] with names in them, as tokens with placeholders, and the features that belong there."""
         flat, order, at = ids.flatten().tolist(), list[Sequence[Tensor]](), 0
         while at < len(flat):
-            if flat[at] < 0:
+            if flat[at] in features:
                 order.append(features[flat[at]])
                 at += len(order[-1][0])
             else:
                 at += 1
-        plain = {"input_ids": ids.masked_fill(ids < 0, self.placeholder)}
         if not order:
-            return plain
+            return {"input_ids": ids}
+        standing = torch.isin(ids, torch.tensor(list(features), device=ids.device))
+        plain = {"input_ids": ids.masked_fill(standing, self.placeholder)}
         pooled, *deep = zip(*order, strict=True)
         return {
             **plain,
@@ -232,11 +137,7 @@ class VisionPolicy(TextPolicy):
 
     def with_model(self, model: Any) -> VisionPolicy:
         options = {"bf16": self.bf16, "plain": self.plain}
-        return VisionPolicy(model, self.tokenizer, self.preprocessing, self.sampling, **options)
-
-    def record(self, reply: Reply) -> dict[str, Any]:
-        found = super().record(reply)
-        return {**found, "prompt_ids": [self.placeholder if i < 0 else i for i in found["prompt_ids"]]}
+        return type(self)(model, self.tokenizer, self.preprocessing, self.sampling, **options)
 
     def save(self, path: Path) -> None:
         super().save(path)
@@ -248,40 +149,30 @@ class VisionPolicy(TextPolicy):
 class PictureRows(TransformersRows):
     """Sampling after prompts with pictures: each is encoded once, and forgotten when no prompt waits for it."""
 
-    def __init__(self, policy: VisionPolicy, wanted: Sequence[SampleRequest], head: Any):
-        super().__init__(head)
+    def __init__(self, policy: VisionPolicy, wanted: Sequence[SampleRequest], head: Any, embed: Any = None):
+        super().__init__(head, embed)
         self.policy = policy
-        self.shown = {one.name: one for w in wanted for one in w.pictures}
-        prompts = {w.prompt: {one.name for one in w.pictures} for w in wanted}
+        self.shown = {one.name: one for w in wanted for one in w.parts if isinstance(one, Picture)}
+        prompts = {w.prompt: {name for name in w.prompt if name in self.shown} for w in wanted}
         self.waiting = Counter(name for names in prompts.values() for name in names)
         self.features: dict[int, list[Tensor]] = {}
 
     def prompt_inputs(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         rows = [row[len(row) - count :] for row, count in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
-        needed = {name: None for row in rows for name in row if name < 0}
+        needed = {name: None for row in rows for name in row if name in self.shown}
         self.features |= self.policy.features([self.shown[name] for name in needed if name not in self.features])
         at = torch.zeros(3, *ids.shape, dtype=torch.long)
         for i, row in enumerate(rows):
             at[:, i, ids.shape[1] - len(row) :] = positions(row, self.shown)
         inputs = self.policy.inputs_with_features(ids, self.features)
-        self.waiting.subtract(name for row in rows for name in {name for name in row if name < 0})
+        self.waiting.subtract(name for row in rows for name in {name for name in row if name in self.shown})
         self.features = {name: found for name, found in self.features.items() if self.waiting[name] > 0}
         return inputs.pop("input_ids"), at.to(ids.device), inputs
 
 
-def placeholder_names(picture: Picture) -> tuple[int, ...]:
-    return (picture.name,) * picture.tokens
-
-
 def pictures(messages: Iterable[Message]) -> list[Picture]:
     """The pictures of messages that were read, in order."""
-    return [
-        part["image"]
-        for message in messages
-        if not isinstance(message["content"], str | None)
-        for part in message["content"]
-        if part.get("type") == "image"
-    ]
+    return [part for _, part in parts_of(messages) if isinstance(part, Picture)]
 
 
 def by_patches(shown: Sequence[Picture], patches_of_a_token: int) -> list[list[Picture]]:
@@ -301,13 +192,13 @@ def by_patches(shown: Sequence[Picture], patches_of_a_token: int) -> list[list[P
 def positions(ids: Sequence[int], shown: Mapping[int, Picture], start: int = 0) -> Tensor:
     """[3, T] positions in time, height and width (M-RoPE, Qwen2-VL, arXiv:2409.12191, Sec. 2.1).
 
-    Text counts on in all three; a picture's token in row r and column c is at (s, s + r, s + c), and after it text goes
-    on from s + the longer of its sides.
+    Text, and parts that are no pictures, count on in all three; a picture's token in row r and column c is at
+    (s, s + r, s + c), and after it text goes on from s + the longer of its sides.
     """
     parts, at = [torch.zeros(3, 0, dtype=torch.long)], 0
     while at < len(ids):
-        if ids[at] >= 0:
-            end = next((k for k in range(at, len(ids)) if ids[k] < 0), len(ids))
+        if ids[at] not in shown:
+            end = next((k for k in range(at, len(ids)) if ids[k] in shown), len(ids))
             parts.append(torch.arange(start, start + end - at).expand(3, -1))
             start, at = start + end - at, end
         else:
@@ -344,7 +235,7 @@ def check_pattern(body: Any) -> None:
     merge = config.vision_config.spatial_merge_size
     square, text = Picture.__new__(Picture), 1
     square.name, square.rows, square.columns = -1, 2, 3
-    ids = [text, *placeholder_names(square), text, text]
+    ids = [text, *part_names(square), text, text]
     theirs, _ = trunk.get_rope_index(
         torch.tensor([[config.image_token_id if i < 0 else i for i in ids]]),
         image_grid_thw=torch.tensor([[1, square.rows * merge, square.columns * merge]]),

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from posttrain import ranks
 from posttrain.core import Policy, Stateful
-from posttrain.run.directory import replace_folder, reset_folder
+from posttrain.run.directory import file_hash, replace_folder, reset_folder
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError)
 POLICY, SHARDS, TRAINING, ABOUT = "policy.safetensors", "shards", "training.pt", "checkpoint.json"
@@ -30,6 +34,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep, self.step = folder, keep, 0
+        self.known: frozenset[type] = frozenset()  # types of the run's own tasks, which a checkpoint may hold
 
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful]) -> None:
         """Raises OSError naming the folder when the disk is full or not writable; older checkpoints stay."""
@@ -58,7 +63,8 @@ class Checkpoints:
     ) -> None:
         """Write what one rank writes, put the checkpoint in its place, and delete those that are too old."""
         training: dict[str, Any] = {"memory": {name: part.state_dict() for name, part in more.items()}}
-        about = {"step": step, "version": policy.version, "ranks": ranks.world()}
+        self.check_plain(training["memory"])
+        about: dict[str, Any] = {"step": step, "version": policy.version, "ranks": ranks.world()}
         if ranks.world() == 1:
             tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
             (scratch / POLICY).write_bytes(save(tensors))
@@ -67,35 +73,54 @@ class Checkpoints:
         written = io.BytesIO()  # torch.save to a file hides that a disk is full
         torch.save(training, written)
         (scratch / TRAINING).write_bytes(written.getbuffer())
+        about["sha256"] = file_hashes(scratch)
         (scratch / ABOUT).write_text(json.dumps(about))
+        synchronise(scratch)
         replace_folder(scratch, final)
         for old in self.complete()[: -self.keep]:
             shutil.rmtree(old)
 
+    def check_plain(self, memory: Mapping[str, Any]) -> None:
+        """Raises ValueError naming a part whose state holds what a resume would refuse to read: code can hide in it."""
+        for name, state in memory.items():
+            written = io.BytesIO()
+            torch.save(state, written)
+            written.seek(0)
+            try:
+                load_plain(written, self.known)
+            except UNREADABLE as error:
+                raise ValueError(f"the `state_dict` of {name} cannot be saved: {error}") from error
+
     def complete(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
-        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir()) if self.folder.is_dir() else []
+        found = [p for p in self.folder.glob("[0-9]*") if p.is_dir() and p.name.isdigit()]
+        return sorted(found, key=lambda folder: int(folder.name))
 
     def latest(self) -> Path | None:
-        """Raises ValueError when the newest checkpoint lacks a file."""
-        found = self.complete()
-        if not found:
-            return None
-        parts = SHARDS if (found[-1] / SHARDS).is_dir() else POLICY
-        missing = [name for name in (parts, TRAINING, ABOUT) if not (found[-1] / name).exists()]
-        if missing:
-            raise ValueError(
-                f"checkpoint {found[-1]} is incomplete: it has no {', '.join(missing)}; delete the folder to resume "
-                "from the one before it"
-            )
-        return found[-1]
+        """The newest checkpoint whose files are those that were written; damaged ones are said and passed over.
+
+        Raises ValueError when there are checkpoints, and all of them are damaged.
+        """
+        damaged: dict[Path, str] = {}
+        for folder in reversed(self.complete()):
+            wrong = damage(folder)
+            if wrong is None:
+                for one, why in damaged.items() if ranks.is_primary() else ():
+                    print(f"warning: checkpoint {one} is damaged: {why}; resuming from {folder}", file=sys.stderr)
+                    one.rename(one.with_name(f"damaged-{one.name}"))  # so that it is not taken for the newest
+                return folder
+            damaged[folder] = wrong
+        if damaged:
+            newest, why = next(iter(damaged.items()))
+            raise ValueError(f"checkpoint {newest} is damaged: {why}; and there is none before it")
+        return None
 
     def restore(
         self, folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, more: Mapping[str, Stateful]
     ) -> int:
         """The number of steps done. Raises ValueError when the checkpoint is of another model or cannot be read."""
         try:
-            training = torch.load(folder / TRAINING, map_location="cpu", weights_only=False)
+            training = load_plain(io.BytesIO((folder / TRAINING).read_bytes()), self.known)
             about = json.loads((folder / ABOUT).read_text())
             tensors = load_file(folder / POLICY) if about["ranks"] == 1 else {}
         except UNREADABLE as error:
@@ -127,6 +152,88 @@ class Checkpoints:
             part.load_state_dict(training["memory"][name])
         self.step = about["step"]
         return self.step
+
+
+def load_plain(file: io.BytesIO, known: Collection[type]) -> Any:
+    """What `torch.save` has written, if it is tensors, numbers, text, and containers, dataclasses of ours or `known`
+    types of these: nothing in it is run. Raises ValueError naming another type."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    allowed = {f"{one.__module__}.{one.__qualname__}": one for one in known}
+    strange = [name for name in names if name not in allowed and not is_own_record(name) and not is_array(name)]
+    if strange:
+        raise ValueError(f"it holds a {strange[0]}, which is more than numbers, text, tensors and containers of these")
+    file.seek(0)
+    numbers = [type(np.dtype(letter)) for letter in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
+    with torch.serialization.safe_globals([*numbers, *(allowed.get(name) or own_type(name) for name in names)]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def own_type(name: str) -> Any:
+    """The class of that full name, in a module that is loaded already; None if there is none."""
+    module, _, last = name.rpartition(".")
+    return getattr(sys.modules.get(module), last, None)
+
+
+def is_array(name: str) -> bool:
+    """Whether it is what numpy's numbers and arrays are read by."""
+    module, _, last = name.rpartition(".")
+    array = module.startswith("numpy") and last in ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer")
+    return array or module == "numpy.dtypes"
+
+
+def is_own_record(name: str) -> bool:
+    """Whether it is a dataclass of posttrain: making one runs nothing."""
+    found = own_type(name) if name.startswith("posttrain.") else None
+    return isinstance(found, type) and is_dataclass(found)
+
+
+def types_in(value: Any) -> Iterator[type]:
+    """The types of a value's parts that are dataclasses."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        for one in value:
+            yield from types_in(one)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield type(value)
+        for field in fields(value):
+            yield from types_in(getattr(value, field.name))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are those that were written."""
+    try:
+        wanted = json.loads((folder / ABOUT).read_text()).get("sha256")
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{ABOUT} cannot be read ({type(error).__name__}: {error})"
+    if wanted is None:
+        return f"{ABOUT} has no sums of its files: an earlier posttrain wrote it, which is to resume it"
+    try:
+        found = file_hashes(folder)
+    except OSError as error:
+        return str(error)
+    for name, digest in wanted.items():
+        if name not in found:
+            return f"it has no {name}"
+        if found[name] != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder but its description, by its path there."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ABOUT)
+    return {str(path.relative_to(folder)): file_hash(path) for path in files}
+
+
+def synchronise(folder: Path) -> None:
+    """Have the disk hold every file of a folder, so that what is renamed into place is whole after a crash."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def save_shards(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:

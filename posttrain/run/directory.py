@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -12,25 +11,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from posttrain import ranks
-from posttrain.core import Invalid, Metrics, Policy
-from posttrain.group import ScoredRollout
-from posttrain.run.lines import whole_lines
+from posttrain.core import Metrics, Policy
 from posttrain.run.settings import Output, Run
 
 PACKAGES = ("torch", "transformers", "peft", "diffusers", "numpy", "math-verify", "posttrain")
 # What a resumed run may have otherwise: it does not change what is learned.
 MAY_CHANGE = {
     *("resume", "overwrite", "steps", "save_every", "keep", "track", "quiet", "dry_run", "out", "micro_tokens"),
-    *("eval_every", "eval_temperature", "device", "threads", "reward_timeout"),
+    *("eval_every", "eval_temperature", "grace_s", "device", "threads", "reward_timeout"),
     *("sampler", "sampler_options", "sampler_folder", "cluster", "learners", "samplers", "at_once", "gpus"),
 }
+LOCK = ".lock"
 LEAST_FREE = 64 * 2**20  # bytes
 MOST_SETTINGS = 64  # entries of a container in a closure; more is data
 
@@ -51,10 +50,42 @@ class Directory:
                 f"{self.path} already holds a run, started {read_json(self.about).get('started')}: continue it "
                 "with `resume=True`, replace it with `overwrite=True`, or give another `out`"
             )
-        if not held and self.path.is_dir() and any(self.path.iterdir()):
+        if not held and self.path.is_dir() and not self.is_begun():
             if run.resume:
                 raise ValueError(f"`resume=True`: {self.path} holds no run.json, so there is no run to continue")
             raise ValueError(f"{self.path} is not empty and holds no run: give another `out`")
+
+    def is_begun(self) -> bool:
+        """Whether all that a folder without run.json holds is what a run that was stopped at its very start leaves."""
+        left = {self.checkpoints.name, self.rollouts.name, LOCK, self.about.with_suffix(".writing").name}
+        entries = [*self.path.iterdir()]
+        return all(one.name in left and not (one.is_dir() and any(one.iterdir())) for one in entries)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this process works in the directory.
+
+        Raises ValueError naming the process that does so already, OSError when there can be no directory.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}; give another `out`") from error
+        lock, about = FileLock(self.path / LOCK, blocking=False), self.path / LOCK
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"{self.path} is worked in by {about.read_text().strip() or 'another process'}: wait for it, or give "
+                "another `out`"
+            ) from None
+        try:
+            about.write_text(f"process {os.getpid()} on {platform.node()}\n")
+            yield
+        finally:
+            lock.release()
 
     def prepare(self, settings: Mapping[str, Any], run: Run | Output) -> None:
         """Make the directory and write run.json.
@@ -113,6 +144,15 @@ class Directory:
     def truncate(self, step: int) -> list[Metrics]:
         """Keep the metrics of the first `step` steps, drop what a killed run wrote beyond its checkpoint."""
         lines = [line for line in read_metrics(self.path) if line["step"] < step]
+        if lost := sorted({*range(step)} - {line["step"] for line in lines}):
+            kept = self.metrics.with_name("metrics-damaged.jsonl")
+            if self.metrics.is_file():
+                shutil.copyfile(self.metrics, kept)
+            print(
+                f"warning: {self.metrics} has no readable line of {len(lost)} of {step} steps, the first of them "
+                f"{lost[0]}; the file as it was is {kept}",
+                file=sys.stderr,
+            )
         scratch = self.metrics.with_suffix(".writing")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in lines))
         os.replace(scratch, self.metrics)
@@ -121,18 +161,6 @@ class Directory:
     def append_metrics(self, line: Metrics) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-    # ---- rollouts
-
-    def write_rollouts(self, step: int, policy: Policy, played: Sequence[ScoredRollout]) -> None:
-        if not played:
-            return
-        final = self.rollouts / f"{step:06d}.jsonl.gz"
-        scratch = final.with_suffix(".writing")
-        with gzip.open(scratch, "wt", compresslevel=3) as file:
-            for one in played:
-                file.write(json.dumps(as_record(step, policy, one)) + "\n")
-        os.replace(scratch, final)
 
     def export(self, policy: Policy) -> None:
         """Write `model/`, in the format that others load; all ranks take part."""
@@ -152,56 +180,21 @@ def replace_folder(scratch: Path, final: Path) -> None:
     """Put a folder in the place of another."""
     shutil.rmtree(final, ignore_errors=True)
     os.replace(scratch, final)
-
-
-def as_record(step: int, policy: Policy, played: ScoredRollout) -> dict[str, Any]:
-    """A rollout as JSON: what was asked and answered, what it earned, and the numbers of every decision."""
-    turns, start = [], 0
-    for turn in played.rollout.turns:
-        count = len(turn.reply.logp)
-        credit = None if played.advantage is None else played.advantage[start : start + count].tolist()
-        start += count
-        turns.append(
-            {
-                "messages": [recorded_message(message) for message in turn.ask.messages],
-                "content": json_value(turn.reply.content),
-                "stop": turn.reply.stop,
-                "version": turn.reply.version,
-                "temperature": turn.reply.temperature,
-                "logp": turn.reply.logp.tolist(),
-                "advantage": credit,
-                **policy.record(turn.reply),
-            }
-        )
-    score = played.score
-    marks = (
-        {"reward": None, "invalid": score.reason}
-        if isinstance(score, Invalid)
-        else {"reward": score.value, "parts": dict(score.parts)}
-    )
-    task = played.rollout.task
-    return {
-        "step": step,
-        "task": task.key,
-        "truth": json_value(task.truth),
-        "facts": json_value(played.rollout.facts),
-        **marks,
-        "turns": turns,
-    }
-
-
-def read_rollouts(path: str | Path, step: int | None = None) -> Iterator[dict[str, Any]]:
-    """The recorded rollouts of a run, or of one of its steps, as dictionaries."""
-    name = "*.jsonl.gz" if step is None else f"{step:06d}.jsonl.gz"
-    for file in sorted((Path(path) / "rollouts").glob(name)):
-        with gzip.open(file, "rt") as lines:
-            for line in lines:
-                yield json.loads(line)
+    handle = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the rename itself
+    finally:
+        os.close(handle)
 
 
 def read_metrics(path: str | Path) -> list[Metrics]:
-    """One dictionary per step. A last line that a kill cut short is left out."""
-    return list(whole_lines(Path(path) / "metrics.jsonl"))
+    """One dictionary per step. A last line that a kill cut short is left out, as is one that is damaged."""
+    file = Path(path) / "metrics.jsonl"
+    found = []
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(text))
+    return [line for line in found if isinstance(line, dict) and "step" in line]
 
 
 def json_value(thing: Any) -> Any:
@@ -220,7 +213,7 @@ def json_value(thing: Any) -> Any:
         return {f.name: json_value(getattr(thing, f.name)) for f in fields(thing)}
     if isinstance(thing, Mapping):
         return {str(key): json_value(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple | set):
+    if isinstance(thing, list | tuple | set | frozenset):
         return [json_value(value) for value in thing]
     if callable(thing):
         return function_name(thing)
@@ -316,9 +309,3 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
-
-
-def recorded_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as rollouts/ holds it: without what was sampled, which has a turn of its own."""
-    kept = {key: json_value(value) for key, value in message.items() if key not in ("reply", "content")}
-    return kept | {"content": json_value(message.get("content"))}

@@ -10,10 +10,12 @@ OUT/report.html       written at the end and by `posttrain show`
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -26,10 +28,12 @@ from posttrain.evaluation import evaluate
 from posttrain.group import ScoredRollout
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
-from posttrain.run.checkpoint import Checkpoints
+from posttrain.run.checkpoint import Checkpoints, types_in
 from posttrain.run.directory import Directory
+from posttrain.run.drawing import draw_shown
 from posttrain.run.memory import Watch, stateful_parts
 from posttrain.run.progress import Progress, alarms
+from posttrain.run.rollouts import write_rollouts
 from posttrain.run.settings import Run
 from posttrain.run.track import trackers
 from posttrain.sampler.weights import Engine, collect_weights, probe_of, synchronise
@@ -41,15 +45,26 @@ HeldOut: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]]  # one set of t
 
 RATES = {"train": 1e-6, "sft": 1e-5, "prefer": 1e-6, "reward-model": 1e-5}  # for pretrained models, by kind of run
 SMALL_RATE, LORA_FACTOR = 3e-4, 10.0
+SAMPLED = 1000  # items whose types a checkpoint may hold, when groups of them are under way
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LORA_SIZE = 3e9  # parameters, below which an adapter learns faster the smaller the model (docs/policies.md)
 
 
-class DryRun(Exception):
-    """Raised in place of the first step of a run with `dry_run`; nothing has been written. It carries the session."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, with which Slurm and Kubernetes end a job, did what Ctrl-C does."""
 
-    def __init__(self, session: Session):
+    exit_code = 128 + signal.SIGTERM
+
+
+class DryRun(Exception):
+    """Raised in place of the first step of a run with `dry_run`; nothing has been written.
+
+    It carries the session, or those of all phases of a curriculum.
+    """
+
+    def __init__(self, *sessions: Session):
         super().__init__("a dry run takes no step")
-        self.session = session
+        self.sessions = sessions
 
 
 class Session:
@@ -90,11 +105,17 @@ class Session:
         self.source: Source = ShuffledSource(items, run.seed) if isinstance(items, Sequence) else items
         self.directory = Directory(Path(run.out))
         self.checkpoints = Checkpoints(self.directory.checkpoints, run.keep)
+        truths = [item.truth for item in self.source.items[:SAMPLED] if isinstance(item, Task)]
+        self.checkpoints.known = frozenset(types_in(truths))
         self.kind, self.step = kind, 0
         self.micro_tokens = run.micro_tokens  # less once memory has run out
         self.history: list[Metrics] = []
         self.found: Metrics = {}
         self.clock, self.interrupted = time.perf_counter(), False
+        self.stop: type[BaseException] = KeyboardInterrupt  # what ends a run that was interrupted
+        self.alarm: threading.Timer | None = None  # at the end of a SIGTERM's grace
+        self.seconds_save = 0.0  # that the last checkpoint took
+        self.handlers: dict[int, Any] = {}  # of signals, before ours
         policy.check([item for item in [*self.tests, *self.source.items] if isinstance(item, Task)])
         self.lr = run.lr if run.lr is not None else default_rate(policy, kind)
         if not run.dry_run:
@@ -119,27 +140,50 @@ class Session:
         return {"source": self.source, **stateful_parts(self.recipe), **self.memory}
 
     def __enter__(self) -> Session:
+        with ExitStack() as stack:
+            lock = self.directory.locked()
+            ranks.run_on_primary(lambda: stack.enter_context(lock), "for the lock on the run's directory")
+            self.open()
+            self.held = stack.pop_all()
+        return self
+
+    def open(self) -> None:
+        """Prepare the directory, restore what a resumed run left, and listen for signals."""
         settings = {"kind": self.kind, "lr": self.lr, "run": self.run, "recipe": self.recipe, **self.settings}
         ranks.run_on_primary(lambda: self.directory.prepare(settings, self.run), "for the run's directory")
         state = self.checkpoints.latest() if self.run.resume else None
         if state:
             self.step = self.checkpoints.restore(state, self.policy, self.optimizer, self.stateful_parts())
+        if self.engine:
+            self.engine.version = -1  # whatever it has was not sent by this session
         self.history = ranks.run_on_primary(lambda: self.directory.truncate(self.step), "for the run's metrics")
         self.trackers = trackers(self.run.track, self.directory.path) if ranks.is_primary() else []
         self.progress = Progress(
             self.run if ranks.is_primary() else replace(self.run, quiet=True), self.step
         ).__enter__()
         self.watch = Watch(self.recipe)
-        self.handler = signal.getsignal(signal.SIGINT)
         if in_main_thread():
-            signal.signal(signal.SIGINT, self.interrupt)
-        return self
+            self.handlers = {number: signal.signal(number, self.interrupt) for number in SIGNALS}
 
-    def interrupt(self, *_: Any) -> None:
+    def interrupt(self, number: int, _: Any) -> None:
+        """Ctrl-C, or a scheduler's SIGTERM: the step is finished; asked for again, it is left."""
+        self.stop = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise self.stop
         self.interrupted = True
-        self.progress.say("finishing the step, then saving; press Ctrl-C again to stop at once")
+        again = "" if number == signal.SIGTERM else "; press Ctrl-C again to stop at once"
+        if number == signal.SIGTERM and self.run.grace_s is not None:
+            left = max(self.run.grace_s - 2 * self.seconds_save, 0.001)
+            self.alarm = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM))
+            self.alarm.daemon = True
+            self.alarm.start()
+            again = f", or leaving it after {left:.0f} s"
+        self.progress.say(f"finishing the step, then saving{again}")
+
+    def quiet_alarm(self) -> None:
+        """The step is over, or left: nobody is waited for any more."""
+        if self.alarm:
+            self.alarm.cancel()
 
     def __iter__(self) -> Iterator[int]:
         while self.step < self.run.steps:
@@ -151,8 +195,9 @@ class Session:
             self.clock = time.perf_counter()
             yield self.step
             if any(ranks.all_gather(self.interrupted, "at the end of a step")):
+                self.quiet_alarm()
                 self.save()
-                raise KeyboardInterrupt
+                raise self.stop
         if self.checkpoints.step != self.step:
             self.save()
 
@@ -163,7 +208,8 @@ class Session:
         if "decisions" in metrics:
             line["decisions_per_s"] = metrics["decisions"] / seconds
         if ranks.is_primary():
-            self.directory.write_rollouts(self.step, self.policy, played)
+            draw = (self.recipe.draw if self.recipe else None) or draw_shown
+            write_rollouts(self.directory.rollouts, self.step, self.policy, played, draw)
         self.step += 1
         if self.step == self.run.steps and self.tests:
             self.synchronise_engine()
@@ -221,21 +267,30 @@ class Session:
     def save(self) -> None:
         for warning in self.watch.warnings():
             self.progress.say(f"warning: {warning}")
+        clock = time.perf_counter()
         self.checkpoints.save(self.step, self.policy, self.optimizer, self.stateful_parts())
+        self.seconds_save = time.perf_counter() - clock
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        if in_main_thread():
-            signal.signal(signal.SIGINT, self.handler)
-        for tracker in self.trackers:
-            tracker.close()
-        self.progress.__exit__(None, None, None)
-        if kind is None:
-            self.directory.export(self.policy)
-        elif issubclass(kind, KeyboardInterrupt):
-            assert error is not None
-            error.add_note(
-                f"stopped after step {self.checkpoints.step}; continue with the same command and `resume=True`"
-            )
+        try:
+            self.quiet_alarm()
+            if in_main_thread():
+                for number, handler in self.handlers.items():
+                    signal.signal(number, handler)
+            for tracker in self.trackers:
+                tracker.close()
+            self.progress.__exit__(None, None, None)
+            if kind is None:
+                self.directory.export(self.policy)
+            elif issubclass(kind, SystemExit):  # it would end the run as if it were done
+                raise RuntimeError(f"a part of the recipe raised {error!r}") from error
+            elif issubclass(kind, KeyboardInterrupt):
+                assert error is not None
+                error.add_note(
+                    f"stopped after step {self.checkpoints.step}; continue with the same command and `resume=True`"
+                )
+        finally:
+            self.held.close()
 
 
 def default_rate(policy: Policy, kind: str) -> float:

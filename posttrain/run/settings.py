@@ -18,7 +18,7 @@ SCHEDULES = {
 }
 LEAST = {
     "steps": 1, "tasks": 1, "micro_tokens": 1, "keep": 1, "save_every": 1,
-    "warmup": 0, "eval_every": 0, "weight_decay": 0, "eval_temperature": 0, "lr": 0,
+    "warmup": 0, "eval_every": 0, "weight_decay": 0, "eval_temperature": 0, "lr": 0, "grace_s": 0,
 }  # fmt: skip
 
 
@@ -61,6 +61,9 @@ class Run:
     """Replace the run in `out`."""
     track: tuple[str, ...] = ()
     """Experiment trackers: tensorboard, wandb, trackio, mlflow."""
+    grace_s: float | None = None
+    """Seconds from SIGTERM until the scheduler kills: a step that takes longer is left, and resumed from the checkpoint
+    before it. If not given, the step is finished."""
     quiet: bool = False
     """Print no progress."""
     dry_run: bool = False

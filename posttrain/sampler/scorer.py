@@ -34,7 +34,9 @@ class Connection:
         self.address, self.kind, self.own, self.process = address.rstrip("/"), kind, own, process
         self.retries = 0 if own else RETRIES
         self.patience_s = PATIENCE.total_seconds()
+        key = None if own else os.environ.get("POSTTRAIN_API_KEY")
         self.client = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self.patience_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None),
             trust_env=not own,  # no proxy stands before a process of ours

@@ -30,6 +30,7 @@ from posttrain.sandbox.backends import probe, sandbox
 from posttrain.sandbox.calls import CallResults, Calls, RaisedError, ReturnedValue, run_calls
 from posttrain.sandbox.memo import Memo
 from posttrain.sandbox.program import Limits, Outcome, Program, Sandbox
+from posttrain.sandbox.session import Session, SessionEnded, open_session
 
 __all__ = [
     "CallResults",
@@ -41,6 +42,9 @@ __all__ = [
     "RaisedError",
     "ReturnedValue",
     "Sandbox",
+    "Session",
+    "SessionEnded",
+    "open_session",
     "probe",
     "run_calls",
     "sandbox",

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -23,12 +24,25 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from posttrain.sandbox.inside.view import DEVICES, WORK, below_tmp
-from posttrain.sandbox.program import USUAL, Limits, Outcome, Program, outcome, request
+from posttrain.sandbox.inside.walls import Walls
+from posttrain.sandbox.packages import ONE_THREAD, check_importable, check_there, package_folders
+from posttrain.sandbox.program import (
+    LOST,
+    USUAL,
+    Limits,
+    Outcome,
+    Program,
+    frame_request,
+    outcome,
+    parse_answer,
+    request,
+)
 
 INSIDE = Path(__file__).parent / "inside"
 CODE = "/posttrain-sandbox"  # where `INSIDE` is in a container, wherever it lies on the machine
 KILLED = 128  # from here on, an exit code of bwrap says by which signal what it ran was killed
 BIRTH_S = 30.0  # a start of an interpreter, or the end of a program, takes no longer even on a busy machine
+HANGUP_MS = 50  # between a keeper's end and its zygote's closed socket, which are closed one after the other
 FLAGS = ("-P", "-s", "-S")  # with an environment of our own this is `-I`, which would ignore PYTHONHASHSEED
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -86,19 +100,33 @@ def cgroup() -> str:
     return "version 1 (not used)" if Path("/sys/fs/cgroup/memory").is_dir() else "no"
 
 
-def sandbox(kind: Literal["best", "zygote", "bubblewrap", "plain"] = "best") -> Zygote | Bubblewrap | Plain:
+def sandbox(
+    kind: Literal["best", "zygote", "bubblewrap", "plain"] = "best", packages: Sequence[str] = ()
+) -> Zygote | Bubblewrap | Plain:
     """A sandbox of that kind; "best" is the first of the three that isolates on this machine.
 
-    Raises ValueError naming what this machine lacks for the kind.
+    packages  that programs may import besides the standard library, such as "sklearn", or modules of them, such as
+              "sklearn.tree": the zygote imports these, and no others, before it forks. With any, programs may read
+              all of this environment's site-packages
+    Raises ValueError naming what this machine lacks for the kind, or the package that cannot be imported.
     """
+    chosen = choose(kind)
+    check_there(packages)
+    box = chosen(packages=tuple(packages))
+    check_importable(box, packages)
+    return box
+
+
+def choose(kind: str) -> type[Zygote] | type[Bubblewrap] | type[Plain]:
+    """Raises ValueError naming what this machine lacks for the kind."""
     if kind == "plain":
-        return Plain()
+        return Plain
     lacks = lacking(kind if kind != "best" else "zygote")
     if kind == "best" and lacks:
-        return Bubblewrap() if not lacking("bubblewrap") else Plain()
+        return Bubblewrap if not lacking("bubblewrap") else Plain
     if lacks:
         raise ValueError(f"sandbox({kind!r}): this machine lacks {lacks}; `posttrain doctor` shows what it has")
-    return Bubblewrap() if kind == "bubblewrap" else Zygote()
+    return Bubblewrap if kind == "bubblewrap" else Zygote
 
 
 def lacking(kind: str) -> str | None:
@@ -127,7 +155,9 @@ class FolderSandbox(ABC):
     name: str
     isolates: tuple[str, ...]
 
-    def __init__(self) -> None:
+    def __init__(self, packages: tuple[str, ...] = ()) -> None:
+        self.packages, self.readable = packages, package_folders() if packages else ()
+        self.environment = ENVIRONMENT | (ONE_THREAD if packages else {})
         self.folder = tempfile.mkdtemp(prefix="posttrain-sandbox-")
         os.chmod(self.folder, 0o711)
         self._end = weakref.finalize(self, remove_folder, self.folder, os.getpid())
@@ -160,26 +190,6 @@ class FolderSandbox(ABC):
         self.close()
 
 
-LOST = {
-    **dict(status="killed", exit=None, stdout="", stderr="what kept the program died, twice"),
-    **dict(cpu_s=0.0, wall_s=0.0, memory_kib=0, calls=[], broken=None),
-}
-
-
-def frame_request(asked: dict[str, Any]) -> bytes:
-    """The request as a keeper reads it: the arguments of calls apart, since it reads them later."""
-    parts = [json.dumps({**asked, "arguments": None}).encode(), json.dumps(asked["arguments"]).encode()]
-    return b"".join(b"%012d" % len(part) + part for part in parts)
-
-
-def parse_answer(text: bytes) -> dict[str, Any]:
-    """A keeper's answer; empty if the keeper was killed before it had written all of it."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {}
-
-
 class Zygote(FolderSandbox):
     """Forks a prepared Python for each program, in namespaces of its own, behind Landlock and seccomp: about 10 ms.
 
@@ -188,34 +198,35 @@ class Zygote(FolderSandbox):
 
     name = "zygote"
 
-    def __init__(self, without: tuple[str, ...] = ()) -> None:
-        super().__init__()
+    def __init__(self, without: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> None:
+        super().__init__(packages)
         self.without = without
         self._lock = threading.Lock()
         self._born: ZygoteProcess | None = None
-        self.isolates = tuple(self._live_process().isolates)
+        self.isolates = tuple(self.live_process().isolates)
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         text = frame_request(asked)
         failed = ""
         for _ in range(2):
-            born = self._live_process()
+            born = self.live_process()
             said = parse_answer(born.answer_to(text, asked["limits"]["wall_s"] + BIRTH_S))
             if said and "failed" not in said:
                 return said
-            failed = "its process has died" if born.process.poll() is not None else said.get("failed", "")
+            failed = said["failed"] if said else "its process has died" if born.has_died() else ""
         if not failed:  # what kept the program was killed twice, and nothing else was
             return dict(LOST)
         raise RuntimeError(f"the sandbox has failed twice in one program: {failed}")
 
-    def _live_process(self) -> ZygoteProcess:
+    def live_process(self) -> ZygoteProcess:
         with self._lock:
             if not self._end.alive:
                 raise ValueError("this sandbox is closed")
             if self._born is None or self._born.process.poll() is not None:
                 if self._born is not None:
                     self._born.end()
-                self._born = ZygoteProcess(self.folder, self.without)
+                asked = (self.folder, self.without, self.packages, self.readable)
+                self._born = ZygoteProcess(asked, self.environment)
             return self._born
 
     def close(self) -> None:
@@ -227,15 +238,18 @@ class Zygote(FolderSandbox):
 
 
 class ZygoteProcess:
-    """A zygote's process, the socket to it, and what it said of itself. Raises RuntimeError if it does not start."""
+    """A zygote's process, the socket to it, and what it said of itself. Raises RuntimeError if it does not start.
 
-    def __init__(self, folder: str, without: tuple[str, ...]) -> None:
+    asked  the arguments of inside/zygote.py's `serve` behind the socket
+    """
+
+    def __init__(self, asked: tuple[Any, ...], environment: dict[str, str]) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = theirs.fileno()
         errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end_process`
         self.process = subprocess.Popen(
-            interpreter("serve", str(number), repr(folder), repr(without)),
-            env=ENVIRONMENT,
+            interpreter("serve", str(number), *map(repr, asked)),
+            env=environment,
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -275,9 +289,20 @@ class ZygoteProcess:
             except TimeoutError:
                 self.end()  # stuck, which no program can bring about
                 return b""
-            except OSError:  # no more is to come
-                self.process.poll()
+            except OSError:  # reset: no more is to come
+                pass
         return bytes(said)
+
+    def has_died(self) -> bool:
+        """Asked after no answer. A zygote that dies closes its sockets and ends its keepers before it is dead."""
+        number = self.control.fileno()
+        if number >= 0:  # else ended by this side
+            control = select.poll()
+            control.register(number, 0)  # POLLHUP alone
+            if not control.poll(HANGUP_MS):
+                return False
+        self.process.wait()
+        return True
 
     def end(self) -> None:
         self._end()
@@ -304,7 +329,7 @@ class FreshProcess(FolderSandbox):
         for _ in range(2):
             done = subprocess.Popen(
                 self.command(asked["limits"]),
-                env=ENVIRONMENT,
+                env=self.environment,
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -334,12 +359,12 @@ class Plain(FreshProcess):
     name = "plain"
     isolates = ("memory",) if sys.platform == "linux" else ()
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, packages: tuple[str, ...] = ()) -> None:
+        super().__init__(packages)
         warnings.warn("the plain sandbox isolates nothing: run only programs that you trust", stacklevel=3)
 
     def command(self, limits: dict[str, Any]) -> list[str]:
-        return interpreter("alone", "[]", repr(self.folder))
+        return interpreter("alone", repr([*Walls(packages=self.readable)]), repr(self.folder))
 
 
 class Bubblewrap(FreshProcess):
@@ -347,10 +372,11 @@ class Bubblewrap(FreshProcess):
 
     name = "bubblewrap"
 
-    def __init__(self) -> None:
-        super().__init__()
-        _, _, counted, _, _, _, landlock, seccomp = machine_report()["walls"]
-        self.walls = [False, False, counted, True, True, True, landlock, seccomp]
+    def __init__(self, packages: tuple[str, ...] = ()) -> None:
+        super().__init__(packages)
+        found = Walls(*machine_report()["walls"])
+        seccomp = found.seccomp
+        self.walls = [*Walls(False, False, found.counted, True, True, True, found.landlock, seccomp, self.readable)]
         self.program = bwrap()
         self.sized = "--size" in subprocess.run([self.program, "--help"], capture_output=True, text=True).stdout
         extra = (["disk"] if self.sized else []) + (["system calls"] if seccomp else [])
@@ -373,7 +399,7 @@ class Bubblewrap(FreshProcess):
     def command(self, limits: dict[str, Any]) -> list[str]:
         bound = ["--ro-bind", str(INSIDE), f"{CODE}/inside"]
         places = [os.path.realpath(p) for p in (sys.base_prefix, sys.base_exec_prefix)]
-        for place in sorted({p for p in places if not p.startswith("/usr")}):
+        for place in sorted({p for p in (*places, *self.readable) if not p.startswith("/usr")}):
             bound += ["--ro-bind", place, place]
         for place in ("/lib", "/lib64", "/bin"):
             if os.path.islink(place):
@@ -385,7 +411,7 @@ class Bubblewrap(FreshProcess):
             *("--uid", "65534", "--gid", "65534", "--ro-bind", "/usr", "/usr", *bound),
             *(word for device in DEVICES for word in ("--dev-bind", device, device)),
             *(("--size", str(limits["file_mib"] << 20)) if self.sized else ()),
-            *("--tmpfs", WORK, *(() if below_tmp() else ("--symlink", WORK[1:], "/tmp"))),
+            *("--tmpfs", WORK, *(() if below_tmp(self.readable) else ("--symlink", WORK[1:], "/tmp"))),
             *("--remount-ro", "/", "--chdir", WORK),
             *interpreter("alone", repr(self.walls), repr(WORK), code=CODE),
         ]

@@ -27,17 +27,18 @@ more than the process used.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from posttrain.sandbox.inside.body import DEPTH
 from posttrain.sandbox.program import MOST, USUAL, Limits, Outcome, Program, Sandbox, outcome, request
 
 ALLOWANCE_S, BYTE_S, ELEMENT_S = 3e-4, 1e-7, 5e-7  # CPU seconds of a call that are the harness': of each, of each byte
 # of JSON, and of each element of its value
 TRACED_S, TRACED_MIB = 4, 6  # times the seconds, and times the memory, for the run in which allocations are traced
 MEASURED = 200  # characters of an answer besides its value
+MOST_MEASURED = 2.0**50  # seconds, or bytes, of a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +204,11 @@ class ProcessAnswers:
         try:
             if i == 0:
                 self.loading_s = window or 0.0
-                self.error = json.loads(line).get("error")
+                said = json.loads(line).get("error")
+                self.error = None if said is None else str(said)
                 return
             text, measured = split_answer(line)
-            seconds, peak = float(measured["seconds"]), float(measured["peak"])
+            seconds, peak = number(measured["seconds"]), number(measured["peak"])
             if not self.first:
                 self.results.append(result(text))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
@@ -232,15 +234,35 @@ def split_answer(line: str) -> tuple[str, dict[str, Any]]:
     return line[:at] + "}", json.loads("{" + line[at + 1 :])
 
 
+def number(value: Any) -> float:
+    """As the harness measures one. Raises ValueError for what is not finite, negative, or more than any machine has."""
+    if type(value) not in (int, float) or not 0 <= value < MOST_MEASURED:
+        raise ValueError(f"{value!r} was not measured")
+    return float(value)
+
+
 def result(text: str) -> ReturnedValue | RaisedError:
     """The value or exception. Raises an error of json, or ValueError for text that is longer than the harness' own."""
     answer = json.loads(text)
     if json.dumps(answer, separators=(",", ":")) != text:
         raise ValueError("padded")
+    if depth(answer) > DEPTH + 2:
+        raise ValueError("nested deeper than the harness says")
     if "raised" in answer:
         name, message = answer["raised"]
         return RaisedError(str(name), str(message))
     return ReturnedValue(answer["value"])
+
+
+def depth(value: Any) -> int:
+    """Of nested lists and objects, without recursion."""
+    deepest, left = 0, [(value, 1)]
+    while left:
+        one, level = left.pop()
+        if isinstance(one, list | dict):
+            deepest = max(deepest, level)
+            left += [(inner, level + 1) for inner in (one.values() if isinstance(one, dict) else one)]
+    return deepest
 
 
 def elements(text: str) -> int:
@@ -251,5 +273,5 @@ def elements(text: str) -> int:
 def charged_seconds(claimed: float, window: float | None, harness_s: float) -> float:
     """Those claimed, if the kernel's window around the call, less the harness' own, bears them out; else its."""
     if window is None:
-        return claimed if math.isfinite(claimed) and claimed >= 0 else math.inf
+        return claimed
     return claimed if window - ALLOWANCE_S - harness_s <= claimed <= window else window

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
@@ -52,20 +54,20 @@ USUAL = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A Python program. `files` are written to its working folder first, by their relative names.
+    """A Python program. `files` are written to its working folder first, by their relative names: text, or bytes.
 
-    Raises ValueError for a name that leads out of the folder, or for what is not text.
+    Raises ValueError for a name that leads out of the folder, or for what is neither.
     """
 
     source: str
     stdin: str = ""
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str | bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         texts = {
             "source": self.source,
             "stdin": self.stdin,
-            **{f"files[{name!r}]": self.files[name] for name in self.files},
+            **{f"files[{name!r}]": held for name, held in self.files.items() if not isinstance(held, bytes)},
         }
         for name, text in texts.items():
             if not isinstance(text, str):
@@ -142,18 +144,23 @@ def request(
 ) -> dict[str, Any]:
     """What a keeper is asked, in JSON's types. `calls`: the function to call, traced or not; a line of `arguments` for
     each call. Raises ValueError for files that no working folder within these limits can hold."""
-    retry_out_of_memory(program.files, limits.file_mib)
+    check_room(program.files, limits.file_mib)
     return {
         "source": program.source,
         "stdin": program.stdin,
-        "files": dict(program.files),
+        "files": json_files(program.files),
         "limits": asdict(limits),
         "calls": calls,
         "arguments": list(arguments),
     }
 
 
-def retry_out_of_memory(files: Mapping[str, str], file_mib: int) -> None:
+def json_files(files: Mapping[str, str | bytes]) -> dict[str, Any]:
+    """Text as it is, bytes as a list of their base64 alone."""
+    return {name: [b64encode(held).decode()] if isinstance(held, bytes) else held for name, held in files.items()}
+
+
+def check_room(files: Mapping[str, str | bytes], file_mib: int) -> None:
     """Raises ValueError naming what does not fit into a working folder of that many MiB."""
     folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
     for name in files:
@@ -163,7 +170,8 @@ def retry_out_of_memory(files: Mapping[str, str], file_mib: int) -> None:
             raise ValueError(f"Program(files={{{name!r}: ...}}): the name of a folder too")
     if len(files) + len(folders) > INODES:
         raise ValueError(f"Program(files=...): {len(files)} files and {len(folders)} folders, more than {INODES}")
-    size = sum(-len(text.encode(errors="surrogatepass")) // PAGE * -PAGE for text in files.values())
+    held = [text if isinstance(text, bytes) else text.encode(errors="surrogatepass") for text in files.values()]
+    size = sum(-len(each) // PAGE * -PAGE for each in held)
     if size > file_mib << 20:
         raise ValueError(f"Program(files=...): {size} bytes in all, more than Limits(file_mib={file_mib})")
 
@@ -171,3 +179,28 @@ def retry_out_of_memory(files: Mapping[str, str], file_mib: int) -> None:
 def outcome(said: dict[str, Any]) -> Outcome:
     """The outcome in a keeper's answer."""
     return Outcome(**{name: said[name] for name in Outcome.__slots__})
+
+
+LOST = {
+    **dict(status="killed", exit=None, stdout="", stderr="what kept the program died, twice"),
+    **dict(cpu_s=0.0, wall_s=0.0, memory_kib=0, calls=[], broken=None),
+}
+
+
+def frame_request(asked: dict[str, Any]) -> bytes:
+    """The request as a keeper reads it: the arguments of calls apart, since it reads them later."""
+    return headed(json.dumps({**asked, "arguments": None})) + headed(json.dumps(asked["arguments"]))
+
+
+def headed(text: str) -> bytes:
+    """The text behind its length in bytes, in twelve digits."""
+    part = text.encode()
+    return b"%012d" % len(part) + part
+
+
+def parse_answer(text: bytes) -> dict[str, Any]:
+    """A keeper's answer; empty if the keeper was killed before it had written all of it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}

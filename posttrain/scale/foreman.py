@@ -160,9 +160,10 @@ class Foreman:
     # ---- what a checkpoint holds
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in REMEMBERED}
+        return {**{name: getattr(self, name) for name in REMEMBERED}, "owed": list(self.owed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in REMEMBERED:
             setattr(self, name, state[name])
+        self.owed = deque(state["owed"])
         self.again = deque(self.schedule.again(job.number) for job in self.schedule.unfinished_jobs())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from posttrain import ranks
@@ -31,6 +31,7 @@ class Place:
     program: Program | None = None
     stopped: Callable[[], bool] = never  # the user has asked the cluster's run to end
     building: bool = False  # in a player: learn nothing
+    phase: int = 0  # of a curriculum, the one that is trained: players build its recipe
 
 
 place = Place()
@@ -70,21 +71,24 @@ def distribute(policy: Policy, recipe: Recipe | None = None, reference: Policy |
 @contextmanager
 def standing_in(now: Place):
     """Inside this block the process is `now`."""
-    before = (place.program, place.stopped, place.building)
-    place.program, place.stopped, place.building = now.program, now.stopped, now.building
+    before = replace(place)
+    for name in Place.__slots__:
+        setattr(place, name, getattr(now, name))
     try:
         yield
     finally:
-        place.program, place.stopped, place.building = before
+        for name in Place.__slots__:
+            setattr(place, name, getattr(before, name))
 
 
-def build(program: Program) -> tuple[TextPolicy, Recipe]:
+def build(program: Program, phase: int = 0) -> tuple[TextPolicy, Recipe]:
     """The policy and recipe that a program learns with; it is run up to the point where it would begin.
 
+    phase  of a curriculum: the recipe is that phase's, made from the policy as the program loads it
     Raises ValueError when it learns by no recipe.
     """
     try:
-        with standing_in(Place(building=True)):
+        with standing_in(Place(building=True, phase=phase)):
             program()
     except Built as found:
         if isinstance(found.policy, TextPolicy) and found.recipe is not None:

@@ -15,7 +15,7 @@ Nothing here has a clock or a thread: the same object schedules a simulation and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Rule = Literal["block", "drop", "interrupt", "capacity"]
@@ -33,16 +33,25 @@ class Job:
     worth: float = 0.0  # how much it is expected to teach: the spread of its rewards
 
 
+@dataclass
 class Schedule:
     """`batch` jobs a step, none trained more than `staleness` steps after it was begun."""
 
-    def __init__(self, batch: int, staleness: int, rule: Rule = "block"):
-        if staleness < 0 or batch < 1:
-            raise ValueError(f"a batch of {batch} with staleness {staleness}: at least 1, and not negative")
-        self.batch, self.staleness, self.rule = batch, staleness, rule
-        self.version = self.submitted = self.trained = self.dropped = self.interrupted = self.refused = 0
-        self.running: dict[int, Job] = {}
-        self.waiting: dict[int, Job] = {}  # finished, not yet trained
+    batch: int
+    staleness: int
+    rule: Rule = "block"
+    version: int = 0
+    submitted: int = 0
+    trained: int = 0
+    dropped: int = 0
+    interrupted: int = 0
+    refused: int = 0
+    running: dict[int, Job] = field(default_factory=dict)
+    waiting: dict[int, Job] = field(default_factory=dict)  # finished, not yet trained
+
+    def __post_init__(self):
+        if self.staleness < 0 or self.batch < 1:
+            raise ValueError(f"a batch of {self.batch} with staleness {self.staleness}: at least 1, and not negative")
 
     def room(self) -> int:
         """How many jobs may be begun now, if there is anybody to play them."""

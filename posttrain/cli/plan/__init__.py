@@ -21,7 +21,7 @@ from posttrain.data import Demonstration, Pair
 from posttrain.episode import single_turn
 from posttrain.policy.abilities import choose_bf16
 from posttrain.policy.activations import FLOAT, Network, network_of
-from posttrain.policy.load import choose_device
+from posttrain.policy.pretrained import choose_device
 from posttrain.policy.text import TextPolicy
 from posttrain.policy.value import RewardModel
 from posttrain.run.memory import components

@@ -124,7 +124,7 @@ def sampled_step(policy: TextPolicy, batch: Sequence[Task], recipe: Recipe, run:
 
 def longest_row(policy: TextPolicy, task: Task, prompt: tuple[int, ...], new: int, group: int) -> Row:
     """A rollout of one turn whose reply has `new` tokens."""
-    asked = policy.chat.read_pictures(task.prompt) if hasattr(policy.chat, "read_pictures") else task.prompt  # type: ignore[attr-defined]
+    asked = policy.chat.read_parts(task.prompt) if hasattr(policy.chat, "read_parts") else task.prompt  # type: ignore[attr-defined]
     tokens = Tokens(prompt, (0,) * new, asked, "", "", policy.chat.fingerprint)
     nothing = torch.zeros(1).expand(new)
     return Row([Turn(Ask(task.prompt), Reply("", nothing, tokens))], nothing, group)

@@ -40,8 +40,9 @@ class Layer:
 class Dense:
     """The weights as they are now, fused. Made anew for every call of the sampler, since training changes them."""
 
-    def __init__(self, head: Any, kind: torch.dtype):
+    def __init__(self, head: Any, kind: torch.dtype, embed: Callable[[Tensor], Tensor] | None = None):
         self.head, self.trunk, config = head, head.trunk, head.config
+        self.embed_prompt = embed or self.embed
         first = self.trunk.layers[0].self_attn
         self.heads, self.size = config.num_attention_heads, first.head_dim
         self.key_heads = config.num_key_value_heads
@@ -78,7 +79,7 @@ class Dense:
             dense = Dense(head, torch.float32)
             line = Line([ids], [0], device)
             cos, sin = dense.rotation(len(ids))
-            ours = dense.forward(torch.tensor(ids, device=device), cos, sin, dense.causal(line))
+            ours = dense.forward(dense.embed(torch.tensor(ids, device=device)), cos, sin, dense.causal(line))
             return torch.allclose(ours, theirs.float(), atol=1e-3, rtol=1e-3)
 
     def scale_of(self, norm: Any) -> Tensor:
@@ -129,16 +130,18 @@ class Dense:
 
         return attend
 
-    def forward(self, ids: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """[N] tokens with their rotation [N, 1, d] -> [N, D] last hidden states, float32."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """[N] tokens -> [N, D], float32."""
         x = F.embedding(ids, self.trunk.embed_tokens.weight).float()
-        if self.gemma:
-            x = x * self.trunk.config.hidden_size**0.5
+        return x * self.trunk.config.hidden_size**0.5 if self.gemma else x
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """[N, D] embeddings with their rotation [N, 1, d] -> [N, D] last hidden states, float32."""
         both = self.heads + self.key_heads
         for i, layer in enumerate(self.layers):
             qkv = (
                 F.linear(self.rms_norm(x).to(self.kind), layer.qkv, layer.qkv_bias)
-                .view(len(ids), both + self.key_heads, self.size)
+                .view(len(x), both + self.key_heads, self.size)
                 .float()
             )
             qk = qkv[:, :both]

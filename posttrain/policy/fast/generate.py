@@ -40,7 +40,9 @@ class SampleRequest:
     temperature: float  # 0: the most likely token
     seed: int
     stop: tuple[str, ...] = ()
-    pictures: tuple[Any, ...] = ()  # that the prompt's tokens stand for, if the policy sees any
+    watch: Callable[[int], object] | None = None  # told every token as it is drawn
+    gone: Callable[[], bool] | None = None  # whether nobody waits for the reply any more: it ends
+    parts: tuple[Any, ...] = ()  # that negative tokens of the prompt stand for: pictures and the like
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,8 @@ class SamplingBatch:
         self.alive = torch.ones(len(wanted), dtype=torch.bool, device=self.device)
         self.length, self.reason = torch.zeros_like(self.limit), torch.zeros_like(self.limit)
         self.finished = 0
+        self.watched = [k for k, w in enumerate(wanted) if w.watch]
+        self.leaving = [(k, w.gone) for k, w in enumerate(wanted) if w.gone]
         self.shortest = int((self.limit - self.age).min())  # steps until somebody reaches a limit
 
     def run(self) -> None:
@@ -140,14 +144,25 @@ class SamplingBatch:
         while True:
             drawn = draw(self.model.logits, self.warmth, self.draws.gather(1, self.age[:, None])[:, 0])
             self.history.append(drawn)
+            self.tell(drawn[0])
             self.age = self.age + self.alive
             self.shortest -= 1
             ends = self.stops.ends[drawn[0]]
-            if self.shortest <= 0 or self.completing is not None or bool(ends.any()):
+            left = [k for k, gone in self.leaving if gone()]
+            if left:
+                self.limit[left] = self.age[left].clamp(min=1)  # what they have is all that they get
+            if self.shortest <= 0 or left or self.completing is not None or bool(ends.any()):
                 self.mark(drawn[0], ends)
                 if self.finished > self.model.slack * len(self.rows):
                     break
             self.model.step(drawn[0])
+
+    def tell(self, chosen: Tensor) -> None:
+        """The tokens [B] that have just been drawn, to those who watch their reply grow."""
+        for k in self.watched:
+            watch = self.wanted[self.rows[k]].watch
+            if watch and bool(self.alive[k]):
+                watch(int(chosen[k]))
 
     def mark(self, chosen: Tensor, ends: Tensor) -> None:
         """Note who has just finished, and why."""
@@ -195,8 +210,8 @@ class TransformersRows:
 
     refills, slack = False, 0.0
 
-    def __init__(self, head: Any):
-        self.head = head
+    def __init__(self, head: Any, embed: Callable[[Tensor], Tensor] | None = None):
+        self.head, self.embed = head, embed  # `embed`: prompts [B, T] to what the model reads, if not the tokens
         self.device = head.out.weight.device
         taken = inspect.signature(head.trunk.forward).parameters
         self.cache_name = "cache" if "cache" in taken else "past_key_values"  # as transformers called it before 5.23
@@ -207,6 +222,8 @@ class TransformersRows:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
         self.cache = DynamicCache(config=self.head.config)
         ids, positions, more = self.prompt_inputs(ids, mask)
+        if self.embed:
+            more["inputs_embeds"] = self.embed(ids)
         logits = self.forward(ids, mask, positions, **more)
         index = torch.tensor(owner, device=self.device)
         if len(prompts) < len(owner):
@@ -230,8 +247,9 @@ class TransformersRows:
 
     def run_trunk(self, ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Any:
         """What the trunk makes of `ids`, which the cache then holds."""
+        read = {} if "inputs_embeds" in more else {"input_ids": ids}
         return self.head.trunk(
-            input_ids=ids,
+            **read,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,

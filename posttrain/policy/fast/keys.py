@@ -92,7 +92,7 @@ class Rows:
 
             inputs = line.inputs()
             cos, sin = self.turns[inputs["position_ids"][0]].unbind(1)
-            hidden = dense.forward(inputs["input_ids"][0], cos, sin, dense.causal(line, write))
+            hidden = dense.forward(dense.embed_prompt(inputs["input_ids"][0]), cos, sin, dense.causal(line, write))
             logits.append(dense.head.logits(hidden[ends[:, 0] - 1]))
         return found, torch.cat(logits)
 
@@ -151,7 +151,7 @@ class Rows:
         self.seen = [part[..., : self.column, :].flatten(1, 2).unbind() for part in self.own]  # [2][L] of [B K, W, d]
         self.now = [part[..., self.column - 1, :].unbind() for part in self.own]  # [2][L] of [B, K, d]
         cos, sin = self.turns[self.position].unbind(1)
-        self.logits = self.dense.head.logits(self.dense.forward(chosen, cos, sin, self.attend))
+        self.logits = self.dense.head.logits(self.dense.forward(self.dense.embed(chosen), cos, sin, self.attend))
         self.position = (self.position + 1).clamp_(max=len(self.turns) - 1)  # of finished rows too
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

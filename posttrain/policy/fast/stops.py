@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from posttrain.chat import Chat
 
 BYTES = 4  # most tokens that one character may be split into
+REMEMBERED = 64  # lists of stop strings whose tables are kept
 
 
 class Stops:
@@ -18,7 +20,7 @@ class Stops:
     def __init__(self, chat: Chat, ends: Iterable[int], size: int, device: torch.device):
         self.chat, self.size, self.device = chat, size, device
         self.ends = self.table(ends)  # [V] bool
-        self.completing: dict[tuple[str, ...], Tensor] = {}
+        self.completing: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 
     def table(self, ids: Iterable[int]) -> Tensor:
         known = torch.zeros(self.size, dtype=torch.bool)
@@ -29,12 +31,20 @@ class Stops:
         """[V] tokens whose text holds a stop string, begins with the rest of one, or is part of a character."""
         key = tuple(sorted(set(strings)))
         if key not in self.completing:
-            rests = tuple({string[at:] for string in key for at in range(len(string))})
+            pieces = self.chat.vocabulary[: self.size]
+            longest = max(map(len, pieces))
+            whole = {string for string in key if len(string) <= longest}
+            rests = {string[-n:] for string in key for n in range(1, min(len(string), longest) + 1)}
             self.completing[key] = self.table(
                 i
-                for i, piece in enumerate(self.chat.vocabulary[: self.size])
-                if piece.startswith(rests) or "\ufffd" in piece or any(string in piece for string in key)
+                for i, piece in enumerate(pieces)
+                if "\ufffd" in piece
+                or any(piece[:n] in rests for n in range(1, len(piece) + 1))
+                or any(piece[at:end] in whole for at in range(len(piece)) for end in range(at + 1, len(piece) + 1))
             )
+            if len(self.completing) > REMEMBERED:
+                self.completing.popitem(last=False)
+        self.completing.move_to_end(key)
         return self.completing[key]
 
     def contains_stop(self, ids: Sequence[int], strings: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ all that is in it. What is known about a run is measured from outside, by keeper
 from __future__ import annotations
 
 import atexit
+import binascii
 import contextlib
 import gc
 import io
@@ -44,14 +45,16 @@ def load_main(source: str) -> dict[str, Any]:
     return module.__dict__
 
 
-def write_files(files: dict[str, str]) -> None:
-    for name, text in files.items():
+def write_files(files: dict[str, str | list[str]]) -> None:
+    """Text, or bytes as a list of their base64 alone."""
+    for name, held in files.items():
         os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
-        with open(name, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
-            file.write(text)
+        data = held.encode("utf-8", "surrogatepass") if isinstance(held, str) else binascii.a2b_base64(held[0])
+        with open(name, "wb") as file:
+            file.write(data)
 
 
-def run_main(source: str, files: dict[str, str]) -> int:
+def run_main(source: str, files: dict[str, str | list[str]]) -> int:
     """The exit code of the source, run as the main module with all that Python does at the end of one."""
     try:
         write_files(files)
@@ -109,7 +112,7 @@ def report_exception(error: BaseException) -> int:
     return 1
 
 
-def calls(channel: int, source: str, files: dict[str, str], function: str, traced: bool) -> int:
+def calls(channel: int, source: str, files: dict[str, str | list[str]], function: str, traced: bool) -> int:
     """Loads the source, says so on the channel, then answers each line of arguments with a line; 0 at its end.
 
     The functions that measure and answer are bound to local names before the source runs.

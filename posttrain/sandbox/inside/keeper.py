@@ -35,9 +35,7 @@ def run_program(
     arguments  reads those of the calls, if there are any; not before the child is born, which so has none of them
     """
     limits = request["limits"]
-    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else nonblocking_pipe()
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    woken = wake_by_children()
     walls.subreaper()
     stdin = unwritable(request["stdin"].encode(errors="surrogatepass"))
     (out, out_end), (err, err_end), (ready, ready_end) = os.pipe(), os.pipe(), os.pipe()
@@ -80,6 +78,14 @@ def run_program(
         "calls": conversation.heard,
         "broken": conversation.broken,
     }
+
+
+def wake_by_children() -> int:
+    """A descriptor on which something can be read once a child has ended."""
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else nonblocking_pipe()
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    return woken
 
 
 def nonblocking_pipe() -> tuple[int, int]:

@@ -31,7 +31,8 @@ REFUSED = {
     # namespaces, mounts, the machine
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
     "chroot": (161, 51), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433),
-    "open_tree": (428, 428), "move_mount": (429, 429), "mount_setattr": (442, 442), "swapon": (167, 224),
+    "open_tree": (428, 428), "open_tree_attr": (467, 467), "statmount": (457, 457), "listmount": (458, 458),
+    "move_mount": (429, 429), "mount_setattr": (442, 442), "swapon": (167, 224),
     "swapoff": (168, 225), "reboot": (169, 142), "acct": (163, 89), "quotactl": (179, 60), "syslog": (103, 116),
     "sethostname": (170, 161), "setdomainname": (171, 162), "settimeofday": (164, 170), "clock_settime": (227, 112),
     "adjtimex": (159, 171), "clock_adjtime": (305, 266), "init_module": (175, 105), "finit_module": (313, 273),
@@ -41,6 +42,8 @@ REFUSED = {
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262), "io_setup": (206, 0),
+    # what passes bits between programs by files that all of them see, and what shows who opens them
+    "flock": (73, 32), "inotify_init": (253, ABSENT), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
 }  # fmt: skip
 # what Landlock leaves open of files outside the working folder, where no mount namespace hides them
 OF_OWNERS = {

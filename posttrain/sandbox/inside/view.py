@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from . import kernel
 
@@ -25,24 +26,25 @@ def interpreter() -> list[str]:
     return sorted(p for p in places if not any(p != i and p.startswith(i + "/") for i in inner) and p != "/usr")
 
 
-def below_tmp() -> bool:
-    """The interpreter lies there, where nothing may be laid over it then."""
-    return any(place.startswith("/tmp/") for place in interpreter())
+def below_tmp(packages: Sequence[str] = ()) -> bool:
+    """The interpreter, or a folder of packages, lies there, where nothing may be laid over it then."""
+    return any(place.startswith("/tmp/") for place in (*interpreter(), *packages))
 
 
-def readable() -> list[str]:
-    return [*SYSTEM, *interpreter()]
+def readable(packages: Sequence[str] = ()) -> list[str]:
+    return [*SYSTEM, *interpreter(), *packages]
 
 
-def enter(empty: str) -> None:
+def enter(empty: str, packages: Sequence[str] = ()) -> None:
     """This process, in a mount namespace of its own, gets a root that holds only what `readable` names and
     the devices.
 
-    empty  a folder to build it on
+    empty     a folder to build it on
+    packages  folders of packages that it holds too
     """
     kernel.mount(None, "/", None, kernel.REC | kernel.PRIVATE)
     kernel.mount("tmpfs", empty, "tmpfs", kernel.NOSUID | kernel.NODEV, "size=1m,nr_inodes=1000,mode=755")
-    for path in (*readable(), *DEVICES):
+    for path in (*readable(packages), *DEVICES):
         target = empty + path
         os.makedirs(os.path.dirname(target), exist_ok=True)
         if os.path.islink(path) and not path.startswith("/etc"):
@@ -62,10 +64,10 @@ def enter(empty: str) -> None:
     kernel.read_only("/", recursive=False)
 
 
-def working_folder(mebibytes: int = 1) -> None:
+def working_folder(mebibytes: int = 1, packages: Sequence[str] = ()) -> None:
     """Mounts an empty folder of limited size at `WORK`, and at /tmp if it can be had, in a mount namespace of this
     process' own."""
     data = f"size={mebibytes}m,nr_inodes={INODES},mode=700,uid={NOBODY},gid={NOBODY}"
     kernel.mount("tmpfs", WORK, "tmpfs", kernel.NOSUID | kernel.NODEV, data)
-    if not below_tmp():
+    if not below_tmp(packages):
         kernel.mount(WORK, "/tmp", None, kernel.BIND)

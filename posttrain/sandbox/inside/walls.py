@@ -29,6 +29,7 @@ class Walls(NamedTuple):
     mounts: bool = False
     landlock: int = 0
     seccomp: bool = False
+    packages: tuple[str, ...] = ()  # folders of packages that programs may import and read, besides the interpreter's
 
     def isolates(self) -> list[str]:
         found = ["memory"] if sys.platform == "linux" else []
@@ -175,7 +176,7 @@ def confine(walls: Walls, limits: dict, work: str) -> None:
     elif walls.shed:
         resource.setrlimit(resource.RLIMIT_NPROC, (CROWD, CROWD))
     if walls.landlock:
-        kernel.landlock(walls.landlock, view.readable(), [work], view.DEVICES)
+        kernel.landlock(walls.landlock, view.readable(walls.packages), [work], view.DEVICES)
     if walls.seccomp:
         seccomp.install(several, None if walls.pids else os.getpid(), walls.mounts)
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from typing import Any
 
-from . import keeper, kernel, view, walls
+from . import keeper, kernel, session, view, walls
 
 OFTEN = (
     *("bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq"),
@@ -23,21 +23,32 @@ OFTEN = (
 )
 
 
-def serve(control_number: int, empty: str, without: tuple[str, ...] = ()) -> None:
+def serve(
+    control_number: int,
+    empty: str,
+    without: tuple[str, ...] = (),
+    packages: tuple[str, ...] = (),
+    readable: tuple[str, ...] = (),
+) -> None:
     """Answers requests until the other end of the control socket is closed. Each comes with a socket of its own, on
-    which the program is read and its outcome written."""
+    which the program is read and its outcome written.
+
+    packages  to be imported before the first of them, from the folders `readable`
+    """
     control = socket.socket(fileno=control_number)
     found, _ = walls.examine_machine(empty)
-    found = found._replace(**{name: walls.Walls._field_defaults[name] for name in without})
+    found = found._replace(**{name: walls.Walls._field_defaults[name] for name in without}, packages=readable)
     preferred_victim()
     if found.user:
         walls.in_new_user_namespace()
     own = walls.in_new_pid_namespace() if found.pids else -1
     if found.mounts:
         kernel.unshare(kernel.NEWNS)
-        view.enter(empty)
+        view.enter(empty, readable)
     control.send(json.dumps({"walls": found, "isolates": found.isolates()}).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the keepers that end are reaped by the kernel
+    if packages:
+        import_packages(packages, found)
     preload_modules()
     while True:
         message, descriptors, *_ = socket.recv_fds(control, 16, 1)
@@ -84,6 +95,20 @@ def preferred_victim() -> None:
         file.write("1000")
 
 
+def import_packages(packages: tuple[str, ...], found: walls.Walls) -> None:
+    sys.path += found.packages
+    if found.mounts:  # some write temporary files meanwhile; each keeper mounts a folder of its own over this one
+        view.working_folder(packages=found.packages)
+        os.chdir(view.WORK)
+    for name in packages:
+        with contextlib.suppress(Exception):  # a program that imports it is told why it fails
+            importlib.import_module(name)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)  # all forks share its state: let it be the same in every zygote
+    os.chdir("/")
+    tempfile.tempdir = None  # found anew by each program
+
+
 def preload_modules() -> None:
     """Modules that programs use often are imported here once, and what is in memory now is not collected again."""
     for name in OFTEN:
@@ -101,7 +126,7 @@ def keep(number: int, found: walls.Walls, empty: str) -> dict[str, Any]:
         kernel.unshare(walls.APART)
     if found.mounts:
         kernel.unshare(kernel.NEWNS)
-        view.working_folder(request["limits"]["file_mib"])
+        view.working_folder(request["limits"]["file_mib"], found.packages)
     return outcome(request, number, found, view.WORK if found.mounts else empty)
 
 
@@ -127,11 +152,13 @@ def exactly(number: int, size: int) -> bytes:
 def outcome(request: dict[str, Any], rest: int, found: walls.Walls, folder: str) -> dict[str, Any]:
     """The program's, run in the folder if that is a mount of its own, else in a new one below it.
 
-    rest  the descriptor from which to read the arguments of calls
+    rest  the descriptor from which to read the arguments of calls, and on which to speak with a program that stays
     """
 
     def run_in(work: str) -> dict[str, Any]:
         confine = functools.partial(walls.confine, found, request["limits"], work)
+        if request.get("stays"):
+            return session.hold(request, rest, confine)
         return keeper.run_program(request, lambda: json.loads(read_headed(rest)), confine)
 
     if found.mounts:
@@ -155,7 +182,9 @@ def outcome(request: dict[str, Any], rest: int, found: walls.Walls, folder: str)
 def alone(found: list[Any], folder: str) -> None:
     """Keeps the one program that is read from stdin; its outcome goes to stdout."""
     untouchable()
-    said = outcome(json.loads(read_headed(0)), 0, walls.Walls(*found), folder)
+    made = walls.Walls(*found)
+    sys.path += made.packages
+    said = outcome(json.loads(read_headed(0)), 0, made, folder)
     sys.stdout.write(json.dumps(said))
     sys.stdout.flush()
 

@@ -58,7 +58,7 @@ def version(file: Path, modified: int) -> str:
 
 def convert(file: Path, folder: Path) -> None:
     """Write the model, its tokenizer and its chat template to a folder, in float32 safetensors."""
-    from gguf import GGUFReader
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]  # an extra that the tests may lack
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"converting {file.name} to float32, once", file=sys.stderr, flush=True)
