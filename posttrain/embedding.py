@@ -24,7 +24,9 @@ class MeanOfTokens:
         path, self.rows = checkpoint_path(model), rows
         self.tokenizer = load_tokenizer(path)
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.model = load_pretrained(AutoModel, path).to(choose_device(device)).eval().requires_grad_(False)
+        self.model = (
+            load_pretrained(AutoModel, path, fresh=["pooler"]).to(choose_device(device)).eval().requires_grad_(False)
+        )
         self.most = min(getattr(self.model.config, "max_position_embeddings", MOST), MOST)
 
     @torch.no_grad()

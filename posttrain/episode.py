@@ -42,10 +42,14 @@ from posttrain.core import (
     Task,
     Turn,
 )
+from posttrain.deadline import CallLimit, DeadlinePassed, deadline
 from posttrain.seeding import mix
 
 if TYPE_CHECKING:
     from posttrain.tools import ToolCall
+
+
+DEADLINE_S = 1800.0  # of an episode that is played beside others, or of one move of an environment
 
 
 def user(content: Any) -> Message:
@@ -122,7 +126,8 @@ def play(
     """Play one episode per task, in lock step: every round is one batch per sampler.
 
     An episode goes on, and is handed to `ended` when it is over, while the sampler is at the replies of others. One
-    that a server fails, or that raises `EpisodeFailed`, has `Failure` as its facts and harms no other.
+    that a server fails, that raises `EpisodeFailed`, or whose environment takes longer than `DEADLINE_S` between two
+    asks, has `Failure` as its facts and harms no other.
     Episode i draws from `seeds[i]` (its index when none are given), whatever else is played beside it.
     Raises ValueError when an episode asks a player that is not there, TypeError when `env` is not a generator.
     """
@@ -131,9 +136,11 @@ def play(
     asks_made = [0] * len(tasks)
     wanted: dict[int, list[Ask]] = {}
 
+    limit = CallLimit(DEADLINE_S, f"the environment {environment_name(env)}")
+
     def advance(i: int, move: Callable[[], list[Ask]]) -> None:
         try:
-            asks = move()
+            asks = moved(move, limit)
         except (StopIteration, EpisodeFailed) as over:
             rollouts[i].facts = over.value if isinstance(over, StopIteration) else failure(over)
             ended(i, rollouts[i])
@@ -164,7 +171,7 @@ def play_concurrently(
     ended: Callable[[int, Rollout], None] = lambda i, rollout: None,
     *,
     at_once: int = 256,
-    deadline_s: float = 1800.0,
+    deadline_s: float = DEADLINE_S,
     retries: int = 1,
 ) -> list[Rollout]:
     """As `play`, for samplers that answer side by side: no episode waits for another, `at_once` are under way.
@@ -196,14 +203,15 @@ def play_alone(task: Task, env: Env, samplers: Mapping[str, Sampler], seed: int)
     """One episode, from its beginning to its end."""
     rollout, asked = Rollout(task, []), 0
     episode = start_episode(env, task)
+    limit = CallLimit(DEADLINE_S, f"the environment {environment_name(env)}")
     try:
-        asks = next(episode)
+        asks = moved(partial(next, episode), limit)
         while True:
             asks = [replace(ask, seed=mix(seed, asked + j)) for j, ask in enumerate(asks)]
             asked += len(asks)
             replies = next((replies for _, replies in replies_by_episode({0: asks}, samplers)))
             rollout.turns += [Turn(ask, got) for ask, got in zip(asks, replies, strict=True) if ask.who == "policy"]
-            asks = next_asks(episode, replies)
+            asks = moved(partial(next_asks, episode, replies), limit)
     except StopIteration as stop:
         rollout.facts = stop.value
     return rollout
@@ -216,6 +224,21 @@ def next_asks(episode: Episode, replies: list[Reply]) -> list[Ask]:
             episode.close()
             raise EpisodeFailed(reply.content.reason)
     return episode.send(replies)
+
+
+def moved(move: Callable[[], list[Ask]], limit: CallLimit) -> list[Ask]:
+    """What an episode asks after a move of its environment. Raises EpisodeFailed for one that takes too long."""
+    try:
+        with deadline(limit):
+            return move()
+    except DeadlinePassed as passed:
+        if passed.limit is not limit:
+            raise
+        raise EpisodeFailed(limit.message) from passed
+
+
+def environment_name(env: Env) -> str:
+    return getattr(env, "__name__", repr(env))
 
 
 def failure(error: Exception) -> Failure:
@@ -236,10 +259,9 @@ class LockedSampler:
 def start_episode(env: Env, task: Task) -> Episode:
     episode = env(task)
     if not isinstance(episode, Generator):
-        name = getattr(env, "__name__", repr(env))
         raise TypeError(
-            f"the environment {name} returned {type(episode).__name__} for task {task.key!r}, not a generator: "
-            "write `reply = yield from ask(messages)` in it, not `reply = ask(messages)`"
+            f"the environment {environment_name(env)} returned {type(episode).__name__} for task {task.key!r}, not a "
+            "generator: write `reply = yield from ask(messages)` in it, not `reply = ask(messages)`"
         )
     return episode
 

@@ -15,6 +15,7 @@ from posttrain import ranks
 from posttrain.core import Env, Group, Invalid, Metrics, Reward, Rollout, Sampler, Score, ShardedSampler, Task
 from posttrain.episode import rollout
 from posttrain.reward import group_scores, group_std
+from posttrain.unaltered import unaltered
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ def play_and_grade(
     def grade(i: int, group: Group) -> None:
         nonlocal grading
         clock = time.perf_counter()
-        done[i] = GradedGroup(group, group_scores(reward, group))
+        with unaltered(group):
+            done[i] = GradedGroup(group, group_scores(reward, group))
         grading += time.perf_counter() - clock
 
     clock = time.perf_counter()

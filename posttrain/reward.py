@@ -12,6 +12,9 @@ import torch
 
 from posttrain.chat import readable_content
 from posttrain.core import Failure, Group, Invalid, Reward, Rollout, Score
+from posttrain.deadline import CallLimit, DeadlinePassed, deadline
+
+GRADING = CallLimit(math.inf, "the reward")  # a judge may take its time: what is slow is named, once
 
 
 def each(grade: Callable[[Rollout], Any]) -> Reward:
@@ -43,18 +46,20 @@ def as_score(value: Any) -> Score | Invalid:
 def group_scores(reward: Reward, group: Group) -> list[Score | Invalid]:
     """The group's scores, checked: one per rollout, finite. What the reward raises is raised, with the sample shown.
 
-    It does not see rollouts that `Failure`: they are invalid.
+    It does not see rollouts that `Failure`: they are invalid. One that hangs is named.
     """
     played = [one for one in group if not isinstance(one.facts, Failure)]
     if len(played) < len(group):
         left = iter(group_scores(reward, played) if played else [])
         return [Invalid(one.facts.reason) if isinstance(one.facts, Failure) else next(left) for one in group]
+    GRADING.what = f"the reward of task {group[0].task.key!r}" if group else "the reward"
     try:
-        scores = list(reward(group))
+        with deadline(GRADING):
+            scores = list(reward(group))
         if len(scores) != len(group):
             raise ValueError(f"the reward returned {len(scores)} scores for a group of {len(group)} rollouts")
         return [as_score(score) for score in scores]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DeadlinePassed):
         raise
     except BaseException as raised:
         error = raised

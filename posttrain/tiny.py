@@ -210,7 +210,11 @@ def cache() -> Path:
 
 
 def cached_folder(name: str, file: str, write: Callable[[Path], None]) -> Path:
-    """The folder of that name in the cache; where it has no such file it is written, by one process at a time."""
+    """The folder of that name in the cache; where it has no such file it is written, by one process at a time.
+
+    Writing leaves torch's generator as it was: what is drawn afterwards does not depend on what the cache held.
+    """
+    import torch
     from filelock import FileLock
 
     folder = cache() / name
@@ -218,7 +222,8 @@ def cached_folder(name: str, file: str, write: Callable[[Path], None]) -> Path:
     with FileLock(folder.with_suffix(".lock"), timeout=1800):  # several processes may want it at once
         if not (folder / file).is_file():
             scratch = folder.with_name(f".{name}-{os.getpid()}")
-            write(scratch)
+            with torch.random.fork_rng(devices=[]):
+                write(scratch)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(scratch, folder)
     return folder

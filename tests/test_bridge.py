@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 import posttrain as pt
 from posttrain import systems
 from posttrain.cli import main
 from posttrain.cli.bridge import bind, explained, record, translate
-from posttrain.cli.options import named_files
+from posttrain.cli.options import ModelOptions, ScorerOptions, named_files
 from posttrain.run.settings import Run
 
 ROOT = Path(__file__).parent.parent
@@ -227,3 +228,24 @@ def test_systems_of_installed_packages_are_found(tmp_path, monkeypatch):
     assert "their-paper" in [one.name for one in systems.every()]
     with pytest.raises(ValueError, match="did you mean their-paper"):
         systems.system("their-papers")
+
+
+def adapter(run: Run, model: ModelOptions) -> torch.Tensor:
+    return next(p.detach() for name, p in model.policy().model.named_parameters() if "lora_A" in name)
+
+
+def head(run: Run, scorer: ScorerOptions) -> torch.Tensor:
+    return scorer.reward_model().model.score.weight.detach()
+
+
+@pytest.mark.parametrize(("function", "options"), [(adapter, ["--lora", "2"]), (head, [])])
+def test_what_is_drawn_before_the_first_step_depends_on_the_seed_alone(function, options):
+    """Not on what the process drew before."""
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.rand(seed + 1)
+        return bind(function, ["--out", "x", *options, "--seed", str(seed)], "posttrain").run()
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import said, values
+from safetensors.torch import load_file, save_file
 
 import posttrain as pt
 from posttrain import preference
@@ -237,3 +238,17 @@ def test_a_reward_model_is_no_language_model(make, tmp_path):
     reward_model(str(tmp_path / "base")).save(tmp_path / "judge")
     with pytest.raises(ValueError, match=r"it lacks lm_head.weight, which would be random numbers"):
         pt.text(str(tmp_path / "judge"))
+
+
+@pytest.mark.parametrize("load", [pt.text, reward_model])
+def test_a_checkpoint_that_lacks_tensors_is_refused(load, make, tmp_path):
+    make().save(tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(file)
+    for name in [name for name in tensors if "layers.1.mlp" in name]:
+        del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"lacks model.layers.1.mlp.down_proj.weight and 2 more parameters, which would"
+    ):
+        load(str(tmp_path / "m"))

@@ -15,13 +15,19 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Bandit, digits, said, task, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import posttrain as pt
+import posttrain.deadline
+import posttrain.episode
+import posttrain.reward
+from posttrain.deadline import CallLimit, DeadlinePassed, deadline
 from posttrain.grade.own import own, reward_file
 from posttrain.grade.verify import Checker
+from posttrain.group import play_and_grade
 from posttrain.reward import as_score, group_scores
 
 length = pt.each(lambda rollout: float(len(rollout.text)))
@@ -199,8 +205,8 @@ def test_a_grader_that_waits_for_a_core_is_given_the_time(checker):
 
 
 def test_every_question_has_cpu_seconds_of_its_own(checker):
-    """Together these take two, and one is the limit."""
-    assert {checker.check(f"x + {i + 500}", "x + " + "1+" * 500 + f"{i}") for i in range(12)} == {"right"}
+    """Together these take more than one, which is the limit."""
+    assert {checker.check(f"x + {i + 250}", "x + " + "1+" * 250 + f"{i}") for i in range(12)} == {"right"}
     assert checker.check("1", "1") == "right"
 
 
@@ -305,8 +311,6 @@ def test_a_timeout_of_the_reward_s_own_is_its_error_and_none_is_no_limit():
 
 
 def test_a_deadline_within_the_math_grader_leaves_the_next_question_its_own_answer():
-    from posttrain.grade.deadline import CallLimit, DeadlinePassed, deadline
-
     checker = Checker()
     assert checker.check("7", "7") == "right"
     process = checker.process
@@ -427,3 +431,93 @@ def test_the_bootstrap_interval_covers_as_it_should():
         inside += low <= 3 <= high
     assert 88 <= inside <= 99
     assert math.isnan(pt.measure.interval([1.0])[0])
+
+
+# ---- what hangs, and what a reward may not touch
+
+
+class Constant:
+    """Says one word."""
+
+    def __init__(self, word):
+        self.word = word
+
+    def sample(self, asks):
+        return [pt.Reply(self.word, torch.full((2,), -1.0), None) for _ in asks]
+
+
+def test_deadlines_stand_within_one_another(capfd, monkeypatch):
+    monkeypatch.setattr(posttrain.deadline, "NAMED_S", 0.1)
+    outer, inner = CallLimit(0.6, "the outer"), CallLimit(30.0, "the inner")
+    with pytest.raises(DeadlinePassed) as passed, deadline(outer), deadline(inner):
+        time.sleep(60.0)
+    assert passed.value.limit is outer
+    said = capfd.readouterr().err
+    assert said.count("the inner has been busy for 0.1 s, and is ended after 30 s") == 1
+    assert "the outer" not in said  # the innermost says most
+
+
+def test_a_reward_that_hangs_is_named_with_its_task(capfd, monkeypatch):
+    monkeypatch.setattr(posttrain.deadline, "NAMED_S", 0.1)
+    monkeypatch.setattr(posttrain.reward, "GRADING", CallLimit(math.inf, "the reward"))
+    assert values(group_scores(pt.each(lambda rollout: time.sleep(0.2) or 1.0), [said("")])) == [1.0]
+    assert "the reward of task 't' has been busy for 0.1 s" in capfd.readouterr().err
+
+
+def test_an_environment_that_hangs_fails_its_episode_and_no_other(capfd, monkeypatch):
+    monkeypatch.setattr(posttrain.deadline, "NAMED_S", 0.1)
+    monkeypatch.setattr(posttrain.episode, "DEADLINE_S", 0.3)
+
+    def slow_tool(task):
+        reply = yield from pt.ask(task.prompt)
+        time.sleep(60.0 if task.truth == "slow" else 0.0)
+        return reply.content
+
+    tasks = [pt.Task(name, (pt.user("?"),), name) for name in ("slow", "quick")]
+    first, second = pt.play(tasks, slow_tool, {"policy": Constant("yes")})
+    assert first.facts == pt.Failure("EpisodeFailed: the environment slow_tool took more than 0.3 s")
+    assert second.facts == "yes"
+    assert "the environment slow_tool has been busy for 0.1 s, and is ended after 0.3 s" in capfd.readouterr().err
+
+
+def sorts_the_answer(rollout):
+    rollout.task.truth.sort()
+
+
+def drops_a_column(rollout):
+    rollout.task.columns.pop("level")
+
+
+def drops_a_turn(rollout):
+    rollout.turns.clear()
+
+
+def writes_into_a_prompt(rollout):
+    rollout.turns[0].ask.messages[0]["content"] = "another"
+
+
+def writes_into_the_logprobs(rollout):
+    rollout.turns[0].reply.logp.zero_()
+
+
+@pytest.mark.parametrize(
+    ("alter", "what"),
+    [
+        (sorts_the_answer, "the answer"),
+        (drops_a_column, "the columns of the data"),
+        (drops_a_turn, "the turns of an episode, the messages of an episode, a reply"),
+        (writes_into_a_prompt, "the prompt, the messages of an episode"),
+        (writes_into_the_logprobs, "a reply"),
+    ],
+)
+def test_a_reward_that_alters_what_is_learned_is_refused(alter, what):
+    task = pt.Task("t", (pt.user("?"),), [2, 1], {"level": 3})
+
+    def reward(rollout):
+        alter(rollout)
+        return 1.0
+
+    with pytest.raises(ValueError, match=f"task 't': its reward altered {what}, which would be trained on"):
+        play_and_grade([task], pt.single_turn, pt.each(reward), {"policy": Constant("yes")}, 1, 0)
+    graded, _ = play_and_grade([task], pt.single_turn, pt.each(lambda one: 1.0), {"policy": Constant("yes")}, 1, 0)
+    assert graded[0].scores[0].value == 1.0

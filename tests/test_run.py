@@ -604,6 +604,18 @@ def test_held_out_tasks_are_graded_before_and_after(tmp_path):
     assert ["held_out/reward" in line for line in session.history] == [True, False, True]
 
 
+def test_held_out_rewards_draw_from_the_seed_alone(tmp_path):
+    """What ran before, a loaded model or another run, has moved the generators of users' code."""
+    recipe = pt.grpo(pt.each(lambda rollout: random.random() + np.random.rand() + torch.rand(()).item()), samples=2)
+    found = []
+    for name in ("a", "b"):
+        random.seed(name)
+        run = pt.Run(tmp_path / name, steps=1, tasks=1, quiet=True)
+        session = pt.train(Bandit([0.0, 0.0]), [task()], recipe, run, held_out=[task("h")])
+        found.append(session.history[0]["held_out/reward"])
+    assert found[0] == found[1]
+
+
 def test_nothing_admitted_is_warned_of(tmp_path, capsys):
     policy = Bandit([0.0, 0.0])
     run = pt.Run(tmp_path / "r", steps=12, tasks=1)

@@ -47,6 +47,12 @@ class Call:
         return next((value for value in self.arguments.values() if isinstance(value, kind)), None)
 
     def run(self) -> Any:
+        """What the function returns. What it draws before its first step depends on the seed: a head, an adapter."""
+        seed = self.options.get("seed")
+        if isinstance(seed, int):
+            from posttrain.seeding import mix, seed_everything
+
+            seed_everything(mix(seed, "start"))
         return self.function(**self.arguments)
 
 

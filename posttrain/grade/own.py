@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.chat import readable_content
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
-from posttrain.grade.deadline import CallLimit, DeadlinePassed, deadline
+from posttrain.deadline import CallLimit, DeadlinePassed, deadline
 from posttrain.reward import as_score
 from posttrain.user_code import function_in
 
@@ -48,7 +49,7 @@ def own(function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> Reward:
                         return function(group)
                     found = resolved(function(**trl_arguments(parameters, group)))
             except DeadlinePassed as passed:
-                return [Invalid(str(passed))] * len(group)
+                return [given_up(passed, limit)] * len(group)
             return [score_of(one) for one in found]
 
         return of_group
@@ -56,7 +57,8 @@ def own(function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> Reward:
     def each_sample(group: Group) -> list[Score | Invalid]:
         calls = [arguments(function, parameters, rollout) for rollout in group]
         if waits:
-            found = asyncio.run(gathered([function(**call) for call in calls], limit))
+            with deadline(CallLimit(math.inf, limit.what)):  # each call has its own in the loop
+                found = asyncio.run(gathered([function(**call) for call in calls], limit))
             return [as_score(one) for one in found]
         return [graded_in_time(function, call, limit) for call in calls]
 
@@ -68,7 +70,14 @@ def graded_in_time(function: Callable[..., Any], call: Mapping[str, Any], limit:
         with deadline(limit):
             return as_score(function(**call))
     except DeadlinePassed as passed:
-        return Invalid(str(passed))
+        return given_up(passed, limit)
+
+
+def given_up(passed: DeadlinePassed, limit: CallLimit) -> Invalid:
+    """What a call is worth that took too long. Raises the deadline of another call, within which it was."""
+    if passed.limit is not limit:
+        raise passed
+    return Invalid(str(passed))
 
 
 def arguments(

@@ -102,7 +102,7 @@ class DnaEncoder(Encoder):
 
         super().__init__()
         path = checkpoint_path(model)
-        network = load_pretrained(AutoModelForMaskedLM, path, weights, whole=True)
+        network = load_pretrained(AutoModelForMaskedLM, path, weights)
         if network.config.model_type != "esm":
             kind = network.config.model_type
             raise ValueError(f"`model={model}`: DNA is encoded by models of the ESM family, not {kind}")

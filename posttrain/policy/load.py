@@ -56,7 +56,7 @@ def text(
 
     path = checkpoint_path(model)
     network = prepare_network(
-        load_pretrained(AutoModelForCausalLM, path, weights, whole=True), lora, checkpointing, device, threads
+        load_pretrained(AutoModelForCausalLM, path, weights), lora, checkpointing, device, threads
     )
     sampling = Sampling(max_new, temperature, stop)
     bf16 = choose_bf16(bf16, network.device)
@@ -91,7 +91,7 @@ def vision(
     path = checkpoint_path(model)
     preprocessing = with_pixel_limits(load_preprocessing(path), min_pixels, max_pixels)
     network = prepare_network(
-        load_pretrained(AutoModelForImageTextToText, path, weights, whole=True), lora, checkpointing, device, threads
+        load_pretrained(AutoModelForImageTextToText, path, weights), lora, checkpointing, device, threads
     )
     sampling = Sampling(max_new, temperature, stop)
     options: dict[str, Any] = {"template": template, "bf16": choose_bf16(bf16, network.device)}
@@ -143,7 +143,7 @@ def inject(
             f"`encoders` of {kinds} with `trained={sorted(trained)}`: one of a kind, and trained ones of these"
         )
     loader = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    network, tokenizer = load_pretrained(loader, path, weights, whole=True), load_tokenizer(path)
+    network, tokenizer = load_pretrained(loader, path, weights), load_tokenizer(path)
     injection.add_marks(network, tokenizer, encoders)
     network = prepare_network(network, lora, checkpointing, device, threads)
     injection.attach(network, encoders, trained, seed)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,11 @@ def has_encoders(path: str) -> bool:
     return (Path(path) / MODALITIES).is_file()
 
 
-def load_pretrained(kind: Any, path: str, weights: bool = True, *, whole: bool = False, **options: Any) -> Any:
+def load_pretrained(kind: Any, path: str, weights: bool = True, *, fresh: Collection[str] = (), **options: Any) -> Any:
     """`kind.from_pretrained` in float32, with an error that says where it looked; without `weights` on `meta`.
 
-    It will be saved in the dtype of its configuration again. `whole`: a checkpoint that lacks a parameter, which would
-    be drawn at random, is refused: a reward model has no head of a language model.
+    It will be saved in the dtype of its configuration again. A checkpoint that lacks a parameter, which would be drawn
+    at random, is refused, except for those of the modules named in `fresh`: a classifier's head.
     """
     from transformers import AutoConfig
 
@@ -72,9 +73,10 @@ def load_pretrained(kind: Any, path: str, weights: bool = True, *, whole: bool =
         with quiet():
             if weights:
                 model, found = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
-                if whole and found["missing_keys"]:
-                    name = min(found["missing_keys"])
-                    raise ValueError(f"it lacks {name}, which would be random numbers: it is no language model's")
+                lacking = [name for name in sorted(found["missing_keys"]) if not {*fresh} & {*name.split(".")}]
+                if lacking:
+                    more = f" and {len(lacking) - 1} more parameters" if lacking[1:] else ""
+                    raise ValueError(f"it lacks {lacking[0]}{more}, which would be random numbers")
                 remember_dtype(model, AutoConfig.from_pretrained(path))
                 return model
             config = AutoConfig.from_pretrained(path, **options)

@@ -281,7 +281,9 @@ def reward_model(
     from transformers import AutoModelForSequenceClassification
 
     path = checkpoint_path(model)
-    network = load_pretrained(AutoModelForSequenceClassification, path, weights, num_labels=1)
+    network = load_pretrained(
+        AutoModelForSequenceClassification, path, weights, fresh=("score", "classifier", "pooler"), num_labels=1
+    )
     set_threads(network, threads)
     place(network, choose_device(device))
     return RewardModel(network.eval(), load_tokenizer(path), template)

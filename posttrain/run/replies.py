@@ -20,6 +20,7 @@ from posttrain.run.folder import prepare_folder
 from posttrain.run.lines import Lines
 from posttrain.run.progress import progress_bar
 from posttrain.run.settings import Output
+from posttrain.seeding import mix, seed_everything
 
 REPLIES, MEASURES = "replies.jsonl", "measures.json"
 
@@ -63,6 +64,7 @@ class Replies:
             batches = graded_batches(
                 players, tasks, reward, env, samples=samples, seed=self.output.seed, first=done, **options
             )
+            seed_everything(mix(self.output.seed, done))  # for users' code
             for batch in batches:
                 fresh = [
                     recorded_line(one, score, greedy)
@@ -73,6 +75,8 @@ class Replies:
                 if self.lines and ranks.is_primary():
                     self.lines.add(*fresh)
                 tokens += sum(sum(line["tokens"]) for line in fresh)
+                done += len(batch)
+                seed_everything(mix(self.output.seed, done))
                 advance(len(batch), f"{tokens / (time.monotonic() - started):.0f} tokens/s, {memory_gb():.1f} GB")
         return evaluation_of(lines, samples, {task.key: task for task in tasks})
 

@@ -231,6 +231,7 @@ class Session:
 
     def evaluate_held_out(self) -> Metrics:
         """What is measured of each held-out set under the current policy, by the set's name."""
+        seed_everything(mix(self.run.seed, "held out"))  # for users' code
         return {
             f"held_out/{name}/{key}" if name else f"held_out/{key}": value
             for name, items in self.held_out.items()

@@ -53,7 +53,10 @@ def by_encoder(encoder: str, device: str | None = None) -> Recall:
     from posttrain.policy.pretrained import checkpoint_path, choose_device, load_pretrained, load_tokenizer
 
     path = checkpoint_path(encoder)
-    model, words = load_pretrained(AutoModel, path).eval().to(choose_device(device)), load_tokenizer(path)
+    model, words = (
+        load_pretrained(AutoModel, path, fresh=["pooler"]).eval().to(choose_device(device)),
+        load_tokenizer(path),
+    )
 
     def recall(texts: Sequence[str], tests: Sequence[str]) -> list[list[int]]:
         cosines = embeddings(model, words, texts) @ embeddings(model, words, tests).T

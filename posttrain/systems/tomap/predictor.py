@@ -69,7 +69,9 @@ class Encoder:
         self.name, self.rows = model, rows
         path = checkpoint_path(model)
         self.tokenizer = load_tokenizer(path)
-        self.model = load_pretrained(AutoModel, path).to(choose_device(device)).eval().requires_grad_(False)
+        self.model = (
+            load_pretrained(AutoModel, path, fresh=["pooler"]).to(choose_device(device)).eval().requires_grad_(False)
+        )
         self.tokenizer.truncation_side = "left"
         config = self.model.config
         counted_from = config.pad_token_id + 1 if "roberta" in config.model_type else 0  # RoBERTa's first position
