@@ -186,5 +186,8 @@ from .stream import ShuffledSource as ShuffledSource
 from .stream import Source as Source
 from .supervised import sft as sft
 from .supervised import teacher_demonstrations as teacher_demonstrations
+from .tool_use import ToolUse as ToolUse
+from .tool_use import tool_schema as tool_schema
+from .tool_use import with_tools as with_tools
 from .tools import ToolCall as ToolCall
 from .tools import tool_calls as tool_calls

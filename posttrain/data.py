@@ -41,7 +41,7 @@ class Pair:
 
 
 def read(
-    data: str | Path,
+    data: str | Path | Sequence[Record],
     prompt: str = "prompt",
     answer: str | None = "answer",
     *,
@@ -50,7 +50,7 @@ def read(
     limit: int | None = None,
     split: str = "train",
 ) -> list[Task]:
-    """Tasks from a JSONL, CSV or Parquet file, or a dataset of the Hugging Face Hub.
+    """Tasks from a JSONL, CSV or Parquet file, a dataset of the Hugging Face Hub, or a list of records.
 
     prompt   a column, or a template such as "Solve {question}"; a column of chat messages is taken as it is
     answer   the column of the truth that rewards see; None when there is none
@@ -70,7 +70,7 @@ def read(
 
 
 def read_demonstrations(
-    data: str | Path,
+    data: str | Path | Sequence[Record],
     prompt: str = "prompt",
     response: str = "response",
     *,
@@ -100,7 +100,7 @@ def read_demonstrations(
 
 
 def read_pairs(
-    data: str | Path,
+    data: str | Path | Sequence[Record],
     prompt: str = "prompt",
     chosen: str = "chosen",
     rejected: str = "rejected",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,6 +17,8 @@ from posttrain.core import Env, Group, Invalid, Metrics, Reward, Rollout, Sample
 from posttrain.episode import rollout
 from posttrain.reward import group_scores, group_std
 from posttrain.unaltered import unaltered
+
+GROUPS_WAITING = 64  # groups that are graded side by side, by a reward that waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ def play_and_grade(
     places: Sequence[int] = (),
 ) -> tuple[list[GradedGroup], Metrics]:
     """[P] groups with their scores: each graded as soon as its last episode is over, while others are still sampled.
+    Those of a reward that waits for somebody are graded side by side.
 
     Where there are several ranks, each plays its share of the tasks, and all of them get all groups. `places` are the
     tasks' places among those of the step, on which their draws depend; in order from 0 if not given.
@@ -56,13 +60,20 @@ def play_and_grade(
     places = places or range(len(tasks))
     numbers = ranks.share(range(len(tasks)))
     done: dict[int, GradedGroup] = {}
+    futures: dict[int, Future[GradedGroup]] = {}
     grading = 0.0
+
+    def scored(group: Group) -> GradedGroup:
+        with unaltered(group):
+            return GradedGroup(group, group_scores(reward, group))
 
     def grade(i: int, group: Group) -> None:
         nonlocal grading
         clock = time.perf_counter()
-        with unaltered(group):
-            done[i] = GradedGroup(group, group_scores(reward, group))
+        if waiting:
+            futures[i] = waiting.submit(scored, group)
+        else:
+            done[i] = scored(group)
         grading += time.perf_counter() - clock
 
     clock = time.perf_counter()
@@ -70,10 +81,24 @@ def play_and_grade(
         for player in players.values():
             if isinstance(player, ShardedSampler):
                 stack.enter_context(player.gather_parameters())
+        waiting = stack.enter_context(waiting_threads()) if getattr(reward, "waits", False) else None
         rollout(env, [tasks[i] for i in numbers], players, samples, seed, grade, [places[i] for i in numbers])
+        sampled = time.perf_counter()
+        done |= {i: future.result() for i, future in futures.items()}
+        grading += time.perf_counter() - sampled
     sampling = time.perf_counter() - clock - grading
     found = ranks.merge_shares([done[i] for i in range(len(numbers))], "for the rollouts of a step")
     return found, {"seconds_sample": sampling, "seconds_grade": grading}
+
+
+@contextmanager
+def waiting_threads() -> Iterator[ThreadPoolExecutor]:
+    """For groups that are graded side by side; once one has failed, the others are not waited for."""
+    pool = ThreadPoolExecutor(GROUPS_WAITING, "posttrain grading")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def limit_invalid(seen: Sequence[GradedGroup], most: float) -> None:

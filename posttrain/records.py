@@ -6,7 +6,7 @@ import csv
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
@@ -64,10 +64,17 @@ def with_unique_keys(found: Iterable[tuple[Place, Item]]) -> list[Item]:
     return items
 
 
-def records(data: str | Path, limit: int | None = None, split: str = "train") -> Iterator[tuple[Place, Record]]:
-    """Every record with its place. Raises ValueError for a missing, empty or malformed file."""
+def records(
+    data: str | Path | Sequence[Record], limit: int | None = None, split: str = "train"
+) -> Iterator[tuple[Place, Record]]:
+    """Every record with its place. Raises ValueError for a missing, empty or malformed file, or an empty list."""
     if limit is not None and limit < 1:
         raise ValueError(f"`limit={limit}`: it must be at least 1")
+    if not isinstance(data, str | Path):
+        if not data:
+            raise ValueError("`data`: the list of records is empty")
+        yield from ((Place("the list of records", i), record) for i, record in enumerate(data[:limit], 1))
+        return
     path = Path(data)
     readers: dict[str, Callable[[Path], Iterator[tuple[Place, Record]]]] = {
         ".jsonl": jsonl,

@@ -92,6 +92,12 @@ def combine_scores(parts: Sequence[Sequence[Score | Invalid]], join: Callable[[S
     return out
 
 
+def waiting_like(reward: Reward, *parts: Reward) -> Reward:
+    """The reward, which waits for somebody if one of its parts does: its groups are graded side by side, in threads."""
+    reward.waits = any(getattr(part, "waits", False) for part in parts)  # type: ignore[attr-defined]
+    return reward
+
+
 def weighted(**parts: tuple[float, Reward]) -> Reward:
     """`weighted(right=(1.0, math), short=(0.1, brief))`: a weighted sum; the parts stay visible in the score."""
 
@@ -100,7 +106,10 @@ def weighted(**parts: tuple[float, Reward]) -> Reward:
         inner = {f"{name}.{k}": v for name, s in zip(parts, scores, strict=True) for k, v in s.parts.items()}
         return Score(sum(weight * values[name] for name, (weight, _) in parts.items()), inner | values)
 
-    return lambda group: combine_scores([group_scores(part, group) for _, part in parts.values()], join)
+    def weighted_reward(group: Group) -> list[Score | Invalid]:
+        return combine_scores([group_scores(part, group) for _, part in parts.values()], join)
+
+    return waiting_like(weighted_reward, *(part for _, part in parts.values()))
 
 
 def reshaped(reward: Reward, shape: Callable[[list[float]], list[float]]) -> Reward:
@@ -117,7 +126,7 @@ def reshaped(reward: Reward, shape: Callable[[list[float]], list[float]]) -> Rew
             for score in scores
         ]
 
-    return reshaped_reward
+    return waiting_like(reshaped_reward, reward)
 
 
 def gated(gate: Reward, reward: Reward, least: float = 0.5) -> Reward:
@@ -128,7 +137,10 @@ def gated(gate: Reward, reward: Reward, least: float = 0.5) -> Reward:
         open_ = passed.value >= least
         return replace(score, value=score.value if open_ else 0.0, parts={**score.parts, "gate": passed.value})
 
-    return lambda group: combine_scores([group_scores(gate, group), group_scores(reward, group)], join)
+    def gated_reward(group: Group) -> list[Score | Invalid]:
+        return combine_scores([group_scores(gate, group), group_scores(reward, group)], join)
+
+    return waiting_like(gated_reward, gate, reward)
 
 
 def first(*rewards: Reward) -> Reward:
@@ -144,7 +156,7 @@ def first(*rewards: Reward) -> Reward:
                 scores[i] = score
         return scores
 
-    return first_reward
+    return waiting_like(first_reward, *rewards)
 
 
 class cached:  # used as a function
@@ -181,7 +193,7 @@ def overlong(reward: Reward, limit: int, buffer: int, penalty: float = 1.0) -> R
             out.append(score)
         return out
 
-    return shortened_reward
+    return waiting_like(shortened_reward, reward)
 
 
 def group_std(scores: Sequence[Score | Invalid]) -> float:

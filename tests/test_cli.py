@@ -62,7 +62,7 @@ def test_the_main_job(questions, model, tmp_path, capsys):
     assert "step 2/2" in shown
     assert f"report: {out / 'report.html'}" in shown
     about = json.loads((out / "run.json").read_text())
-    assert about["run"]["settings"]["method"] == "grpo"
+    assert about["run"]["command"][0] == "train"
     assert about["run"]["settings"]["max_new"] == 8
     assert "weights" not in about["run"]["settings"], "nobody can give it"
     said = fails_to_train(

@@ -25,6 +25,7 @@ import posttrain.deadline
 import posttrain.episode
 import posttrain.reward
 from posttrain.deadline import CallLimit, DeadlinePassed, deadline
+from posttrain.grade import waiting
 from posttrain.grade.own import own, reward_file
 from posttrain.grade.verify import Checker
 from posttrain.group import play_and_grade
@@ -521,3 +522,53 @@ def test_a_reward_that_alters_what_is_learned_is_refused(alter, what):
         play_and_grade([task], pt.single_turn, pt.each(reward), {"policy": Constant("yes")}, 1, 0)
     graded, _ = play_and_grade([task], pt.single_turn, pt.each(lambda one: 1.0), {"policy": Constant("yes")}, 1, 0)
     assert graded[0].scores[0].value == 1.0
+
+
+class SlowServer:
+    """Answers each request half a second later, and counts how many it has at once."""
+
+    def __init__(self):
+        self.open = self.most = 0
+
+    async def handle(self, reader, writer):
+        self.open += 1
+        self.most = max(self.most, self.open)
+        await reader.readline()
+        await asyncio.sleep(0.5)
+        writer.write(b"1\n")
+        await writer.drain()
+        writer.close()
+        self.open -= 1
+
+
+@pytest.fixture
+def slow_server():
+    server = SlowServer()
+    listening = waiting.result_of(asyncio.start_server(server.handle, "127.0.0.1", 0, backlog=256))
+    server.port = listening.sockets[0].getsockname()[1]
+    yield server
+    listening.close()
+
+
+@pytest.mark.parametrize("wrap", [lambda reward: reward, lambda reward: pt.weighted(judge=(1.0, reward))])
+def test_rewards_that_wait_are_asked_for_all_groups_at_once(slow_server, wrap):
+    async def judge(reply):
+        reader, writer = await asyncio.open_connection("127.0.0.1", slow_server.port)
+        writer.write(b"?\n")
+        answer = await reader.readline()
+        writer.close()
+        return float(answer)
+
+    tasks = [pt.Task(str(i), (pt.user("?"),), None) for i in range(8)]
+    graded, _ = play_and_grade(tasks, pt.single_turn, wrap(own(judge)), {"policy": Constant("yes")}, 8, 0)
+    assert [score.value for one in graded for score in one.scores] == [1.0] * 64
+    assert slow_server.most == 64
+
+
+def test_a_reward_that_waits_and_fails_stops_the_step_with_its_sample():
+    async def judge(reply):
+        raise OSError("no judge")
+
+    with pytest.raises(OSError, match="no judge") as raised:
+        play_and_grade([task()], pt.single_turn, own(judge), {"policy": Constant("yes")}, 2, 0)
+    assert "raised by the reward on task" in raised.value.__notes__[0]

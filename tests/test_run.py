@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 import posttrain as pt
 from posttrain.cli.report import write_report
 from posttrain.policy.value import Critic, Gae
+from posttrain.run.best import Best
 from posttrain.run.folder import prepare_folder
 from posttrain.run.lines import Lines, whole_lines
 from posttrain.run.progress import alarms
@@ -614,6 +615,48 @@ def test_held_out_rewards_draw_from_the_seed_alone(tmp_path):
         session = pt.train(Bandit([0.0, 0.0]), [task()], recipe, run, held_out=[task("h")])
         found.append(session.history[0]["held_out/reward"])
     assert found[0] == found[1]
+
+
+def falling_after(values):
+    """A reward of held-out tasks with these values, one an evaluation."""
+    left = iter(values)
+    return pt.each(lambda rollout: next(left))
+
+
+def test_the_best_model_is_kept_and_a_run_that_gets_no_better_ends(tmp_path, capsys):
+    paid = pt.each(lambda rollout: float(rollout.turns[0].reply.content))
+    recipe = replace(pt.grpo(paid, samples=4), evaluation=falling_after([1.0, 3.0, 2.0, 2.5, 9.0]))
+    run = pt.Run(tmp_path / "r", steps=50, tasks=1, eval_every=2, best="reward", patience=2)
+    policy = Bandit([0.0, 0.0])
+    session = pt.train(policy, [task()], recipe, run, held_out=[task("h")])
+    assert session.step == 6  # measured at 0, 2, 4 and 6
+    assert "stopped before step 7: held_out/reward was 3 and not better in 2 evaluations" in capsys.readouterr().err
+    about = json.loads((tmp_path / "r" / "best.json").read_text())
+    assert about == {"measure": "held_out/reward", "value": 3.0, "step": 2}
+    assert (tmp_path / "r" / "best").is_dir()
+    resumed = replace(recipe, evaluation=falling_after([2.0]))
+    session = pt.train(Bandit([0.0, 0.0]), [task()], resumed, replace(run, resume=True), held_out=[task("h")])
+    assert session.step == 6  # it has not forgotten
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"patience": 3}, "it waits for a better `best`"),
+        ({"best": "reward"}, "measured on held-out tasks"),
+    ],
+)
+def test_a_best_that_cannot_be_measured_is_refused(options, error, tmp_path):
+    with pytest.raises(ValueError, match=error):
+        pt.train(Bandit([0.0, 0.0]), [task()], pt.grpo(pt.each(digits)), pt.Run(tmp_path / "r", **options))
+
+
+def test_a_measure_that_is_not_there_is_named():
+    best = Best("easy/reward")
+    with pytest.raises(ValueError, match="`best=easy/reward`: it is not measured; there are reward, length"):
+        best.add({"held_out/reward": 1.0, "held_out/length": 2.0})
+    less = Best("loss")
+    assert [less.add({"held_out/loss": value}) for value in (2.0, 1.0, 3.0)] == [True, True, False]
 
 
 def test_nothing_admitted_is_warned_of(tmp_path, capsys):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
+import time
 
 import pytest
 import torch
@@ -176,3 +178,100 @@ def test_a_served_model_s_calls_are_openai_s(caller, tmp_path):
         assert refused.status_code == 400
         assert message in refused.json()["error"]["message"]
     assert "tool_calls" not in ask(messages[:1], tool_choice="none").json()["choices"][0]["message"]
+
+
+# ---- tools that are functions
+
+
+def calculator(a: int, b: int = 1) -> int:
+    """The sum of two numbers.
+
+    Args:
+        a: the first
+        b: the second
+    """
+    return a + b
+
+
+async def lookup(city: str) -> dict:
+    """The weather of a city.
+
+    Args:
+        city: its name
+    """
+    if city == "Atlantis":
+        raise LookupError("it sank")
+    await asyncio.sleep(60.0 if city == "Nowhere" else 0.0)
+    return {"degrees": 7}
+
+
+def written(name, **arguments):
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+def conversation(env, *said):
+    """What the model was shown before its last reply, and the facts."""
+    left = iter(said)
+    [rollout] = pt.play([task("t")], env, {"policy": Canned(lambda ask: next(left))})
+    return rollout.turns[-1].ask.messages, rollout.facts
+
+
+def test_functions_are_shown_called_and_answered_by_the_ids_of_their_calls():
+    env = pt.with_tools(calculator, lookup)
+    messages, facts = conversation(env, written("calculator", a="2", b=3) + written("lookup", city="Oslo"), "12")
+    shown = [one["function"] for one in messages[0]["tools"]]
+    assert [one["name"] for one in shown] == ["calculator", "lookup"]
+    assert shown[0]["parameters"]["required"] == ["a"]
+    assert shown[0]["parameters"]["properties"]["b"] == {"type": "integer", "description": "the second"}
+    assert messages[-2] == {"role": "tool", "content": "5", "name": "calculator", "tool_call_id": "call_0"}
+    assert messages[-1] == {"role": "tool", "content": '{"degrees": 7}', "name": "lookup", "tool_call_id": "call_1"}
+    assert "reply" in messages[-3], "what was sampled is continued"
+    assert [call.name for call in facts.calls] == ["calculator", "lookup"]
+    assert facts.failed == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (written("calculater", a=1), "there is no tool 'calculater', only calculator, lookup"),
+        (written("calculator", a="many"), "ValidationError: 1 validation error"),
+        (written("calculator"), "ValidationError: 1 validation error"),
+        (written("calculator", a=1, c=2), "ValidationError: 1 validation error"),
+        (written("lookup", city="Atlantis"), "LookupError: it sank"),
+        (written("lookup", city="Nowhere"), "the tool lookup took more than 0.2 s"),
+    ],
+)
+def test_a_call_that_fails_is_told_to_the_model_and_counted(call, why):
+    messages, facts = conversation(pt.with_tools(calculator, lookup, timeout_s=0.2), call, "done")
+    assert messages[-1]["content"].startswith(f"error: {why}")
+    assert facts.failed[0].startswith(why)
+
+
+def test_a_tool_that_hangs_is_ended():
+    def hangs() -> str:
+        """Nothing."""
+        time.sleep(60.0)
+        return ""
+
+    _, facts = conversation(pt.with_tools(hangs, timeout_s=0.2), written("hangs"), "done")
+    assert facts.failed == {0: "the tool hangs took more than 0.2 s"}
+
+
+def test_a_model_that_only_calls_is_stopped():
+    [rollout] = pt.play([task("t")], pt.with_tools(calculator, turns=3), {"policy": Canned(written("calculator", a=1))})
+    assert len(rollout.turns) == 3
+
+
+def test_functions_that_cannot_be_shown_are_refused():
+    def bare(x):
+        """Something."""
+
+    def unexplained(x: int) -> int:
+        """Something."""
+        return x
+
+    for function in (bare, unexplained):
+        with pytest.raises(ValueError, match=f"the tool {function.__name__}: .*give every argument a type hint"):
+            pt.with_tools(function)
+    with pytest.raises(ValueError, match="each with a name of its own"):
+        pt.with_tools(calculator, calculator)

@@ -26,7 +26,7 @@ from posttrain.cli.options import ModelOptions, ScorerOptions, player_name
 from posttrain.run.settings import Output, Run
 
 ARGUMENT = re.compile(r"`([a-z][\w.]*)(?:=([^`]*))?`")
-SEPARATORS = re.compile(r"[=,:]")
+SEPARATORS = re.compile(r"[=,:*]")
 NUMBER = re.compile(r"-?[\d.e-]+|inf|None")  # says nothing of which option was meant
 
 
@@ -82,6 +82,8 @@ def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: s
             if isinstance(value, ModelOptions | ScorerOptions):
                 arguments[name] = replace(value, weights=False)
     for name, value in arguments.items():
+        if isinstance(value, Run):
+            value = replace(value, command=(*prog.split()[1:], *words))
         if isinstance(value, Run | Output):
             arguments[name] = replace(value, settings={**value.settings, **kept})
     return Call(function, arguments)

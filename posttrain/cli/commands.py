@@ -14,11 +14,15 @@ from posttrain.cli.bridge import Call, bind, explained, options_of
 from posttrain.cli.compare import compare
 from posttrain.cli.evaluation import evaluate
 from posttrain.cli.experiments import claims, list_systems
+from posttrain.cli.export import export
 from posttrain.cli.grading import grade
 from posttrain.cli.launch import refuse_distribution
+from posttrain.cli.new import new
 from posttrain.cli.options import check_choice
 from posttrain.cli.serving import schedule, serve
+from posttrain.cli.settings_file import with_options_of_files
 from posttrain.cli.training import prefer, sft, train
+from posttrain.project import is_project
 
 if TYPE_CHECKING:
     from posttrain.systems import System
@@ -73,12 +77,14 @@ def run() -> None:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "new": new,
     "train": train,
     "eval": evaluate,
     "grade": grade,
     "sft": sft,
     "prefer": prefer,
     "show": show,
+    "export": export,
     "serve": serve,
     "schedule": schedule,
     "claims": claims,
@@ -87,6 +93,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_systems,
     "doctor": doctor,
 }
+ON_DATA = ("train", "eval", "sft", "prefer", "compare")  # take a project's file in the place of --data
 
 
 @dataclass(frozen=True)
@@ -112,9 +119,17 @@ def choose(words: Sequence[str]) -> Chosen:
         print("\n".join(["usage: posttrain COMMAND [options]", "", DESCRIPTION, "commands", *lines]))
         sys.exit(0 if words else 2)
     check_choice(words[0], COMMANDS, "command")
+    words = with_project(with_options_of_files(words))
     if words[0] == "run":
         return choose_stage(list(words[1:]))
     return Chosen(COMMANDS[words[0]], list(words[1:]), f"posttrain {words[0]}")
+
+
+def with_project(words: list[str]) -> list[str]:
+    """A project's file behind the command, as the data that it is: `train mytask.py` is `train --data mytask.py`."""
+    if words[0] in ON_DATA and len(words) > 1 and is_project(words[1]):
+        return [words[0], *words[2:], "--data", words[1]]
+    return words
 
 
 def choose_stage(words: list[str]) -> Chosen:

@@ -15,7 +15,7 @@ from posttrain.run.settings import Run
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from posttrain.core import Reward, Task
+    from posttrain.core import Env, Reward, Task
     from posttrain.policy.text import TextPolicy
     from posttrain.recipe import Recipe
 
@@ -28,13 +28,14 @@ class DataOptions:
     """Your own tasks, in place of a tiny world."""
 
     data: str | None = None
-    """JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
+    """JSONL, CSV or Parquet file, a Hugging Face dataset id, or a project (posttrain new)."""
     prompt: str = "prompt"
     """Column of the prompt."""
     answer: str = "answer"
     """Column of the truth."""
-    grade: str = "math"
-    """math, exact, choice, contains, json, or file.py:function."""
+    grade: str | None = None
+    """math, exact, choice, contains, json, file.py:function, or a weighted sum; the project's reward, or math, if not
+    given."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Problem:
     tasks: Sequence[Task]
     held_out: dict[str, list[Task]]
     reward: Reward
+    env: Env
 
 
 def compare(
@@ -78,7 +80,7 @@ def compare(
         if not own.data:
             return tiny_problem(world, seed)
         task = TaskOptions(own.data, own.prompt, own.answer, own.grade)
-        return Problem(model.policy(), task.tasks(), task.tests(held_out), task.reward())
+        return Problem(model.policy(), task.tasks(), task.tests(held_out), task.reward(), task.env(None))
 
     first = problem(run.seed)
     updates = max(combined(name, first, samples, run.lr).updates for name in combinations)
@@ -92,12 +94,14 @@ def compare(
 
 
 def tiny_problem(world: World, seed: int) -> Problem:
+    from posttrain.episode import single_turn
     from posttrain.lab.world.words import base
     from posttrain.reward import each
 
     module = importlib.import_module(f"posttrain.lab.world.{world}")
     place = getattr(module, WORLDS[world])(seed)
-    return Problem(base(place, seed), place.training_tasks(), {"": place.held_out_tasks()}, each(module.is_right))
+    tests = {"": place.held_out_tasks()}
+    return Problem(base(place, seed), place.training_tasks(), tests, each(module.is_right), single_turn)
 
 
 def combined(name: str, problem: Problem, samples: int, lr: float | None) -> Recipe:
@@ -114,7 +118,8 @@ def combined(name: str, problem: Problem, samples: int, lr: float | None) -> Rec
         from posttrain.policy.value import Critic, Gae
 
         options["advantage"] = Gae(Critic(problem.policy, lr=lr or 3e-4))
-    return with_parts(maker(problem.reward, samples=samples, **options), parts, is_tiny(problem.policy))
+    made = replace(maker(problem.reward, samples=samples, **options), env=problem.env)
+    return with_parts(made, parts, is_tiny(problem.policy))
 
 
 def train_one(name: str, problem: Problem, updates: int, samples: int, run: Run, folder: Path, seed: int) -> Path:

@@ -31,7 +31,6 @@ def evaluate(
     """
     from posttrain.cli.measures import evaluation_table, evaluation_values
     from posttrain.cli.training import recipe_of
-    from posttrain.grade import check_answers
     from posttrain.run.replies import Replies
 
     count = (0 if greedy else 1) if samples is None else samples
@@ -42,13 +41,15 @@ def evaluate(
         raise ValueError(f"`k={k}`: it is of samples, and there is one greedy reply; give `samples` too")
     if not count and not greedy:
         raise ValueError("`samples=0`: there would be nothing to grade; give `greedy=True`, or more samples")
-    tasks, reward, policy = task.tasks(), task.reward(), model.policy()
-    made = recipe_of(recipe, policy, reward, None) if recipe else None
-    environment = task.env(env) if env or made is None else made.env
+    tasks, reward = task.tasks(), task.reward()
+    own = recipe or (f"{task.data}:recipe" if task.project and task.project.recipe else None)
+    if not own:
+        task.check_answers(tasks)
+    policy = model.policy()
+    made = recipe_of(own, policy, reward, None) if own else None
+    environment = task.env(env, made.env if made else None)
     reward = reward if made is None else made.evaluation or made.reward
     policy.check(tasks)
-    if not recipe:
-        check_answers(task.grade, tasks)
     kept = Replies(output)
     with scale.playing(policy, output.out or "eval", tasks) as sampler:
         players = {"policy": sampler, **(made.others if made else {})}

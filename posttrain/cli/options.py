@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from posttrain.policy.encoders import Encoder
     from posttrain.policy.text import TextPolicy
     from posttrain.policy.value import RewardModel
+    from posttrain.project import Project
 
 
 def check_choice(value: str, known: Iterable[str], argument: str) -> str:
@@ -33,6 +35,40 @@ def at_least(least: float, /, **arguments: float | None) -> None:
     for name, value in arguments.items():
         if value is not None and not value >= least:
             raise ValueError(f"`{name}={value}`: it must be at least {least}")
+
+
+def weighted_names(given: str, argument: str) -> list[tuple[str, float]]:
+    """`math*1,style.py:brief*0.1` as names with their weights, which are 1 where none is given.
+
+    Raises ValueError for a weight that is no number, and for a name that comes twice.
+    """
+    found: dict[str, float] = {}
+    for entry in given.split(","):
+        name, star, weight = entry.strip().rpartition("*")
+        name, weight = (name, weight) if star else (weight, "1")
+        try:
+            value = float(weight)
+        except ValueError:
+            raise ValueError(f"`{argument}={given}`: {weight!r} is no weight; write {name}*0.5") from None
+        if name in found or not name or not math.isfinite(value):
+            raise ValueError(f"`{argument}={given}`: write NAME*WEIGHT,NAME*WEIGHT, each name once")
+        found[name] = value
+    return list(found.items())
+
+
+def weighted_files(data: str) -> dict[str, int]:
+    """The files of `a.jsonl*2,b.jsonl`, each with how often its tasks come. Raises ValueError for other weights."""
+    if Path(data).is_file():
+        return {data: 1}
+    found = weighted_names(data, "data")
+    if bad := [weight for _, weight in found if weight < 1 or weight != int(weight)]:
+        raise ValueError(f"`data={data}`: a weight of {bad[0]:g}; every task comes a whole number of times")
+    return {name: int(weight) for name, weight in found}
+
+
+def with_prefix(tasks: Iterable[Task], prefix: str) -> list[Task]:
+    """Tasks of one of several files, whose keys stay apart."""
+    return [replace(task, key=prefix + task.key) for task in tasks]
 
 
 def named_files(entries: Iterable[str], argument: str = "held_out") -> dict[str, str]:
@@ -163,13 +199,15 @@ class TaskOptions:
     """Which tasks, and how their replies are graded."""
 
     data: str
-    """JSONL, CSV or Parquet file, or a Hugging Face dataset id (id:configuration)."""
+    """JSONL, CSV or Parquet file, a Hugging Face dataset id (id:configuration), or a project (posttrain new). Several
+    are separated by commas; of FILE*2 every task comes twice as often."""
     prompt: str = "prompt"
     """Column of the prompt (text or chat messages), or a template such as "Solve: {question}"."""
     answer: str | None = "answer"
     """Column of the truth that the grader sees."""
-    grade: str = "math"
-    """math, exact, choice, contains, json, or file.py:function for a reward of your own."""
+    grade: str | None = None
+    """math, exact, choice, contains, json, or file.py:function for a reward of your own; or a weighted sum of them:
+    math*1,style.py:brief*0.1. If not given: the project's reward, or math."""
     reward_timeout: float = 300.0
     """Seconds that a call of a reward of your own may take; after that its samples count as ungradable."""
     image: str | None = None
@@ -181,32 +219,72 @@ class TaskOptions:
     split: str = "train"
     """Split of a Hugging Face dataset."""
 
+    @property
+    def project(self) -> Project | None:
+        """The user's project, if that is what `data` names."""
+        from posttrain.project import is_project, project_in
+
+        return project_in(self.data) if is_project(self.data) else None
+
     def tasks(self, data: str | None = None, split: str | None = None) -> list[Task]:
         """The tasks of `data`, or all of another file or dataset with the same columns."""
-        from posttrain.data import read
+        files = weighted_files(data or self.data)
+        found = {file: self.read(file, split, None if data else self.limit) for file in files}
+        if len(files) > 1:
+            found = {file: with_prefix(tasks, f"{Path(file).stem}/") for file, tasks in found.items()}
+        return [task for file, count in files.items() for _ in range(count) for task in found[file]]
 
-        limit = None if data else self.limit
+    def read(self, data: Any, split: str | None = None, limit: int | None = None) -> list[Task]:
+        """The tasks of one file, of a project, or of records."""
+        from posttrain.core import Task
+        from posttrain.data import read
+        from posttrain.project import is_project, project_in
+
+        items = project_in(data).items("tasks") if is_project(data) else data
+        if not isinstance(items, str) and isinstance(items[0], Task):
+            return list(items[:limit])
         where = {"split": split or self.split, "system": self.system, "image": self.image}
-        return read(data or self.data, self.prompt, self.answer, limit=limit, **where)
+        return read(items, self.prompt, self.answer, limit=limit, **where)
 
     def tests(self, held_out: Iterable[str], split: str = "test") -> dict[str, list[Task]]:
-        """The tasks of held-out files with the same columns, by name."""
-        return {name: self.tasks(file, split) for name, file in named_files(held_out).items()}
+        """The tasks of held-out files with the same columns, by name; a project's own if no file is given."""
+        files = named_files(held_out)
+        if not files and self.project:
+            return {name: self.read(items) for name, items in self.project.held_out.items()}
+        return {name: self.tasks(file, split) for name, file in files.items()}
 
     def reward(self) -> Reward:
-        from posttrain import grade
+        """What `grade` names; if it is not given the project's reward, or `math`.
 
-        if ":" in self.grade:
-            at_least(1e-3, reward_timeout=self.reward_timeout)
-            return grade.reward_file(self.grade, self.reward_timeout)
-        return grade.GRADES[check_choice(self.grade, grade.GRADES, "grade")]
+        Raises ValueError for a grader, a file or a function that is not there.
+        """
+        from posttrain.grade import own
 
-    def env(self, env: str | None) -> Env:
-        """The environment of the user's own file; a single turn if none is named."""
+        at_least(1e-3, reward_timeout=self.reward_timeout)
+        if self.grade is None and self.project and self.project.reward:
+            return own(self.project.reward, self.reward_timeout)
+        return named_reward(self.grade or "math", self.reward_timeout)
+
+    def check_answers(self, tasks: Sequence[Task]) -> None:
+        """Raises ValueError, naming the task, for an answer that a grader of these options cannot compare with."""
+        from posttrain.grade import GRADES, check_answers
+
+        if self.grade is None and self.project and self.project.reward:
+            return
+        for name, _ in weighted_names(self.grade or "math", "grade"):
+            if name in GRADES:
+                check_answers(name, tasks)
+
+    def env(self, env: str | None, otherwise: Env | None = None) -> Env:
+        """That of the user's own file, or of a recipe (`otherwise`), or of the project, or a single turn."""
         from posttrain.episode import single_turn
         from posttrain.user_code import function_in
 
-        return function_in(env, "env") if env else single_turn
+        if env:
+            return function_in(env, "env")
+        if otherwise not in (None, single_turn):
+            return otherwise
+        return (self.project.env if self.project else None) or single_turn
 
 
 @dataclass(frozen=True)
@@ -214,7 +292,7 @@ class DemonstrationOptions:
     """Which replies are learned."""
 
     data: str
-    """JSONL, CSV or Parquet file, or a Hugging Face dataset id."""
+    """JSONL, CSV or Parquet file, a Hugging Face dataset id, or a project with `demonstrations` (posttrain new)."""
     prompt: str = "prompt"
     """Column of the prompt, a template with {columns}, or a column of chat messages with the replies in it."""
     response: str = "response"
@@ -239,7 +317,7 @@ class DemonstrationOptions:
         from posttrain.data import read_demonstrations
 
         where = {"image": self.image, "system": self.system, "split": split, "limit": limit}
-        return read_demonstrations(data, self.prompt, self.response, **where)
+        return read_demonstrations(records_of(data, "demonstrations"), self.prompt, self.response, **where)
 
 
 @dataclass(frozen=True)
@@ -247,7 +325,8 @@ class PairOptions:
     """Which pairs are learned."""
 
     data: str
-    """JSONL, CSV or Parquet file, or a Hugging Face dataset id, with prompt, chosen and rejected (text or chat)."""
+    """JSONL, CSV or Parquet file, or a Hugging Face dataset id, with prompt, chosen and rejected (text or chat); or a
+    project with `pairs` (posttrain new)."""
     prompt: str = "prompt"
     """Column of the prompt, or a template with {columns}."""
     chosen: str = "chosen"
@@ -273,7 +352,32 @@ class PairOptions:
         from posttrain.data import read_pairs
 
         where = {"system": self.system, "split": split, "limit": limit, "category": category}
-        return read_pairs(data, self.prompt, self.chosen, self.rejected, **where)
+        return read_pairs(records_of(data, "pairs"), self.prompt, self.chosen, self.rejected, **where)
+
+
+def named_reward(given: str, timeout_s: float) -> Reward:
+    """`math`, `rewards.py:brief`, or a weighted sum, whose terms stay visible: `math*1,rewards.py:brief*0.1`.
+
+    timeout_s  that a call of a function of the user's own may take
+    Raises ValueError for a grader, a file or a function that is not there.
+    """
+    from posttrain.grade import GRADES, reward_file
+    from posttrain.reward import weighted
+
+    def single(name: str) -> Reward:
+        return reward_file(name, timeout_s) if ":" in name else GRADES[check_choice(name, GRADES, "grade")]
+
+    names = weighted_names(given, "grade")
+    if len(names) == 1 and names[0][1] == 1:
+        return single(names[0][0])
+    return weighted(**{name.rpartition(":")[2]: (weight, single(name)) for name, weight in names})
+
+
+def records_of(data: str, kind: str) -> Any:
+    """The records of a kind that a project has; what is no project, as it is."""
+    from posttrain.project import is_project, project_in
+
+    return project_in(data).items(kind) if is_project(data) else data
 
 
 def player_name(value: Any) -> Any:

@@ -35,7 +35,7 @@ def train(
     run: Run,
     model: ModelOptions = ModelOptions(),
     scale: ScaleOptions = ScaleOptions(),
-    method: str = "grpo",
+    method: str | None = None,
     samples: int | None = None,
     kl: float = 0.0,
     entropy: float = 0.0,
@@ -49,7 +49,8 @@ def train(
 ) -> Session:
     """Train a model by reinforcement on your own data, with a grader or a reward function of your own.
 
-    method          grpo, dr_grpo, dapo, rloo, reinforce_pp, ppo, gspo, cispo or expert_iteration
+    method          grpo, dr_grpo, dapo, rloo, reinforce_pp, ppo, gspo, cispo or expert_iteration; if not given the
+                    project's recipe, or grpo
     samples         samples per task (the group); the method's own number if not given (grpo 8, dapo 16, rloo 4, ppo 1)
     kl              weight of the divergence from the starting model; 0 loads no reference
     entropy         weight of an entropy bonus
@@ -63,24 +64,24 @@ def train(
     env             an environment of your own, file.py:function (docs/environments.md)
     recipe          a recipe of your own, file.py:function of policy, reward and samples, as far as it names them
     """
-    from posttrain.grade import check_answers
     from posttrain.method import METHODS
 
-    check_choice(method, METHODS, "method")
+    check_choice(method or "grpo", METHODS, "method")
     check_choice(truncated, TRUNCATED, "truncated")
-    policy, reward = model.policy(), task.reward()
-    made = recipe_of(recipe, policy, reward, samples) if recipe else named_recipe(
-        policy, reward, method=method, samples=samples, kl=kl, updates=updates, truncated=truncated, lr=run.lr
+    reward, tasks, tests = task.reward(), task.tasks(), task.tests(held_out, held_out_split)
+    own = recipe is not None or (method is None and task.project is not None and task.project.recipe is not None)
+    if not own and not with_:  # which may pay by something else
+        task.check_answers([*tasks, *itertools.chain(*tests.values())])
+    policy = model.policy()
+    made = recipe_of(recipe or f"{task.data}:recipe", policy, reward, samples) if own else named_recipe(
+        policy, reward, method=method or "grpo", samples=samples, kl=kl, updates=updates, truncated=truncated, lr=run.lr
     )  # fmt: skip
-    made = replace(made, env=task.env(env)) if env else made
+    made = replace(made, env=task.env(env, made.env))
     if with_:
         from posttrain.cli.parts import is_tiny, parts_in, with_parts
 
         made = with_parts(made, parts_in(with_), is_tiny(policy))
     made = with_terms(made, entropy, truncated == "mask")
-    tasks, tests = task.tasks(), task.tests(held_out, held_out_split)
-    if not recipe and not with_:  # which may pay by something else
-        check_answers(task.grade, [*tasks, *itertools.chain(*tests.values())])
     return scale.train(policy, tasks, made, run, held_out=tests)
 
 

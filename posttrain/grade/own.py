@@ -11,6 +11,7 @@ from typing import Any
 from posttrain.chat import readable_content
 from posttrain.core import Group, Invalid, Reward, Rollout, Score
 from posttrain.deadline import CallLimit, DeadlinePassed, deadline
+from posttrain.grade.waiting import result_of
 from posttrain.reward import as_score
 from posttrain.user_code import function_in
 
@@ -32,9 +33,9 @@ def own(function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> Reward:
                                                           prompt, and columns of the data by their names
         def brevity(completions, prompts, **columns): ... TRL's form: lists over the samples of a task
 
-    A parameter with a default keeps it where the data has no such column; `**columns` gets all others. Replies to an
-    `async` function are graded side by side. If a call takes longer than `timeout_s` seconds, its samples are
-    `Invalid`. Raises ValueError for a parameter that is neither, when it is called.
+    A parameter with a default keeps it where the data has no such column; `**columns` gets all others. What is given to
+    an `async` function is graded side by side, the groups of a step too. If a call takes longer than `timeout_s`
+    seconds, its samples are `Invalid`. Raises ValueError for a parameter that is neither, when it is called.
     """
     parameters, name = inspect.signature(function).parameters, getattr(function, "__name__", "reward")
     waits, limit = inspect.iscoroutinefunction(function), CallLimit(timeout_s, f"the reward {name}")
@@ -58,10 +59,11 @@ def own(function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> Reward:
         calls = [arguments(function, parameters, rollout) for rollout in group]
         if waits:
             with deadline(CallLimit(math.inf, limit.what)):  # each call has its own in the loop
-                found = asyncio.run(gathered([function(**call) for call in calls], limit))
+                found = result_of(gathered([function(**call) for call in calls], limit))
             return [as_score(one) for one in found]
         return [graded_in_time(function, call, limit) for call in calls]
 
+    each_sample.waits = waits  # type: ignore[attr-defined]
     return each_sample
 
 
@@ -120,7 +122,7 @@ def score_of(value: Any) -> Score | Invalid:
 
 
 def resolved(scores: Any) -> Any:
-    return asyncio.run(awaited(scores)) if inspect.isawaitable(scores) else scores
+    return result_of(awaited(scores)) if inspect.isawaitable(scores) else scores
 
 
 async def awaited(thing: Any) -> Any:

@@ -154,6 +154,32 @@ class Checkpoints:
         return self.step
 
 
+def load_weights(folder: Path, policy: Policy) -> int:
+    """Give a policy of this process the weights of a checkpoint, of however many ranks; returns the steps done.
+
+    Raises ValueError when it is damaged, or of another model.
+    """
+    if wrong := damage(folder):
+        raise ValueError(f"checkpoint {folder} is damaged: {wrong}")
+    about = json.loads((folder / ABOUT).read_text())
+    try:
+        policy.load_state_dict(
+            load_file(folder / POLICY) if about["ranks"] == 1 else whole_tensors(folder / SHARDS, policy)
+        )
+    except ValueError as error:
+        raise ValueError(f"checkpoint {folder} is of another model: {error}") from error
+    return about["step"]
+
+
+def whole_tensors(folder: Path, policy: Policy) -> dict[str, torch.Tensor]:
+    """The trained parameters that several ranks have written, put together."""
+    from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+
+    state = {f"policy.{name}": torch.empty_like(value) for name, value in policy.state_dict().items()}
+    load_tensors(state, checkpoint_id=str(folder), no_dist=True)
+    return {name.removeprefix("policy."): value for name, value in state.items()}
+
+
 def load_plain(file: io.BytesIO, known: Collection[type]) -> Any:
     """What `torch.save` has written, if it is tensors, numbers, text, and containers, dataclasses of ours or `known`
     types of these: nothing in it is run. Raises ValueError naming another type."""

@@ -26,7 +26,7 @@ PACKAGES = ("torch", "transformers", "peft", "diffusers", "numpy", "math-verify"
 # What a resumed run may have otherwise: it does not change what is learned.
 MAY_CHANGE = {
     *("resume", "overwrite", "steps", "save_every", "keep", "track", "quiet", "dry_run", "out", "micro_tokens"),
-    *("eval_every", "eval_temperature", "grace_s", "device", "threads", "reward_timeout"),
+    *("eval_every", "eval_temperature", "grace_s", "device", "threads", "reward_timeout", "command", "patience"),
     *("sampler", "sampler_options", "sampler_folder", "cluster", "learners", "samplers", "at_once", "gpus"),
 }
 LOCK = ".lock"
@@ -40,6 +40,7 @@ class Directory:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints, self.rollouts, self.model = path / "checkpoints", path / "rollouts", path / "model"
+        self.best, self.about_best = path / "best", path / "best.json"
         self.metrics, self.about, self.report = path / "metrics.jsonl", path / "run.json", path / "report.html"
 
     def check(self, run: Run | Output) -> None:
@@ -122,9 +123,9 @@ class Directory:
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
-        for folder in (self.checkpoints, self.rollouts, self.model):
+        for folder in (self.checkpoints, self.rollouts, self.model, self.best):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.about, self.report):
+        for file in (self.metrics, self.about, self.report, self.about_best):
             file.unlink(missing_ok=True)
 
     def check_same_settings(self, described: dict[str, Any]) -> None:
@@ -162,12 +163,12 @@ class Directory:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def export(self, policy: Policy) -> None:
-        """Write `model/`, in the format that others load; all ranks take part."""
+    def export(self, policy: Policy, folder: Path | None = None) -> None:
+        """Write `model/`, or another folder, in the format that others load; all ranks take part."""
         scratch = self.path / ".writing-model"
         ranks.run_on_primary(lambda: reset_folder(scratch), "for the model's folder")
         policy.save(scratch)
-        ranks.run_on_primary(lambda: replace_folder(scratch, self.model), "for the model")
+        ranks.run_on_primary(lambda: replace_folder(scratch, folder or self.model), "for the model")
 
 
 def reset_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ OUT/metrics.jsonl     one line per step
 OUT/rollouts/         every prompt, reply, reward and its parts, per-token log-probability and advantage
 OUT/checkpoints/      what a resume needs
 OUT/model/            the trained model, in the format that others load
+OUT/best/             the best of the run by a held-out measure, where `run.best` names one
 OUT/report.html       written at the end and by `posttrain show`
 """
 
@@ -28,8 +29,9 @@ from posttrain.evaluation import evaluate
 from posttrain.group import ScoredRollout
 from posttrain.policy.text import TextPolicy
 from posttrain.recipe import Recipe
+from posttrain.run.best import Best
 from posttrain.run.checkpoint import Checkpoints, types_in
-from posttrain.run.directory import Directory
+from posttrain.run.directory import Directory, write_json
 from posttrain.run.drawing import draw_shown
 from posttrain.run.memory import Watch, stateful_parts
 from posttrain.run.progress import Progress, alarms
@@ -108,6 +110,9 @@ class Session:
         truths = [item.truth for item in self.source.items[:SAMPLED] if isinstance(item, Task)]
         self.checkpoints.known = frozenset(types_in(truths))
         self.kind, self.step = kind, 0
+        if run.best and not self.tests:
+            raise ValueError(f"`best={run.best}` is measured on held-out tasks: give `held_out`")
+        self.best: Best | None = None
         self.micro_tokens = run.micro_tokens  # less once memory has run out
         self.history: list[Metrics] = []
         self.found: Metrics = {}
@@ -157,6 +162,7 @@ class Session:
         if self.engine:
             self.engine.version = -1  # whatever it has was not sent by this session
         self.history = ranks.run_on_primary(lambda: self.directory.truncate(self.step), "for the run's metrics")
+        self.best = Best(self.run.best, self.history) if self.run.best else None
         self.trackers = trackers(self.run.track, self.directory.path) if ranks.is_primary() else []
         self.progress = Progress(
             self.run if ranks.is_primary() else replace(self.run, quiet=True), self.step
@@ -191,6 +197,9 @@ class Session:
                 group["lr"] = self.run.rate(self.step, self.lr)
             self.found = self.synchronise_engine()
             self.found |= self.evaluate_held_out() if self.evaluation_due(self.step) else {}
+            if self.exhausted:
+                self.run_out()
+                return
             seed_everything(mix(self.run.seed, "step", self.step))  # for users' code; ours draws by counters
             self.clock = time.perf_counter()
             yield self.step
@@ -226,17 +235,37 @@ class Session:
         if self.step % self.run.save_interval == 0 and self.step < self.run.steps:
             self.save()
 
+    @property
+    def exhausted(self) -> bool:
+        """The last `patience` evaluations were not better than one before."""
+        return self.best is not None and self.run.patience is not None and self.best.since >= self.run.patience
+
+    def run_out(self) -> None:
+        """End a run that no longer gets better."""
+        assert self.best is not None
+        self.progress.say(
+            f"stopped before step {self.step + 1}: {self.best.name} was {self.best.value:.4g} and not better in "
+            f"{self.best.since} evaluations; {self.directory.best} has that model"
+        )
+        if self.checkpoints.step != self.step:
+            self.save()
+
     def evaluation_due(self, step: int) -> bool:
         return bool(self.tests) and (step % self.run.eval_every == 0 if self.run.eval_every else step == 0)
 
     def evaluate_held_out(self) -> Metrics:
         """What is measured of each held-out set under the current policy, by the set's name."""
         seed_everything(mix(self.run.seed, "held out"))  # for users' code
-        return {
+        found = {
             f"held_out/{name}/{key}" if name else f"held_out/{key}": value
             for name, items in self.held_out.items()
             for key, value in self.measure(items).items()
         }
+        if self.best is not None and self.best.add(found):
+            self.directory.export(self.policy, self.directory.best)
+            about = {"measure": self.best.name, "value": self.best.value, "step": self.step}
+            ranks.run_on_primary(lambda: write_json(self.directory.about_best, about), "for the best model's name")
+        return found
 
     def reward_and_length(self, tasks: Sequence[Task]) -> Metrics:
         """The means over held-out tasks."""

@@ -18,7 +18,7 @@ SCHEDULES = {
 }
 LEAST = {
     "steps": 1, "tasks": 1, "micro_tokens": 1, "keep": 1, "save_every": 1,
-    "warmup": 0, "eval_every": 0, "weight_decay": 0, "eval_temperature": 0, "lr": 0, "grace_s": 0,
+    "patience": 1, "warmup": 0, "eval_every": 0, "weight_decay": 0, "eval_temperature": 0, "lr": 0, "grace_s": 0,
 }  # fmt: skip
 
 
@@ -55,6 +55,11 @@ class Run:
     """Steps between evaluations of the held-out tasks; before the first step and after the last if not given."""
     eval_temperature: float | None = None
     """Sampling temperature of these evaluations, 0 is greedy; the training temperature if not given."""
+    best: str | None = None
+    """A held-out measure, such as reward (or SET/reward): whenever it is better than before, the model is kept in
+    OUT/best. A loss is better when it is less."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row that were not better than the `best` before."""
     resume: bool = False
     """Continue the run in `out` exactly where its last checkpoint left it."""
     overwrite: bool = False
@@ -70,6 +75,8 @@ class Run:
     """Print the plan (what is read, tokens, memory, steps) and stop."""
     settings: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """More settings for run.json, which a resumed run must share. The command line puts its own options here."""
+    command: Annotated[tuple[str, ...], Suppress] = ()
+    """The words of the command line, for `--from run.json`."""
 
     def __post_init__(self):
         for name, least in LEAST.items():
@@ -78,6 +85,8 @@ class Run:
                 raise ValueError(f"`{name}={value}`: it must be at least {least}")
         if not self.max_norm > 0:
             raise ValueError(f"`max_norm={self.max_norm}`: it must be above 0; inf clips nothing")
+        if self.patience is not None and self.best is None:
+            raise ValueError(f"`patience={self.patience}`: it waits for a better `best`, so name a measure: reward")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"`schedule={self.schedule}`: the schedules are {', '.join(SCHEDULES)}")
         for name in self.track:

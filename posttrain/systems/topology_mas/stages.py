@@ -112,7 +112,7 @@ def questions(
     """Those that are trained on, and the held-out ones by name. Raises ValueError for answers that cannot be graded."""
     found, tests = task.tasks(), task.tests(held_out)
     for some in (found, *tests.values()):
-        pt.grade.check_answers(task.grade, some)
+        task.check_answers(some)
     return tasks_of(found, embed), {name: tasks_of(some, embed) for name, some in tests.items()}
 
 
