@@ -40,8 +40,11 @@ def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
 
     Raises ValueError for a function without type hints, or without a docstring that explains its arguments.
     """
-    from transformers.utils import get_json_schema
-    from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
+    from transformers.utils.chat_template_utils import (
+        DocstringParsingException,
+        TypeHintParsingException,
+        get_json_schema,
+    )
 
     try:
         return get_json_schema(function)
