@@ -6,9 +6,24 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TypeVar
 
 Result = TypeVar("Result")
+
+
+def future_of(work: Callable[[], Result], name: str) -> Future[Result]:
+    """What the work will return, in a thread of its own. A program that ends does not wait for it."""
+    found: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return found
 
 
 def results_as_completed(

@@ -5,20 +5,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from posttrain import ranks
+from posttrain.concurrency import future_of
 from posttrain.core import Env, Group, Invalid, Metrics, Reward, Rollout, Sampler, Score, ShardedSampler, Task
 from posttrain.episode import rollout
 from posttrain.reward import group_scores, group_std
 from posttrain.unaltered import unaltered
-
-GROUPS_WAITING = 64  # groups that are graded side by side, by a reward that waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ def play_and_grade(
     def grade(i: int, group: Group) -> None:
         nonlocal grading
         clock = time.perf_counter()
-        if waiting:
-            futures[i] = waiting.submit(scored, group)
+        if getattr(reward, "waits", False):
+            futures[i] = future_of(partial(scored, group), "posttrain grading")
         else:
             done[i] = scored(group)
         grading += time.perf_counter() - clock
@@ -81,7 +81,6 @@ def play_and_grade(
         for player in players.values():
             if isinstance(player, ShardedSampler):
                 stack.enter_context(player.gather_parameters())
-        waiting = stack.enter_context(waiting_threads()) if getattr(reward, "waits", False) else None
         rollout(env, [tasks[i] for i in numbers], players, samples, seed, grade, [places[i] for i in numbers])
         sampled = time.perf_counter()
         done |= {i: future.result() for i, future in futures.items()}
@@ -89,16 +88,6 @@ def play_and_grade(
     sampling = time.perf_counter() - clock - grading
     found = ranks.merge_shares([done[i] for i in range(len(numbers))], "for the rollouts of a step")
     return found, {"seconds_sample": sampling, "seconds_grade": grading}
-
-
-@contextmanager
-def waiting_threads() -> Iterator[ThreadPoolExecutor]:
-    """For groups that are graded side by side; once one has failed, the others are not waited for."""
-    pool = ThreadPoolExecutor(GROUPS_WAITING, "posttrain grading")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def limit_invalid(seen: Sequence[GradedGroup], most: float) -> None:

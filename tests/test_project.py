@@ -13,6 +13,7 @@ import posttrain as pt
 from posttrain.cli import main
 from posttrain.cli.commands import parse
 from posttrain.cli.options import TaskOptions, weighted_files
+from posttrain.cli.settings_file import with_options_of_files
 from posttrain.run.directory import read_json
 
 HERMES = str(Path(__file__).parent / "hermes.jinja")  # a template that shows tools
@@ -217,3 +218,14 @@ def test_any_checkpoint_becomes_a_model_that_others_load(project, lora, capsys):
         with pytest.raises(SystemExit):
             main(["export", *options])
         assert error in capsys.readouterr().err
+
+
+def test_a_stage_that_plays_its_own_environment_refuses_a_project_s(project, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "entropy", "--stage", "train", "--data", project, "--model", "tiny", "--out", "x"])
+    assert "the project has an environment, and this plays one of its own" in capsys.readouterr().err
+
+
+def test_words_are_left_as_they_are_without_a_file_of_options():
+    words = ["train", "--data=a.jsonl", "--kl=-1", "--out", "x"]
+    assert with_options_of_files(words) == words

@@ -34,6 +34,8 @@ DESCRIPTION = """Reinforcement learning for language models.
   posttrain run entropy                a published system; `posttrain list` names them all
 
 Every command explains itself: posttrain train --help
+A project in one file: posttrain new mytask, then posttrain train mytask.py --out runs/mine
+Options may stand in a file, --config run.yaml, or be those of an earlier run, --from runs/first; the command line wins.
 """
 RUN = """usage: posttrain run SYSTEM [--scale laptop|full] [--stage STAGE] [options]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.cli.bridge import Call, parameter_types
-from posttrain.cli.options import ModelOptions
+from posttrain.cli.options import ModelOptions, TaskOptions
 from posttrain.cli.scale import ScaleOptions
 
 ONE_PROCESS = "it trains or samples nothing large enough to distribute"
@@ -47,7 +47,9 @@ def launch(parse: Parse, words: Sequence[str]) -> None:
     call = parse(words)  # before torch is imported: help answers at once
     from posttrain.run.session import DryRun
 
-    scale, model = call.group(ScaleOptions), call.group(ModelOptions)
+    scale, model, task = call.group(ScaleOptions), call.group(ModelOptions), call.group(TaskOptions)
+    if task is not None and "env" not in call.arguments and task.project and task.project.env:
+        raise ValueError(f"`data={task.data}`: the project has an environment, and this plays one of its own")
     if scale is not None:
         scale.check(model.model if model else None)
     try:

@@ -16,6 +16,8 @@ def with_options_of_files(words: Sequence[str]) -> list[str]:
 
     Raises ValueError naming the file that is not there, cannot be read, or is of another command.
     """
+    if not any(word.partition("=")[0] in FLAGS for word in words):
+        return list(words)
     head, given = split(words)
     command = head[0] if head else ""
     files = [(flag, values) for flag, values in given if flag in FLAGS]
