@@ -56,8 +56,11 @@ class Call:
         return self.function(**self.arguments)
 
 
-def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: str = "") -> Call:
-    """The call that the words ask for. `--help` and unknown options end the process, as tyro does."""
+def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: str = "", note: str = "") -> Call:
+    """The call that the words ask for. `--help` and unknown options end the process, as tyro does.
+
+    title, note  before and behind what the function's docstring says of itself
+    """
     import tyro
 
     prose, texts = explained(function)
@@ -72,7 +75,7 @@ def bind(function: Callable[..., Any], words: Sequence[str], prog: str, title: s
     on = {name for name, one in inspect.signature(function).parameters.items() if one.default is True}
     flags = {name: f"{'Turn off: ' if name in on else ''}{translate(text, names)}" for name, text in texts.items()}
     bound.__doc__ = "\n".join(["Options.", "", *(f":param {name}: {text}" for name, text in flags.items())])
-    description = translate("\n\n".join(filter(None, [title, prose])), names)
+    description = translate("\n\n".join(filter(None, [title, prose, note])), names)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
     with group_errors():
         arguments = tyro.cli(bound, prog=prog, description=description, args=list(words), config=config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from posttrain.cli.bridge import Call, bind, explained, options_of
+from posttrain.cli.bridge import Call, bind, explained, options_of, parameter_types
 from posttrain.cli.compare import compare
 from posttrain.cli.evaluation import evaluate
 from posttrain.cli.experiments import claims, list_systems
@@ -23,6 +23,7 @@ from posttrain.cli.serving import schedule, serve
 from posttrain.cli.settings_file import with_options_of_files
 from posttrain.cli.training import prefer, sft, train
 from posttrain.project import is_project
+from posttrain.run.settings import Run
 
 if TYPE_CHECKING:
     from posttrain.systems import System
@@ -35,7 +36,6 @@ DESCRIPTION = """Reinforcement learning for language models.
 
 Every command explains itself: posttrain train --help
 A project in one file: posttrain new mytask, then posttrain train mytask.py --out runs/mine
-Options may stand in a file, --config run.yaml, or be those of an earlier run, --from runs/first; the command line wins.
 """
 RUN = """usage: posttrain run SYSTEM [--scale laptop|full] [--stage STAGE] [options]
 
@@ -43,6 +43,8 @@ Run a published system, or your own: posttrain run ./my_paper.py. At laptop scal
 from scratch, in minutes; at full scale it trains your checkpoint on your data. Every stage explains its options:
 posttrain run SYSTEM --stage STAGE --help
 """
+FILES = """Options may also stand in a file, one a line (max-new: 32): --config FILE.yaml. --from RUN takes those of an
+earlier run. The command line wins."""
 SCALES = ("laptop", "full")
 
 
@@ -112,7 +114,8 @@ def parse(words: Sequence[str]) -> Call:
     """The call that a command line asks for. Raises ValueError for an unknown command, system or stage."""
     chosen = choose(words)
     refuse_distribution(chosen.function, chosen.rest)
-    return bind(chosen.function, chosen.rest, chosen.prog, chosen.title)
+    note = FILES if Run in parameter_types(chosen.function).values() else ""
+    return bind(chosen.function, chosen.rest, chosen.prog, chosen.title, note)
 
 
 def choose(words: Sequence[str]) -> Chosen:
