@@ -22,7 +22,7 @@ def run(out: str, resume: bool = False) -> None:
     words = tiny.tokenizer()
     policy = TextPolicy(tiny.network(words, 0, hidden=32, layers=1, positions=128), words, Sampling(6))
     phases = [pt.Phase(name, [task(f"{name} {i}") for i in range(5)], recipe, STEPS) for name in ("first", "second")]
-    settings = pt.Run(out, tasks=3, lr=1e-2, save_every=2, resume=resume, quiet=True)
+    settings = pt.Run(out, tasks=3, lr=2e-3, save_every=2, resume=resume, quiet=True)
     pt.train_phases(policy, phases, settings)
 
 
