@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 import posttrain as pt
 from posttrain import systems
 from posttrain.cli import main
-from posttrain.cli.bridge import bind, explained, record, translate
+from posttrain.cli.bridge import bind, explained, fields_shown, parameter_types, record, translate
 from posttrain.cli.options import ModelOptions, ScorerOptions, named_files
 from posttrain.run.settings import Run
 
@@ -249,3 +249,15 @@ def test_what_is_drawn_before_the_first_step_depends_on_the_seed_alone(function,
     first, again, other = drawn(0), drawn(0), drawn(1)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+STAGES = [(one, name) for one in systems.every() for name in one.stages]
+
+
+@pytest.mark.parametrize(("system", "stage"), STAGES, ids=lambda part: getattr(part, "name", part))
+def test_no_option_of_a_stage_has_the_name_of_another(system, stage):
+    """Of the stage itself, or of the groups that it takes."""
+    kinds = parameter_types(system.stages[stage])
+    names = [name for kind in kinds.values() if is_dataclass(kind) for name in fields_shown(kind)]
+    names += [name for name, kind in kinds.items() if not is_dataclass(kind)]
+    assert sorted(names) == sorted({*names})

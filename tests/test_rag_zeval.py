@@ -453,12 +453,14 @@ def test_a_judge_without_the_fault_is_right():
     assert judge_prompt(sheet, answers) == "facts k0v1 k1v2 1 : k0v1 k1v2 2 : k0v1 k1v0 ="
 
 
-def test_from_passages_to_candidates_to_a_trained_evaluator_and_its_evaluation(tmp_path, capsys):
-    """The whole road on the embedded model, which answers nothing well: what matters is that every step takes the other's."""
+def test_from_passages_to_candidates_to_a_trained_evaluator_and_its_evaluation(make, tmp_path, capsys):
+    """The whole road on a model of random weights: what matters is that every step takes the other's."""
+    make().save(tmp_path / "model")
     data = tmp_path / "passages.jsonl"
     rows = [{"id": str(i), "question": f"What is {i}+{i}?", "passage": f"{i}+{i} is {3 * i}."} for i in range(6)]
     data.write_text("\n".join(map(json.dumps, rows)))
     words = ["run", "rag-zeval", "--stage", "synthesise", "--data", str(data), "--max-new", "6", "--quiet"]
+    words += ["--model", str(tmp_path / "model")]
     main([*words, "--out", str(tmp_path / "made")])
     made = tmp_path / "made" / "candidates.jsonl"
     assert "6 questions" in capsys.readouterr().out

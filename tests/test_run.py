@@ -626,7 +626,7 @@ def falling_after(values):
 def test_the_best_model_is_kept_and_a_run_that_gets_no_better_ends(tmp_path, capsys):
     paid = pt.each(lambda rollout: float(rollout.turns[0].reply.content))
     recipe = replace(pt.grpo(paid, samples=4), evaluation=falling_after([1.0, 3.0, 2.0, 2.5, 9.0]))
-    run = pt.Run(tmp_path / "r", steps=50, tasks=1, eval_every=2, best="reward", patience=2)
+    run = pt.Run(tmp_path / "r", steps=50, tasks=1, eval_every=2, keep_best="reward", patience=2)
     policy = Bandit([0.0, 0.0])
     session = pt.train(policy, [task()], recipe, run, held_out=[task("h")])
     assert session.step == 6  # measured at 0, 2, 4 and 6
@@ -642,8 +642,8 @@ def test_the_best_model_is_kept_and_a_run_that_gets_no_better_ends(tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"patience": 3}, "it waits for a better `best`"),
-        ({"best": "reward"}, "measured on held-out tasks"),
+        ({"patience": 3}, "it waits for `keep_best`"),
+        ({"keep_best": "reward"}, "measured on held-out tasks"),
     ],
 )
 def test_a_best_that_cannot_be_measured_is_refused(options, error, tmp_path):
@@ -653,7 +653,7 @@ def test_a_best_that_cannot_be_measured_is_refused(options, error, tmp_path):
 
 def test_a_measure_that_is_not_there_is_named():
     best = Best("easy/reward")
-    with pytest.raises(ValueError, match="`best=easy/reward`: it is not measured; there are reward, length"):
+    with pytest.raises(ValueError, match="`keep_best=easy/reward`: it is not measured; there are reward, length"):
         best.add({"held_out/reward": 1.0, "held_out/length": 2.0})
     less = Best("loss")
     assert [less.add({"held_out/loss": value}) for value in (2.0, 1.0, 3.0)] == [True, True, False]

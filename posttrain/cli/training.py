@@ -64,23 +64,25 @@ def train(
     env             an environment of your own, file.py:function (docs/environments.md)
     recipe          a recipe of your own, file.py:function of policy, reward and samples, as far as it names them
     """
+    from posttrain.cli.parts import is_tiny, part_of, parts_in, with_parts
     from posttrain.method import METHODS
 
     check_choice(method or "grpo", METHODS, "method")
     check_choice(truncated, TRUNCATED, "truncated")
+    parts = parts_in(with_ or "")
+    for name in parts:
+        part_of(name)  # raises, before any work, where there is none
     reward, tasks, tests = task.reward(), task.tasks(), task.tests(held_out, held_out_split)
     own = recipe is not None or (method is None and task.project is not None and task.project.recipe is not None)
-    if not own and not with_:  # which may pay by something else
+    if not own and not parts:  # which may pay by something else
         task.check_answers([*tasks, *itertools.chain(*tests.values())])
     policy = model.policy()
     made = recipe_of(recipe or f"{task.data}:recipe", policy, reward, samples) if own else named_recipe(
         policy, reward, method=method or "grpo", samples=samples, kl=kl, updates=updates, truncated=truncated, lr=run.lr
     )  # fmt: skip
     made = replace(made, env=task.env(env, made.env))
-    if with_:
-        from posttrain.cli.parts import is_tiny, parts_in, with_parts
-
-        made = with_parts(made, parts_in(with_), is_tiny(policy))
+    if parts:
+        made = with_parts(made, parts, is_tiny(policy))
     made = with_terms(made, entropy, truncated == "mask")
     return scale.train(policy, tasks, made, run, held_out=tests)
 

@@ -33,7 +33,7 @@ class Best:
             return False
         if self.name not in found:
             known = ", ".join(name.removeprefix(PREFIX) for name in measured)
-            raise ValueError(f"`best={self.name.removeprefix(PREFIX)}`: it is not measured; there are {known}")
+            raise ValueError(f"`keep_best={self.name.removeprefix(PREFIX)}`: it is not measured; there are {known}")
         better = self.value is None or self.sign * (found[self.name] - self.value) > 0
         self.value, self.since = (found[self.name], 0) if better else (self.value, self.since + 1)
         return better

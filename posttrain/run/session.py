@@ -5,7 +5,7 @@ OUT/metrics.jsonl     one line per step
 OUT/rollouts/         every prompt, reply, reward and its parts, per-token log-probability and advantage
 OUT/checkpoints/      what a resume needs
 OUT/model/            the trained model, in the format that others load
-OUT/best/             the best of the run by a held-out measure, where `run.best` names one
+OUT/best/             the best of the run by a held-out measure, where `run.keep_best` names one
 OUT/report.html       written at the end and by `posttrain show`
 """
 
@@ -110,8 +110,8 @@ class Session:
         truths = [item.truth for item in self.source.items[:SAMPLED] if isinstance(item, Task)]
         self.checkpoints.known = frozenset(types_in(truths))
         self.kind, self.step = kind, 0
-        if run.best and not self.tests:
-            raise ValueError(f"`best={run.best}` is measured on held-out tasks: give `held_out`")
+        if run.keep_best and not self.tests:
+            raise ValueError(f"`keep_best={run.keep_best}` is measured on held-out tasks: give `held_out`")
         self.best: Best | None = None
         self.micro_tokens = run.micro_tokens  # less once memory has run out
         self.history: list[Metrics] = []
@@ -162,7 +162,7 @@ class Session:
         if self.engine:
             self.engine.version = -1  # whatever it has was not sent by this session
         self.history = ranks.run_on_primary(lambda: self.directory.truncate(self.step), "for the run's metrics")
-        self.best = Best(self.run.best, self.history) if self.run.best else None
+        self.best = Best(self.run.keep_best, self.history) if self.run.keep_best else None
         self.trackers = trackers(self.run.track, self.directory.path) if ranks.is_primary() else []
         self.progress = Progress(
             self.run if ranks.is_primary() else replace(self.run, quiet=True), self.step

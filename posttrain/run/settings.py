@@ -55,11 +55,11 @@ class Run:
     """Steps between evaluations of the held-out tasks; before the first step and after the last if not given."""
     eval_temperature: float | None = None
     """Sampling temperature of these evaluations, 0 is greedy; the training temperature if not given."""
-    best: str | None = None
+    keep_best: str | None = None
     """A held-out measure, such as reward (or SET/reward): whenever it is better than before, the model is kept in
     OUT/best. A loss is better when it is less."""
     patience: int | None = None
-    """Stop after so many evaluations in a row that were not better than the `best` before."""
+    """Stop after so many evaluations in a row that were not better than the best before."""
     resume: bool = False
     """Continue the run in `out` exactly where its last checkpoint left it."""
     overwrite: bool = False
@@ -85,8 +85,8 @@ class Run:
                 raise ValueError(f"`{name}={value}`: it must be at least {least}")
         if not self.max_norm > 0:
             raise ValueError(f"`max_norm={self.max_norm}`: it must be above 0; inf clips nothing")
-        if self.patience is not None and self.best is None:
-            raise ValueError(f"`patience={self.patience}`: it waits for a better `best`, so name a measure: reward")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError(f"`patience={self.patience}`: it waits for `keep_best`, so name a measure: reward")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"`schedule={self.schedule}`: the schedules are {', '.join(SCHEDULES)}")
         for name in self.track:
